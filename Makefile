@@ -1,0 +1,82 @@
+# One page of commands; the work is done by the Python modules that they name.
+# `make help` lists them. Everything here can be run twice.
+
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+.DELETE_ON_ERROR:
+.DEFAULT_GOAL := help
+MAKEFLAGS += --no-builtin-rules
+
+PYTHON ?= python3
+STACK ?= dev
+PYTEST_ARGS ?=
+
+run := .venv/bin/python
+# The engine, the plugins and the state's place, for the Pulumi commands below.
+env := eval "$$($(run) -m tools env)";
+
+.PHONY: help
+help: ## show this list
+	@awk -F ':.*## ' '/^[a-z -]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+.PHONY: up
+up: .bootstrap ## tools, three lab hosts, `pulumi up` on the stack dev
+	@$(run) -m tools.up
+
+.PHONY: test
+test: .bootstrap ## every check and every test: fast, engine, lab
+	@$(run) -m tools.lint
+	@$(run) -m lab requirements --install
+	@$(run) -m tools install
+	@$(run) -m pytest $(PYTEST_ARGS)
+
+.PHONY: down
+down: .bootstrap ## `pulumi destroy` on the stack dev, then the lab's end
+	@$(run) -m tools.down
+
+.PHONY: show
+show: .bootstrap ## the virtual servers as each host's kernel has them, from the stack's outputs
+	@$(env) $(run) -m model.show --stack $(STACK)
+
+.PHONY: preview
+preview: .bootstrap ## what `pulumi up` would do (STACK=dev)
+	@$(run) -m tools install
+	@$(run) -m tools stack $(STACK)
+	@$(env) pulumi preview --stack $(STACK) --diff
+
+.PHONY: destroy
+destroy: .bootstrap ## give the hosts back as they were; the lab stays (STACK=dev)
+	@$(run) -m tools install
+	@$(run) -m tools stack $(STACK)
+	@$(env) pulumi destroy --yes --stack $(STACK)
+
+.PHONY: prune
+prune: .bootstrap ## delete from the cache what no lab and no current version needs
+	@$(run) -m lab prune
+
+.PHONY: lint check-code
+lint check-code: .bootstrap ## ruff, ruff format, mypy --strict, shellcheck
+	@$(run) -m tools.lint
+
+.PHONY: fast
+fast: .bootstrap ## the tests that need no engine, no network and no lab (seconds)
+	@$(run) -m pytest tests/fast $(PYTEST_ARGS)
+
+.PHONY: format
+format: .bootstrap ## write Python files as ruff formats them
+	@.venv/bin/ruff check --fix-only --quiet .
+	@.venv/bin/ruff format .
+
+# Anyone's uv will do: it only writes the two files. The next make installs them.
+uv_compile := uv pip compile --quiet --universal --generate-hashes --python-version 3.11 \
+  --no-emit-index-url --no-emit-find-links --no-header pyproject.toml
+
+.PHONY: lock
+lock: ## lock the dependencies of pyproject.toml again (needs uv; UPGRADE=--upgrade for newer ones)
+	@command -v uv > /dev/null || { echo "make lock needs uv -> .venv/bin/pip install uv, and put .venv/bin on PATH" >&2; exit 1; }
+	@$(uv_compile) $(UPGRADE) --output-file requirements.txt
+	@$(uv_compile) $(UPGRADE) --group dev --constraint requirements.txt --output-file requirements-dev.txt
+
+.PHONY: .bootstrap
+.bootstrap:
+	@$(PYTHON) tools/bootstrap.py

@@ -1,0 +1,153 @@
+"""The whole cluster: composes the rest, and alone knows the order."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import pulumi
+import pulumi_kubernetes as kubernetes
+
+from components.control_plane import ControlPlane, ControlPlaneArgs
+from components.host import PreparedHost, PreparedHostArgs
+from components.manifests import Manifest, ManifestArgs
+from components.member import Member, MemberArgs
+from components.proof import Proof, ProofArgs
+from components.worker import Worker, WorkerArgs
+from model import documents
+from model.settings import Settings
+from model.values import seconds
+
+
+@dataclass(frozen=True)
+class ClusterArgs:
+    """What a cluster is made from.
+
+    Attributes:
+        settings: The environment.
+        stack: The stack's name, written on each host as its owner.
+    """
+
+    settings: Settings
+    stack: str
+
+
+class Cluster(pulumi.ComponentResource):
+    """Hosts, control plane, workers, pod network, application and proof.
+
+    No barriers: each host is prepared as soon as it answers; init waits for the control plane's
+    own preparation only; a worker joins when it is prepared and the API is up; the pod network
+    is applied as soon as the API is up; the application waits for both.
+
+    Attributes:
+        kubeconfig: The administrator's kubeconfig, secret.
+        tables: Per host, the virtual servers that its kernel has.
+        node_ports: Where the application answers, on each host's own address.
+    """
+
+    def __init__(self, name: str, args: ClusterArgs, opts: pulumi.ResourceOptions | None = None) -> None:
+        super().__init__("kubeadm-ipvs:index:Cluster", name, None, opts)
+        settings = args.settings
+        child = pulumi.ResourceOptions(parent=self)
+
+        machines = {
+            host.name: PreparedHost(host.name, PreparedHostArgs(settings, host, args.stack), child)
+            for host in settings.hosts
+        }
+        control_plane = ControlPlane(
+            "control-plane", ControlPlaneArgs(settings, machines[settings.control_plane.name]), child
+        )
+        provider = kubernetes.Provider(
+            name,
+            kubeconfig=control_plane.kubeconfig,
+            # Another address or certificate of the same cluster must not replace every object.
+            cluster_identifier=control_plane.ca_hash,
+            # A cluster that is gone must not keep its objects in the state for ever.
+            delete_unreachable=True,
+            kube_client_settings=kubernetes.KubeClientSettingsArgs(
+                # By default 32 s, in which a slow API server doesn't get its whole schema sent.
+                timeout=int(seconds(settings.cluster.timeouts.kubernetes_api_call)),
+            ),
+            opts=pulumi.ResourceOptions(parent=self, depends_on=[control_plane.init]),
+        )
+        network = Manifest(
+            "flannel",
+            ManifestArgs("flannel.yaml", _flannel(settings), provider, control_plane.init),
+            child,
+        )
+        workers = [
+            Worker(f"{host.name}-worker", WorkerArgs(settings, machines[host.name], control_plane), child)
+            for host in settings.workers
+        ]
+        members = [
+            Member(
+                f"{worker.host.name}-member",
+                MemberArgs(settings, worker.host, control_plane, [worker.join, *network.objects.values()]),
+                child,
+            )
+            for worker in workers
+        ]
+        nginx = Manifest(
+            "nginx",
+            ManifestArgs(
+                "nginx.yaml",
+                _nginx(settings),
+                provider,
+                control_plane.init,
+                depends_on=[worker.join for worker in workers],
+            ),
+            child,
+        )
+        proof = Proof(
+            "proof",
+            ProofArgs(
+                settings,
+                control_plane,
+                subject=_subject(settings, network, nginx),
+                depends_on=[*nginx.objects.values(), *[member.ready for member in members]],
+            ),
+            child,
+        )
+        self.kubeconfig = control_plane.kubeconfig
+        self.tables = proof.tables
+        self.node_ports = [f"http://{host.address}:{settings.nginx.node_port}/" for host in settings.hosts]
+        self.register_outputs({"kubeconfig": self.kubeconfig, "nodePorts": self.node_ports})
+
+
+def _flannel(settings: Settings) -> dict[str, documents.Parameter]:
+    flannel = settings.network.flannel
+    return {
+        "pod_subnet": settings.network.pod_subnet,
+        "backend": flannel.backend,
+        "image": flannel.image,
+        "cni_plugin_image": flannel.cni_plugin_image,
+        "interface_regex": settings.flannel_interface_regex,
+        "api_host": settings.control_plane.address,
+        "api_port": settings.api_port,
+    }
+
+
+def _nginx(settings: Settings) -> dict[str, documents.Parameter]:
+    nginx = settings.nginx
+    return {
+        "image": nginx.image,
+        "replicas": nginx.replicas,
+        "node_port": nginx.node_port,
+        "spread": settings.nginx_spread,
+    }
+
+
+def _subject(settings: Settings, *manifests: Manifest) -> pulumi.Output[str]:
+    """A text that changes when an object of the manifests is another or has another specification."""
+    generations = [
+        pulumi.Output.all(resource.id, resource.metadata).apply(_generation)
+        for manifest in manifests
+        for resource in manifest.objects.values()
+    ]
+    proxy = settings.proxy.model_dump_json()
+    return pulumi.Output.all(*generations).apply(lambda known: "\n".join([*known, proxy]))
+
+
+def _generation(values: list[Any]) -> str:
+    identity, metadata = values
+    return f"{identity} {metadata.get('uid', '')} {metadata.get('generation', '')}"

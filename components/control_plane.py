@@ -1,0 +1,83 @@
+"""The first control plane: kubeadm init, and what others need of it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import pulumi
+
+from components.host import PreparedHost
+from components.remote import Runner
+from model import kubeadm
+from model.settings import Settings
+
+
+@dataclass(frozen=True)
+class ControlPlaneArgs:
+    """What a control plane is made from.
+
+    Attributes:
+        settings: The environment.
+        machine: The prepared host that becomes the control plane.
+    """
+
+    settings: Settings
+    machine: PreparedHost
+
+
+class ControlPlane(pulumi.ComponentResource):
+    """A host on which `kubeadm init` has run.
+
+    Attributes:
+        init: The command that made the cluster. A change of what `new_cluster` lists replaces
+            it, and with it everything that stands on it.
+        runner: Runs steps on the control plane for others (tokens, nodes, the proof).
+        kubeconfig: The administrator's, secret, with the address that people use.
+        ca_hash: `sha256:…` of the cluster's certificate authority: who the cluster is.
+    """
+
+    def __init__(self, name: str, args: ControlPlaneArgs, opts: pulumi.ResourceOptions | None = None) -> None:
+        super().__init__("kubeadm-ipvs:index:ControlPlane", name, None, opts)
+        settings, machine = args.settings, args.machine
+        self.runner = Runner(settings, machine.host, self)
+        self.init = self.runner.step(
+            "init",
+            limit_seconds=settings.limits.init,
+            deletes=True,
+            delete_limit_seconds=settings.limits.reset,
+            triggers=new_cluster(settings),
+            values={
+                "CONFIG": kubeadm.init_config(settings),
+                "PATCHES": "\n".join(f"{file}\t{text}" for file, text in kubeadm.patches(settings).items()),
+            },
+            opts=pulumi.ResourceOptions(
+                depends_on=[machine.ready], deleted_with=machine.claim, replace_with=[machine.claim]
+            ),
+        )
+        # Constant text and a trigger that only a new cluster changes: what is built from this
+        # output stays known in previews of every other change.
+        admin = self.runner.step(
+            "admin",
+            limit_seconds=60,
+            secret=True,
+            triggers=[self.init.id],
+            opts=pulumi.ResourceOptions(depends_on=[self.init], deleted_with=self.init),
+        )
+        server = f"https://{settings.api_server}"
+        self.kubeconfig: pulumi.Output[str] = pulumi.Output.secret(
+            admin.stdout.apply(lambda text: kubeadm.kubeconfig_for(text, server))
+        )
+        self.ca_hash: pulumi.Output[str] = pulumi.Output.unsecret(admin.stdout.apply(kubeadm.ca_hash))
+        self.register_outputs({"kubeconfig": self.kubeconfig, "caHash": self.ca_hash})
+
+
+def new_cluster(settings: Settings) -> list[str]:
+    """What can't change in a living cluster: a change of any of these makes a new one.
+
+    - Pod and service subnets: addresses are in every node, pod and certificate.
+    - DNS domain: in every pod's resolv.conf and in the API server's certificate.
+    - The first control plane's name and address: etcd's member and every kubeconfig name them.
+    """
+    first = settings.control_plane
+    network = settings.network
+    return [network.pod_subnet, network.service_subnet, network.dns_domain, first.name, first.address]

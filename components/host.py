@@ -1,0 +1,122 @@
+"""One machine: claimed, prepared, and on destroy given back as it was."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import pulumi
+from pulumi_command import remote
+
+from components.remote import Runner
+from model.settings import Host, Settings
+from model.values import is_url
+
+
+@dataclass(frozen=True)
+class PreparedHostArgs:
+    """What a host's preparation is made from.
+
+    Attributes:
+        settings: The environment.
+        host: The machine, one of `settings.hosts`.
+        stack: The stack's name: a host that belongs to another one is refused.
+    """
+
+    settings: Settings
+    host: Host
+    stack: str
+
+
+class PreparedHost(pulumi.ComponentResource):
+    """A machine that is ready for kubeadm.
+
+    Its steps are chained, since they share the host: claim (facts, record of the prior state;
+    its delete gives everything back), kernel, firewall, packages, runtime.
+
+    Attributes:
+        host: The machine.
+        runner: Runs further steps on it.
+        claim: The first step; what stands on the host is `deleted_with` it.
+        ready: The last step.
+    """
+
+    def __init__(self, name: str, args: PreparedHostArgs, opts: pulumi.ResourceOptions | None = None) -> None:
+        super().__init__("kubeadm-ipvs:index:PreparedHost", name, None, opts)
+        self.host = args.host
+        self._args = args
+        self.runner = Runner(args.settings, args.host, self)
+        self.claim = self._claim()
+        self.ready = self._prepare()
+        self.register_outputs({"address": args.host.address, "claim": self.claim.id})
+
+    def _claim(self) -> remote.Command:
+        settings, host = self._args.settings, self.host
+        return self.runner.step(
+            "claim",
+            limit_seconds=settings.limits.inspect,
+            deletes=True,
+            delete_limit_seconds=settings.limits.reset,
+            # Another machine under the same name: nothing of what was done to the old one holds.
+            triggers=[host.address],
+            values={
+                "STACK": self._args.stack,
+                "ROLE": host.role,
+                "ADDRESS": host.address,
+                "NODE_PORT": str(settings.nginx.node_port),
+                "SCHEDULER": settings.proxy.scheduler,
+            },
+        )
+
+    def _prepare(self) -> remote.Command:
+        settings, host = self._args.settings, self.host
+        limit = settings.limits.prepare
+        steps: list[tuple[str, dict[str, str]]] = [
+            (
+                "kernel",
+                {"SCHEDULER": settings.proxy.scheduler, "BACKEND": settings.network.flannel.backend},
+            ),
+            (
+                "firewall",
+                {
+                    "FIREWALL": settings.firewall,
+                    "ROLE": host.role,
+                    "POD_SUBNET": settings.network.pod_subnet,
+                },
+            ),
+            ("packages", _packages(settings)),
+            ("runtime", _runtime(settings, host)),
+        ]
+        last = self.claim
+        for step, values in steps:
+            last = self.runner.step(
+                step,
+                limit_seconds=limit,
+                values=values,
+                opts=pulumi.ResourceOptions(
+                    depends_on=[last], deleted_with=self.claim, replace_with=[self.claim]
+                ),
+            )
+        return last
+
+
+def _packages(settings: Settings) -> dict[str, str]:
+    key = settings.packages.key
+    return {
+        "VERSION": settings.cluster.kubernetes_version,
+        "REVISION": settings.packages.revision,
+        # Which of the two is the host's to know.
+        "REPOSITORY_DEB": settings.package_repository("deb"),
+        "REPOSITORY_RPM": settings.package_repository("rpm"),
+        "KEY": Path(key).read_text(encoding="utf-8").strip() if key and not is_url(key) else "",
+        "KEY_URL": key if key and is_url(key) else "",
+        "MANAGE": "true" if settings.packages.manage else "false",
+    }
+
+
+def _runtime(settings: Settings, host: Host) -> dict[str, str]:
+    mirrors = "\n".join(
+        " ".join([registry, *urls]) for registry, urls in sorted(settings.registry.mirrors.items())
+    )
+    images = settings.node_images(host)
+    return {"SANDBOX_IMAGE": settings.pause_image, "MIRRORS": mirrors, "IMAGES": "\n".join(images)}

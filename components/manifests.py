@@ -1,0 +1,86 @@
+"""A manifest's documents as objects of the cluster, one resource each.
+
+They are parsed here and registered one by one, not handed whole to the provider: before there
+is a cluster the provider can't be asked, and a preview would show nothing of them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pulumi
+import pulumi_kubernetes as kubernetes
+
+from model import documents
+
+MANIFESTS = Path(__file__).resolve().parent.parent / "manifests"
+
+
+@dataclass(frozen=True)
+class ManifestArgs:
+    """What a manifest is applied with.
+
+    Attributes:
+        file: Its name in `manifests/`.
+        parameters: What `${…}` in it stands for.
+        provider: The cluster's provider.
+        cluster: The command that made the cluster. When it goes the objects go with it: none is
+            deleted one by one.
+        timeout: How long an object may take to be ready (`20m`).
+    """
+
+    file: str
+    parameters: Mapping[str, documents.Parameter]
+    provider: kubernetes.Provider
+    cluster: pulumi.Resource
+    timeout: str = "20m"
+    depends_on: Sequence[pulumi.Resource] = field(default_factory=tuple)
+
+
+class Object(pulumi.CustomResource):
+    """Any Kubernetes object, by its manifest's document."""
+
+    metadata: pulumi.Output[Any]
+    spec: pulumi.Output[Any]
+
+    def __init__(
+        self, name: str, document: documents.Document, opts: pulumi.ResourceOptions | None = None
+    ) -> None:
+        # `spec` is declared even where a document has none, so that its output resolves.
+        properties: dict[str, Any] = {"spec": None, **document.body}
+        super().__init__(document.type, name, properties, opts)
+
+
+class Manifest(pulumi.ComponentResource):
+    """The objects of one manifest.
+
+    Attributes:
+        objects: By `Kind/namespace/name`.
+    """
+
+    def __init__(self, name: str, args: ManifestArgs, opts: pulumi.ResourceOptions | None = None) -> None:
+        super().__init__("kubeadm-ipvs:index:Manifest", name, None, opts)
+        self.objects: dict[str, Object] = {}
+        namespaces: list[pulumi.Resource] = []
+        for document in documents.load(MANIFESTS / args.file, args.parameters):
+            resource = Object(
+                document.name,
+                document,
+                pulumi.ResourceOptions(
+                    parent=self,
+                    provider=args.provider,
+                    depends_on=[*args.depends_on, *namespaces],
+                    deleted_with=args.cluster,
+                    # With `deleted_with` alone, a replaced cluster's objects stay in the state as if they
+                    # were in the new one.
+                    replace_with=[args.cluster],
+                    custom_timeouts=pulumi.CustomTimeouts(create=args.timeout, update=args.timeout),
+                ),
+            )
+            self.objects[document.name] = resource
+            if document.kind == "Namespace":
+                namespaces.append(resource)
+        self.register_outputs({"objects": sorted(self.objects)})

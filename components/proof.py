@@ -1,0 +1,83 @@
+"""What the cluster promises, and each host's kernel showing it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import pulumi
+
+from components.control_plane import ControlPlane
+from components.remote import Runner, plain_output
+from model import ipvs
+from model.settings import Host, Settings
+
+
+@dataclass(frozen=True)
+class ProofArgs:
+    """What is proved, and after what.
+
+    Attributes:
+        settings: The environment.
+        control_plane: Where the cluster is asked what it promises.
+        subject: Changes when what the proof stands on does: then it is proved anew.
+        depends_on: What must be there first.
+    """
+
+    settings: Settings
+    control_plane: ControlPlane
+    subject: pulumi.Input[str]
+    depends_on: Sequence[pulumi.Resource]
+
+
+class Proof(pulumi.ComponentResource):
+    """Fails the update, naming host and finding, unless every host's kernel shows what it must.
+
+    Attributes:
+        tables: Per host, the virtual servers as the kernel has them, structured.
+    """
+
+    def __init__(self, name: str, args: ProofArgs, opts: pulumi.ResourceOptions | None = None) -> None:
+        super().__init__("kubeadm-ipvs:index:Proof", name, None, opts)
+        settings, cluster = args.settings, args.control_plane
+        self._settings = settings
+        look = Runner(settings, settings.control_plane, self).step(
+            "look",
+            name="promises",
+            limit_seconds=settings.limits.proof + settings.proof.wait_seconds,
+            triggers=[cluster.init.id],
+            values={
+                "SERVICES": "\n".join(
+                    f"{service} {count}" for service, count in ipvs.promised_services(settings).items()
+                ),
+                "WAIT_SECONDS": str(settings.proof.wait_seconds),
+                "SUBJECT": args.subject,
+            },
+            opts=pulumi.ResourceOptions(depends_on=list(args.depends_on), deleted_with=cluster.init),
+        )
+        promises = plain_output(look)
+        self.tables: dict[str, pulumi.Output[list[dict[str, Any]]]] = {}
+        for host in settings.hosts:
+            proof = Runner(settings, host, self).step(
+                "proof",
+                limit_seconds=settings.limits.proof + settings.proof.wait_seconds,
+                triggers=[cluster.init.id],
+                values=self._values(host, promises),
+                opts=pulumi.ResourceOptions(depends_on=[look], deleted_with=cluster.init),
+            )
+            self.tables[host.name] = plain_output(proof).apply(ipvs.report_tables)
+        self.register_outputs({"hosts": [host.name for host in settings.hosts]})
+
+    def _values(self, host: Host, promises: pulumi.Output[str]) -> Mapping[str, pulumi.Input[str]]:
+        settings = self._settings
+        port = settings.nginx.node_port
+        return {
+            "EXPECTED": promises.apply(lambda text: "\n".join(ipvs.expected(text, settings, host))),
+            "CLUSTER_ENDPOINT": promises.apply(ipvs.cluster_endpoint),
+            "NODE_ENDPOINT": f"{host.address}:{port}",
+            "ENDPOINTS": "\n".join(f"{other.address}:{port}" for other in settings.hosts),
+            "SCHEDULER": settings.proxy.scheduler,
+            "REQUESTS": str(settings.proof.requests),
+            "WAIT_SECONDS": str(settings.proof.wait_seconds),
+        }

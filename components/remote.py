@@ -1,0 +1,164 @@
+"""The one place that speaks SSH: every `remote.Command` of the program is made here.
+
+A step's whole script travels on standard input, not in the command text, because the
+provider repeats the command text in every error and in the process list of the host.
+What is sent is: `scripts/lib.sh`, the step's own files, its values as quoted shell
+variables, and the call that starts it. The command text only names limit, verb, step and
+host, so an error reads `running "timeout … bash -s -- create kernel node1"` followed by
+what the step printed.
+
+Facts this rests on (pulumi-command 1.2.1): only `triggers` replaces; any other changed input
+runs `update`; `delete` runs with the connection and the standard input of the last create
+or update; a failed create leaves nothing in the state; a remote command can't be cancelled,
+hence `timeout` on the host.
+"""
+
+from __future__ import annotations
+
+import re
+import shlex
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import pulumi
+from pulumi_command import remote
+
+from model.settings import Host, Settings
+
+SCRIPTS = Path(__file__).resolve().parent.parent / "scripts"
+
+# Each step's files, in the order in which they are sent. Two have no `lib.sh`: others are built
+# from their output, which must not become unknown when lib.sh changes.
+STEPS: Mapping[str, tuple[str, ...]] = {
+    "claim": ("lib.sh", "firewalld.sh", "reset.sh", "claim.sh"),
+    "kernel": ("lib.sh", "kernel.sh"),
+    "firewall": ("lib.sh", "firewalld.sh", "firewall.sh"),
+    "packages": ("lib.sh", "packages.sh"),
+    "runtime": ("lib.sh", "runtime.sh"),
+    "init": ("lib.sh", "reset.sh", "node.sh", "init.sh"),
+    "admin": ("admin.sh",),
+    "token": ("token.sh",),
+    "join": ("lib.sh", "reset.sh", "node.sh", "join.sh"),
+    "member": ("lib.sh", "member.sh"),
+    "look": ("lib.sh", "look.sh"),
+    "proof": ("lib.sh", "proof.sh"),
+}
+
+# After SIGTERM a step has this long to say where it stood before it is killed.
+KILL_AFTER_SECONDS = 20
+
+
+def compose(files: Sequence[str], values: Mapping[str, str]) -> str:
+    """The text that bash reads on the host: files, values, and the call that starts it.
+
+    Args:
+        files: Names in `scripts/`, in order.
+        values: Shell variables by name; any text, quoted here.
+
+    Raises:
+        ValueError: A name that isn't a shell variable's.
+    """
+    for name in values:
+        if not re.fullmatch(r"[A-Z][A-Z0-9_]*", name):
+            raise ValueError(f"not a shell variable's name: {name}")
+    bodies = [(SCRIPTS / name).read_text(encoding="utf-8") for name in files]
+    assignments = "".join(f"{name}={shlex.quote(value)}\n" for name, value in sorted(values.items()))
+    # bash reads this text as it runs it: a step that read its own standard input would eat the rest.
+    call = 'STEP=$2 HOST=$3\nrun_step "$1" </dev/null\nexit\n'
+    return "\n".join([*bodies, assignments + call])
+
+
+def command_text(verb: str, step: str, host: str, limit_seconds: int, user: str) -> str:
+    """What sshd is asked to run: short, constant, free of secrets."""
+    sudo = "" if user == "root" else "sudo -n "
+    return f"{sudo}timeout --kill-after={KILL_AFTER_SECONDS} {limit_seconds} bash -s -- {verb} {step} {host}"
+
+
+class Runner:
+    """Runs steps on one host; its commands are children of the component that owns it."""
+
+    def __init__(self, settings: Settings, host: Host, parent: pulumi.Resource) -> None:
+        self._host = host
+        self._parent = parent
+        self._user = settings.ssh_user(host)
+        self._connection = _connection(settings, host)
+
+    def step(
+        self,
+        step: str,
+        *,
+        limit_seconds: int,
+        values: Mapping[str, pulumi.Input[str]] | None = None,
+        secret: bool = False,
+        triggers: Sequence[Any] = (),
+        deletes: bool = False,
+        delete_limit_seconds: int | None = None,
+        opts: pulumi.ResourceOptions | None = None,
+        name: str | None = None,
+    ) -> remote.Command:
+        """Makes one step's command.
+
+        Args:
+            step: One of `STEPS`: in messages, and (with the host's) in the resource's name.
+            limit_seconds: Killed and reported after this long.
+            values: Shell variables for the step.
+            secret: Values or output are secret: nothing is logged, input and output are
+                encrypted in the state.
+            triggers: Values whose change replaces the resource (delete first, then create).
+            deletes: The step has a `delete` of its own.
+            delete_limit_seconds: As `limit_seconds`, for `delete`.
+            opts: Dependencies and the like; parent and delete_before_replace are set here.
+            name: The resource's name, where it isn't `HOST-STEP`.
+        """
+        text: pulumi.Input[str] = compose(STEPS[step], {})
+        if values:
+            text = pulumi.Output.all(**dict(values)).apply(lambda resolved: compose(STEPS[step], resolved))
+
+        def command(verb: str, limit: int) -> str:
+            return command_text(verb, step, self._host.name, limit, self._user)
+
+        own = pulumi.ResourceOptions(
+            parent=self._parent,
+            # The default order, create and then delete, would reset the cluster just made.
+            delete_before_replace=True,
+            additional_secret_outputs=["stdin", "stdout", "stderr"] if secret else None,
+        )
+        return remote.Command(
+            name or f"{self._host.name}-{step}",
+            remote.CommandArgs(
+                connection=self._connection,
+                create=command("create", limit_seconds),
+                update=command("update", limit_seconds),
+                delete=command("delete", delete_limit_seconds or limit_seconds) if deletes else None,
+                stdin=pulumi.Output.secret(text) if secret else text,
+                triggers=list(triggers) or None,
+                # sshd refuses variables it doesn't know, which is an error or a warning each time.
+                add_previous_output_in_env=False,
+                logging=remote.Logging.NONE if secret else remote.Logging.STDERR,
+            ),
+            opts=pulumi.ResourceOptions.merge(own, opts),
+        )
+
+
+def plain_output(command: remote.Command) -> pulumi.Output[str]:
+    """A step's standard output, for steps whose output holds no secret.
+
+    The provider marks all outputs secret as soon as one input is, and the connection's key is.
+    """
+    return pulumi.Output.unsecret(command.stdout)
+
+
+def _connection(settings: Settings, host: Host) -> remote.ConnectionArgs:
+    """How the host is reached, with its key pinned and the dialling bounded."""
+    key_file = settings.ssh.private_key_file
+    address, port = settings.ssh_endpoint(host)
+    return remote.ConnectionArgs(
+        host=address,
+        port=float(port),
+        user=settings.ssh_user(host),
+        host_key=settings.host_key(host),
+        private_key=pulumi.Output.secret(Path(key_file).read_text(encoding="utf-8")) if key_file else None,
+        per_dial_timeout=settings.ssh.dial_timeout_seconds,
+        dial_error_limit=settings.ssh.dial_attempts,
+    )

@@ -1,0 +1,1 @@
+"""The lab: local virtual machines, packages and images, as an air-gapped site has them."""

@@ -1,0 +1,701 @@
+"""The lab as Python sees it: what the command line does, tests do by this."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import shutil
+import subprocess
+import threading
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal, Self, TypeVar
+
+from lab import paths, ports, processes, qemu, requirements, services, ssh, stackfile
+from lab.accelerator import Decision, choose
+from lab.errors import Trouble
+from lab.files import digest_of, locked, write_atomic
+from lab.image import Image, ensure_base, ensure_image
+from lab.machine import Vm, make_key
+from lab.options import Options
+from lab.paths import DEFAULT_LAB
+from lab.ports import LOOPBACK, Ports
+from lab.progress import Progress
+
+T = TypeVar("T")
+HostState = Literal["ready", "booting", "stopped"]
+Source = Literal["auto", "build", "upstream"]
+
+# From power-on to systemd's end; emulated, with builds beside it, several minutes happen.
+_BOOT_SECONDS: dict[qemu.Accelerator, float] = {"kvm": 180.0, "tcg": 1200.0}
+
+# Packages, image and site in the making, and hosts' disks as they grow.
+_DISK_NEEDED = 6 << 30  # bytes
+
+_LOG_COMMANDS: dict[str, str] = {
+    "journal.txt": "journalctl --no-pager --boot -o short-precise",
+    "units.txt": "systemctl --no-pager --failed; systemctl --no-pager list-units --type=service",
+    "network.txt": "ip -d address; ip route; ip rule; ip neigh; cat /etc/resolv.conf",
+    "ipvs.txt": "ipvsadm -Ln; ipvsadm -Ln --stats; ipset list",
+    "nftables.txt": "nft list ruleset",
+    "containers.txt": "crictl ps -a; crictl pods; ctr -n k8s.io images list",
+    "memory.txt": "free -m; ps aux --sort=-rss | head -40; df -h; uptime; cat /proc/pressure/*",
+    "pods.txt": "find /var/log/pods -name '*.log' -print -exec tail -n 200 {} ';'",
+}
+
+
+@dataclass(frozen=True)
+class HostStatus:
+    """One host as it is now."""
+
+    name: str
+    role: str
+    address: str  # on the lab's LAN
+    ssh_host: str
+    ssh_port: int
+    state: HostState
+    pid: int | None  # QEMU's
+    cpus: int
+    memory: int  # MiB that the guest may use
+    resident: int | None  # MiB of this machine's memory that QEMU holds now
+
+
+@dataclass(frozen=True)
+class ServiceStatus:
+    """One of the lab's servers on this machine as it is now."""
+
+    name: str
+    url: str  # as guests reach it
+    pid: int | None
+    answers: bool
+
+
+@dataclass(frozen=True)
+class LabStatus:
+    """A whole lab as it is now."""
+
+    name: str
+    ready: bool  # every host answers and every service too
+    release: str
+    accelerator: str
+    accelerator_reason: str
+    image: str  # the image's key
+    packages_from: str  # whether the site was built or taken from upstream, and why
+    api: str  # `host:port` that leads to the control plane's API server
+    node_ports: tuple[str, ...]  # URLs that lead to port 30080 of a host each
+    hosts: tuple[HostStatus, ...]
+    services: tuple[ServiceStatus, ...]
+    snapshots: tuple[str, ...]  # tags that all hosts hold
+
+    def to_json(self) -> str:
+        """The same as JSON, for `status --json` and status.json."""
+        return json.dumps(asdict(self), indent=2) + "\n"
+
+
+@dataclass(frozen=True)
+class _Record:
+    """What a lab keeps about itself in lab.json; grows while it is made."""
+
+    options: Options
+    ports: Ports
+    image: str = ""
+    accelerator: qemu.Accelerator = "tcg"
+    accelerator_reason: str = ""
+    site: str = ""
+    site_root: str = ""
+    registry_data: str = ""
+
+    @staticmethod
+    def read(path: Path) -> _Record:
+        raw: dict[str, Any] = json.loads(path.read_text())
+        raw["options"] = Options(**raw["options"])
+        plain: dict[str, Any] = raw["ports"]
+        plain |= {key: tuple(value) for key, value in plain.items() if isinstance(value, list)}
+        raw["ports"] = Ports(**plain)
+        return _Record(**raw)
+
+    def write(self, path: Path) -> None:
+        write_atomic(path, json.dumps(asdict(self), indent=2) + "\n", 0o600)
+
+
+class Lab:
+    """A lab by its name, whether it exists or not."""
+
+    def __init__(self, name: str, progress: Progress | None = None) -> None:
+        """Nothing is read or made yet; see `load`.
+
+        :param progress: where progress goes; standard error if none is given.
+        """
+        self.name = name
+        self.folder = paths.lab_dir(name)
+        self._progress = progress or Progress()
+
+    @classmethod
+    def load(cls, name: str = DEFAULT_LAB, progress: Progress | None = None) -> Self:
+        """A lab by its name.
+
+        :raises Trouble: the name can't be a lab's.
+        """
+        return cls(name, progress)
+
+    # -- what it is -------------------------------------------------------
+
+    @property
+    def _record_path(self) -> Path:
+        return self.folder / "lab.json"
+
+    @property
+    def exists(self) -> bool:
+        """Whether it was made and not taken down since."""
+        return self._record_path.exists()
+
+    @property
+    def options(self) -> Options:
+        """What it was made with.
+
+        :raises Trouble: there is no such lab.
+        """
+        return self._read().options
+
+    @property
+    def ports(self) -> Ports:
+        """Its ports on 127.0.0.1.
+
+        :raises Trouble: there is no such lab.
+        """
+        return self._read().ports
+
+    def _read(self) -> _Record:
+        if not self.exists:
+            suffix = "" if self.name == DEFAULT_LAB else f" --name {self.name}"
+            raise Trouble(f"there is no lab '{self.name}'", f"python3 -m lab up{suffix}")
+        try:
+            return _Record.read(self._record_path)
+        except (ValueError, TypeError, KeyError) as error:
+            raise Trouble(
+                f"{self._record_path} can't be understood: {error}", "python3 -m lab down"
+            ) from None
+
+    def _vms(self, record: _Record) -> tuple[Vm, ...]:
+        hosts = record.options.hosts()
+        order = [host for host in hosts if host.role == "worker"] + [
+            host for host in hosts if host.role != "worker"
+        ]
+        number = int(digest_of(str(self.folder))[:2], 16)
+        return tuple(
+            Vm(
+                self.folder,
+                qemu.Machine(
+                    lab=self.name,
+                    host=host,
+                    workers_first=order.index(host),
+                    ports=record.ports,
+                    accelerator=record.accelerator,
+                    kernel=Path("../base/vmlinuz"),
+                    initrd=Path("../base/initrd"),
+                    network_id=number,
+                ),
+            )
+            for host in hosts
+        )
+
+    def _vm(self, host: str) -> Vm:
+        vms = {vm.host.name: vm for vm in self._vms(self._read())}
+        if host not in vms:
+            raise Trouble(f"the lab '{self.name}' has no host '{host}'", f"its hosts: {', '.join(vms)}")
+        return vms[host]
+
+    def _services(self, record: _Record) -> tuple[services.Service, ...]:
+        if not record.site_root:
+            return ()
+        root, data = Path(record.site_root), Path(record.registry_data)
+        return services.services(record.ports, root, data, record.options.release)
+
+    def _lock_path(self) -> Path:
+        # Beside the lab's folder, which `down` removes.
+        return paths.labs_dir() / f".{self.name}.lock"
+
+    # -- up ---------------------------------------------------------------
+
+    def up(
+        self,
+        *,
+        count: int | None = None,
+        memory: int | None = None,
+        cpus: int | None = None,
+        release: str | None = None,
+        source: Source = "auto",
+    ) -> LabStatus:
+        """Make the lab, or what is missing of it; a lab that is up is left alone.
+
+        :param count: hosts; None: as it is, or the default.
+        :param memory: MiB for each host; likewise.
+        :param cpus: CPUs for each host; likewise.
+        :param release: Debian's code name; likewise.
+        :param source: where packages and images come from: `auto`, `build` or `upstream`.
+        :raises Trouble: something can't be done, or the lab exists with other options.
+        """
+        asked = {"count": count, "memory": memory, "cpus": cpus, "release": release}
+        wanted = {key: value for key, value in asked.items() if value is not None}
+        with locked(self._lock_path(), self._progress, f"lab {self.name}"):
+            record = self._begin(wanted)
+            if not self._is_up(record):
+                record = self._provide(record, source)
+                self._start(record)
+            status = self.status()
+            write_atomic(self.folder / "status.json", status.to_json())
+            return status
+
+    def _begin(self, wanted: dict[str, Any]) -> _Record:
+        """The lab's record, made if there is none."""
+        if self.exists:
+            record = self._read()
+            now = asdict(record.options)
+            differing = [
+                f"{key}: is {now[key]}, asked for {wanted[key]}" for key in wanted if now[key] != wanted[key]
+            ]
+            if differing:
+                raise Trouble(
+                    f"the lab '{self.name}' exists with other options:\n" + "\n".join(differing),
+                    f"python3 -m lab down --name {self.name}, then up again",
+                )
+            return record
+        options = Options(name=self.name, **wanted)
+        # Ports are chosen and written down under one lock, so that two new labs don't choose the same.
+        with locked(paths.labs_dir() / ".ports.lock", self._progress, "ports"):
+            chosen = self._choose_ports(options.count)
+            record = _Record(options, chosen)
+            self.folder.mkdir(mode=0o700, exist_ok=True)
+            record.write(self._record_path)
+        return record
+
+    def _choose_ports(self, count: int) -> Ports:
+        if self.name == DEFAULT_LAB:
+            chosen = ports.fixed(count)
+            ports.check_free(chosen.tcp())
+            return chosen
+        reserved: set[int] = set()
+        for path in paths.labs_dir().glob("*/lab.json"):
+            other = _Record.read(path).ports
+            reserved |= {*other.tcp(), other.lan}
+        return ports.free(count, reserved)
+
+    def _is_up(self, record: _Record) -> bool:
+        vms = self._vms(record)
+        if not record.site_root or any(vm.pid is None for vm in vms):
+            return False
+        if not all(services.running_as_wanted(self.folder, service) for service in self._services(record)):
+            return False
+        return all(self._each(lambda vm: vm.answers, vms))
+
+    def _check_ports(self, record: _Record) -> None:
+        """Refuse before anything starts if a port is taken by someone else."""
+        wanted = record.ports.tcp()
+        for vm in self._vms(record):
+            if vm.pid is not None:
+                place = record.ports.node_port[vm.machine.workers_first]
+                mine = {vm.ssh_port, place} | (
+                    {record.ports.api} if vm.host.role == "control-plane" else set()
+                )
+                wanted = {port: what for port, what in wanted.items() if port not in mine}
+        for name, port in (("packages", record.ports.packages), ("registry", record.ports.registry)):
+            if services.pid(self.folder, name) is not None:
+                wanted.pop(port)
+        ports.check_free(wanted)
+
+    def _check_room(self, record: _Record) -> None:
+        """Refuse where the disk is too full to begin; say so where memory is short.
+
+        :raises Trouble: with the folder and what it has.
+        """
+        for folder in (self.folder, paths.cache_dir()):
+            free = shutil.disk_usage(folder).free
+            if free < _DISK_NEEDED:
+                raise Trouble(
+                    f"{folder} has {free >> 30} GiB left, and the lab needs {_DISK_NEEDED >> 30}",
+                    "make room (python3 -m lab prune), or set XDG_STATE_HOME and XDG_CACHE_HOME elsewhere",
+                )
+        wanted = sum(vm.host.memory for vm in self._vms(record) if vm.pid is None)
+        lines = Path("/proc/meminfo").read_text().splitlines()
+        available = next(int(line.split()[1]) >> 10 for line in lines if line.startswith("MemAvailable:"))
+        if available < wanted:
+            self._progress.say(
+                f"memory: the hosts may use {wanted} MiB, and this machine has {available} MiB to give; "
+                "if they get slow or are killed, end something or use --memory or --count"
+            )
+
+    def _provide(self, record: _Record, source: Source) -> _Record:
+        """Everything that must be there before hosts start: site, image, keys, disks."""
+        # Here and not above: the site's builders are needed only where something is made.
+        from lab.artefacts import ensure_site
+
+        requirements.check()
+        self._check_ports(record)
+        self._check_room(record)
+        release = record.options.release
+        progress = self._progress
+        with ThreadPoolExecutor(1) as beside:
+            # The base system is downloads and unpacking mostly; the site is compiling.
+            base = beside.submit(ensure_base, release, progress)
+            site = ensure_site(progress, source=source, debian_release=release)
+            base.result()
+        if not (self.folder / "base/complete").exists():
+            archives = tuple(sorted(path for path in Path(site.preload).iterdir() if path.is_file()))
+            self._adopt(ensure_image(release, archives, progress))
+        record = dataclasses.replace(record, image=(self.folder / "base/complete").read_text())
+        base_folder = self.folder / "base"
+        decision: Decision = choose(base_folder / "vmlinuz", base_folder / "initrd", progress)
+        progress.say(f"accelerator: {decision.accelerator} ({decision.reason})")
+        if not any(vm.pid for vm in self._vms(record)):
+            # Hosts of one lab run alike, since they are saved and loaded together.
+            record = dataclasses.replace(
+                record, accelerator=decision.accelerator, accelerator_reason=decision.reason
+            )
+        record = dataclasses.replace(
+            record, site=site.source, site_root=str(site.root), registry_data=str(site.registry_data)
+        )
+        record.write(self._record_path)
+        make_key(self.folder / "id_ed25519", self.name)
+        key = Path(site.key).read_text()
+        write_atomic(self.folder / "packages.asc", key)
+        vms = self._vms(record)
+        authorized = (self.folder / "id_ed25519.pub").read_text()
+        for vm in vms:
+            vm.prepare(base_folder / "disk.raw", authorized, key, release)
+        known = "".join(f"[{LOOPBACK}]:{vm.ssh_port} {vm.host_key()}\n" for vm in vms)
+        write_atomic(self.folder / "known_hosts", known)
+        stackfile.write(self.name, record.options, record.ports, self.folder)
+        return record
+
+    def _adopt(self, image: Image) -> None:
+        """Link the image into the lab, which then lives on when the cache is deleted."""
+        folder = self.folder / "base"
+        folder.mkdir(exist_ok=True)
+        for source in (image.disk, image.kernel, image.initrd):
+            target = folder / source.name
+            target.unlink(missing_ok=True)
+            try:
+                os.link(source, target)
+            except OSError:  # another file system: a copy that keeps holes
+                subprocess.run(
+                    ["cp", "--sparse=always", "--reflink=auto", str(source), str(target)], check=True
+                )
+        write_atomic(folder / "complete", image.key)
+
+    def _start(self, record: _Record) -> None:
+        """Start services and hosts, and wait until they are ready."""
+        progress = self._progress
+        for service in self._services(record):
+            services.start(self.folder, service)
+        progress.say(
+            f"services: packages at http://{LOOPBACK}:{record.ports.packages}, "
+            f"registry at http://{LOOPBACK}:{record.ports.registry}"
+        )
+        vms = self._vms(record)
+        names = ", ".join(vm.host.name for vm in vms)
+        with progress.step(f"hosts: booting {names} ({record.accelerator})", every=15):
+            for vm in vms:
+                vm.start()
+            self._wait_ready(record, vms)
+        # The site's key is made anew with the cache: hosts that were seeded before get to know it.
+        key = (self.folder / "packages.asc").read_text()
+        self._each(lambda vm: vm.trust_packages(key), vms)
+
+    def _wait_ready(self, record: _Record, vms: Sequence[Vm]) -> None:
+        failed = threading.Event()
+
+        def wait(vm: Vm) -> None:
+            try:
+                vm.wait_ready(_BOOT_SECONDS[record.accelerator], self._progress.scope("hosts"), failed)
+            except BaseException:
+                failed.set()
+                raise
+
+        with ThreadPoolExecutor(max(1, len(vms))) as pool:
+            try:
+                list(pool.map(wait, vms))
+            except BaseException:  # Ctrl-C among them: the pool's end waits for its threads
+                failed.set()
+                raise
+
+    def _each(self, action: Callable[[Vm], T], vms: Sequence[Vm]) -> list[T]:
+        """Do something with every host at once; the first failure is raised when all are done."""
+        with ThreadPoolExecutor(max(1, len(vms))) as pool:
+            return list(pool.map(action, vms))
+
+    def reboot(self, host: str) -> None:
+        """Shut a host down as for a reboot, boot it again, and wait until it is ready.
+
+        :raises Trouble: no such host, or it doesn't go down or come back.
+        """
+        vm = self._vm(host)
+        with locked(self._lock_path(), self._progress, f"lab {self.name}"):
+            record = self._read()
+            with self._progress.step(f"hosts: rebooting {host}"):
+                vm.shut_down_for_reboot(_BOOT_SECONDS[record.accelerator])
+                vm.start()
+                self._wait_ready(record, (vm,))
+
+    # -- down -------------------------------------------------------------
+
+    def down(self) -> None:
+        """End hosts and services and remove disks, keys and snapshots; nothing happens without a lab.
+
+        :raises Trouble: a process can't be ended.
+        """
+        with locked(self._lock_path(), self._progress, f"lab {self.name}"):
+            if not self.folder.exists():
+                self._progress.say(f"lab {self.name}: there is none")
+                return
+            with self._progress.step(f"lab {self.name}: ending hosts and services, removing disks"):
+                # By what is in the folder, not by the record: that may be what is broken.
+                for pid_file in self.folder.glob("*/qemu.pid"):
+                    processes.end(pid_file, qemu.guest_name(self.name, pid_file.parent.name))
+                for name in ("packages", "registry"):
+                    services.stop(self.folder, name)
+                # Out of the way at once; the removal may be interrupted, and `prune` ends it.
+                trash = paths.labs_dir() / f".removed-{self.name}-{os.getpid()}"
+                self.folder.replace(trash)
+                shutil.rmtree(trash)
+
+    # -- looking and using ------------------------------------------------
+
+    def status(self) -> LabStatus:
+        """What runs and answers now.
+
+        :raises Trouble: there is no such lab.
+        """
+        record = self._read()
+        vms = self._vms(record)
+        hosts = tuple(self._each(_host_status, vms))
+        served = self._services(record)
+        with ThreadPoolExecutor(2) as pool:
+            health = list(pool.map(services.healthy, served))
+        lines = tuple(
+            ServiceStatus(
+                service.name,
+                f"http://10.0.2.2:{service.port}",
+                services.pid(self.folder, service.name),
+                answers,
+            )
+            for service, answers in zip(served, health, strict=True)
+        )
+        tags = [vm.snapshots() for vm in vms]
+        return LabStatus(
+            name=self.name,
+            ready=bool(lines) and all(h.state == "ready" for h in hosts) and all(s.answers for s in lines),
+            release=record.options.release,
+            accelerator=record.accelerator,
+            accelerator_reason=record.accelerator_reason,
+            image=record.image,
+            packages_from=record.site,
+            api=f"{LOOPBACK}:{record.ports.api}",
+            node_ports=tuple(f"http://{LOOPBACK}:{port}" for port in record.ports.node_port),
+            hosts=hosts,
+            services=lines,
+            snapshots=tuple(tag for tag in tags[0] if all(tag in other for other in tags)),
+        )
+
+    def ssh(
+        self,
+        host: str,
+        argv: Sequence[str],
+        input: str | None = None,  # noqa: A002 - as subprocess names it
+        timeout: float = 600.0,
+    ) -> subprocess.CompletedProcess[str]:
+        """Run a command on a host as root; its exit status is for the caller to judge.
+
+        :param argv: the command's words, passed as they are.
+        :param input: its standard input.
+        :param timeout: seconds until the connection is given up.
+        :raises Trouble: no such host, or SSH itself fails.
+        """
+        return ssh.run(self.folder, self._vm(host).ssh_port, argv, input=input, timeout=timeout)
+
+    def ssh_command(self, host: str, *, tty: bool) -> list[str]:
+        """The ssh command line for a host, for a person's own session.
+
+        :raises Trouble: no such host.
+        """
+        return ssh.command(self.folder, self._vm(host).ssh_port, tty=tty)
+
+    def console(self, host: str) -> str:
+        """What a host has written to its console.
+
+        :raises Trouble: no such host, or it never ran.
+        """
+        path = self._vm(host).folder / "console.log"
+        if not path.exists():
+            raise Trouble(f"{host} has never been started", "python3 -m lab up")
+        return path.read_text(errors="replace")
+
+    def journal(self, host: str) -> str:
+        """A host's journal since its boot.
+
+        :raises Trouble: no such host, or SSH fails.
+        """
+        return self.ssh(host, ["journalctl", "--no-pager", "--boot"], timeout=300).stdout
+
+    def collect_logs(self, folder: Path) -> None:
+        """Put every host's logs and tables, and the services' logs, into a folder.
+
+        A host that doesn't answer leaves a note there, and the others are collected all the same.
+
+        :param folder: made if it isn't there.
+        :raises Trouble: there is no such lab.
+        """
+        folder.mkdir(parents=True, exist_ok=True)
+        vms = self._vms(self._read())
+
+        def collect(vm: Vm) -> None:
+            target = folder / vm.host.name
+            target.mkdir(exist_ok=True)
+            for name in ("console.log", "qemu.log"):
+                if (vm.folder / name).exists():
+                    shutil.copyfile(vm.folder / name, target / name)
+            for name, line in _LOG_COMMANDS.items():
+                try:
+                    done = ssh.run(self.folder, vm.ssh_port, ["sh", "-c", line], timeout=240)
+                    text = done.stdout + done.stderr
+                except Trouble as trouble:
+                    (target / "not-collected.txt").write_text(f"from {name} on: {trouble}\n")
+                    return
+                (target / name).write_text(text)
+
+        self._each(collect, vms)
+        for log in (self.folder / "services").glob("*.log"):
+            shutil.copyfile(log, folder / log.name)
+        write_atomic(folder / "status.json", self.status().to_json())
+
+    # -- snapshots --------------------------------------------------------
+
+    def snapshot(self, tag: str) -> None:
+        """Save all hosts together, memory and disks; an earlier snapshot of that name is replaced.
+
+        :raises Trouble: a host doesn't run, or can't be saved; the hosts run on in any case.
+        """
+        _check_tag(tag)
+        with locked(self._lock_path(), self._progress, f"lab {self.name}"):
+            vms = self._vms(self._read())
+            stopped = [vm.host.name for vm in vms if vm.pid is None]
+            if stopped:
+                raise Trouble(f"these hosts don't run: {', '.join(stopped)}", "python3 -m lab up")
+            with self._progress.step(f"snapshot: saving '{tag}'"):
+                try:
+                    # All stop before the first is saved: none may speak to another's past.
+                    self._each(lambda vm: vm.pause(), vms)
+                    self._each(lambda vm: vm.save(tag), vms)
+                finally:
+                    self._each(lambda vm: vm.resume(), vms)
+                self._each(lambda vm: vm.set_clock(), vms)
+
+    def restore(self, tag: str) -> None:
+        """Bring all hosts back to a snapshot, whether they run or not; their clocks are set right.
+
+        :raises Trouble: a host doesn't hold it, or can't be loaded.
+        """
+        _check_tag(tag)
+        with locked(self._lock_path(), self._progress, f"lab {self.name}"):
+            record = self._read()
+            vms = self._vms(record)
+            lacking = [vm.host.name for vm in vms if tag not in vm.snapshots()]
+            if lacking:
+                held = ", ".join(self.status().snapshots) or "none"
+                raise Trouble(f"there is no snapshot '{tag}' of {', '.join(lacking)}", f"there are: {held}")
+            self._check_ports(record)
+            with self._progress.step(f"snapshot: restoring '{tag}'"):
+                for service in self._services(record):
+                    services.start(self.folder, service)
+                for vm in vms:
+                    if vm.pid is None:
+                        vm.start(paused=True)
+                self._each(lambda vm: vm.pause(), vms)
+                self._each(lambda vm: vm.load(tag), vms)
+                self._each(lambda vm: vm.resume(), vms)
+                self._wait_ready(record, vms)
+                self._each(lambda vm: vm.set_clock(), vms)
+
+
+def _host_status(vm: Vm) -> HostStatus:
+    pid = vm.pid
+    state: HostState = "stopped" if pid is None else "ready" if ssh.greets(vm.ssh_port, 2.0) else "booting"
+    host = vm.host
+    return HostStatus(
+        host.name,
+        host.role,
+        host.address,
+        LOOPBACK,
+        vm.ssh_port,
+        state,
+        pid,
+        host.cpus,
+        host.memory,
+        _resident(pid),
+    )
+
+
+def _resident(pid: int | None) -> int | None:
+    """MiB of memory that a process holds."""
+    try:
+        pages = int(Path(f"/proc/{pid}/statm").read_text().split()[1])
+    except (OSError, IndexError):
+        return None
+    return pages * os.sysconf("SC_PAGE_SIZE") >> 20
+
+
+def _check_tag(tag: str) -> None:
+    if not tag or not all(c.isascii() and (c.isalnum() or c in "-_.") for c in tag) or tag.isdigit():
+        raise Trouble(
+            f"'{tag}' can't name a snapshot", "use letters, digits, '-', '_' and '.', and not digits alone"
+        )
+
+
+def names() -> list[str]:
+    """The names of the labs that exist."""
+    return sorted(path.parent.name for path in paths.labs_dir().glob("*/lab.json"))
+
+
+def prune(progress: Progress, *, everything: bool = False) -> None:
+    """Remove what nothing needs any more: images and sites of the past, leftovers of interrupted work.
+
+    What a lab that exists serves stays in any case; its image it holds itself.
+
+    :param everything: the whole cache of this project but that.
+    """
+    for trash in paths.labs_dir().glob(".removed-*"):
+        shutil.rmtree(trash)
+    cache = paths.cache_dir()
+    before = _disk_use(cache)
+    records = [_Record.read(path) for path in paths.labs_dir().glob("*/lab.json")]
+    served = {Path(record.site_root) for record in records if record.site_root}
+    images = [path for path in (cache / "image").glob("*") if (path / "manifest.json").exists()]
+    sites = [path for path in (cache / "site").glob("*") if (path / "manifest.json").exists()]
+    idle = [path for path in sites if not any(root.is_relative_to(path) for root in served)]
+    if everything:
+        targets = [path for path in cache.iterdir() if path.name != "site"]
+        targets += [path for path in (cache / "site").glob("*") if path in idle or path not in sites]
+    else:
+        # The newest of each stays: it is what the next `up` would take.
+        used = {record.image for record in records}
+        targets = [path for path in _all_but_newest(images) if path.name not in used]
+        targets += [path for path in _all_but_newest(sites) if path in idle]
+        targets += (cache / "image").glob("work-*")
+    for path in targets:
+        if path.is_dir():
+            subprocess.run(["chmod", "-R", "u+w", str(path)], check=False, capture_output=True)
+            shutil.rmtree(path)
+        else:
+            path.unlink()
+    progress.say(f"prune: {(before - _disk_use(cache)) >> 20} MiB freed in {cache}")
+
+
+def _all_but_newest(folders: Sequence[Path]) -> list[Path]:
+    return sorted(folders, key=lambda path: path.stat().st_mtime)[:-1]
+
+
+def _disk_use(folder: Path) -> int:
+    """Bytes that a folder's files take on disk."""
+    return sum(path.lstat().st_blocks * 512 for path in folder.rglob("*") if path.is_file())

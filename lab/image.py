@@ -1,0 +1,228 @@
+"""The hosts' image: made once from Debian's packages, found again by its content.
+
+`<cache>/image/<key>/` holds `disk.raw`, `vmlinuz`, `initrd` and `packages.txt`, and a
+`manifest.json` with their checksums; the key is made from everything that goes in. The
+base system without the lab's files and without container images is kept beside it, so
+that a change of those takes seconds.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from lab import paths, requirements
+from lab.errors import Trouble
+from lab.files import digest_of, locked, sparse_digest, tree_digest, write_atomic
+from lab.image_root import Plan
+from lab.progress import Progress
+
+PACKAGES = (
+    "systemd", "systemd-sysv", "udev", "dbus", "openssh-server", "containerd", "runc", "firewalld",
+    "kmod", "iproute2", "iputils-ping", "procps", "netbase", "busybox-static", "linux-image-cloud-amd64",
+)  # fmt: skip
+
+# Files that no test looks at; they would double the time that a disk takes to be written.
+_DPKG_OPTIONS = (
+    "path-exclude=/usr/share/doc/*",
+    "path-exclude=/usr/share/man/*",
+    "path-exclude=/usr/share/locale/*",
+    "path-exclude=/usr/share/info/*",
+)
+
+DISK_BYTES = 8 << 30
+SWAP_BYTES = 512 << 20
+_LAB = Path(__file__).resolve().parent
+_RESULTS = ("disk.raw", "vmlinuz", "initrd", "packages.txt")
+
+
+@dataclass(frozen=True)
+class Image:
+    """A finished image: files that are never changed, only linked to."""
+
+    key: str
+    folder: Path
+
+    @property
+    def disk(self) -> Path:
+        """The sparse raw disk that hosts' disks are laid over."""
+        return self.folder / "disk.raw"
+
+    @property
+    def kernel(self) -> Path:
+        """The kernel, for direct boot."""
+        return self.folder / "vmlinuz"
+
+    @property
+    def initrd(self) -> Path:
+        """The lab's initramfs."""
+        return self.folder / "initrd"
+
+
+def debian_mirror() -> str:
+    """Where Debian's packages come from: KUBEADM_IPVS_DEBIAN_MIRROR, else Debian's own address."""
+    return os.environ.get("KUBEADM_IPVS_DEBIAN_MIRROR", "http://deb.debian.org/debian")
+
+
+def as_root(progress: Progress) -> list[str]:
+    """The words before a command that make it run as root in namespaces of its own.
+
+    As root, that is `unshare`; for others a user namespace, where the system allows it, else
+    sudo, which is said.
+
+    :raises Trouble: none of them works.
+    """
+    unshare = [requirements.program("unshare"), "--mount", "--pid", "--fork", "--kill-child"]
+    if os.geteuid() == 0:
+        return unshare
+    rootless = [*unshare, "--map-root-user", "--map-auto"]
+    if subprocess.run([*rootless, "true"], capture_output=True, check=False).returncode == 0:
+        return rootless
+    sudo = requirements.find("sudo")
+    if sudo is None:
+        raise Trouble(
+            "the image can't be made: user namespaces aren't allowed, and there is no sudo",
+            "allow user namespaces (package uidmap, entries in /etc/subuid and /etc/subgid), or run as root",
+        )
+    progress.say("image: this system allows no user namespaces to you, so sudo is used to make the image")
+    return [sudo, *unshare]
+
+
+def _base_key(release: str) -> str:
+    return digest_of("base 1", release, debian_mirror(), *PACKAGES, *_DPKG_OPTIONS)[:16]
+
+
+def image_key(release: str, preload: tuple[Path, ...]) -> str:
+    """The key of the image that these inputs make.
+
+    :param preload: archives of container images; their contents count.
+    """
+    return digest_of(
+        _base_key(release),
+        tree_digest(_LAB / "guest"),
+        (_LAB / "guest-init.sh").read_bytes(),
+        (_LAB / "image_root.py").read_bytes(),
+        f"{DISK_BYTES} {SWAP_BYTES}",
+        *(part for path in preload for part in (path.name, sparse_digest(path))),
+    )[:16]
+
+
+def _cache() -> Path:
+    folder = paths.cache_dir() / "image"
+    folder.mkdir(exist_ok=True)
+    return folder
+
+
+def _run(argv: list[str], what: str) -> None:
+    environment = dict(
+        os.environ, PATH=f"{os.environ.get('PATH', os.defpath)}:/usr/local/sbin:/usr/sbin:/sbin"
+    )
+    # It ends when this process ends, however that happens: nothing may go on writing what the
+    # next run begins anew.
+    tied = [requirements.program("setpriv"), "--pdeathsig", "KILL", *argv]
+    done = subprocess.run(
+        tied, cwd=paths.project_dir(), capture_output=True, text=True, env=environment, check=False
+    )
+    if done.returncode != 0:
+        last = "\n".join((done.stdout + done.stderr).splitlines()[-20:])
+        raise Trouble(
+            f"{what} failed (status {done.returncode}):\n{last}", "run the command again; it goes on here"
+        )
+
+
+def ensure_base(release: str, progress: Progress) -> Path:
+    """The base system as a tar archive; made with mmdebstrap if it isn't there yet.
+
+    :raises Trouble: Debian's packages can't be fetched or installed.
+    """
+    target = _cache() / f"base-{release}-{_base_key(release)}.tar"
+    with locked(_cache() / ".base.lock", progress, "image"):
+        if target.exists():
+            return target
+        draft = target.with_suffix(".draft")
+        draft.unlink(missing_ok=True)
+        options = [f"--dpkgopt={option}" for option in _DPKG_OPTIONS]
+        privilege = as_root(progress)
+        # In our own user namespace mmdebstrap would find no room for one more; it makes its own instead.
+        rootless = os.geteuid() != 0 and "sudo" not in privilege[0]
+        command = [
+            requirements.program("mmdebstrap"),
+            f"--mode={'unshare' if rootless else 'root'}",
+            "--variant=minbase", "--format=tar", "--quiet",
+            f"--include={','.join(PACKAGES)}",
+            "--keyring=/usr/share/keyrings/debian-archive-keyring.gpg",
+            *options, release, str(draft), debian_mirror(),
+        ]  # fmt: skip
+        if not rootless and os.geteuid() != 0:
+            command = [privilege[0], *command]
+        with progress.step(f"image: installing Debian {release}'s packages from {debian_mirror()}", every=20):
+            _run(command, "installing the image's packages")
+        draft.replace(target)  # its folder is ours, whoever wrote the file
+        return target
+
+
+def _verified(folder: Path, progress: Progress) -> bool:
+    """Whether a finished image is still what was written; a damaged one is put away."""
+    manifest = folder / "manifest.json"
+    if not manifest.exists():
+        return False
+    expected: dict[str, str] = json.loads(manifest.read_text())
+    for name in _RESULTS:
+        path = folder / name
+        if not path.exists() or sparse_digest(path) != expected.get(name):
+            progress.say(f"image: {name} in the cache is damaged; making the image again")
+            shutil.rmtree(folder)
+            return False
+    return True
+
+
+def ensure_image(release: str, preload: tuple[Path, ...], progress: Progress) -> Image:
+    """The image for a release with these container images; made if it isn't there, verified if it is.
+
+    May be interrupted at any point: a finished image appears under its name at once.
+
+    :raises Trouble: it can't be made.
+    """
+    key = image_key(release, preload)
+    folder = _cache() / key
+    with locked(_cache() / ".image.lock", progress, "image"):
+        if _verified(folder, progress):
+            return Image(key, folder)
+        base = ensure_base(release, progress)
+        privilege = as_root(progress)
+        for stale in _cache().glob("work-*"):
+            _run([*privilege, "rm", "-rf", str(stale)], "removing an interrupted build")
+        work = _cache() / f"work-{key}"
+        (work / "tree").mkdir(parents=True)
+        (work / "out").mkdir()
+        outside = os.geteuid() == 0 or "sudo" in privilege[0]
+        plan = Plan(
+            base=str(base),
+            guest=str(_LAB / "guest"),
+            init=str(_LAB / "guest-init.sh"),
+            preload=tuple(map(str, preload)),
+            work=str(work / "tree"),
+            out=str(work / "out"),
+            disk_bytes=DISK_BYTES,
+            swap_bytes=SWAP_BYTES,
+            # In a user namespace we are its root.
+            owner=(os.getuid(), os.getgid()) if outside else (0, 0),
+        )
+        (work / "plan.json").write_text(json.dumps(asdict(plan)))
+        images = f", with {len(preload)} archives of container images" if preload else ""
+        with progress.step(f"image: making disk, kernel and initramfs{images}"):
+            command = [sys.executable, "-m", "lab.image_root", str(work / "plan.json")]
+            _run([*privilege, *command], "making the image")
+            out = work / "out"
+            sums = {name: sparse_digest(out / name) for name in _RESULTS}
+            for name in _RESULTS:
+                (out / name).chmod(0o444)
+            write_atomic(out / "manifest.json", json.dumps(sums, indent=1))
+            out.replace(folder)
+            _run([*privilege, "rm", "-rf", str(work)], "removing the build's folder")
+        return Image(key, folder)

@@ -1,0 +1,77 @@
+"""What a person may choose about a lab, and the hosts that follow from it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from lab.errors import Trouble
+from lab.paths import DEFAULT_LAB, lab_dir
+
+Role = Literal["control-plane", "worker"]
+RELEASES = ("trixie", "bookworm")
+
+# kubeadm asks for two CPUs on a control plane, and with one emulated CPU the API server
+# doesn't get healthy in minutes; a worker boots faster with one.
+_MEMORY: dict[Role, int] = {"control-plane": 3072, "worker": 2048}
+_CPUS: dict[Role, int] = {"control-plane": 2, "worker": 1}
+
+_LAN = "192.168.166"
+_FIRST = 101
+_MOST_HOSTS = 20
+
+
+@dataclass(frozen=True)
+class Host:
+    """One virtual machine as it shall be."""
+
+    name: str
+    role: Role
+    index: int  # from 0; the control plane is first
+    address: str  # IPv4 on the lab's LAN
+    memory: int  # MiB
+    cpus: int
+
+
+@dataclass(frozen=True)
+class Options:
+    """A lab's shape; it can't be changed while the lab exists.
+
+    :raises Trouble: a value is out of range.
+    """
+
+    name: str = DEFAULT_LAB
+    count: int = 3  # hosts: one control plane, the rest workers
+    memory: int | None = None  # MiB for each host; None: 3072 for a control plane, 2048 for a worker
+    cpus: int | None = None  # for each host; None: 2 for a control plane, 1 for a worker
+    release: str = "trixie"  # Debian's code name
+
+    def __post_init__(self) -> None:
+        lab_dir(self.name)  # checks the name
+        problems = []
+        if not 1 <= self.count <= _MOST_HOSTS:
+            problems.append(f"count: {self.count} is not between 1 and {_MOST_HOSTS}")
+        if self.memory is not None and not 512 <= self.memory <= 65536:
+            problems.append(f"memory: {self.memory} MiB is not between 512 and 65536")
+        if self.cpus is not None and not 1 <= self.cpus <= 64:
+            problems.append(f"cpus: {self.cpus} is not between 1 and 64")
+        if self.release not in RELEASES:
+            problems.append(f"release: {self.release!r} is none of {', '.join(RELEASES)}")
+        if problems:
+            raise Trouble("the lab can't be made so:\n" + "\n".join(problems))
+
+    def hosts(self) -> tuple[Host, ...]:
+        """The hosts, the control plane first."""
+
+        def host(index: int) -> Host:
+            role: Role = "control-plane" if index == 0 else "worker"
+            return Host(
+                name="master" if index == 0 else f"node{index}",
+                role=role,
+                index=index,
+                address=f"{_LAN}.{_FIRST + index}",
+                memory=self.memory or _MEMORY[role],
+                cpus=self.cpus or _CPUS[role],
+            )
+
+        return tuple(host(index) for index in range(self.count))

@@ -1,0 +1,156 @@
+"""The lab's ports on 127.0.0.1: fixed for the default lab, free ones for any other.
+
+A taken port is found, and its owner named, before anything starts.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import pwd
+import socket
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from lab.errors import Trouble
+
+LOOPBACK = "127.0.0.1"
+
+# Below the range from which kernels take ports for outgoing connections (32768 and up).
+_SEARCH = range(23000, 30000)
+
+
+@dataclass(frozen=True)
+class Ports:
+    """All ports of a lab; TCP except `lan`."""
+
+    ssh: tuple[int, ...]  # one per host, in their order
+    api: int  # -> the control plane's 6443
+    node_port: tuple[int, ...]  # -> 30080 of each worker, then of the control plane
+    packages: int  # the package repository, on the developer's machine
+    registry: int  # the container registry, likewise
+    lan: int  # UDP, multicast: the hosts' own network
+
+    def tcp(self) -> dict[int, str]:
+        """Each TCP port and what it is for."""
+        named = {port: f"SSH of host {index}" for index, port in enumerate(self.ssh)}
+        named[self.api] = "the API server"
+        named |= {port: f"NodePort forward {index}" for index, port in enumerate(self.node_port)}
+        named |= {self.packages: "the package repository", self.registry: "the container registry"}
+        return named
+
+
+def fixed(count: int) -> Ports:
+    """The default lab's documented ports (docs/lab.md)."""
+    return Ports(
+        ssh=tuple(22101 + index for index in range(count)),
+        api=22643,
+        node_port=tuple(22380 + index for index in range(count)),
+        packages=22080,
+        registry=22500,
+        lan=22166,
+    )
+
+
+def free(count: int, reserved: Iterable[int]) -> Ports:
+    """Free ports for another lab.
+
+    :param reserved: ports of other labs, which may not be running at the moment.
+    :raises Trouble: there aren't enough.
+    """
+    taken = set(reserved) | set(listeners())
+    found = _free_ports(taken)
+    try:
+        numbers = [next(found) for _ in range(2 * count + 4)]
+    except StopIteration:
+        raise Trouble(f"no free ports between {_SEARCH.start} and {_SEARCH.stop}") from None
+    return Ports(
+        ssh=tuple(numbers[:count]),
+        node_port=tuple(numbers[count : 2 * count]),
+        api=numbers[-4],
+        packages=numbers[-3],
+        registry=numbers[-2],
+        lan=numbers[-1],
+    )
+
+
+def _free_ports(taken: set[int]) -> Iterator[int]:
+    for port in _SEARCH:
+        if port not in taken and can_bind(port):
+            yield port
+
+
+def can_bind(port: int) -> bool:
+    """Whether a TCP server could listen on that port of 127.0.0.1 now."""
+    with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as probe:
+        # As QEMU and the lab's servers do, so that closed connections' leftovers don't count.
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((LOOPBACK, port))
+        except OSError:
+            return False
+    return True
+
+
+def listeners(proc: Path = Path("/proc")) -> dict[int, tuple[int, int]]:
+    """TCP ports that someone listens on: port -> (socket's inode, user id)."""
+    found: dict[int, tuple[int, int]] = {}
+    for table in ("tcp", "tcp6"):
+        path = proc / "net" / table
+        if not path.exists():
+            continue
+        for line in path.read_text().splitlines()[1:]:
+            fields = line.split()
+            if fields[3] == "0A":  # TCP_LISTEN
+                found[int(fields[1].rsplit(":", 1)[1], 16)] = (int(fields[9]), int(fields[7]))
+    return found
+
+
+def owner(port: int, proc: Path = Path("/proc")) -> str:
+    """Who listens on a port, in words: the process if it can be seen, else its user.
+
+    :returns: such as `process 4711 (nginx: master)`; `nobody that can be seen` if no one is found.
+    """
+    listener = listeners(proc).get(port)
+    if listener is None:
+        return "nobody that can be seen"
+    inode, uid = listener
+    for pid in (path for path in proc.iterdir() if path.name.isdigit()):
+        if f"socket:[{inode}]" in _open_files(pid):
+            words = " ".join(
+                (pid / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace").split()
+            )
+            return f"process {pid.name} ({words[:120]})"
+    try:
+        user = pwd.getpwuid(uid).pw_name
+    except KeyError:
+        user = str(uid)
+    return f"a process of user {user}"
+
+
+def _open_files(process: Path) -> Iterator[str]:
+    """What a process has open, as /proc names it; nothing for another user's process."""
+    try:
+        for link in (process / "fd").iterdir():
+            with contextlib.suppress(OSError):  # closed meanwhile
+                yield str(link.readlink())
+    except OSError:
+        return
+
+
+def check_free(wanted: dict[int, str]) -> None:
+    """Refuse if one of the ports is taken.
+
+    :param wanted: port -> what it is for.
+    :raises Trouble: with every taken port and its owner.
+    """
+    lines = [
+        f"port {port} of {LOOPBACK} ({purpose}) is taken by {owner(port)}"
+        for port, purpose in sorted(wanted.items())
+        if not can_bind(port)
+    ]
+    if lines:
+        raise Trouble(
+            "\n".join(lines),
+            "end what holds it, or use a lab of another name, which takes free ports (--name)",
+        )

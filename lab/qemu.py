@@ -1,0 +1,107 @@
+"""QEMU's command line for one host. Nothing here starts anything."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from lab.options import Host
+from lab.ports import LOOPBACK, Ports
+
+BINARY = "qemu-system-x86_64"
+Accelerator = Literal["kvm", "tcg"]
+
+API_PORT = 6443
+NODE_PORT = 30080
+DISK = "disk"  # block node of the root disk, which snapshots save
+
+# Without KVM. String instructions are emulated byte by byte, so that code which is told to
+# prefer them (erms, fsrm) runs two to three times slower; wide vectors are slow as well.
+# Without svm and vmx the guest doesn't load KVM's own modules.
+_TCG = ("-accel", "tcg,thread=multi,tb-size=1024", "-cpu", "max,-erms,-fsrm,-avx2,-avx,-svm,-vmx")
+_KVM = ("-accel", "kvm", "-cpu", "host")
+
+# Devices and ciphers that udev would load modules for and a lab's host has no use of: under
+# emulation each takes its part of the boot.
+_NO_MODULES = (
+    "aesni_intel,ghash_clmulni_intel,sha1_ssse3,sha256_ssse3,sha512_ssse3,crct10dif_pclmul,crc32_pclmul,"
+    "button,evdev,serio_raw,qemu_fw_cfg,vmw_vsock_vmci_transport,vsock_loopback,vsock"
+)
+
+KERNEL_ARGUMENTS = (
+    "root=/dev/vda1 rw console=ttyS0 net.ifnames=0 loglevel=4 panic=0 "
+    "systemd.show_status=true systemd.log_color=0 mitigations=off nowatchdog audit=0 "
+    f"modprobe.blacklist={_NO_MODULES}"
+)
+
+# No legacy devices: each is probed at boot.
+MACHINE = "q35,sata=off,smbus=off,usb=off,vmport=off"
+
+
+def accelerator_arguments(accelerator: Accelerator) -> tuple[str, ...]:
+    """The arguments that choose accelerator and CPU."""
+    return _KVM if accelerator == "kvm" else _TCG
+
+
+@dataclass(frozen=True)
+class Machine:
+    """Everything QEMU is told about a host; paths are relative to the host's folder."""
+
+    lab: str
+    host: Host
+    workers_first: int  # the host's place in `Ports.node_port`
+    ports: Ports
+    accelerator: Accelerator
+    kernel: Path
+    initrd: Path
+    network_id: int  # 0 to 255, differs between labs: part of the hardware addresses
+
+
+def guest_name(lab: str, host: str) -> str:
+    """The name by which a process is known to be a lab's host."""
+    return f"kubeadm-ipvs/{lab}/{host}"
+
+
+def command(machine: Machine, *, paused: bool = False) -> list[str]:
+    """The command line. QEMU is started in the host's folder, which holds the files named.
+
+    :param paused: don't run the guest yet, for a snapshot to be loaded first.
+    """
+    host, ports = machine.host, machine.ports
+    forwards = [(ports.ssh[host.index], 22), (ports.node_port[machine.workers_first], NODE_PORT)]
+    if host.role == "control-plane":
+        forwards.append((ports.api, API_PORT))
+    user_net = "user,id=nat" + "".join(
+        f",hostfwd=tcp:{LOOPBACK}:{outside}-:{inside}" for outside, inside in forwards
+    )
+    # Local administration bit set; unique per lab, host and interface.
+    mac = f"52:54:{machine.network_id:02x}:00:{{}}:{host.index + 1:02x}"
+    return [
+        BINARY,
+        "-name", guest_name(machine.lab, host.name),
+        "-nodefaults", "-no-user-config", "-display", "none",
+        "-machine", MACHINE,
+        *accelerator_arguments(machine.accelerator),
+        "-smp", str(host.cpus),
+        "-m", f"{host.memory}M",
+        "-kernel", str(machine.kernel),
+        "-initrd", str(machine.initrd),
+        "-append", KERNEL_ARGUMENTS,
+        # Nothing is flushed: a lab's disk need not survive the developer's machine losing power.
+        "-blockdev", f"driver=qcow2,node-name={DISK},discard=unmap,cache.no-flush=on,"
+        "file.driver=file,file.filename=disk.qcow2,file.cache.no-flush=on",
+        "-device", f"virtio-blk-pci,drive={DISK}",
+        "-blockdev", "driver=raw,node-name=seed,read-only=on,file.driver=file,file.filename=seed.tar",
+        "-device", "virtio-blk-pci,drive=seed",
+        "-netdev", user_net,
+        "-device", f"virtio-net-pci,netdev=nat,romfile=,mac={mac.format('00')}",
+        "-netdev", f"socket,id=lan,mcast=230.0.0.1:{ports.lan},localaddr={LOOPBACK}",
+        "-device", f"virtio-net-pci,netdev=lan,romfile=,mac={mac.format('01')}",
+        "-device", "virtio-rng-pci",
+        "-chardev", "file,id=console,path=console.log",
+        "-serial", "chardev:console",
+        "-qmp", "unix:qmp.sock,server=on,wait=off",
+        "-pidfile", "qemu.pid",
+        *(["-S"] if paused else []),
+    ]  # fmt: skip

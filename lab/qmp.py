@@ -1,0 +1,97 @@
+"""QEMU's machine protocol (QMP): enough of it to stop, save, load and end a guest."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import time
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+from lab.errors import Trouble
+
+
+class Qmp:
+    """A connection to one guest's QEMU, for use in a `with` statement."""
+
+    def __init__(self, folder: Path, timeout: float = 30.0) -> None:
+        """Connect.
+
+        :param folder: the host's folder, which holds `qmp.sock`.
+        :param timeout: seconds for a single answer.
+        :raises Trouble: QEMU isn't there or doesn't answer.
+        """
+        self._name = folder.name
+        self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        self._socket.settimeout(timeout)
+        # A socket's path may have 107 characters only: reach it by way of its folder's descriptor.
+        descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+        try:
+            self._socket.connect(f"/proc/self/fd/{descriptor}/qmp.sock")
+            self._stream = self._socket.makefile("r", encoding="utf-8")
+            self._stream.readline()  # the greeting
+            self.execute("qmp_capabilities")
+        except OSError as error:
+            self._socket.close()
+            raise Trouble(f"QEMU of {self._name} doesn't answer: {error}") from None
+        finally:
+            os.close(descriptor)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._socket.close()
+
+    def execute(self, command: str, **arguments: Any) -> Any:
+        """Run one command and return what it returns.
+
+        :raises Trouble: QEMU refuses it, or is gone.
+        """
+        request = {
+            "execute": command,
+            "arguments": {key.replace("_", "-"): arguments[key] for key in arguments},
+        }
+        try:
+            self._socket.sendall(json.dumps(request).encode() + b"\n")
+            while line := self._stream.readline():
+                answer = json.loads(line)
+                if "return" in answer:
+                    return answer["return"]
+                if "error" in answer:
+                    raise Trouble(f"QEMU of {self._name} refuses {command}: {answer['error'].get('desc')}")
+        except OSError as error:
+            raise Trouble(f"QEMU of {self._name} doesn't answer {command}: {error}") from None
+        raise Trouble(f"QEMU of {self._name} ended during {command}")
+
+    def job(self, command: str, job_id: str, seconds: float, **arguments: Any) -> None:
+        """Run a command that works as a job, and wait for its end.
+
+        :param seconds: how long it may take.
+        :raises Trouble: it fails or takes too long.
+        """
+        self.execute(command, job_id=job_id, **arguments)
+        deadline = time.monotonic() + seconds
+        while True:
+            job = next((job for job in self.execute("query-jobs") if job["id"] == job_id), None)
+            if job is None:
+                raise Trouble(f"QEMU of {self._name} lost its job {command}")
+            if job["status"] == "concluded":
+                break
+            if time.monotonic() > deadline:
+                raise Trouble(f"{command} of {self._name} is not done after {seconds:.0f}s")
+            time.sleep(0.1)
+        self.execute("job-dismiss", id=job_id)
+        if "error" in job:
+            raise Trouble(f"{command} of {self._name} failed: {job['error']}")
+
+    def snapshots(self, node: str) -> list[str]:
+        """The tags of the snapshots in a disk."""
+        for entry in self.execute("query-named-block-nodes", flat=True):
+            if entry.get("node-name") == node:
+                return [snapshot["name"] for snapshot in entry["image"].get("snapshots", [])]
+        return []

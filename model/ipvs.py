@@ -1,0 +1,467 @@
+"""What a host's kernel must hold for the services proved, what it does hold, and the difference.
+
+Pure functions on text: what `kubectl ... -o json`, `ipvsadm`, `ip -j`, `ipset` and `iptables-save`
+print. A kernel's state is compared as *canonical lines*, so that a script on the host can do it with
+`sort` and `comm`, and a person can read the difference:
+
+    address 10.96.0.1                                       on kube-ipvs0
+    virtual TCP 10.96.0.1:443 rr                            a virtual server and its scheduler
+    real TCP 10.96.0.1:443 192.168.166.101:6443 Masq        one of its real servers
+    set KUBE-CLUSTER-IP                                     an ipset that masquerading goes by
+
+Two kinds more are never expected, and only looked at by `findings`: `link DOWN` (kube-ipvs0's state)
+and `chain KUBE-SVC-...` (of iptables). Facts on kube-proxy: pkg/proxy/ipvs/proxier.go, v1.37.2.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from model.settings import Host, Settings
+
+DUMMY_LINK = "kube-ipvs0"
+
+# Always there in IPVS mode: traffic to service addresses and hairpin traffic are masqueraded by them.
+_SETS = ("KUBE-CLUSTER-IP", "KUBE-LOOP-BACK")
+_NODE_PORT_SETS = {
+    "TCP": "KUBE-NODE-PORT-TCP",
+    "UDP": "KUBE-NODE-PORT-UDP",
+    "SCTP": "KUBE-NODE-PORT-SCTP-HASH",
+}
+# Chains by which iptables mode balances load. In IPVS mode there is none of them.
+_BALANCING_CHAIN = re.compile(r"KUBE-(SVC|SVL|EXT|SEP|FW)-[A-Z0-9]+")
+
+_NGINX = "default/nginx"
+
+
+@dataclass(frozen=True)
+class Real:
+    """A real server of a virtual one: where `forward` sends connections, `weight` 0 for no new ones.
+
+    `active` and `inactive` are connections now, `connections` those since it was added; None where the
+    text it was read from doesn't say.
+    """
+
+    address: str
+    forward: str
+    weight: int
+    active: int | None = None
+    inactive: int | None = None
+    connections: int | None = None
+
+
+@dataclass(frozen=True)
+class Virtual:
+    """A virtual server: `protocol` TCP, UDP or SCTP, `address` with its port."""
+
+    protocol: str
+    address: str
+    scheduler: str
+    reals: tuple[Real, ...] = ()
+    connections: int | None = None
+
+
+@dataclass(frozen=True)
+class Link:
+    """A network interface: `state` as `ip` names it (DOWN, UP, UNKNOWN), and its IPv4 addresses."""
+
+    state: str
+    addresses: tuple[str, ...]
+
+
+class UnreadableError(ValueError):
+    """Output of a tool, or objects of a cluster, that aren't what they should be; the text says where."""
+
+
+# What the cluster promises
+
+
+def promised_services(settings: Settings) -> dict[str, int]:
+    """The services that are proved, `namespace/name`, and how many ready endpoints each must have."""
+    return {
+        "default/kubernetes": 1,
+        # kubeadm deploys two replicas of CoreDNS, whatever the number of nodes.
+        "kube-system/kube-dns": 2,
+        _NGINX: settings.nginx.replicas,
+        "default/nginx-nodeport": settings.nginx.replicas,
+    }
+
+
+def expected(
+    objects: str, settings: Settings, host: Host, addresses: Sequence[str] | None = None
+) -> list[str]:
+    """The canonical lines that the host's kernel must show, sorted.
+
+    `objects` is the JSON of `kubectl get services,endpointslices -A -o json`. Node ports are expected on
+    `addresses`, by default on the host's own `address` only: kube-proxy binds them on every address of
+    the host except loopback, but which others there are only the host knows.
+
+    Raises `UnreadableError`; also where a proved service is missing.
+    """
+    services, slices = _services_and_slices(objects)
+    lines = {f"set {name}" for name in _SETS}
+    for name in promised_services(settings):
+        if name not in services:
+            raise UnreadableError(f"the cluster has no service {name}")
+        specification = services[name]["spec"]
+        cluster_address = specification["clusterIP"]
+        lines.add(f"address {cluster_address}")
+        for port in specification["ports"]:
+            protocol = port.get("protocol", "TCP")
+            ready = _ready_endpoints(slices.get(name, []), port.get("name"), protocol)
+            places = [f"{cluster_address}:{port['port']}"]
+            node_port = port.get("nodePort")
+            if node_port:
+                lines.add(f"set {_NODE_PORT_SETS[protocol]}")
+                places += [f"{address}:{node_port}" for address in addresses or (host.address,)]
+            for place in places:
+                lines.add(f"virtual {protocol} {place} {settings.proxy.scheduler}")
+                lines |= {f"real {protocol} {place} {endpoint} Masq" for endpoint in ready}
+    return sorted(lines)
+
+
+def cluster_endpoint(objects: str) -> str:
+    """`address:port` of nginx's ClusterIP service, in the objects that `expected` takes too."""
+    services, _ = _services_and_slices(objects)
+    if _NGINX not in services:
+        raise UnreadableError(f"the cluster has no service {_NGINX}")
+    specification = services[_NGINX]["spec"]
+    return f"{specification['clusterIP']}:{specification['ports'][0]['port']}"
+
+
+def _services_and_slices(objects: str) -> tuple[dict[str, Any], dict[str, list[Any]]]:
+    """Services, and endpoint slices by their service, both under `namespace/name`."""
+    document = _json(objects, "the cluster's objects")
+    items = document.get("items") if isinstance(document, dict) else None
+    if not isinstance(items, list):
+        raise UnreadableError("the cluster's objects are no list of Kubernetes objects")
+    services: dict[str, Any] = {}
+    slices: dict[str, list[Any]] = {}
+    for item in items:
+        metadata = item["metadata"]
+        if item["kind"] == "Service":
+            services[f"{metadata['namespace']}/{metadata['name']}"] = item
+        elif item["kind"] == "EndpointSlice" and item.get("addressType", "IPv4") == "IPv4":
+            service = (metadata.get("labels") or {}).get("kubernetes.io/service-name")
+            if service:
+                slices.setdefault(f"{metadata['namespace']}/{service}", []).append(item)
+    return services, slices
+
+
+def _ready_endpoints(slices: list[Any], port_name: str | None, protocol: str) -> set[str]:
+    found: set[str] = set()
+    for item in slices:
+        ports = [
+            port["port"]
+            for port in item.get("ports") or []
+            # A service's only port may be without a name; in a slice that is "" or nothing.
+            if (port.get("name") or "") == (port_name or "") and port.get("protocol", "TCP") == protocol
+        ]
+        for endpoint in item.get("endpoints") or []:
+            # Not said counts as ready, as the API defines it.
+            if (endpoint.get("conditions") or {}).get("ready") is not False:
+                # All addresses of one endpoint are the same pod; kube-proxy takes the first.
+                found |= {f"{endpoint['addresses'][0]}:{port}" for port in ports}
+    return found
+
+
+# What a kernel shows
+
+
+def parse_list(text: str) -> tuple[Virtual, ...]:
+    """The table of `ipvsadm -Ln`, in its order, without servers by firewall mark: kube-proxy has none."""
+    virtuals: list[Virtual] = []
+    ours = False
+    for fields in _table_lines(text):
+        if fields[0] in ("TCP", "UDP", "SCTP"):
+            virtuals.append(Virtual(fields[0], fields[1], fields[2]))
+            ours = True
+        elif fields[0] == "FWM":
+            ours = False
+        elif fields[0] == "->" and len(fields) == 6:
+            if ours:
+                real = Real(fields[1], fields[2], int(fields[3]), int(fields[4]), int(fields[5]))
+                virtuals[-1] = replace(virtuals[-1], reals=(*virtuals[-1].reals, real))
+        else:
+            raise UnreadableError(f"ipvsadm -Ln: unknown line: {' '.join(fields)}")
+    return tuple(virtuals)
+
+
+def parse_save(text: str) -> tuple[Virtual, ...]:
+    """The table of `ipvsadm -Sn`, in its order."""
+    protocols = {"-t": "TCP", "-u": "UDP", "--sctp-service": "SCTP"}
+    forwards = {"-m": "Masq", "-g": "Route", "-i": "Tunnel"}
+    virtuals: dict[tuple[str, str], Virtual] = {}
+    for line in text.splitlines():
+        fields = line.split()
+        if not fields or "-f" in fields[:2]:
+            continue
+        try:
+            key = (protocols[fields[1]], fields[2])
+            if fields[0] == "-A":
+                virtuals[key] = Virtual(*key, fields[fields.index("-s") + 1])
+                continue
+            if fields[0] != "-a":
+                raise ValueError
+            forward = next(forwards[field] for field in fields if field in forwards)
+            weight = int(fields[fields.index("-w") + 1])
+            real = Real(fields[fields.index("-r") + 1], forward, weight)
+            virtuals[key] = replace(virtuals[key], reals=(*virtuals[key].reals, real))
+        except (KeyError, IndexError, ValueError, StopIteration):
+            raise UnreadableError(f"ipvsadm -Sn: unknown line: {line}") from None
+    return tuple(virtuals.values())
+
+
+def parse_stats(text: str) -> dict[tuple[str, str], dict[str, int]]:
+    """Connections so far from `ipvsadm -Ln --stats`: by (protocol, virtual address), by real address.
+
+    The virtual server's own count is under the empty address. Without `--exact` ipvsadm rounds counts
+    of a million and more; they are then as rough here.
+    """
+    counts: dict[tuple[str, str], dict[str, int]] = {}
+    current: dict[str, int] | None = None
+    for fields in _table_lines(text):
+        if fields[0] in ("TCP", "UDP", "SCTP"):
+            current = counts.setdefault((fields[0], fields[1]), {"": _count(fields[2])})
+        elif fields[0] == "FWM":
+            current = None
+        elif fields[0] == "->":
+            if current is not None:
+                current[fields[1]] = _count(fields[2])
+        else:
+            raise UnreadableError(f"ipvsadm -Ln --stats: unknown line: {' '.join(fields)}")
+    return counts
+
+
+def with_stats(
+    virtuals: Iterable[Virtual], counts: Mapping[tuple[str, str], Mapping[str, int]]
+) -> tuple[Virtual, ...]:
+    """The virtual servers with what `parse_stats` counted."""
+    return tuple(
+        replace(
+            virtual,
+            connections=count.get(""),
+            reals=tuple(replace(real, connections=count.get(real.address)) for real in virtual.reals),
+        )
+        for virtual in virtuals
+        for count in (counts.get((virtual.protocol, virtual.address), {}),)
+    )
+
+
+def parse_links(text: str) -> dict[str, Link]:
+    """The interfaces of `ip -j addr`, by name."""
+    links = _json(text or "[]", "ip -j addr")
+    if not isinstance(links, list):
+        raise UnreadableError("ip -j addr: no list of interfaces")
+    return {
+        # `ip` puts in empty objects for what it filtered out.
+        link["ifname"]: Link(
+            link.get("operstate", "UNKNOWN"),
+            tuple(entry["local"] for entry in link.get("addr_info", []) if entry.get("family") == "inet"),
+        )
+        for link in links
+        if link
+    }
+
+
+def parse_sets(text: str) -> tuple[str, ...]:
+    """The names of `ipset list -n`."""
+    return tuple(text.split())
+
+
+def parse_chains(text: str) -> tuple[str, ...]:
+    """The chains of `iptables-save`, each once, in its order."""
+    return tuple(dict.fromkeys(re.findall(r"^:(\S+)", text, flags=re.MULTILINE)))
+
+
+def canonical(
+    virtuals: Iterable[Virtual],
+    link: Link | None = None,
+    sets: Iterable[str] = (),
+    chains: Iterable[str] = (),
+) -> list[str]:
+    """What a kernel shows as canonical lines, sorted. `link` is kube-ipvs0; None where there is none.
+
+    A real server of weight 0 is one that is gone and still has connections: it is left out.
+    """
+    lines: set[str] = {f"set {name}" for name in sets}
+    lines |= {f"chain {name}" for name in chains if _BALANCING_CHAIN.fullmatch(name)}
+    if link is not None:
+        lines.add(f"link {link.state}")
+        lines |= {f"address {address}" for address in link.addresses}
+    for virtual in virtuals:
+        place = f"{virtual.protocol} {virtual.address}"
+        lines.add(f"virtual {place} {virtual.scheduler}")
+        lines |= {f"real {place} {real.address} {real.forward}" for real in virtual.reals if real.weight > 0}
+    return sorted(lines)
+
+
+def findings(expected: Iterable[str], seen: Iterable[str]) -> list[str]:
+    """What is wrong with a kernel, in sentences; empty where it shows what it must.
+
+    Missing is what was expected and isn't seen. Too much is a real server, or another scheduler, of a
+    virtual server that was expected: virtual servers of other services are nobody's business here.
+    """
+    wanted, found = set(expected), set(seen)
+    promised = {tuple(line.split()[1:3]) for line in wanted if line.startswith("virtual ")}
+    result = []
+    for line in wanted - found:
+        match line.split():
+            case ["address", address]:
+                result.append(f"{DUMMY_LINK} has no address {address}")
+            case ["virtual", protocol, place, scheduler]:
+                others = [
+                    other.split()[3] for other in found if other.startswith(f"virtual {protocol} {place} ")
+                ]
+                what = f"is scheduled by {others[0]}, not {scheduler}" if others else "is no virtual server"
+                result.append(f"{protocol} {place} {what}")
+            case ["real", protocol, place, real, forward]:
+                others = [
+                    other.split()[4]
+                    for other in found
+                    if other.startswith(f"real {protocol} {place} {real} ")
+                ]
+                what = f"by {others[0]}, not {forward}" if others else "not at all"
+                result.append(f"{protocol} {place} goes to ready endpoint {real} {what}")
+            case ["set", name]:
+                result.append(f"there is no ipset {name}")
+            case _:
+                raise UnreadableError(f"not a canonical line: {line}")
+    for line in found - wanted:
+        match line.split():
+            case ["real", protocol, place, real, forward] if (protocol, place) in promised:
+                same = f"real {protocol} {place} {real} "
+                if not any(other.startswith(same) for other in wanted):
+                    result.append(f"{protocol} {place} goes to {real}, which is no ready endpoint")
+            case ["link", state] if state != "DOWN":
+                result.append(f"{DUMMY_LINK} is {state}, not DOWN")
+            case ["chain", name] if _BALANCING_CHAIN.fullmatch(name):
+                result.append(f"iptables balances load in the chain {name}")
+    return sorted(result)
+
+
+# For people and stack outputs
+
+
+def rows(virtuals: Iterable[Virtual]) -> list[dict[str, Any]]:
+    """Virtual servers as plain values (for a stack output), sorted by address, port and protocol."""
+    return [
+        {
+            "protocol": virtual.protocol,
+            "address": virtual.address,
+            "scheduler": virtual.scheduler,
+            "connections": virtual.connections,
+            "realServers": [
+                {
+                    "address": real.address,
+                    "forward": real.forward,
+                    "weight": real.weight,
+                    "active": real.active,
+                    "connections": real.connections,
+                }
+                for real in sorted(virtual.reals, key=lambda real: _order(real.address))
+            ],
+        }
+        for virtual in sorted(virtuals, key=lambda virtual: (_order(virtual.address), virtual.protocol))
+    ]
+
+
+def report_tables(report: str) -> list[dict[str, Any]]:
+    """The rows out of a host's proof: its `== ipvs` section, counted by its `== stats` section.
+
+    Raises `UnreadableError`.
+    """
+    sections = report_sections(report)
+    if "ipvs" not in sections:
+        raise UnreadableError("the proof's report has no section `== ipvs`")
+    return rows(with_stats(parse_list(sections["ipvs"]), parse_stats(sections.get("stats", ""))))
+
+
+def report_sections(report: str) -> dict[str, str]:
+    """The parts of a report by the `== name` line before each; what precedes the first is left out."""
+    sections: dict[str, str] = {}
+    name: str | None = None
+    for line in report.splitlines(keepends=True):
+        if line.startswith("== "):
+            name = line[3:].strip()
+            sections[name] = ""
+        elif name is not None:
+            sections[name] += line
+    return sections
+
+
+_HEADINGS = ("VIRTUAL SERVER", "SCHEDULER", "REAL SERVER", "FORWARD", "WEIGHT", "ACTIVE", "CONNS")
+
+
+def table(hosts: Mapping[str, Sequence[Mapping[str, Any]]]) -> str:
+    """Every host's virtual servers (as `rows` gives them, by host name) in columns, a host after the other.
+
+    A virtual server without a real one shows `-` for it: connections to it are refused.
+    """
+    lines = {
+        host: [line for virtual in virtuals for line in _cells(virtual)] for host, virtuals in hosts.items()
+    }
+    all_lines = [_HEADINGS, *(line for host_lines in lines.values() for line in host_lines)]
+    widths = [max(len(line[column]) for line in all_lines) for column in range(len(_HEADINGS))]
+    blocks = []
+    for host, host_lines in lines.items():
+        rendered = [_aligned(line, widths) for line in (_HEADINGS, *host_lines)]
+        blocks.append("\n".join([host, *(f"  {line}" for line in rendered)]))
+    return "\n\n".join(blocks) + "\n" if blocks else ""
+
+
+def _cells(virtual: Mapping[str, Any]) -> list[tuple[str, ...]]:
+    first = (f"{virtual['protocol']} {virtual['address']}", str(virtual["scheduler"]))
+    reals = [
+        tuple(_shown(real[key]) for key in ("address", "forward", "weight", "active", "connections"))
+        for real in virtual["realServers"]
+    ] or [("-",) * 5]
+    return [((*first, *real) if number == 0 else ("", "", *real)) for number, real in enumerate(reals)]
+
+
+def _shown(value: Any) -> str:
+    if value is None:
+        return "-"
+    # Numbers come back from a stack's outputs as floats.
+    return str(int(value)) if isinstance(value, float) else str(value)
+
+
+def _aligned(cells: Sequence[str], widths: Sequence[int]) -> str:
+    numbers = len(_HEADINGS) - 3
+    texts = [
+        cell.rjust(width) if column >= numbers else cell.ljust(width)
+        for column, (cell, width) in enumerate(zip(cells, widths, strict=True))
+    ]
+    return "  ".join(texts).rstrip()
+
+
+def _table_lines(text: str) -> Iterable[list[str]]:
+    """The lines of an `ipvsadm -L` table without its three headings, in fields."""
+    for line in text.splitlines():
+        fields = line.split()
+        if fields and fields[0] not in ("IP", "Prot") and fields[:2] != ["->", "RemoteAddress:Port"]:
+            yield fields
+
+
+def _count(text: str) -> int:
+    match = re.fullmatch(r"(\d+)([KMGT]?)", text)
+    if match is None:
+        raise UnreadableError(f"ipvsadm --stats: {text} is no count")
+    factor: int = 1000 ** " KMGT".index(match[2] or " ")
+    return int(match[1]) * factor
+
+
+def _order(address: str) -> tuple[list[tuple[int, str]], str]:
+    """`10.96.0.2:80` before `10.96.0.10:53`."""
+    return [(int(part), "") if part.isdigit() else (-1, part) for part in re.split(r"[.:]", address)], address
+
+
+def _json(text: str, what: str) -> Any:
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError as error:
+        raise UnreadableError(f"{what}: no JSON: {error}") from error

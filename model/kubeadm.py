@@ -1,0 +1,259 @@
+"""What kubeadm is told, rendered from the settings; and what is read out of its kubeconfig.
+
+Pure functions from `Settings` to YAML text: equal settings give equal text, byte for byte, so
+that a change of a file on a host is always a change of a setting. The API is kubeadm's v1beta4
+(https://kubernetes.io/docs/reference/config-api/kubeadm-config.v1beta4/), which every supported
+minor reads. Nothing here is secret except the token that `join_config` is handed.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import hashlib
+import json
+from collections.abc import Mapping
+from typing import Any
+
+import yaml
+from cryptography import x509
+from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
+
+from model.settings import Host, Settings
+
+API_VERSION = "kubeadm.k8s.io/v1beta4"
+# Where init.sh puts `patches` before it runs kubeadm.
+PATCHES_DIRECTORY = "/var/lib/kubeadm-ipvs/patches"
+CRI_SOCKET = "unix:///run/containerd/containerd.sock"
+
+# kubeadm always makes a bootstrap token at init, for 24 hours unless told otherwise. Workers join
+# with tokens minted for their own join, so the one of init is only let live as long as it must.
+INIT_TOKEN_LIFETIME = "1m0s"
+
+
+class KubeconfigError(ValueError):
+    """A kubeconfig that isn't one, or lacks what was looked for; the text says what."""
+
+
+def init_config(settings: Settings) -> str:
+    """The file for `kubeadm init --config`: four documents, in kubeadm's own order.
+
+    InitConfiguration (this host), ClusterConfiguration (the cluster), KubeletConfiguration and
+    KubeProxyConfiguration (defaults that kubeadm stores in the cluster for every node).
+    """
+    return _documents(_init(settings), _cluster(settings), _kubelet(settings), _proxy(settings))
+
+
+def join_config(settings: Settings, host: Host, token: str, ca_hash: str) -> str:
+    """The file for `kubeadm join --config` on a worker. It holds `token`: treat it as a secret.
+
+    `ca_hash` is `sha256:...` as `ca_hash` returns it; kubeadm refuses an API server whose
+    certificate authority has another key, so a stranger that answers at the address is found out.
+    """
+    return _documents(
+        {
+            "apiVersion": API_VERSION,
+            "kind": "JoinConfiguration",
+            "nodeRegistration": _node(settings, host),
+            "discovery": {
+                "bootstrapToken": {
+                    "token": token,
+                    "apiServerEndpoint": settings.control_plane_endpoint,
+                    "caCertHashes": [ca_hash],
+                },
+                "tlsBootstrapToken": token,
+            },
+            "timeouts": _timeouts(settings),
+        }
+    )
+
+
+def ca_hash(kubeconfig: str) -> str:
+    """`sha256:` and the hex digest of the public key (DER SubjectPublicKeyInfo) of the cluster's CA.
+
+    The form that kubeadm's `caCertHashes` takes. Raises `KubeconfigError`.
+    """
+    cluster = _current_cluster(kubeconfig)
+    encoded = cluster.get("certificate-authority-data")
+    if not isinstance(encoded, str):
+        raise KubeconfigError("the kubeconfig's cluster has no certificate-authority-data")
+    try:
+        certificate = x509.load_pem_x509_certificate(base64.b64decode(encoded, validate=True))
+    except (binascii.Error, ValueError) as error:
+        raise KubeconfigError(
+            f"the kubeconfig's certificate-authority-data is no certificate: {error}"
+        ) from error
+    key = certificate.public_key().public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
+    return "sha256:" + hashlib.sha256(key).hexdigest()
+
+
+def kubeconfig_for(kubeconfig: str, server: str) -> str:
+    """The same kubeconfig with the cluster's address replaced; CA and credentials stay as they are.
+
+    `server` is `host:port` or a whole `https://` URL. Raises `KubeconfigError`.
+    """
+    document = _kubeconfig(kubeconfig)
+    _current_cluster(kubeconfig, document)["server"] = server if "://" in server else f"https://{server}"
+    return _documents(document)
+
+
+def patches(settings: Settings) -> dict[str, str]:
+    """Patches of the control plane's static pods, JSON by file name; none unless hosts are slow.
+
+    kubeadm lets kubelet restart a component that fails 8 probes, 10 s apart. On an emulated host a
+    burst of work (nodes joining) lasts longer than that, a restart costs minutes more, and so on.
+    Readiness is probed each second, with a TLS handshake each time.
+    https://kubernetes.io/docs/setup/production-environment/tools/kubeadm/control-plane-flags/#patches
+    """
+    if not settings.cluster.slow_hosts:
+        return {}
+    files = {}
+    for component in ("etcd", "kube-apiserver", "kube-controller-manager", "kube-scheduler"):
+        container: dict[str, Any] = {
+            "name": component,
+            "livenessProbe": {"failureThreshold": 60, "timeoutSeconds": 60},
+        }
+        if component != "kube-controller-manager":  # it has no readiness probe
+            container["readinessProbe"] = {"periodSeconds": 10, "timeoutSeconds": 60}
+        files[f"{component}+strategic.json"] = json.dumps({"spec": {"containers": [container]}})
+    return files
+
+
+def _init(settings: Settings) -> dict[str, Any]:
+    host = settings.control_plane
+    registration = _node(settings, host)
+    if not settings.workers:
+        # Nobody else could run pods: without the taint the only host takes them.
+        registration["taints"] = []
+    return {
+        "apiVersion": API_VERSION,
+        "kind": "InitConfiguration",
+        "bootstrapTokens": [
+            {
+                "ttl": INIT_TOKEN_LIFETIME,
+                "usages": ["signing", "authentication"],
+                "groups": ["system:bootstrappers:kubeadm:default-node-token"],
+            }
+        ],
+        "localAPIEndpoint": {"advertiseAddress": host.address, "bindPort": settings.api_port},
+        "nodeRegistration": registration,
+        **({"patches": {"directory": PATCHES_DIRECTORY}} if settings.cluster.slow_hosts else {}),
+        # It would print a join command with a token in it.
+        "skipPhases": ["show-join-command"],
+        "timeouts": _timeouts(settings),
+    }
+
+
+def _cluster(settings: Settings) -> dict[str, Any]:
+    document: dict[str, Any] = {
+        "apiVersion": API_VERSION,
+        "kind": "ClusterConfiguration",
+        "clusterName": settings.cluster.name,
+        "kubernetesVersion": f"v{settings.cluster.kubernetes_version}",
+        "imageRepository": settings.registry.image_repository,
+        "encryptionAlgorithm": settings.cluster.certificate_algorithm,
+        "networking": {
+            "podSubnet": settings.network.pod_subnet,
+            "serviceSubnet": settings.network.service_subnet,
+            "dnsDomain": settings.network.dns_domain,
+        },
+        "apiServer": {"certSANs": list(settings.certificate_names)},
+    }
+    if not settings.cluster.leader_election:
+        for component in ("controllerManager", "scheduler"):
+            document[component] = {"extraArgs": _arguments({"leader-elect": "false"})}
+    return document
+
+
+def _kubelet(settings: Settings) -> dict[str, Any]:
+    return {
+        "apiVersion": "kubelet.config.k8s.io/v1beta1",
+        "kind": "KubeletConfiguration",
+        "cgroupDriver": "systemd",  # as containerd is configured; a mismatch kills pods at random
+        "clusterDNS": [settings.dns_address],
+        "clusterDomain": settings.network.dns_domain,
+        "failSwapOn": True,  # swap is off by preparation; if it comes back, say so at once
+        "rotateCertificates": True,
+    }
+
+
+def _proxy(settings: Settings) -> dict[str, Any]:
+    proxy = settings.proxy
+    return {
+        "apiVersion": "kubeproxy.config.k8s.io/v1alpha1",
+        "kind": "KubeProxyConfiguration",
+        "clusterCIDR": settings.network.pod_subnet,
+        # Always written: kube-proxy's own default is another one, and changes with the minor.
+        "mode": proxy.mode,
+        "ipvs": {
+            "scheduler": proxy.scheduler,
+            "syncPeriod": proxy.sync_period,
+            "minSyncPeriod": proxy.min_sync_period,
+            "strictARP": proxy.strict_arp,
+            "tcpTimeout": proxy.tcp_timeout,
+            "tcpFinTimeout": proxy.tcp_fin_timeout,
+            "udpTimeout": proxy.udp_timeout,
+            "excludeCIDRs": list(proxy.exclude_cidrs),
+        },
+    }
+
+
+def _node(settings: Settings, host: Host) -> dict[str, Any]:
+    # Without node-ip, kubelet registers the address of the default route: on a host with a NAT
+    # or management interface, the wrong one.
+    arguments = {"node-ip": host.address}
+    if settings.cluster.slow_hosts:
+        arguments["housekeeping-interval"] = "60s"
+    if host.labels:
+        arguments["node-labels"] = ",".join(f"{key}={value}" for key, value in sorted(host.labels.items()))
+    return {
+        "name": host.name,
+        "criSocket": CRI_SOCKET,
+        "kubeletExtraArgs": _arguments(arguments),
+        "imagePullPolicy": "IfNotPresent",
+    }
+
+
+def _timeouts(settings: Settings) -> dict[str, str]:
+    timeouts = settings.cluster.timeouts
+    return {
+        "controlPlaneComponentHealthCheck": timeouts.control_plane_component_health_check,
+        "kubeletHealthCheck": timeouts.kubelet_health_check,
+        "kubernetesAPICall": timeouts.kubernetes_api_call,
+        "etcdAPICall": timeouts.etcd_api_call,
+        "tlsBootstrap": timeouts.tls_bootstrap,
+        "discovery": timeouts.discovery,
+    }
+
+
+def _arguments(values: Mapping[str, str]) -> list[dict[str, str]]:
+    return [{"name": name, "value": value} for name, value in values.items()]
+
+
+def _documents(*documents: Mapping[str, Any]) -> str:
+    return yaml.safe_dump_all(documents, sort_keys=False, default_flow_style=False, width=1000)
+
+
+def _kubeconfig(text: str) -> dict[str, Any]:
+    try:
+        document = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        # The error would quote the text, keys included: only its place is told.
+        raise KubeconfigError("the kubeconfig is no YAML") from error
+    if not isinstance(document, dict) or document.get("kind") != "Config":
+        raise KubeconfigError("the text is no kubeconfig (kind: Config)")
+    return document
+
+
+def _current_cluster(text: str, document: dict[str, Any] | None = None) -> dict[str, Any]:
+    """The `cluster` of the current context; inside `document`, where given, so that it can be changed."""
+    if document is None:
+        document = _kubeconfig(text)
+    current = document.get("current-context")
+    for context in document.get("contexts") or []:
+        if context.get("name") == current:
+            for cluster in document.get("clusters") or []:
+                if cluster.get("name") == context["context"]["cluster"]:
+                    found: dict[str, Any] = cluster["cluster"]
+                    return found
+    raise KubeconfigError(f"the kubeconfig's current context {current!r} names no cluster of it")

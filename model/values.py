@@ -1,0 +1,375 @@
+"""The kinds of values a configuration holds, each with its check and a text that says what to write.
+
+Every type here is a plain `str` or `int` to the program; the check runs when settings are loaded. A
+check raises `ValueError` with the whole sentence a person reads after the value's path.
+"""
+
+from __future__ import annotations
+
+import re
+from decimal import Decimal
+from ipaddress import AddressValueError, IPv4Address, IPv4Network
+from typing import Annotated, Any
+from urllib.parse import urlsplit
+
+from pydantic import AfterValidator, BeforeValidator
+
+from model import knownhosts
+
+# Minors that this program knows how to install. Below, kubeadm has other defaults than those relied on
+# here; above, kube-proxy can't do what this program is for.
+OLDEST_MINOR = 34
+NEWEST_MINOR = 39
+
+_LABEL = r"[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?"
+_SUBDOMAIN = re.compile(rf"{_LABEL}(\.{_LABEL})*")
+_DURATION = re.compile(r"(\d+(?:\.\d+)?)(ns|us|µs|ms|s|m|h)")
+_UNITS = {
+    "ns": Decimal("1e-9"),
+    "us": Decimal("1e-6"),
+    "µs": Decimal("1e-6"),
+    "ms": Decimal("1e-3"),
+    "s": Decimal(1),
+    "m": Decimal(60),
+    "h": Decimal(3600),
+}
+_QUALIFIED = re.compile(r"([A-Za-z0-9]([-A-Za-z0-9_.]{0,61}[A-Za-z0-9])?)")
+_IMAGE = re.compile(
+    r"(?P<name>[a-z0-9]+([._-]+[a-z0-9]+)*(:\d+(?=/))?(/[a-z0-9]+([._-]+[a-z0-9]+)*)*)"
+    r"(?P<tag>:[A-Za-z0-9_][A-Za-z0-9_.-]{0,127})?(?P<digest>@sha256:[0-9a-f]{64})?"
+)
+
+
+def seconds(duration: str) -> Decimal:
+    """The length of a checked duration (`1m30s`), in seconds."""
+    return sum((Decimal(number) * _UNITS[unit] for number, unit in _DURATION.findall(duration)), Decimal(0))
+
+
+def is_url(text: str) -> bool:
+    """Whether a setting that may be a URL or a file is a URL."""
+    return "://" in text
+
+
+def _integer(value: Any) -> Any:
+    """Whole numbers may come as text: `pulumi config set` and environment files quote them."""
+    if isinstance(value, str) and re.fullmatch(r"-?\d{1,18}", value):
+        return int(value)
+    return value
+
+
+def _boolean(value: Any) -> Any:
+    return {"true": True, "false": False}.get(value, value) if isinstance(value, str) else value
+
+
+def _between(low: int, high: int, what: str) -> AfterValidator:
+    def check(value: int) -> int:
+        if not low <= value <= high:
+            raise ValueError(f"is {value}; write {what} from {low} to {high}")
+        return value
+
+    return AfterValidator(check)
+
+
+def _text(value: str) -> str:
+    if not value.strip() or value != value.strip() or any(ord(character) < 32 for character in value):
+        raise ValueError(f"is {value!r}; write text without blanks around it, or leave it out")
+    return value
+
+
+def _name(value: str) -> str:
+    # A host name in Linux has at most 64 characters, and the label that kubelet makes of it, 63.
+    if len(value) > 63 or not _SUBDOMAIN.fullmatch(value):
+        raise ValueError(
+            f"is {value!r}, which can't be a node's name (RFC 1123); write lower-case letters, digits "
+            "and dashes, at most 63, that begin and end with a letter or digit: `node1`"
+        )
+    return value
+
+
+def _subdomain(value: str) -> str:
+    if len(value) > 253 or not _SUBDOMAIN.fullmatch(value):
+        raise ValueError(f"is {value!r}, which is no DNS name; write lower-case labels: `cluster.local`")
+    return value
+
+
+def _address(value: str) -> str:
+    try:
+        address = IPv4Address(value)
+    except AddressValueError:
+        if ":" in value:
+            raise ValueError(f"is {value!r}; IPv6 isn't supported, write an IPv4 address") from None
+        raise ValueError(f"is {value!r}; write an IPv4 address: `192.168.166.101`") from None
+    if address.is_loopback or address.is_multicast or address.is_unspecified or address.is_link_local:
+        raise ValueError(
+            f"is {value}, which other hosts can't reach; write the one on the network that the hosts share"
+        )
+    return value
+
+
+def _network(value: str) -> str:
+    if ":" in value:
+        raise ValueError(f"is {value!r}; IPv6 isn't supported, write an IPv4 network: `10.244.0.0/16`")
+    if "/" not in value:
+        raise ValueError(f"is {value!r}, without a length; write a network: `10.244.0.0/16`")
+    try:
+        network = IPv4Network(value, strict=False)
+    except ValueError:
+        raise ValueError(f"is {value!r}; write an IPv4 network: `10.244.0.0/16`") from None
+    if str(network) != value:
+        raise ValueError(f"is {value}, an address inside a network; write the network: `{network}`")
+    return value
+
+
+def _pod_subnet(value: str) -> str:
+    length = IPv4Network(_network(value)).prefixlen
+    # kubeadm and the controller manager give each node a /24, and allow at most 2^16 of them.
+    if not 8 <= length <= 24:
+        raise ValueError(f"is {value}; each node gets a /24 of it, so write a network of length /8 to /24")
+    return value
+
+
+def _service_subnet(value: str) -> str:
+    length = IPv4Network(_network(value)).prefixlen
+    # .10 is the DNS service's address; kubeadm and the API server refuse more than 20 bits.
+    if not 12 <= length <= 28:
+        raise ValueError(
+            f"is {value}; the DNS service takes its tenth address and the API server refuses more than "
+            "20 bits, so write a network of length /12 to /28"
+        )
+    return value
+
+
+def _kubernetes_version(value: str) -> str:
+    match = re.fullmatch(r"(\d+)\.(\d+)\.(\d+)", value)
+    if match is None:
+        hint = f": `{value[1:]}`" if re.fullmatch(r"v\d+\.\d+\.\d+", value) else ": `1.37.2`"
+        raise ValueError(f"is {value!r}; write a whole released version x.y.z{hint}")
+    major, minor = int(match[1]), int(match[2])
+    if (major, minor) > (1, NEWEST_MINOR):
+        raise ValueError(
+            f"is {value}, and kube-proxy's IPVS mode is off there: its gate KubeProxyIPVS is off by "
+            "default from 1.40 on, and the mode is removed in 1.43; "
+            f"write a version from 1.{OLDEST_MINOR} to 1.{NEWEST_MINOR}"
+        )
+    if (major, minor) < (1, OLDEST_MINOR):
+        raise ValueError(
+            f"is {value}, which is too old; write a version from 1.{OLDEST_MINOR} to 1.{NEWEST_MINOR}"
+        )
+    return value
+
+
+def _host_port(value: str) -> str:
+    host, separator, port = value.rpartition(":")
+    if is_url(value) or not separator or not re.fullmatch(r"\d{1,5}", port) or not 1 <= int(port) <= 65535:
+        raise ValueError(f"is {value!r}; write host:port without a scheme: `192.168.166.101:6443`")
+    _ssh_host(host)
+    return value
+
+
+def _ssh_host(value: str) -> str:
+    if re.fullmatch(r"[\d.]+", value):
+        try:
+            IPv4Address(value)
+        except AddressValueError:
+            raise ValueError(f"is {value!r}, which is no IPv4 address: `192.168.166.101`") from None
+    elif len(value) > 253 or not _SUBDOMAIN.fullmatch(value.lower()):
+        raise ValueError(f"is {value!r}; write an IPv4 address or a DNS name")
+    return value
+
+
+def _certificate_name(value: str) -> str:
+    try:
+        _ssh_host(value.removeprefix("*.") if value.startswith("*.") else value)
+    except ValueError:
+        raise ValueError(
+            f"is {value!r}; write a DNS name or an IPv4 address, without port or scheme"
+        ) from None
+    if value != value.lower():
+        raise ValueError(f"is {value!r}; write it in lower case: `{value.lower()}`")
+    return value
+
+
+def _duration_text(value: Any) -> Any:
+    if isinstance(value, (int, float)) and not isinstance(value, bool):
+        raise ValueError(f"is the number {value}; write a duration with its unit: `{value}s`")
+    return value
+
+
+def _duration(value: str) -> str:
+    if value.startswith("-"):
+        raise ValueError(f"is {value!r}, which is negative; write a duration such as `5s`")
+    if re.fullmatch(r"\d+", value):
+        raise ValueError(f"is {value!r}; write a duration with its unit: `{value}s`")
+    if not re.fullmatch(f"({_DURATION.pattern})+", value):
+        raise ValueError(f"is {value!r}; write a duration as Kubernetes does: `5s`, `1m30s`")
+    return value
+
+
+def _positive_duration(value: str) -> str:
+    if seconds(_duration(value)) <= 0:
+        raise ValueError(f"is {value!r}; write a duration longer than nothing: `5m`")
+    return value
+
+
+def _url(value: str, what: str) -> str:
+    try:
+        parts = urlsplit(value)
+        # `port` raises where it is no number.
+        good = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
+    except ValueError:
+        good = False
+    if not good or re.search(r"\s", value):
+        raise ValueError(f"is {value!r}; write {what} that begins with http:// or https://")
+    if parts.username is not None:
+        raise ValueError("holds a user name or password; URLs are written to hosts and logs, leave it out")
+    if parts.query or parts.fragment:
+        raise ValueError(f"is {value!r}; leave out what follows `?` or `#`")
+    return value
+
+
+def _repository_url(value: str) -> str:
+    unknown = sorted(set(re.findall(r"{[^{}]*}", value)) - {"{minor}", "{format}"})
+    rest = re.sub(r"{[^{}]*}", "", value)
+    if unknown or "{" in rest or "}" in rest:
+        named = f" ({', '.join(unknown)})" if unknown else ""
+        raise ValueError(f"has braces that mean nothing{named}; only {{minor}} and {{format}} are filled in")
+    _url(re.sub(r"{[^{}]*}", "x", value), "the repository's URL")
+    return value
+
+
+def _revision(value: str) -> str:
+    if not re.fullmatch(r"[A-Za-z0-9.+~*]+", value):
+        raise ValueError(
+            f"is {value!r}; write what follows the version in the package's: `1.1`, or `*` for any"
+        )
+    return value
+
+
+def _image(value: str) -> str:
+    match = _IMAGE.fullmatch(value)
+    if match is None:
+        raise ValueError(f"is {value!r}, which is no image; write `registry/path:tag`")
+    if match["tag"] is None and match["digest"] is None:
+        raise ValueError(f"is {value!r}, without a version; write a tag or digest: `{value}:TAG`")
+    return value
+
+
+def _image_repository(value: str) -> str:
+    match = _IMAGE.fullmatch(value)
+    # A port looks like a tag where nothing follows it.
+    if match is None or match["digest"] or (match["tag"] and not match["tag"][1:].isdigit()):
+        raise ValueError(f"is {value!r}; write a registry and path without scheme or tag: `registry.k8s.io`")
+    return value
+
+
+def _mirrors(value: dict[str, tuple[str, ...]]) -> dict[str, tuple[str, ...]]:
+    for registry, urls in value.items():
+        if not re.fullmatch(r"[a-z0-9]([a-z0-9.-]*[a-z0-9])?(:\d{1,5})?", registry):
+            raise ValueError(
+                f"has {registry!r} for a registry; write the upstream registry's name without scheme "
+                "or path: `registry.k8s.io`"
+            )
+        if not urls:
+            raise ValueError(f"has no mirror for {registry}; write at least one URL, or leave it out")
+        if len(set(urls)) != len(urls):
+            raise ValueError(f"names a mirror of {registry} twice; write each once")
+    return value
+
+
+def _package_key(value: str) -> str:
+    return _url(value, "the key's URL") if is_url(value) else _text(value)
+
+
+def _mirror_url(value: str) -> str:
+    return _url(value, "the mirror's URL")
+
+
+def _host_key(value: str) -> str:
+    if not knownhosts.valid(value) or len(value.split()) > 3:
+        raise ValueError(
+            "is no host key; write type and key as in the host's /etc/ssh/ssh_host_ed25519_key.pub: "
+            "`ssh-ed25519 AAAA...`"
+        )
+    return " ".join(value.split()[:2])
+
+
+def _regex(value: str) -> str:
+    try:
+        re.compile(value)
+    except re.error as error:
+        raise ValueError(f"is {value!r}, which is no regular expression: {error}") from None
+    # flannel reads it with Go's RE2, which has neither look-around nor back-references.
+    if not value or re.search(r"\(\?(=|!|<=|<!|P=|>|\()|\\[1-9]", value):
+        raise ValueError(f"is {value!r}; flannel knows neither look-around nor back-references: `^eth1$`")
+    return value
+
+
+def _labels(value: dict[str, str]) -> dict[str, str]:
+    for key, content in value.items():
+        prefix, slash, name = key.rpartition("/")
+        if not _QUALIFIED.fullmatch(name) or (
+            slash and (len(prefix) > 253 or not _SUBDOMAIN.fullmatch(prefix))
+        ):
+            raise ValueError(f"has {key!r} for a label; write `name` or `domain/name`")
+        if content and not _QUALIFIED.fullmatch(content):
+            raise ValueError(
+                f"gives {key} the value {content!r}; write at most 63 letters, digits, `-`, `_`, `.`, "
+                "that begin and end with a letter or digit"
+            )
+        _kubelet_may_set(key, prefix)
+    return value
+
+
+def _kubelet_may_set(key: str, prefix: str) -> None:
+    """kubelet exits at start on other labels of these domains (k8s.io/kubelet, well_known_labels.go)."""
+    reserved = any(
+        prefix == domain or prefix.endswith("." + domain) for domain in ("kubernetes.io", "k8s.io")
+    )
+    allowed = any(
+        prefix == domain or prefix.endswith("." + domain)
+        for domain in ("kubelet.kubernetes.io", "node.kubernetes.io")
+    ) or key in ("topology.kubernetes.io/zone", "topology.kubernetes.io/region")
+    if reserved and not allowed:
+        raise ValueError(
+            f"has {key}, and kubelet refuses to start with a label of that domain; use a domain of your own, "
+            "or node.kubernetes.io/"
+        )
+
+
+def _user_name(value: str) -> str:
+    if not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_.-]{0,31}", value):
+        raise ValueError(f"is {value!r}, which is no user's name; write for instance `root`")
+    return value
+
+
+Text = Annotated[str, AfterValidator(_text)]
+Name = Annotated[str, AfterValidator(_name)]
+Subdomain = Annotated[str, AfterValidator(_subdomain)]
+Address = Annotated[str, AfterValidator(_address)]
+Network4 = Annotated[str, AfterValidator(_network)]
+PodSubnet = Annotated[str, AfterValidator(_pod_subnet)]
+ServiceSubnet = Annotated[str, AfterValidator(_service_subnet)]
+KubernetesVersion = Annotated[str, AfterValidator(_kubernetes_version)]
+HostPort = Annotated[str, AfterValidator(_host_port)]
+SshHost = Annotated[str, AfterValidator(_ssh_host)]
+CertificateName = Annotated[str, AfterValidator(_certificate_name)]
+Duration = Annotated[str, BeforeValidator(_duration_text), AfterValidator(_duration)]
+PositiveDuration = Annotated[str, BeforeValidator(_duration_text), AfterValidator(_positive_duration)]
+RepositoryUrl = Annotated[str, AfterValidator(_repository_url)]
+PackageRevision = Annotated[str, AfterValidator(_revision)]
+PackageKey = Annotated[str, AfterValidator(_package_key)]
+Image = Annotated[str, AfterValidator(_image)]
+ImageRepository = Annotated[str, AfterValidator(_image_repository)]
+Mirrors = Annotated[
+    dict[str, tuple[Annotated[str, AfterValidator(_mirror_url)], ...]], AfterValidator(_mirrors)
+]
+HostKey = Annotated[str, AfterValidator(_host_key)]
+Regex = Annotated[str, AfterValidator(_regex)]
+Labels = Annotated[dict[str, str], AfterValidator(_labels)]
+Flag = Annotated[bool, BeforeValidator(_boolean)]
+Port = Annotated[int, BeforeValidator(_integer), _between(1, 65535, "a port")]
+NodePort = Annotated[int, BeforeValidator(_integer), _between(30000, 32767, "a node port")]
+Positive = Annotated[int, BeforeValidator(_integer), _between(1, 1_000_000, "a whole number")]
+TokenMinutes = Annotated[int, BeforeValidator(_integer), _between(1, 1440, "minutes")]
+
+UserName = Annotated[str, AfterValidator(_user_name)]

@@ -1,0 +1,156 @@
+# shellcheck shell=bash
+# The first step on a host and the last: looks whether the host can be a node, records what
+# was there before the first change, and on delete gives the host back as recorded.
+#
+# It is one step because the provider forgets a step that failed: whatever later step breaks,
+# this one is in the state, so `destroy` always knows what to give back.
+#
+# Values: STACK, ROLE, ADDRESS, NODE_PORT, SCHEDULER, KUBERNETES_MINOR.
+
+create() {
+  local problems=()
+  refuse_other_owners
+  look_at_system
+  # A host of ours that is already a node holds the ports itself.
+  if [[ ! -e $HOME_DIR/node.started ]]; then look_at_ports; fi
+  if ((${#problems[@]})); then
+    local problem
+    for problem in "${problems[@]}"; do say "- $problem"; done
+    fail "this host can't be a node of the cluster: ${#problems[@]} finding(s) above" \
+      "mend them, or take $HOST out of the configuration; nothing was changed here"
+  fi
+  record_state
+  say "claimed"
+}
+
+refuse_other_owners() {
+  if [[ -f $HOME_DIR/owner ]]; then
+    local owner
+    owner=$(cat "$HOME_DIR/owner")
+    [[ $owner == "$STACK" ]] || fail "the host belongs to the stack $owner" \
+      "run pulumi destroy on that stack, or take $HOST out of this one; nothing was changed here"
+  elif [[ -e /etc/kubernetes/kubelet.conf || -e /etc/kubernetes/admin.conf ]] ||
+    compgen -G '/etc/kubernetes/manifests/*' >/dev/null; then
+    fail "the host is a node of another cluster (/etc/kubernetes has its files)" \
+      "take it out of that cluster (kubeadm reset), or take $HOST out of the configuration; nothing was changed here"
+  fi
+}
+
+look_at_system() {
+  family >/dev/null
+  [[ $(stat -fc %T /sys/fs/cgroup) == cgroup2fs ]] ||
+    problems+=("cgroup v1: kubelet 1.35 and later refuse it; boot with systemd.unified_cgroup_hierarchy=1")
+  local release major minor
+  release=$(uname -r)
+  IFS=.- read -r major minor _ <<<"$release"
+  ((major > 5 || (major == 5 && minor >= 4))) ||
+    problems+=("kernel $release is too old: 5.4 or later is needed")
+  have systemctl || problems+=("systemd is not here")
+  local module
+  for module in ip_vs "ip_vs_$SCHEDULER" nf_conntrack br_netfilter overlay vxlan; do
+    [[ -d /sys/module/$module ]] || modinfo "$module" >/dev/null 2>&1 ||
+      problems+=("the kernel $release has no module $module; install the distribution's full kernel package")
+  done
+  ip -4 -o address show | grep -qwF "${ADDRESS}" ||
+    problems+=("no interface has the address $ADDRESS that the configuration gives this host")
+  local memory
+  memory=$(awk '/^MemTotal:/ {print int($2 / 1024)}' /proc/meminfo)
+  ((memory >= 900)) || problems+=("$memory MiB of memory: at least 1 GiB is needed")
+}
+
+# Read from /proc, since asking ss loads kernel modules that weren't there.
+look_at_ports() {
+  local port ports=(10250 10256 "$NODE_PORT") hex
+  [[ $ROLE == worker ]] || ports+=(6443 2379 2380 10257 10259)
+  for port in "${ports[@]}"; do
+    hex=$(printf '%04X' "$port")
+    if cat /proc/net/tcp /proc/net/tcp6 2>/dev/null | awk -v port=":$hex$" '$4 == "0A" && $2 ~ port {found = 1} END {exit !found}'; then
+      problems+=("port $port/tcp is taken$(ss -Hltnp "sport = :$port" | sed -n '1s/.*users:(("\([^"]*\)".*/ by \1/p')")
+    fi
+  done
+}
+
+# The files that later steps may write, remove or hide.
+readonly TOUCHED=(
+  /etc/containerd/config.toml /etc/containerd/certs.d /etc/crictl.yaml /etc/selinux/config
+  /etc/default/kubelet /etc/sysconfig/kubelet /etc/cni /opt/cni /etc/kubernetes
+  /var/lib/kubelet /var/lib/etcd /var/lib/cni /var/lib/containerd /run/flannel
+  /opt/containerd /usr/libexec/kubernetes /etc/firewalld
+  /etc/ssl /etc/ssl/certs /etc/pki /etc/ca-certificates /usr/share/ca-certificates /usr/local/share/ca-certificates
+)
+
+# What kubelet and kube-proxy set, besides what the step `kernel` does.
+readonly SYSCTLS=(
+  kernel.panic kernel.panic_on_oops vm.overcommit_memory net.netfilter.nf_conntrack_max
+  net.netfilter.nf_conntrack_tcp_timeout_established net.netfilter.nf_conntrack_tcp_timeout_close_wait
+  net.ipv4.conf.all.arp_ignore net.ipv4.conf.all.arp_announce net.ipv4.conf.all.route_localnet
+)
+
+record_state() {
+  if [[ -d $RECORD ]]; then
+    say "the record of the host's prior state is there already"
+    return
+  fi
+  mkdir -p "$HOME_DIR"
+  chmod 0700 "$HOME_DIR"
+  # Built beside and renamed: a record is whole or it isn't there.
+  rm -rf "$HOME_DIR/record.new"
+  mkdir -m 0700 "$HOME_DIR/record.new"
+  (
+    cd "$HOME_DIR/record.new" || exit
+    if [[ $(family) == deb ]]; then
+      dpkg-query -W -f '${db:Status-Abbrev}|${Package}|${Version}\n' | sed -n 's/^[ih]i *|//p' | sort >packages
+      apt-mark showhold | sort >holds
+    else
+      rpm -qa --qf '%{NAME}|%{VERSION}-%{RELEASE}\n' | sort >packages
+      : >holds
+    fi
+    local path
+    : >present
+    : >absent
+    for path in "${TOUCHED[@]}"; do
+      if [[ -e $path ]]; then echo "$path" >>present; else echo "$path" >>absent; fi
+    done
+    # Small files are copied; folders with data stay where they are and are only looked after.
+    sed -nE 's#^/(etc/(containerd|crictl|selinux|default|sysconfig|cni|firewalld)(/.*|\.yaml)?)$#\1#p' present >copied
+    tar --numeric-owner -cpf files.tar -C / -T "$PWD/copied"
+    awk 'NR > 1 {print $1, $2, $5}' /proc/swaps >swaps
+    cut -d' ' -f1 /proc/modules | sort >modules
+    local unit
+    for unit in containerd kubelet firewalld ufw; do
+      printf '%s %s %s\n' "$unit" "$(systemctl is-enabled "$unit" 2>/dev/null || :)" "$(systemctl is-active "$unit" 2>/dev/null || :)"
+    done >units
+    ls /sys/class/net >links
+    if [[ -r /proc/net/ip_vs ]]; then sed -n 's/^\(TCP\|UDP\|SCTP\|FWM\) /&/p' /proc/net/ip_vs; fi >ipvs
+    : >nft-tables
+    if have nft; then nft list tables | sort >nft-tables; fi
+    if [[ -r /sys/fs/selinux/enforce ]]; then cat /sys/fs/selinux/enforce; fi >selinux
+    : >image-list
+    if have ctr && unit_active containerd; then ctr -n k8s.io images ls -q | sort >image-list; fi
+    : >packages-added
+    for path in "${SYSCTLS[@]}"; do
+      if [[ -r /proc/sys/${path//.//} ]]; then echo "$path $(cat "/proc/sys/${path//.//}")"; fi
+    done >sysctls
+    if [[ -r $HASHSIZE ]]; then cat "$HASHSIZE"; fi >hashsize
+    sync -f .
+  )
+  mv "$HOME_DIR/record.new" "$RECORD"
+  printf '%s\n' "$STACK" | put_file "$HOME_DIR/owner" 0600 || :
+}
+
+delete() {
+  if [[ ! -e $HOME_DIR ]]; then
+    say "nothing of ours is here any more"
+    return
+  fi
+  need_record
+  reset_node
+  give_back_firewall
+  give_back_runtime
+  give_back_packages
+  give_back_kernel
+  give_back_files
+  # Last, since a run that was cut off before needs it again.
+  rm -rf "$HOME_DIR"
+  say "given back as it was"
+}

@@ -1,0 +1,122 @@
+# shellcheck shell=bash
+# What every step's script starts with. A step arrives whole on bash's standard input: this
+# file, the step's file (functions `create`, and where it differs `update` and `delete`),
+# the step's values as plain shell variables (never exported, so never in a child's
+# environment), and last the call of `run_step`. A connection cut while it is sent leaves a
+# text without that call: nothing runs.
+
+set -eEuo pipefail
+umask 022
+PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin
+export PATH LC_ALL=C DEBIAN_FRONTEND=noninteractive
+
+# Everything of ours on a host that must outlive a step: root's alone.
+readonly HOME_DIR=${KUBEADM_IPVS_HOME:-/var/lib/kubeadm-ipvs}
+readonly RECORD=$HOME_DIR/record
+# kubectl would leave its cache in root's home.
+export KUBECACHEDIR=$HOME_DIR/cache
+readonly LOCK=${KUBEADM_IPVS_LOCK:-/run/kubeadm-ipvs.lock}
+
+say() { printf '%s: %s: %s\n' "$HOST" "$STEP" "$*" >&2; }
+
+# fail CAUSE [NEXT MOVE]: the one way a step ends badly.
+fail() {
+  printf '%s: %s: FAILED: %s\n' "$HOST" "$STEP" "$1" >&2
+  [[ -z ${2:-} ]] || printf '%s: %s: next: %s\n' "$HOST" "$STEP" "$2" >&2
+  trap - ERR
+  exit 1
+}
+
+on_error() {
+  local status=$1 line=$2 command=$3
+  fail "\`$command\` ended with status $status (line $line)" "mend the cause named above on $HOST, then run the same pulumi command again: every step can be run twice"
+}
+
+have() { command -v "$1" >/dev/null 2>&1; }
+
+# wait_for SECONDS WHAT COMMAND...: until COMMAND succeeds; the bound is a failure. It asks ever
+# less often: where asking is work (kubectl on a slow host), it must not feed what it waits for.
+wait_for() {
+  local limit=$1 what=$2 deadline said tenths=5
+  shift 2
+  deadline=$((SECONDS + limit))
+  said=$SECONDS
+  until "$@" >/dev/null 2>&1; do
+    ((SECONDS < deadline)) || return 1
+    if ((SECONDS - said >= 20)); then
+      say "still waiting for $what"
+      said=$SECONDS
+    fi
+    pause "$((tenths / 10)).$((tenths % 10))"
+    ((tenths >= 50)) || tenths=$((tenths * 3 / 2))
+  done
+}
+
+# The polling interval of a wait: a read from a pipe that stays silent needs no process, which
+# an emulated host would notice.
+exec 8<> <(:)
+pause() { read -rt "$1" -u 8 || :; }
+
+# put_file PATH MODE: standard input becomes the file, in one rename. True if that changed it.
+put_file() {
+  local path=$1 mode=$2 new
+  mkdir -p "${path%/*}"
+  new=$(mktemp "${path%/*}/.kubeadm-ipvs.XXXXXX")
+  chmod "$mode" "$new"
+  cat >"$new"
+  if [[ -f $path ]] && cmp -s "$new" "$path" && [[ $(stat -c %04a "$path") == "$mode" ]]; then
+    rm -f "$new"
+    return 1
+  fi
+  # Written through before it is named: after a power cut there is the old file or the new.
+  sync "$new"
+  mv -f "$new" "$path"
+}
+
+# note FILE LINE: remembers LINE once, before the change that it stands for is made.
+note() {
+  local file=$RECORD/$1 line=$2
+  if [[ -f $file ]] && grep -qxF -- "$line" "$file"; then return 0; fi
+  printf '%s\n' "$line" >>"$file"
+  sync "$file"
+}
+
+noted() { if [[ -f $RECORD/$1 ]]; then cat "$RECORD/$1"; fi; }
+
+need_record() {
+  [[ -d $RECORD ]] || fail "this host's record of its prior state ($RECORD) is gone" \
+    "restore that folder from a backup, or reinstall the host: what was there before is not guessed"
+}
+
+# Bootstrap tokens and certificate keys never leave the host in what we print.
+redact() { sed -uE 's/[a-z0-9]{6}\.[a-z0-9]{16}/[token]/g; s/[0-9a-f]{64}([^0-9a-f]|$)/[key]\1/g'; }
+
+unit_active() { systemctl is-active --quiet "$1"; }
+
+family() {
+  if have apt-get; then
+    echo deb
+  elif have dnf; then
+    echo rpm
+  else
+    fail "neither apt-get nor dnf is here" "use a Debian, Ubuntu, Fedora or Enterprise Linux host"
+  fi
+}
+
+# Steps that only read, and may wait long, say no.
+locking() { true; }
+update() { create; }
+delete() { :; }
+
+# run_step VERB: the last line of every text that is sent.
+run_step() {
+  trap 'on_error $? $LINENO "$BASH_COMMAND"' ERR
+  trap 'fail "stopped after its time limit or by a signal" "look at $HOST (load, network, disk), then run the same pulumi command again"' TERM INT HUP
+  ((EUID == 0)) || fail "not root here" "let the login user run commands as root by sudo without a password"
+  # A run that was cut off may still be at work: two at once on one host would spoil each other.
+  if locking; then
+    exec 9>"$LOCK"
+    flock -w 60 9 || fail "another run of this program is still at work here" "wait for it to end (fuser -v $LOCK), then run again"
+  fi
+  "$1"
+}

@@ -1,0 +1,157 @@
+# shellcheck shell=bash
+# Packages: the container runtime, the tools that kube-proxy and kubeadm use, and kubelet,
+# kubeadm and kubectl at one exact version, held.
+# Values: VERSION (1.37.2), REVISION (*), REPOSITORY_DEB and REPOSITORY_RPM (URLs, with a slash at
+# the end), KEY (armored text) or KEY_URL (empty: the key that lies in the repository), MANAGE.
+
+readonly KEYRING=/etc/apt/keyrings/kubeadm-ipvs.asc
+readonly APT_LIST=/etc/apt/sources.list.d/kubeadm-ipvs.sources
+readonly YUM_REPO=/etc/yum.repos.d/kubeadm-ipvs.repo
+readonly YUM_KEY=/etc/pki/rpm-gpg/kubeadm-ipvs.asc
+readonly KUBE_PACKAGES=(kubelet kubeadm kubectl)
+
+create() {
+  need_record
+  if [[ $MANAGE != true ]]; then
+    check_versions
+    say "packages are the host's own business; kubeadm is at $VERSION"
+    return
+  fi
+  case $(family) in
+    deb) install_deb ;;
+    rpm) install_rpm ;;
+  esac
+  check_versions
+  systemctl enable --quiet kubelet
+  say "kubelet, kubeadm and kubectl $VERSION are installed and held"
+}
+
+check_versions() {
+  local seen
+  seen=$(kubeadm version -o short) || fail "kubeadm doesn't run" "packages.manage is off: install kubeadm $VERSION on $HOST"
+  [[ $seen == "v$VERSION" ]] || fail "kubeadm is $seen, not v$VERSION" "set cluster.kubernetesVersion to what is installed, or let this program manage packages"
+}
+
+# repository_key DEFAULT_URL
+repository_key() {
+  if [[ -n $KEY ]]; then
+    printf '%s\n' "$KEY"
+  elif have curl; then
+    curl -fsSL --retry 3 --max-time 60 "${KEY_URL:-$1}"
+  else
+    wget -qO- --tries=3 --timeout=60 "${KEY_URL:-$1}"
+  fi
+}
+
+installed_deb() { [[ $(dpkg-query -W -f '${db:Status-Abbrev}' "$1" 2>/dev/null) == ?i* ]]; }
+
+install_deb() {
+  local tools=(containerd runc iptables ipset ipvsadm conntrack ethtool socat nftables kmod)
+  local wanted=() package exact
+  # A dpkg that was killed in the middle refuses everything until it is let finish.
+  if [[ -n $(ls -A /var/lib/dpkg/updates) ]] || dpkg --audit | grep -q .; then dpkg --configure -a; fi
+
+  for package in "${tools[@]}"; do
+    if ! installed_deb "$package"; then
+      # Docker's own build of containerd brings runc along, under another name.
+      if [[ $package == containerd || $package == runc ]] && have "$package"; then continue; fi
+      wanted+=("$package")
+    fi
+  done
+
+  if ! kube_debs_done; then
+    if [[ -z $KEY ]] && ! have curl && ! have wget; then
+      apt_update
+      install_debs curl ca-certificates
+    fi
+    repository_key "${REPOSITORY_DEB}Release.key" | put_file "$KEYRING" 0644 || :
+    printf 'Types: deb\nURIs: %s\nSuites: /\nSigned-By: %s\n' "$REPOSITORY_DEB" "$KEYRING" | put_file "$APT_LIST" 0644 || :
+    apt_update
+    exact=$(apt-cache madison kubeadm | awk -F' *[|] *' '{print $2}' | grep -m1 -x -- "$(version_pattern)") ||
+      fail "the repository $REPOSITORY_DEB has no kubeadm $VERSION-$REVISION" "look at packages.repository and cluster.kubernetesVersion"
+    for package in "${KUBE_PACKAGES[@]}"; do wanted+=("$package=$exact"); done
+  elif ((${#wanted[@]})); then
+    apt_update
+  fi
+  ((${#wanted[@]} == 0)) || install_debs "${wanted[@]}"
+  if [[ $(apt-mark showhold | sed -nE '/^(kubelet|kubeadm|kubectl)$/p' | wc -l) != "${#KUBE_PACKAGES[@]}" ]]; then
+    apt-mark hold "${KUBE_PACKAGES[@]}" >/dev/null
+  fi
+}
+
+# `*` in the revision stands for any text.
+version_pattern() {
+  local text=$VERSION-$REVISION
+  text=${text//./\\.}
+  printf '%s' "${text//\*/.*}"
+}
+
+kube_debs_done() {
+  local package seen
+  for package in "${KUBE_PACKAGES[@]}"; do
+    installed_deb "$package" || return 1
+    seen=$(dpkg-query -W -f '${Version}' "$package")
+    [[ $seen =~ ^$(version_pattern)$ ]] || return 1
+  done
+}
+
+apt_update() {
+  local said
+  said=$(apt-get update -o Acquire::Retries=3 -o DPkg::Lock::Timeout=300 -o APT::Update::Error-Mode=any 2>&1) || {
+    grep -E '^(E|W):' <<<"$said" | head -n 5 >&2
+    fail "apt-get update failed" "mend the package source named above on $HOST (ours is $APT_LIST)"
+  }
+}
+
+# Writes down what will be new before it is: a host that is killed here still gives it back.
+install_debs() {
+  local options=(-y --no-install-recommends --allow-downgrades --allow-change-held-packages
+    -o DPkg::Lock::Timeout=300 -o Dpkg::Options::=--force-confold -o Dpkg::Use-Pty=0)
+  local plan package
+  plan=$(apt-get install -s "${options[@]}" "$@" 2>&1) || {
+    grep -E '^(E:| )' <<<"$plan" | head -n 12 >&2
+    fail "apt can't install $*" "look at the package sources of $HOST"
+  }
+  while read -r package; do
+    if ! grep -q "^$package|" "$RECORD/packages"; then note packages-added "$package"; fi
+  done < <(awk '/^Inst / {print $2}' <<<"$plan")
+  say "installing $*"
+  apt-get install -qq "${options[@]}" "$@" >"$HOME_DIR/packages.log" 2>&1 || {
+    tail -n 15 "$HOME_DIR/packages.log" >&2
+    fail "apt couldn't install $*" "the lines above say why; the whole log is $HOME_DIR/packages.log on $HOST"
+  }
+}
+
+install_rpm() {
+  local tools=(containerd iptables-nft ipset ipvsadm conntrack-tools ethtool socat nftables kmod iproute-tc)
+  local wanted=() package
+  for package in "${tools[@]}"; do
+    rpm -q --quiet --whatprovides "$package" || wanted+=("$package")
+  done
+  # Docker's own build of containerd.
+  if have containerd; then wanted=("${wanted[@]/#containerd/}"); fi
+  repository_key "${REPOSITORY_RPM}repodata/repomd.xml.key" | put_file "$YUM_KEY" 0644 || :
+  printf '[kubeadm-ipvs]\nname=Kubernetes\nbaseurl=%s\nenabled=1\ngpgcheck=1\nrepo_gpgcheck=1\ngpgkey=file://%s\nexclude=kubelet kubeadm kubectl cri-tools kubernetes-cni\n' \
+    "$REPOSITORY_RPM" "$YUM_KEY" | put_file "$YUM_REPO" 0644 || :
+  for package in "${KUBE_PACKAGES[@]}"; do
+    [[ $(rpm -q --qf '%{VERSION}' "$package" 2>/dev/null) == "$VERSION" ]] || wanted+=("$package-$VERSION-$REVISION")
+  done
+  local needed=()
+  for package in "${wanted[@]}"; do [[ -z $package ]] || needed+=("$package"); done
+  ((${#needed[@]} == 0)) || install_rpms "${needed[@]}"
+}
+
+install_rpms() {
+  local plan package
+  local options=(-y --setopt=install_weak_deps=False --disableexcludes=kubeadm-ipvs)
+  # `--assumeno` prints the plan and ends with a status of its own.
+  plan=$(dnf install "${options[@]/-y/--assumeno}" "$@" 2>&1) || :
+  while read -r package; do
+    if ! grep -q "^$package|" "$RECORD/packages"; then note packages-added "$package"; fi
+  done < <(awk '/^Installing/ {on = 1; next} /^(Upgrading|Removing|Transaction Summary|Downgrading)/ {on = 0} on && NF >= 5 {print $1}' <<<"$plan")
+  say "installing $*"
+  dnf install "${options[@]}" "$@" >"$HOME_DIR/packages.log" 2>&1 || {
+    tail -n 15 "$HOME_DIR/packages.log" >&2
+    fail "dnf couldn't install $*" "the lines above say why; the whole log is $HOME_DIR/packages.log on $HOST"
+  }
+}

@@ -1,0 +1,133 @@
+# shellcheck shell=bash
+# The proof on one host: its kernel holds exactly the virtual servers that the cluster
+# promises, nothing balances in iptables, and requests come back, spread as the scheduler
+# promises. kube-proxy converges every few seconds, so what isn't so yet is waited for, with a
+# bound; then the difference is the error. Reads only.
+#
+# Values: EXPECTED (lines, see below), SCHEDULER, CLUSTER_ENDPOINT (address:port of the
+# application's ClusterIP service), NODE_ENDPOINT (this host's address:NodePort), ENDPOINTS
+# (every host's address:NodePort, one a line), REQUESTS, WAIT_SECONDS.
+#
+# Lines, expected and seen: `address 10.96.0.1` (on kube-ipvs0), `virtual TCP 10.96.0.1:443 rr`,
+# `real TCP 10.96.0.1:443 192.168.166.101:6443 Masq`, `set KUBE-CLUSTER-IP`.
+
+locking() { false; }
+
+create() {
+  local deadline=$((SECONDS + WAIT_SECONDS)) said=$SECONDS problems
+  until problems=$(differences) && [[ -z $problems ]]; do
+    if ((SECONDS >= deadline)); then
+      printf '%s\n' "$problems" | sed "s/^/$HOST: $STEP: /" >&2
+      fail "the kernel doesn't show what the cluster promises, after $WAIT_SECONDS s (differences above)" \
+        "look at the kube-proxy pod of $HOST: kubectl -n kube-system logs -l k8s-app=kube-proxy"
+    fi
+    if ((SECONDS - said >= 20)); then
+      say "still waiting: $(wc -l <<<"$problems") difference(s), the first: $(head -n 1 <<<"$problems")"
+      said=$SECONDS
+    fi
+    pause 3
+  done
+  say "the kernel's tables are as promised"
+  answers
+  local spread
+  spread=$(spreads "$CLUSTER_ENDPOINT"; spreads "$NODE_ENDPOINT")
+  report
+}
+
+seen() {
+  ip -4 -o address show dev kube-ipvs0 2>/dev/null | awk '{sub("/.*", "", $4); print "address " $4}' || :
+  # -A -t 10.96.0.1:443 -s rr; -a -t 10.96.0.1:443 -r 192.168.166.101:6443 -m -w 1. A weight of
+  # 0 is a real server that is gone but still has connections.
+  ipvsadm -Sn | awk '
+    function protocol(flag) { return flag == "-u" ? "UDP" : flag == "--sctp-service" ? "SCTP" : "TCP" }
+    $1 == "-A" { print "virtual", protocol($2), $3, $5 }
+    $1 == "-a" && $NF != 0 {
+      method = $6 == "-m" ? "Masq" : $6 == "-g" ? "Route" : "Tunnel"
+      print "real", protocol($2), $3, $5, method
+    }'
+  ipset list -n | sed 's/^/set /'
+}
+
+differences() {
+  local tables state rules
+  state=$(cat /sys/class/net/kube-ipvs0/operstate 2>/dev/null || echo missing)
+  [[ $state == down ]] || echo "kube-ipvs0 is $state, not DOWN"
+  tables=$(seen | sort -u)
+  comm -23 <(sort -u <<<"$EXPECTED") <(printf '%s\n' "$tables") | sed 's/^/missing: /'
+  # Of the virtual servers that are promised, no real server may be too many.
+  comm -13 <(sort -u <<<"$EXPECTED") <(printf '%s\n' "$tables") | awk '
+    NR == FNR { if ($1 == "virtual") promised[$2 " " $3] = 1; next }
+    ($1 == "real" || $1 == "virtual") && (($2 " " $3) in promised) { print "too many: " $0 }' <(printf '%s\n' "$EXPECTED") -
+  rules=$(iptables-save 2>/dev/null)
+  grep -oE '^:KUBE-(SVC|SEP)-[^ ]+' <<<"$rules" | head -n 3 | sed 's/^:/balanced in iptables: /' || :
+  local set
+  for set in KUBE-CLUSTER-IP KUBE-LOOP-BACK; do
+    grep -qE -- "^-A KUBE-(POSTROUTING|SERVICES) .*--match-set $set " <<<"$rules" || echo "missing: a rule that masquerades by the set $set"
+  done
+}
+
+# One request over one connection.
+request() {
+  # shellcheck disable=SC2016 # expanded by the inner bash
+  timeout 15 bash -c 'exec 3<>"/dev/tcp/$0/$1" && printf "GET / HTTP/1.0\r\nHost: %s\r\n\r\n" "$0" >&3 && read -r _ status _ <&3 && [[ $status == 200 ]]' \
+    "${1%:*}" "${1##*:}" 2>/dev/null 8<&- 9>&-
+}
+
+answers() {
+  local endpoint
+  while read -r endpoint; do
+    [[ -n $endpoint ]] || continue
+    wait_for "$WAIT_SECONDS" "an answer of $endpoint" request "$endpoint" ||
+      fail "$endpoint doesn't answer with 200 from $HOST after $WAIT_SECONDS s" \
+        "a firewall between the hosts? needed: the NodePort range/tcp and 8472/udp; see the troubleshooting page"
+  done <<<"$CLUSTER_ENDPOINT
+$ENDPOINTS"
+  say "$(wc -l <<<"$CLUSTER_ENDPOINT
+$ENDPOINTS") addresses answer"
+}
+
+# Connections of each real server so far, by the kernel's statistics.
+connections() { ipvsadm -Ln --stats --exact -t "$1" | awk '$1 == "->" && $2 ~ /^[0-9]/ {print $2, $3}'; }
+
+# spreads ENDPOINT: sends the requests and prints how many each real server got. Another host's
+# proof may send some meanwhile: with rr that changes nothing, any run of requests is spread.
+spreads() {
+  local endpoint=$1 before after counts sum attempt i
+  for attempt in 1 2 3; do
+    before=$(connections "$endpoint")
+    for ((i = 0; i < REQUESTS; i++)); do
+      request "$endpoint" || fail "request $((i + 1)) of $REQUESTS to $endpoint failed" "kubectl get pods -o wide says whether a pod restarted"
+    done
+    after=$(connections "$endpoint")
+    counts=$(awk 'NR == FNR {had[$1] = $2; next} {print $1, $2 - had[$1]}' <(printf '%s\n' "$before") <(printf '%s\n' "$after"))
+    sum=$(awk '{n += $2} END {print n + 0}' <<<"$counts")
+    if ((sum >= REQUESTS)) && spread_kept "$counts"; then
+      awk -v endpoint="$endpoint" '{print endpoint, $1, $2}' <<<"$counts"
+      return
+    fi
+    say "attempt $attempt: $(tr '\n' ' ' <<<"$counts")of $endpoint's real servers is not what $SCHEDULER promises"
+  done
+  fail "$REQUESTS requests to $endpoint were not spread as $SCHEDULER promises: $(tr '\n' ' ' <<<"$counts")" "is something else using ipvsadm on $HOST?"
+}
+
+# rr, and wrr with kube-proxy's equal weights: equal within one. The others promise nothing
+# about idle servers (the hashing ones send one client to one server).
+spread_kept() {
+  case $SCHEDULER in
+    rr | wrr) awk 'NR == 1 {low = high = $2} {if ($2 < low) low = $2; if ($2 > high) high = $2} END {exit !(high - low <= 1)}' <<<"$1" ;;
+    *) return 0 ;;
+  esac
+}
+
+report() {
+  echo "== ipvs"
+  ipvsadm -Ln
+  echo "== stats"
+  ipvsadm -Ln --stats --exact
+  echo "== addresses"
+  ip -4 -o address show dev kube-ipvs0 | awk '{sub("/.*", "", $4); print $4}'
+  echo "== sets"
+  ipset list -n
+  echo "== spread"
+  printf '%s\n' "$spread"
+}

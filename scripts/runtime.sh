@@ -1,0 +1,109 @@
+# shellcheck shell=bash
+# containerd as kubelet needs it: systemd's cgroups, the sandbox image that kubeadm expects,
+# CNI plugins where Kubernetes' packages put them, and the registry mirrors.
+# Values: SANDBOX_IMAGE, MIRRORS (lines `registry url url…`), IMAGES (to pull, one a line).
+
+readonly CONTAINERD_CONFIG=/etc/containerd/config.toml
+readonly CERTS=/etc/containerd/certs.d
+
+create() {
+  need_record
+  local changed=false
+  write_mirrors
+  if runtime_config | put_file "$CONTAINERD_CONFIG" 0644; then changed=true; fi
+  put_crictl_config || :
+  systemctl enable --quiet containerd
+  if $changed || ! unit_active containerd; then
+    systemctl restart containerd
+  fi
+  wait_for 180 "containerd" ctr version || fail "containerd doesn't answer" "look at journalctl -u containerd on $HOST"
+  wait_for 60 "containerd's CRI plugin" crictl_ready || fail "containerd's CRI plugin isn't ready" "look at journalctl -u containerd on $HOST"
+  pull_images
+  say "containerd is ready"
+}
+
+crictl_ready() { crictl --runtime-endpoint unix:///run/containerd/containerd.sock version; }
+
+runtime_config() {
+  local major
+  major=$(containerd --version | sed -nE 's/.* v?([0-9]+)\.[0-9]+\.[0-9]+.*/\1/p')
+  echo "# kubeadm-ipvs"
+  case $major in
+    1)
+      cat <<TOML
+version = 2
+
+[plugins."io.containerd.grpc.v1.cri"]
+  sandbox_image = "$SANDBOX_IMAGE"
+
+  [plugins."io.containerd.grpc.v1.cri".cni]
+    bin_dir = "/opt/cni/bin"
+    conf_dir = "/etc/cni/net.d"
+
+  [plugins."io.containerd.grpc.v1.cri".registry]
+    config_path = "$CERTS"
+
+  [plugins."io.containerd.grpc.v1.cri".containerd.runtimes.runc]
+    runtime_type = "io.containerd.runc.v2"
+
+    [plugins."io.containerd.grpc.v1.cri".containerd.runtimes.runc.options]
+      SystemdCgroup = true
+TOML
+      ;;
+    2)
+      cat <<TOML
+version = 3
+
+[plugins."io.containerd.cri.v1.images".pinned_images]
+  sandbox = "$SANDBOX_IMAGE"
+
+[plugins."io.containerd.cri.v1.images".registry]
+  config_path = "$CERTS"
+
+[plugins."io.containerd.cri.v1.runtime".cni]
+  bin_dirs = ["/opt/cni/bin"]
+  conf_dir = "/etc/cni/net.d"
+
+[plugins."io.containerd.cri.v1.runtime".containerd.runtimes.runc]
+  runtime_type = "io.containerd.runc.v2"
+
+  [plugins."io.containerd.cri.v1.runtime".containerd.runtimes.runc.options]
+    SystemdCgroup = true
+TOML
+      ;;
+    *) fail "containerd's version is not understood: $(containerd --version)" "install containerd 1.7 or 2" ;;
+  esac
+}
+
+# containerd reads these at each pull: no restart.
+write_mirrors() {
+  local registry urls url
+  while read -r registry urls; do
+    [[ -n $registry ]] || continue
+    {
+      echo "# kubeadm-ipvs"
+      [[ $registry == docker.io ]] && echo 'server = "https://registry-1.docker.io"' || echo "server = \"https://$registry\""
+      for url in $urls; do printf '\n[host."%s"]\n  capabilities = ["pull", "resolve"]\n' "$url"; done
+    } | put_file "$CERTS/$registry/hosts.toml" 0644 || :
+  done <<<"$MIRRORS"
+}
+
+put_crictl_config() {
+  [[ ! -e /etc/crictl.yaml ]] || return 0
+  printf '# kubeadm-ipvs\nruntime-endpoint: unix:///run/containerd/containerd.sock\nimage-endpoint: unix:///run/containerd/containerd.sock\ntimeout: 60\n' |
+    put_file /etc/crictl.yaml 0644
+}
+
+# Pulled here, beside the control plane's start, rather than when the first pod waits for them.
+pull_images() {
+  local image present
+  present=$(ctr -n k8s.io images ls -q)
+  while read -r image; do
+    if [[ -z $image ]] || grep -qxF "$image" <<<"$present"; then continue; fi
+    say "pulling $image"
+    crictl pull "$image" >"$HOME_DIR/pull.log" 2>&1 || {
+      tail -n 5 "$HOME_DIR/pull.log" >&2
+      fail "the image $image can't be pulled" "check registry.mirrors and that $HOST reaches them"
+    }
+  done <<<"$IMAGES"
+}

@@ -1,0 +1,284 @@
+"""A real Kubernetes control plane on 127.0.0.1, for seconds: real API semantics, no machines.
+
+etcd, kube-apiserver, and of the controllers those that deletion and readiness need. The
+programs are those that the lab's artefacts are built from. Pods never run here; a test that
+wants one ready says so by `ApiServer.pods_ready`.
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+import secrets
+import shutil
+import socket
+import ssl
+import subprocess
+import threading
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from lab import paths
+from lab.artefacts import gobuild
+from lab.progress import Progress
+
+KUBERNETES = "1.37.2"
+READY_SECONDS = 180
+
+
+@dataclass(frozen=True)
+class Programs:
+    """What is started."""
+
+    etcd: Path
+    apiserver: Path
+    controllers: Path
+
+
+_NODE = "no-machine"
+_CONTROLLERS = (
+    "daemonset-controller",
+    "deployment-controller",
+    "endpointslice-controller",
+    "endpoints-controller",
+    "garbage-collector-controller",
+    "namespace-controller",
+    "replicaset-controller",
+)
+
+
+@dataclass(frozen=True)
+class ApiServer:
+    """A running API server, as a test sees it."""
+
+    url: str
+    token: str
+    authority: str  # its certificate, PEM
+    process: subprocess.Popen[bytes]
+
+    @property
+    def kubeconfig(self) -> str:
+        """A kubeconfig with all rights."""
+        return self.kubeconfig_for(self.url)
+
+    def kubeconfig_for(self, url: str, cluster: str = "test") -> str:
+        """The same for another URL or name."""
+        data = base64.b64encode(self.authority.encode()).decode()
+        return str(
+            yaml.safe_dump(
+                {
+                    "apiVersion": "v1",
+                    "kind": "Config",
+                    "clusters": [
+                        {"name": cluster, "cluster": {"server": url, "certificate-authority-data": data}}
+                    ],
+                    "users": [{"name": "admin", "user": {"token": self.token}}],
+                    "contexts": [{"name": "admin", "context": {"cluster": cluster, "user": "admin"}}],
+                    "current-context": "admin",
+                }
+            )
+        )
+
+    def call(
+        self, method: str, path: str, body: Any = None, content_type: str = "application/json"
+    ) -> dict[str, Any]:
+        """One request; a 404 is an empty answer."""
+        request = urllib.request.Request(
+            f"{self.url}{path}",
+            method=method,
+            data=None if body is None else json.dumps(body).encode(),
+            headers={"Authorization": f"Bearer {self.token}", "Content-Type": content_type},
+        )
+        context = ssl.create_default_context(cadata=self.authority)
+        try:
+            with urllib.request.urlopen(request, context=context, timeout=60) as answer:
+                content: dict[str, Any] = json.loads(answer.read())
+                return content
+        except urllib.error.HTTPError as error:
+            if error.code == 404:
+                return {}
+            raise AssertionError(f"{method} {path}: {error.code} {error.read().decode()}") from error
+
+    def namespace(self) -> str:
+        """A new namespace's name."""
+        name = f"test-{secrets.token_hex(4)}"
+        self.call("POST", "/api/v1/namespaces", {"metadata": {"name": name}})
+        return name
+
+    @contextmanager
+    def pods_ready(self, namespace: str) -> Iterator[None]:
+        """While the block runs, every pod of the namespace gets the node, becomes ready, and can end."""
+        ended = threading.Event()
+        path = f"/api/v1/namespaces/{namespace}/pods"
+
+        def tend(pod: dict[str, Any], address: str) -> None:
+            name = pod["metadata"]["name"]
+            if pod["metadata"].get("deletionTimestamp"):
+                self.call("DELETE", f"{path}/{name}?gracePeriodSeconds=0")
+                return
+            if (pod.get("status") or {}).get("podIP"):
+                return
+            if not pod["spec"].get("nodeName"):
+                target = {"kind": "Node", "name": _NODE}
+                about = {"apiVersion": "v1", "kind": "Binding", "metadata": {"name": name}, "target": target}
+                self.call("POST", f"{path}/{name}/binding", about)
+            status = {
+                "phase": "Running",
+                "podIP": address,
+                "podIPs": [{"ip": address}],
+                "conditions": [{"type": "Ready", "status": "True"}],
+            }
+            self.call("PATCH", f"{path}/{name}/status", {"status": status}, "application/merge-patch+json")
+
+        failures: list[Exception] = []
+
+        def keep() -> None:
+            address = 0
+            try:
+                while not ended.wait(0.2):
+                    for pod in self.call("GET", path).get("items") or []:
+                        address += 1
+                        tend(pod, f"10.1.{address // 250}.{address % 250 + 1}")
+            except Exception as error:
+                failures.append(error)
+
+        keeper = threading.Thread(target=keep, daemon=True)
+        keeper.start()
+        try:
+            yield
+        finally:
+            ended.set()
+            keeper.join()
+        assert not failures, failures[0]
+
+
+def programs(progress: Progress, *, build: bool) -> Programs | None:
+    """The programs: on PATH, in the cache, or built."""
+    names = ("etcd", "kube-apiserver", "kube-controller-manager")
+    ambient = [shutil.which(name) for name in names]
+    if all(ambient):
+        return Programs(*(Path(found) for found in ambient if found))
+    targets = (gobuild.ETCD, gobuild.kubernetes(KUBERNETES))
+    if not build and not all((paths.cache_dir() / "go" / target.key).exists() for target in targets):
+        return None
+    store, kubernetes = (gobuild.build(target, progress) for target in targets)
+    return Programs(store / names[0], kubernetes / names[1], kubernetes / names[2])
+
+
+@contextmanager
+def api_server(folder: Path, found: Programs) -> Iterator[ApiServer]:
+    """Serve until the block ends."""
+    peer, client, port = _free_ports(3)
+    token = secrets.token_hex(16)
+    (folder / "tokens.csv").write_text(f'{token},admin,admin,"system:masters"\n')
+    subprocess.run(
+        ["openssl", "genrsa", "-out", str(folder / "service-accounts.key"), "2048"],
+        check=True,
+        capture_output=True,
+    )
+    running: list[subprocess.Popen[bytes]] = []
+    with (folder / "etcd.log").open("wb") as etcd_log, (folder / "apiserver.log").open("wb") as log:
+        try:
+            running.append(
+                subprocess.Popen(
+                    [
+                        str(found.etcd),
+                        f"--data-dir={folder / 'etcd'}",
+                        f"--listen-client-urls=http://127.0.0.1:{client}",
+                        f"--advertise-client-urls=http://127.0.0.1:{client}",
+                        f"--listen-peer-urls=http://127.0.0.1:{peer}",
+                        f"--initial-advertise-peer-urls=http://127.0.0.1:{peer}",
+                        f"--initial-cluster=default=http://127.0.0.1:{peer}",
+                        "--unsafe-no-fsync",
+                    ],
+                    stdout=etcd_log,
+                    stderr=etcd_log,
+                )
+            )
+            running.append(
+                subprocess.Popen(
+                    [
+                        str(found.apiserver),
+                        f"--etcd-servers=http://127.0.0.1:{client}",
+                        f"--secure-port={port}",
+                        "--bind-address=127.0.0.1",
+                        "--endpoint-reconciler-type=none",  # the others refuse a loopback address
+                        f"--cert-dir={folder / 'certificates'}",
+                        f"--token-auth-file={folder / 'tokens.csv'}",
+                        "--authorization-mode=RBAC",
+                        "--disable-admission-plugins=ServiceAccount",
+                        "--service-cluster-ip-range=10.0.0.0/16",
+                        "--service-account-issuer=https://kubernetes.default.svc",
+                        f"--service-account-key-file={folder / 'service-accounts.key'}",
+                        f"--service-account-signing-key-file={folder / 'service-accounts.key'}",
+                    ],
+                    stdout=log,
+                    stderr=log,
+                )
+            )
+            server = _ready(folder, port, token, running)
+            # One node, without a machine, before the controllers start: they know it from the first.
+            server.call("POST", "/api/v1/nodes", {"metadata": {"name": _NODE}})
+            (folder / "kubeconfig").write_text(server.kubeconfig)
+            with (folder / "controllers.log").open("wb") as controllers_log:
+                running.append(
+                    subprocess.Popen(
+                        [
+                            str(found.controllers),
+                            f"--kubeconfig={folder / 'kubeconfig'}",
+                            f"--controllers={','.join(_CONTROLLERS)}",
+                            "--leader-elect=false",
+                            "--secure-port=0",
+                        ],
+                        stdout=controllers_log,
+                        stderr=controllers_log,
+                    )
+                )
+            yield server
+        finally:
+            for process in reversed(running):
+                process.terminate()
+            for process in reversed(running):
+                try:
+                    process.wait(timeout=20)
+                except subprocess.TimeoutExpired:
+                    process.kill()
+                    process.wait()
+
+
+def _ready(folder: Path, port: int, token: str, running: list[subprocess.Popen[bytes]]) -> ApiServer:
+    certificate = folder / "certificates" / "apiserver.crt"
+    deadline = time.monotonic() + READY_SECONDS
+    last = "it hasn't written its certificate"
+    while time.monotonic() < deadline:
+        for process, name in zip(running, ("etcd", "apiserver"), strict=False):
+            if process.poll() is not None:
+                tail = (folder / f"{name}.log").read_text(errors="replace")[-2000:]
+                raise AssertionError(f"{name} ended with status {process.returncode}:\n{tail}")
+        if certificate.exists():
+            server = ApiServer(f"https://127.0.0.1:{port}", token, certificate.read_text(), running[1])
+            try:
+                if server.call("GET", "/api/v1/namespaces/default"):
+                    return server
+                last = "it has no namespace 'default' yet"
+            except (OSError, AssertionError) as error:
+                last = str(error)
+        time.sleep(0.2)
+    tail = (folder / "apiserver.log").read_text(errors="replace")[-2000:]
+    raise AssertionError(f"no API server after {READY_SECONDS} s: {last}\n{tail}")
+
+
+def _free_ports(count: int) -> list[int]:
+    held = [socket.create_server(("127.0.0.1", 0)) for _ in range(count)]
+    ports = [one.getsockname()[1] for one in held]
+    for one in held:
+        one.close()
+    return ports

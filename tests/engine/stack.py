@@ -1,0 +1,250 @@
+"""Runs the real engine and the present plugins on small programs, each with state of its own.
+
+The programs run in the test's own process, as the Automation API does it with inline
+programs: a process and the list of its packages for each run would take longer than the
+run. A test of the language host itself asks for it (`Stack.language_host`).
+"""
+
+from __future__ import annotations
+
+import gc
+import json
+import os
+import subprocess
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import grpc
+from pulumi.automation._server import LanguageServer
+from pulumi.runtime.proto import language_pb2_grpc
+
+LIMIT_SECONDS = 300  # for one engine run: generous, since the machine may be busy
+
+
+class _Language(LanguageServer):
+    """Runs a program in this process, and tells when it has ended."""
+
+    def __init__(self, program: Callable[[], None]) -> None:
+        super().__init__(program)
+        self.ended = threading.Event()
+        self.ended.set()  # the engine may fail before it asks for a run
+
+    def Run(self, request: Any, context: Any) -> Any:  # noqa: N802 - the protocol's name
+        self.ended.clear()
+        try:
+            return super().Run(request, context)  # type: ignore[no-untyped-call]
+        finally:
+            self.ended.set()
+
+
+@dataclass(frozen=True)
+class Step:
+    """What the engine did, or would do, to one resource."""
+
+    op: str  # create, update, same, delete, replace, create-replacement, delete-replaced, read, refresh
+    name: str
+    type: str
+    state: dict[str, Any]  # as the engine shows it after the step: `inputs`, `outputs`, `id`
+    changed: tuple[str, ...]  # the property paths that differ
+
+    def __str__(self) -> str:
+        return f"{self.op} {self.name}"
+
+
+@dataclass(frozen=True)
+class Run:
+    """One run of `pulumi`."""
+
+    status: int
+    text: str  # everything it printed, both streams
+    messages: tuple[str, ...]  # diagnostics at info and above; not the signs of life
+    signs: tuple[str, ...]  # the signs of life that a terminal overwrites
+    steps: tuple[Step, ...]  # without those of the stack and of providers
+
+    @property
+    def ops(self) -> list[str]:
+        """`op name` for all that wasn't the same."""
+        return [str(step) for step in self.steps if step.op not in ("same", "refresh")]
+
+    def step(self, name: str) -> Step:
+        """The last step of a resource."""
+        return [step for step in self.steps if step.name == name][-1]
+
+
+@dataclass
+class Stack:
+    """A project folder with one stack, `test`, in a file backend of its own."""
+
+    folder: Path
+    environment: dict[str, str]
+    extra: dict[str, str] = field(default_factory=dict)  # variables that the next runs get in addition
+    language_host: bool = False  # run programs by the language host, as a person's run does
+
+    def program(self, text: str) -> Stack:
+        """Write the program."""
+        (self.folder / "__main__.py").write_text(text)
+        return self
+
+    def up(self, *arguments: str, fails: bool = False) -> Run:
+        """`pulumi up`; the test fails unless it succeeds, or fails, as expected."""
+        return self._expected(self._run("up", "--yes", "--skip-preview", "--json", *arguments), fails)
+
+    def destroy(self, *arguments: str, fails: bool = False) -> Run:
+        """`pulumi destroy`, without running the program."""
+        return self._expected(self._run("destroy", "--yes", "--skip-preview", "--json", *arguments), fails)
+
+    def refresh(self, fails: bool = False) -> Run:
+        """`pulumi refresh`."""
+        return self._expected(self._run("refresh", "--yes", "--skip-preview", "--json"), fails)
+
+    def preview(self, *arguments: str, fails: bool = False) -> Run:
+        """`pulumi preview`."""
+        return self._expected(self._run("preview", "--json", *arguments), fails)
+
+    def state(self) -> list[dict[str, Any]]:
+        """The resources in the state, as stored: secrets are ciphertext."""
+        exported = json.loads(self._call("stack", "export").stdout)
+        return [
+            entry for entry in exported["deployment"].get("resources", []) if not _internal(entry["type"])
+        ]
+
+    def raw_state(self) -> str:
+        """The whole backend's content, as it lies on the disk."""
+        files = sorted((self.folder.parent / "backend").rglob("*.json*"))
+        return "\n".join(file.read_text(errors="replace") for file in files)
+
+    def output(self, name: str) -> Any:
+        """A stack output, revealed."""
+        return json.loads(self._call("stack", "output", name, "--json", "--show-secrets").stdout)
+
+    def _call(self, *arguments: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            ["pulumi", *arguments, "--stack", "test", "--non-interactive"],
+            cwd=self.folder,
+            env={**self.environment, **self.extra},
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            timeout=LIMIT_SECONDS,
+        )
+
+    def _run(self, *arguments: str) -> Run:
+        if self.language_host or arguments[0] not in ("up", "preview"):
+            done = self._call(*arguments)
+        else:
+            with self._inline() as address:
+                done = self._call(*arguments, f"--client={address}", "--exec-kind=auto.inline")
+        messages, signs, steps = _events(done.stdout) if "preview" not in arguments else _plan(done.stdout)
+        return Run(done.returncode, done.stdout + done.stderr, tuple(messages), tuple(signs), tuple(steps))
+
+    @contextmanager
+    def _inline(self) -> Iterator[str]:
+        source = compile((self.folder / "__main__.py").read_text(), "__main__.py", "exec")
+
+        def program() -> None:
+            os.environ.update(self.extra)
+            exec(source, {"__name__": "__main__"})
+
+        language = _Language(program)
+        server = grpc.server(ThreadPoolExecutor(max_workers=4))
+        language_pb2_grpc.add_LanguageRuntimeServicer_to_server(language, server)
+        port = server.add_insecure_port("127.0.0.1:0")
+        server.start()
+        try:
+            yield f"127.0.0.1:{port}"
+        finally:
+            # A failed run leaves the program in the middle of a request, which now fails. Its
+            # coroutines must not live on: collected within another test, they disturb it.
+            language.ended.wait(timeout=30)
+            server.stop(0).wait()
+            gc.collect()
+
+    @staticmethod
+    def _expected(run: Run, fails: bool) -> Run:
+        assert (run.status != 0) == fails, "\n".join(run.messages) or run.text
+        return run
+
+
+def make_stack(folder: Path, environment: dict[str, str]) -> Stack:
+    """A new project with an empty stack."""
+    project, backend = folder / "project", folder / "backend"
+    project.mkdir(parents=True)
+    backend.mkdir()
+    (project / "Pulumi.yaml").write_text("name: conformance\nruntime: python\n")
+    variables = {
+        **environment,
+        "PULUMI_BACKEND_URL": backend.as_uri(),
+        "PULUMI_CONFIG_PASSPHRASE": "conformance",
+    }
+    variables.pop("PULUMI_CONFIG_PASSPHRASE_FILE", None)
+    stack = Stack(project, variables)
+    made = subprocess.run(
+        ["pulumi", "stack", "init", "test", "--non-interactive"],
+        cwd=project,
+        env=variables,
+        capture_output=True,
+        text=True,
+        timeout=LIMIT_SECONDS,
+    )
+    assert made.returncode == 0, made.stderr
+    return stack
+
+
+def _internal(kind: str) -> bool:
+    return kind.startswith(("pulumi:pulumi:", "pulumi:providers:"))
+
+
+def _step(op: str, urn: str, kind: str, state: dict[str, Any] | None, changed: dict[str, Any] | None) -> Step:
+    return Step(op, urn.split("::")[-1], kind, state or {}, tuple(sorted(changed or {})))
+
+
+def _events(text: str) -> tuple[list[str], list[str], list[Step]]:
+    messages: list[str] = []
+    signs: list[str] = []
+    steps: list[Step] = []
+    for line in text.splitlines():
+        if not line.startswith("{"):
+            continue
+        event = json.loads(line)
+        said = event.get("diagnosticEvent")
+        if said and said.get("severity") != "debug":
+            (signs if said.get("ephemeral") else messages).append(
+                said.get("prefix", "") + said["message"].rstrip()
+            )
+        # The pre-event says that a step begins: a failed one has nothing else.
+        found = event.get("resourcePreEvent") or event.get("resOutputsEvent")
+        if found and not _internal(found["metadata"]["type"]):
+            about = found["metadata"]
+            step = _step(
+                about["op"],
+                about["urn"],
+                about["type"],
+                about.get("new") or about.get("old"),
+                about.get("detailedDiff"),
+            )
+            if "resOutputsEvent" in event:
+                steps = [other for other in steps if (other.op, other.name) != (step.op, step.name)] + [step]
+            else:
+                steps.append(step)
+    return messages, signs, steps
+
+
+def _plan(text: str) -> tuple[list[str], list[str], list[Step]]:
+    start = text.find("{\n")
+    if start < 0:
+        return [], [], []
+    plan = json.loads(text[start:])
+    messages = [
+        entry.get("prefix", "") + entry["message"].rstrip() for entry in plan.get("diagnostics") or []
+    ]
+    steps = []
+    for entry in plan.get("steps") or []:
+        state = entry.get("newState") or entry.get("oldState") or {}
+        if state and not _internal(state["type"]):
+            steps.append(_step(entry["op"], entry["urn"], state["type"], state, entry.get("detailedDiff")))
+    return messages, [], steps

@@ -1,0 +1,133 @@
+"""What a person sees of a Pulumi run: progress, counts, causes of failure, where the time went."""
+
+from __future__ import annotations
+
+import io
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from lab.errors import Trouble
+from lab.progress import Progress
+from tests.engine.ssh_server import SshServer, ssh_server
+from tools import env, stack, watch
+
+PROGRAM = """
+import json
+import os
+import pulumi
+from pulumi_command import remote
+
+given = json.loads(os.environ["GIVEN"])
+
+class Part(pulumi.ComponentResource):
+    def __init__(self, kind, name):
+        super().__init__(f"kubeadm-ipvs:index:{kind}", name)
+
+def step(name, parent, create, opts=None):
+    return remote.Command(
+        name,
+        connection=remote.ConnectionArgs(
+            host="127.0.0.1", port=given["port"], user="root",
+            host_key=given["host_key"], private_key=pulumi.Output.secret(given["private_key"]),
+        ),
+        create=create, update=create, add_previous_output_in_env=False, logging=remote.Logging.STDERR,
+        opts=pulumi.ResourceOptions.merge(pulumi.ResourceOptions(parent=parent), opts),
+    )
+
+if given.get("refuse"):
+    raise pulumi.RunError("hosts[0].address: not an address")
+claim = step("master-claim", Part("PreparedHost", "master"), "echo 'master: claim: looking around' >&2")
+after = lambda *steps: pulumi.ResourceOptions(depends_on=list(steps))
+init = step("master-init", Part("ControlPlane", "cp"), given["init"], after(claim))
+step("flannel-object", Part("Manifest", "flannel"), "true", after(init))
+"""
+
+
+@dataclass
+class Run:
+    """A project with a stack, and a host for it to work on."""
+
+    folder: Path
+    toolbox: env.Toolbox
+    server: SshServer
+
+    def pulumi(self, command: str, **given: object) -> tuple[watch.Watcher, list[str]]:
+        """Run one command; what was seen, and the lines that were said without their times."""
+        stream = io.StringIO()
+        reach = {
+            "port": self.server.port,
+            "host_key": self.server.host_key,
+            "private_key": self.server.private_key,
+        }
+        variables = env.environment(self.toolbox) | {"GIVEN": json.dumps({**reach, "init": "true", **given})}
+        try:
+            seen = watch.run([command, "--yes", "--stack", "t"], variables, self.folder, Progress(stream))
+        except Trouble as trouble:
+            trouble.add_note(stream.getvalue())
+            raise
+        return seen, [line.partition("] ")[2] for line in stream.getvalue().splitlines()]
+
+
+@pytest.fixture(scope="module")
+def project(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Run]:
+    """State of its own: no test touches a person's stacks."""
+    folder = tmp_path_factory.mktemp("watched")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_STATE_HOME", str(folder / "state"))
+        toolbox = env.toolbox(Progress(quiet=True))
+        (folder / "Pulumi.yaml").write_text("name: watched\nruntime: python\n")
+        (folder / "__main__.py").write_text(PROGRAM)
+        stack.ensure("t", toolbox, Progress(quiet=True), folder)
+        with ssh_server(folder / "host") as server:
+            yield Run(folder, toolbox, server)
+
+
+def test_an_up_counts_its_resources_and_says_what_hosts_say(project: Run) -> None:
+    seen, lines = project.pulumi("up", init="sleep 0.3")
+    assert "plan: 3 resources to change" in lines
+    assert "master: claim: looking around" in lines
+    ends = [line for line in lines if " created (" in line]
+    assert [line.split(" (")[0] for line in ends] == [
+        "1/3 master-claim created",
+        "2/3 master-init created",
+        "3/3 flannel-object created",
+    ]
+    assert seen.changes == {"create": 7}  # three parts and the stack itself are counted too
+    assert [span.name for span in seen.spans] == ["prepare hosts", "init", "flannel"]
+    assert seen.spans[1].took >= 0.3
+
+
+def test_a_run_without_changes_says_so(project: Run) -> None:
+    project.pulumi("up")
+    seen, lines = project.pulumi("up")
+    assert "plan: nothing to change" in lines
+    assert seen.changes == {}
+    assert seen.spans == []
+
+
+def test_a_failed_step_is_named_with_its_cause(project: Run) -> None:
+    with pytest.raises(Trouble) as caught:
+        project.pulumi("up", init="echo 'master: init: FAILED: no etcd' >&2; exit 3")
+    assert "pulumi up --yes --stack t failed at master-init" in caught.value.what
+    assert "master: init: FAILED: no etcd" in caught.value.what
+    assert "master-init FAILED" in caught.value.__notes__[0]
+    project.pulumi("up")
+
+
+def test_a_refused_configuration_is_told_without_a_traceback(project: Run) -> None:
+    with pytest.raises(Trouble) as caught:
+        project.pulumi("up", refuse=True)
+    assert "hosts[0].address: not an address" in caught.value.what
+    assert "Traceback" not in str(caught.value)
+    assert "plan:" not in caught.value.__notes__[0], "a plan that couldn't be finished says nothing"
+
+
+def test_a_destroy_tells_what_it_deleted(project: Run) -> None:
+    project.pulumi("up")
+    seen, lines = project.pulumi("destroy")
+    assert sum(" deleted (" in line for line in lines) == 3
+    assert set(seen.changes) == {"delete"}

@@ -1,0 +1,102 @@
+"""Runs the program's components against a recording monitor: every resource with its options."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from typing import Any
+
+from google.protobuf.json_format import MessageToDict
+from pulumi.runtime import mocks, settings, stack
+
+STACK = "test"
+# How a secret is marked in what is sent to the engine (sdk/go/common/resource/sig).
+SIGNATURE, SECRET = "4dabf18193072939515e22adb298388d", "1b47061264138c4ac30d75fd1eb44270"
+
+
+def _secret(value: Any) -> bool:
+    return isinstance(value, dict) and value.get(SIGNATURE) == SECRET
+
+
+def _unwrapped(value: Any) -> Any:
+    if _secret(value):
+        return _unwrapped(value["value"])
+    if isinstance(value, dict):
+        return {key: _unwrapped(part) for key, part in value.items()}
+    return [_unwrapped(part) for part in value] if isinstance(value, list) else value
+
+
+def _plain(value: Any) -> Any:
+    if _secret(value):
+        return "[secret]"
+    if isinstance(value, dict):
+        return {key: _plain(part) for key, part in value.items()}
+    return [_plain(part) for part in value] if isinstance(value, list) else value
+
+
+class _Mocks(mocks.Mocks):
+    def __init__(self, outputs: Callable[[str], dict[str, Any]]) -> None:
+        self._outputs = outputs
+
+    def new_resource(self, args: mocks.MockResourceArgs) -> tuple[str | None, dict[Any, Any]]:
+        return f"{args.name}-id", {**args.inputs, **self._outputs(args.name)}
+
+    def call(self, args: mocks.MockCallArgs) -> tuple[dict[Any, Any], list[tuple[str, str]] | None]:
+        raise AssertionError(f"no function of a provider is called: {args.token}")
+
+
+class Recorder(mocks.MockMonitor):
+    """Keeps every registration as the engine would get it; `MockResourceArgs` has no options."""
+
+    def __init__(self, outputs: Callable[[str], dict[str, Any]]) -> None:
+        super().__init__(_Mocks(outputs))
+        self.requests: dict[str, Any] = {}
+        self.inputs: dict[str, Any] = {}
+        # As the state holds them: what is secret is encrypted there.
+        self.plain: dict[str, Any] = {}
+        self.urns: dict[str, str] = {}
+
+    def RegisterResource(self, request: Any) -> Any:  # noqa: N802 # the protocol's name
+        response = super().RegisterResource(request)  # type: ignore[no-untyped-call] # the SDK has no types here
+        if request.custom or request.type.startswith("kubeadm-ipvs:"):
+            key = request.name if request.custom else f"{request.type.rpartition(':')[2]} {request.name}"
+            assert key not in self.requests, f"two resources are called {key}"
+            self.requests[key] = request
+            sent = MessageToDict(request.object)
+            self.inputs[key] = _unwrapped(sent)
+            self.plain[key] = _plain(sent)
+            self.urns[response.urn] = key
+        return response
+
+    def names(self, urns: Any) -> set[str]:
+        """The recorded names behind URNs."""
+        return {self.urns[urn] for urn in urns if urn in self.urns}
+
+    def before(self, name: str) -> set[str]:
+        """What a resource waits for: directly, and by what these wait for."""
+        found: set[str] = set()
+        todo = [name]
+        while todo:
+            request = self.requests[todo.pop()]
+            new = self.names(request.dependencies) - found
+            found |= new
+            todo += new
+        return found
+
+
+def run(
+    program: Callable[[], None], outputs: Callable[[str], dict[str, Any]], preview: bool = False
+) -> Recorder:
+    """Runs `program` as Pulumi would and returns what it registered."""
+    asyncio.set_event_loop(asyncio.new_event_loop())
+    recorder = Recorder(outputs)
+    settings.reset_options()
+    mocks.set_mocks(_Mocks(outputs), project="kubeadm-ipvs", stack=STACK, preview=preview, monitor=recorder)
+    settings.SETTINGS.rpc_manager.clear()
+    settings.SETTINGS.outputs.clear()
+
+    async def whole() -> None:
+        await stack.run_pulumi_func(program)
+
+    asyncio.get_event_loop().run_until_complete(whole())
+    return recorder

@@ -1,0 +1,284 @@
+from __future__ import annotations
+
+import base64
+import datetime as dt
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.x509.oid import NameOID
+
+from components.cluster import Cluster, ClusterArgs
+from components.control_plane import new_cluster
+from model.settings import Settings, load
+from tests.fast import graph
+
+HOST_KEY = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIJ8Lq2vJkzO4b6mKqXb3W8xS8yG3c9hT0vT1s0q2n4aB"
+TOKEN = "abcdef.0123456789abcdef"
+
+
+def raw_settings(tmp_path: Path, **sections: Any) -> dict[str, Any]:
+    key = tmp_path / "id"
+    key.write_text(
+        "-----BEGIN OPENSSH PRIVATE KEY-----\nprivate-login-key\n-----END OPENSSH PRIVATE KEY-----\n"
+    )
+    key.chmod(0o600)
+    return {
+        "hosts": [
+            {
+                "name": name,
+                "role": "worker" if number else "control-plane",
+                "address": f"192.168.166.{101 + number}",
+                "ssh": {"hostKey": HOST_KEY},
+            }
+            for number, name in enumerate(["master", "node1", "node2"])
+        ],
+        "ssh": {"privateKeyFile": str(key)},
+        **sections,
+    }
+
+
+@pytest.fixture
+def settings(tmp_path: Path) -> Settings:
+    return load(raw_settings(tmp_path), tmp_path)
+
+
+def kubeconfig() -> str:
+    key = ec.generate_private_key(ec.SECP256R1())
+    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "kubernetes")])
+    now = dt.datetime.now(dt.UTC)
+    authority = (
+        x509.CertificateBuilder(name, name, key.public_key(), 1, now, now + dt.timedelta(days=1))
+        .sign(key, hashes.SHA256())
+        .public_bytes(serialization.Encoding.PEM)
+    )
+    return yaml.safe_dump(
+        {
+            "apiVersion": "v1",
+            "kind": "Config",
+            "current-context": "admin",
+            "contexts": [{"name": "admin", "context": {"cluster": "c", "user": "u"}}],
+            "clusters": [
+                {
+                    "name": "c",
+                    "cluster": {
+                        "server": "https://192.168.166.101:6443",
+                        "certificate-authority-data": base64.b64encode(authority).decode(),
+                    },
+                }
+            ],
+            "users": [{"name": "u", "user": {"client-key-data": "c2VjcmV0LWtleQ=="}}],
+        }
+    )
+
+
+def promises() -> str:
+    items: list[dict[str, Any]] = []
+    for namespace, name, address, port, node_port, endpoints in [
+        ("default", "kubernetes", "10.96.0.1", 443, None, ["192.168.166.101"]),
+        ("kube-system", "kube-dns", "10.96.0.10", 53, None, ["10.244.0.2", "10.244.0.3"]),
+        ("default", "nginx", "10.96.7.7", 80, None, ["10.244.1.2", "10.244.2.2"]),
+        ("default", "nginx-nodeport", "10.96.8.8", 80, 30080, ["10.244.1.2", "10.244.2.2"]),
+    ]:
+        metadata = {"namespace": namespace, "name": name}
+        ports: list[dict[str, Any]] = [{"port": port, "protocol": "TCP"}]
+        if node_port:
+            ports[0]["nodePort"] = node_port
+        items.append(
+            {"kind": "Service", "metadata": metadata, "spec": {"clusterIP": address, "ports": ports}}
+        )
+        items.append(
+            {
+                "kind": "EndpointSlice",
+                "addressType": "IPv4",
+                "metadata": {**metadata, "labels": {"kubernetes.io/service-name": name}},
+                "endpoints": [{"addresses": [e], "conditions": {"ready": True}} for e in endpoints],
+                "ports": [{"port": port, "protocol": "TCP"}],
+            }
+        )
+    return json.dumps({"kind": "List", "items": items})
+
+
+def outputs(name: str) -> dict[str, Any]:
+    if name.endswith("-admin"):
+        return {"stdout": kubeconfig(), "stderr": ""}
+    if name.endswith("-token"):
+        return {"stdout": TOKEN, "stderr": ""}
+    if name == "promises":
+        return {"stdout": promises(), "stderr": ""}
+    if name.endswith("-proof"):
+        return {"stdout": "== ipvs\n== stats\n== addresses\n== sets\n== spread\n", "stderr": ""}
+    return {"stdout": "", "stderr": ""}
+
+
+def run(settings: Settings, preview: bool = False) -> graph.Recorder:
+    return graph.run(lambda: void(Cluster("test", ClusterArgs(settings, graph.STACK))), outputs, preview)
+
+
+def void(_: object) -> None:
+    """A program returns nothing."""
+
+
+@pytest.fixture
+def recorded(settings: Settings) -> graph.Recorder:
+    return run(settings)
+
+
+def commands(recorded: graph.Recorder) -> dict[str, Any]:
+    return {n: r for n, r in recorded.requests.items() if r.type == "command:remote:Command"}
+
+
+def test_each_host_is_prepared_without_waiting_for_another(recorded: graph.Recorder) -> None:
+    for host in ("master", "node1", "node2"):
+        waits = recorded.before(f"{host}-runtime")
+        assert waits == {f"{host}-{step}" for step in ("claim", "kernel", "firewall", "packages")}
+
+
+def test_init_waits_only_for_the_control_planes_own_preparation(recorded: graph.Recorder) -> None:
+    assert {name.partition("-")[0] for name in recorded.before("master-init")} == {"master"}
+
+
+def test_a_worker_joins_when_it_is_prepared_and_the_api_is_up(recorded: graph.Recorder) -> None:
+    waits = recorded.before("node1-join")
+    assert {"node1-runtime", "master-init", "node1-token", "master-admin"} <= waits
+    assert not [name for name in waits if name.startswith("node2")]
+    assert not [name for name in waits if "flannel" in name or "nginx" in name]
+
+
+def test_flannel_waits_for_no_worker(recorded: graph.Recorder) -> None:
+    waits = recorded.before("DaemonSet/kube-flannel/flannel")
+    assert "Namespace/kube-flannel" in waits
+    assert not [name for name in waits if name.startswith("node")]
+
+
+def test_the_proof_of_each_host_comes_last(recorded: graph.Recorder) -> None:
+    for host in ("master", "node1", "node2"):
+        waits = recorded.before(f"{host}-proof")
+        assert {"promises", "Deployment/default/nginx", "node1-member", "node2-member"} <= waits
+
+
+def test_every_command_is_deleted_before_it_is_replaced(recorded: graph.Recorder) -> None:
+    for name, request in commands(recorded).items():
+        assert request.deleteBeforeReplace, name
+
+
+def test_what_stands_on_a_host_goes_with_its_claim(recorded: graph.Recorder) -> None:
+    for host, steps in {
+        "master": ["kernel", "firewall", "packages", "runtime", "init"],
+        "node1": ["kernel", "firewall", "packages", "runtime", "join"],
+    }.items():
+        for step in steps:
+            request = recorded.requests[f"{host}-{step}"]
+            assert recorded.names([request.deletedWith]) == {f"{host}-claim"}, step
+            assert f"{host}-claim" in recorded.names(request.replace_with), step
+
+
+def test_objects_go_with_the_cluster_and_are_replaced_with_it(recorded: graph.Recorder) -> None:
+    objects = {n: r for n, r in recorded.requests.items() if r.type.startswith("kubernetes:")}
+    assert {
+        "Deployment/default/nginx",
+        "Service/default/nginx-nodeport",
+        "ConfigMap/kube-flannel/flannel",
+    } <= set(objects)
+    for name, request in objects.items():
+        assert recorded.names([request.deletedWith]) == {"master-init"}, name
+        assert recorded.names(request.replace_with) == {"master-init"}, name
+
+
+def test_only_what_defines_a_cluster_makes_a_new_one(tmp_path: Path, settings: Settings) -> None:
+    same = load(
+        raw_settings(
+            tmp_path,
+            proxy={"scheduler": "wrr"},
+            registry={"mirrors": {"docker.io": ["http://mirror:5000"]}},
+            nginx={"replicas": 3},
+            cluster={"certificateNames": ["k8s.example.com"]},
+            limits={"init": 4000},
+        ),
+        tmp_path,
+    )
+    assert new_cluster(same) == new_cluster(settings)
+    other = load(raw_settings(tmp_path, network={"podSubnet": "10.200.0.0/16"}), tmp_path)
+    assert new_cluster(other) != new_cluster(settings)
+
+
+def test_another_scheduler_updates_and_replaces_nothing(tmp_path: Path, recorded: graph.Recorder) -> None:
+    changed = run(load(raw_settings(tmp_path, proxy={"scheduler": "lc"}), tmp_path))
+    for name in commands(recorded):
+        assert changed.inputs[name].get("triggers") == recorded.inputs[name].get("triggers"), name
+    assert changed.inputs["master-init"]["stdin"] != recorded.inputs["master-init"]["stdin"]
+
+
+def test_a_worker_more_leaves_the_others_as_they_are(tmp_path: Path, recorded: graph.Recorder) -> None:
+    raw = raw_settings(tmp_path)
+    raw["hosts"].append(
+        {"name": "node3", "role": "worker", "address": "192.168.166.104", "ssh": {"hostKey": HOST_KEY}}
+    )
+    more = run(load(raw, tmp_path))
+    # Proofs ask every host's NodePort: the new one's too.
+    for name in set(commands(recorded)) - {
+        "master-proof",
+        "node1-proof",
+        "node2-proof",
+        "node1-join",
+        "node2-join",
+    }:
+        assert more.inputs[name] == recorded.inputs[name], name
+    for name in recorded.inputs:
+        if name.startswith(("DaemonSet", "Deployment", "Service", "ConfigMap")):
+            assert more.inputs[name] == recorded.inputs[name], name
+
+
+def test_steps_with_secrets_log_nothing_and_keep_all_of_it_secret(recorded: graph.Recorder) -> None:
+    for name in ("master-admin", "node1-token", "node2-token", "node1-join", "node2-join"):
+        request = recorded.requests[name]
+        assert {"stdin", "stdout", "stderr"} <= set(request.additionalSecretOutputs), name
+        assert recorded.inputs[name]["logging"] == "none", name
+        assert recorded.plain[name]["stdin"] == "[secret]", name
+
+
+def test_no_secret_is_in_any_command_text_or_plain_input(recorded: graph.Recorder) -> None:
+    for name in recorded.requests:
+        plain = json.dumps(recorded.plain[name])
+        for secret in (TOKEN, TOKEN.partition(".")[2], "private-login-key", "c2VjcmV0LWtleQ"):
+            assert secret not in plain, f"{secret} in {name}"
+
+
+def test_every_connection_pins_the_hosts_key_and_is_bounded(recorded: graph.Recorder) -> None:
+    for name in commands(recorded):
+        connection = recorded.inputs[name]["connection"]
+        assert connection["hostKey"] == HOST_KEY, name
+        assert 0 <= connection["dialErrorLimit"] <= 100, name
+        assert 0 < connection["perDialTimeout"] <= 60, name
+
+
+def test_the_provider_keeps_its_identity_over_a_changed_address(recorded: graph.Recorder) -> None:
+    provider = recorded.inputs["test"]
+    assert provider["clusterIdentifier"].startswith("sha256:")
+    assert provider["deleteUnreachable"] in (True, "true")
+
+
+def test_joins_are_admitted_right_before_and_revoked_right_after(recorded: graph.Recorder) -> None:
+    hooks = recorded.requests["node1-join"].hooks
+    assert list(hooks.before_create) == ["node1-admit"]
+    assert list(hooks.after_create) == ["node1-revoke"]
+
+
+def test_resource_names_are_stable(recorded: graph.Recorder) -> None:
+    assert set(commands(recorded)) == {
+        *(
+            f"{h}-{s}"
+            for h in ("master", "node1", "node2")
+            for s in ("claim", "kernel", "firewall", "packages")
+        ),
+        *(f"{h}-{s}" for h in ("master", "node1", "node2") for s in ("runtime", "proof")),
+        *(f"{h}-{s}" for h in ("node1", "node2") for s in ("token", "join", "member")),
+        "master-init",
+        "master-admin",
+        "promises",
+    }

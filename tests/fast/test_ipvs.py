@@ -1,0 +1,476 @@
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+
+from model import ipvs
+from model.settings import Settings
+
+SETTINGS = Settings.model_validate_json(
+    json.dumps(
+        {
+            "hosts": [
+                {"name": "master", "role": "control-plane", "address": "192.168.166.101"},
+                {"name": "node1", "role": "worker", "address": "192.168.166.102"},
+            ]
+        }
+    )
+)
+NODE1 = SETTINGS.workers[0]
+
+
+def service(name: str, address: str, *ports: dict[str, Any]) -> dict[str, Any]:
+    namespace, _, name = name.partition("/")
+    return {
+        "kind": "Service",
+        "metadata": {"namespace": namespace, "name": name},
+        "spec": {"clusterIP": address, "ports": list(ports)},
+    }
+
+
+def endpoint_slice(
+    name: str, addresses: dict[str, bool | None], *ports: dict[str, Any], **extra: Any
+) -> dict[str, Any]:
+    namespace, _, name = name.partition("/")
+    return {
+        "kind": "EndpointSlice",
+        "addressType": "IPv4",
+        "metadata": {
+            "namespace": namespace,
+            "name": f"{name}-x{len(ports)}",
+            "labels": {"kubernetes.io/service-name": name},
+        },
+        "ports": list(ports),
+        "endpoints": [
+            {"addresses": [address], "conditions": {} if ready is None else {"ready": ready}}
+            for address, ready in addresses.items()
+        ],
+        **extra,
+    }
+
+
+def dns_ports(key: str) -> list[dict[str, Any]]:
+    return [
+        {"name": "dns", "protocol": "UDP", key: 53},
+        {"name": "dns-tcp", "protocol": "TCP", key: 53},
+        {"name": "metrics", "protocol": "TCP", key: 9153},
+    ]
+
+
+HTTP = {"name": "http", "protocol": "TCP", "port": 80}
+PODS: dict[str, bool | None] = {"10.244.1.2": True, "10.244.2.2": None, "10.244.2.9": False}
+
+
+def objects(*more: dict[str, Any]) -> list[dict[str, Any]]:
+    return [
+        service("default/kubernetes", "10.96.0.1", {"name": "https", "protocol": "TCP", "port": 443}),
+        endpoint_slice(
+            "default/kubernetes",
+            {"192.168.166.101": True},
+            {"name": "https", "protocol": "TCP", "port": 6443},
+        ),
+        service("kube-system/kube-dns", "10.96.0.10", *dns_ports("port")),
+        endpoint_slice("kube-system/kube-dns", {"10.244.0.2": True, "10.244.0.3": True}, *dns_ports("port")),
+        service("default/nginx", "10.100.1.1", HTTP),
+        endpoint_slice("default/nginx", PODS, HTTP),
+        service("default/nginx-nodeport", "10.100.1.2", HTTP | {"nodePort": 30080}),
+        endpoint_slice("default/nginx-nodeport", PODS, HTTP),
+        *more,
+    ]
+
+
+def text(items: list[dict[str, Any]]) -> str:
+    return json.dumps({"kind": "List", "apiVersion": "v1", "items": items})
+
+
+EXPECTED = """\
+address 10.100.1.1
+address 10.100.1.2
+address 10.96.0.1
+address 10.96.0.10
+real TCP 10.100.1.1:80 10.244.1.2:80 Masq
+real TCP 10.100.1.1:80 10.244.2.2:80 Masq
+real TCP 10.100.1.2:80 10.244.1.2:80 Masq
+real TCP 10.100.1.2:80 10.244.2.2:80 Masq
+real TCP 10.96.0.10:53 10.244.0.2:53 Masq
+real TCP 10.96.0.10:53 10.244.0.3:53 Masq
+real TCP 10.96.0.10:9153 10.244.0.2:9153 Masq
+real TCP 10.96.0.10:9153 10.244.0.3:9153 Masq
+real TCP 10.96.0.1:443 192.168.166.101:6443 Masq
+real TCP 192.168.166.102:30080 10.244.1.2:80 Masq
+real TCP 192.168.166.102:30080 10.244.2.2:80 Masq
+real UDP 10.96.0.10:53 10.244.0.2:53 Masq
+real UDP 10.96.0.10:53 10.244.0.3:53 Masq
+set KUBE-CLUSTER-IP
+set KUBE-LOOP-BACK
+set KUBE-NODE-PORT-TCP
+virtual TCP 10.100.1.1:80 rr
+virtual TCP 10.100.1.2:80 rr
+virtual TCP 10.96.0.10:53 rr
+virtual TCP 10.96.0.10:9153 rr
+virtual TCP 10.96.0.1:443 rr
+virtual TCP 192.168.166.102:30080 rr
+virtual UDP 10.96.0.10:53 rr
+""".splitlines()
+
+# `ipvsadm -Ln` of the same node: also an address of another interface, a service that isn't proved, and
+# a server of weight 0 that still has a connection.
+LISTED = """\
+IP Virtual Server version 1.2.1 (size=4096)
+Prot LocalAddress:Port Scheduler Flags
+  -> RemoteAddress:Port           Forward Weight ActiveConn InActConn
+TCP  10.0.2.15:30080 rr
+  -> 10.244.1.2:80                Masq    1      0          0
+  -> 10.244.2.2:80                Masq    1      0          0
+TCP  10.96.0.1:443 rr
+  -> 192.168.166.101:6443         Masq    1      3          0
+TCP  10.96.0.10:53 rr
+  -> 10.244.0.2:53                Masq    1      0          0
+  -> 10.244.0.3:53                Masq    1      0          0
+TCP  10.96.0.10:9153 rr
+  -> 10.244.0.2:9153              Masq    1      0          0
+  -> 10.244.0.3:9153              Masq    1      0          0
+TCP  10.100.1.1:80 rr
+  -> 10.244.1.2:80                Masq    1      0          5
+  -> 10.244.2.2:80                Masq    1      0          5
+  -> 10.244.2.7:80                Masq    0      1          0
+TCP  10.100.1.2:80 rr
+  -> 10.244.1.2:80                Masq    1      0          0
+  -> 10.244.2.2:80                Masq    1      0          0
+TCP  10.111.9.9:8080 rr persistent 10800
+TCP  192.168.166.102:30080 rr
+  -> 10.244.1.2:80                Masq    1      0          5
+  -> 10.244.2.2:80                Masq    1      0          5
+UDP  10.96.0.10:53 rr
+  -> 10.244.0.2:53                Masq    1      0          0
+  -> 10.244.0.3:53                Masq    1      0          0
+FWM  7 wlc
+  -> 10.9.9.9:0                   Route   1      0          0
+"""
+
+STATS = """\
+IP Virtual Server version 1.2.1 (size=4096)
+Prot LocalAddress:Port               Conns   InPkts  OutPkts  InBytes OutBytes
+  -> RemoteAddress:Port
+TCP  10.96.0.1:443                      12      900      800    95000   120000
+  -> 192.168.166.101:6443               12      900      800    95000   120000
+TCP  10.100.1.1:80                      10       60       40     4000     9000
+  -> 10.244.1.2:80                       5       30       20     2000     4500
+  -> 10.244.2.2:80                       5       30       20     2000     4500
+FWM  7                                   1        1        1       60       60
+  -> 10.9.9.9:0                          1        1        1       60       60
+"""
+
+SETS = "KUBE-LOOP-BACK\nKUBE-CLUSTER-IP\nKUBE-NODE-PORT-TCP\nKUBE-6-CLUSTER-IP\nmine\n"
+
+LINKS = json.dumps(
+    [
+        {},
+        {
+            "ifname": "lo",
+            "operstate": "UNKNOWN",
+            "addr_info": [{"family": "inet", "local": "127.0.0.1"}, {"family": "inet6", "local": "::1"}],
+        },
+        {
+            "ifname": "kube-ipvs0",
+            "operstate": "DOWN",
+            "addr_info": [
+                {"family": "inet", "local": address, "prefixlen": 32}
+                for address in ("10.96.0.1", "10.96.0.10", "10.100.1.1", "10.100.1.2", "10.111.9.9")
+            ],
+        },
+    ]
+)
+
+RULES = """\
+# Generated by iptables-save
+*nat
+:PREROUTING ACCEPT [0:0]
+:KUBE-SERVICES - [0:0]
+:KUBE-NODE-PORT - [0:0]
+-A PREROUTING -m comment --comment "kubernetes service portals" -j KUBE-SERVICES
+COMMIT
+*filter
+:KUBE-SERVICES - [0:0]
+:KUBE-EXTERNAL-SERVICES - [0:0]
+COMMIT
+"""
+
+
+def seen(listed: str = LISTED, links: str = LINKS, sets: str = SETS, rules: str = RULES) -> list[str]:
+    return ipvs.canonical(
+        ipvs.parse_list(listed),
+        ipvs.parse_links(links).get(ipvs.DUMMY_LINK),
+        ipvs.parse_sets(sets),
+        ipvs.parse_chains(rules),
+    )
+
+
+def test_a_host_must_show_every_proved_service_with_its_ready_endpoints() -> None:
+    assert ipvs.expected(text(objects()), SETTINGS, NODE1) == EXPECTED
+
+
+def test_the_scheduler_asked_for_is_expected() -> None:
+    proxy = SETTINGS.proxy.model_copy(update={"scheduler": "lc"})
+    lines = ipvs.expected(text(objects()), SETTINGS.model_copy(update={"proxy": proxy}), NODE1)
+    assert {line.split()[3] for line in lines if line.startswith("virtual ")} == {"lc"}
+
+
+def test_node_ports_are_expected_on_the_addresses_given() -> None:
+    lines = ipvs.expected(text(objects()), SETTINGS, NODE1, ["10.0.2.15", "10.244.1.1"])
+    places = [line for line in lines if line.startswith("virtual ") and ":30080" in line]
+    assert places == ["virtual TCP 10.0.2.15:30080 rr", "virtual TCP 10.244.1.1:30080 rr"]
+
+
+def test_endpoints_in_several_slices_are_one_set_and_other_families_are_none_of_it() -> None:
+    more = endpoint_slice("default/nginx", {"10.244.3.3": True}, HTTP)
+    sixth = endpoint_slice("default/nginx", {"fd00::1": True}, HTTP, addressType="IPv6")
+    lines = ipvs.expected(text(objects(more, sixth)), SETTINGS, NODE1)
+    assert [line.split()[3] for line in lines if line.startswith("real TCP 10.100.1.1:80 ")] == [
+        "10.244.1.2:80",
+        "10.244.2.2:80",
+        "10.244.3.3:80",
+    ]
+
+
+def test_a_port_without_a_name_is_matched() -> None:
+    items = [item for item in objects() if item["metadata"]["name"] not in ("nginx", "nginx-x1")]
+    items += [
+        service("default/nginx", "10.100.1.1", {"port": 80, "targetPort": 8080}),
+        endpoint_slice("default/nginx", {"10.244.1.2": True}, {"name": "", "protocol": "TCP", "port": 8080}),
+    ]
+    lines = ipvs.expected(text(items), SETTINGS, NODE1)
+    assert "real TCP 10.100.1.1:80 10.244.1.2:8080 Masq" in lines
+
+
+def test_a_service_without_ready_endpoints_is_a_virtual_server_without_real_ones() -> None:
+    items = [item for item in objects() if item["metadata"]["name"] != "nginx-x1"]
+    lines = ipvs.expected(text(items), SETTINGS, NODE1)
+    assert "virtual TCP 10.100.1.1:80 rr" in lines
+    assert not [line for line in lines if line.startswith("real TCP 10.100.1.1:80 ")]
+
+
+def test_a_missing_service_and_text_that_is_no_list_are_named() -> None:
+    items = [item for item in objects() if item["metadata"]["name"] != "kube-dns"]
+    with pytest.raises(ipvs.UnreadableError, match="kube-system/kube-dns"):
+        ipvs.expected(text(items), SETTINGS, NODE1)
+    with pytest.raises(ipvs.UnreadableError, match="no list"):
+        ipvs.expected("{}", SETTINGS, NODE1)
+    with pytest.raises(ipvs.UnreadableError, match="no JSON"):
+        ipvs.cluster_endpoint("error: connection refused")
+
+
+def test_the_proved_services_and_how_many_endpoints_each_must_have() -> None:
+    nginx = SETTINGS.nginx.model_copy(update={"replicas": 3})
+    assert ipvs.promised_services(SETTINGS.model_copy(update={"nginx": nginx})) == {
+        "default/kubernetes": 1,
+        "kube-system/kube-dns": 2,
+        "default/nginx": 3,
+        "default/nginx-nodeport": 3,
+    }
+
+
+def test_the_applications_cluster_endpoint_is_found() -> None:
+    assert ipvs.cluster_endpoint(text(objects())) == "10.100.1.1:80"
+
+
+def test_a_kernel_as_it_must_be_has_no_findings() -> None:
+    assert ipvs.findings(EXPECTED, seen()) == []
+
+
+def without(listed: str, virtual: str) -> str:
+    """The table without a virtual server and its real ones."""
+    result, gone = [], False
+    for line in listed.splitlines():
+        if not line.startswith("  ->"):
+            gone = virtual in line
+        if not gone:
+            result.append(line)
+    return "\n".join(result)
+
+
+@pytest.mark.parametrize(
+    ("kernel", "finding"),
+    [
+        ({"links": "[]"}, "kube-ipvs0 has no address 10.96.0.1"),
+        ({"links": LINKS.replace("DOWN", "UP")}, "kube-ipvs0 is UP, not DOWN"),
+        ({"links": LINKS.replace("10.100.1.2", "10.1.1.1")}, "kube-ipvs0 has no address 10.100.1.2"),
+        ({"listed": without(LISTED, "10.100.1.1:80")}, "TCP 10.100.1.1:80 is no virtual server"),
+        (
+            {"listed": without(LISTED, "192.168.166.102:30080")},
+            "TCP 192.168.166.102:30080 is no virtual server",
+        ),
+        (
+            {"listed": LISTED.replace("10.96.0.1:443 rr", "10.96.0.1:443 wlc")},
+            "TCP 10.96.0.1:443 is scheduled by wlc, not rr",
+        ),
+        (
+            {"listed": LISTED.replace("192.168.166.101:6443 ", "192.168.166.109:6443 ")},
+            "TCP 10.96.0.1:443 goes to 192.168.166.109:6443, which is no ready endpoint",
+        ),
+        (
+            {"listed": LISTED.replace("192.168.166.101:6443 ", "192.168.166.109:6443 ")},
+            "TCP 10.96.0.1:443 goes to ready endpoint 192.168.166.101:6443 not at all",
+        ),
+        (
+            {"listed": LISTED.replace("6443         Masq ", "6443         Route")},
+            "TCP 10.96.0.1:443 goes to ready endpoint 192.168.166.101:6443 by Route, not Masq",
+        ),
+        (
+            {"listed": LISTED.replace("Masq    0 ", "Masq    1 ")},
+            "TCP 10.100.1.1:80 goes to 10.244.2.7:80, which is no ready endpoint",
+        ),
+        ({"sets": SETS.replace("KUBE-CLUSTER-IP\nKUBE-N", "KUBE-N")}, "there is no ipset KUBE-CLUSTER-IP"),
+        (
+            {"rules": RULES + ":KUBE-SVC-NPX46M4PTMTKRN6Y - [0:0]\n"},
+            "iptables balances load in the chain KUBE-SVC-NPX46M4PTMTKRN6Y",
+        ),
+        (
+            {"rules": RULES + ":KUBE-SEP-HFTVNR7P6CJIKS2I - [0:0]\n"},
+            "iptables balances load in the chain KUBE-SEP-HFTVNR7P6CJIKS2I",
+        ),
+    ],
+)
+def test_what_is_wrong_with_a_kernel_is_said(kernel: dict[str, str], finding: str) -> None:
+    assert finding in ipvs.findings(EXPECTED, seen(**kernel))
+
+
+def test_a_wrong_way_of_forwarding_is_one_finding() -> None:
+    found = ipvs.findings(EXPECTED, seen(LISTED.replace("6443         Masq ", "6443         Route")))
+    assert len(found) == 1
+
+
+def test_a_line_that_is_not_canonical_is_refused() -> None:
+    with pytest.raises(ipvs.UnreadableError, match=r"10\.96\.0\.1 rr"):
+        ipvs.findings(["10.96.0.1 rr"], [])
+
+
+def test_the_saved_table_shows_the_same_as_the_listed_one() -> None:
+    saved = """\
+-A -t 10.96.0.1:443 -s rr
+-a -t 10.96.0.1:443 -r 192.168.166.101:6443 -m -w 1
+-A -u 10.96.0.10:53 -s rr -p 10800
+-a -u 10.96.0.10:53 -r 10.244.0.2:53 -g -w 0
+-A --sctp-service 10.96.0.11:7 -s wrr
+-a --sctp-service 10.96.0.11:7 -r 10.244.0.3:7 -i -w 2
+-A -f 7 -s wlc
+-a -f 7 -r 10.9.9.9:0 -g -w 1
+"""
+    assert ipvs.parse_save(saved) == (
+        ipvs.Virtual("TCP", "10.96.0.1:443", "rr", (ipvs.Real("192.168.166.101:6443", "Masq", 1),)),
+        ipvs.Virtual("UDP", "10.96.0.10:53", "rr", (ipvs.Real("10.244.0.2:53", "Route", 0),)),
+        ipvs.Virtual("SCTP", "10.96.0.11:7", "wrr", (ipvs.Real("10.244.0.3:7", "Tunnel", 2),)),
+    )
+    assert ipvs.canonical(ipvs.parse_save(saved)) == [
+        "real SCTP 10.96.0.11:7 10.244.0.3:7 Tunnel",
+        "real TCP 10.96.0.1:443 192.168.166.101:6443 Masq",
+        "virtual SCTP 10.96.0.11:7 wrr",
+        "virtual TCP 10.96.0.1:443 rr",
+        "virtual UDP 10.96.0.10:53 rr",
+    ]
+
+
+@pytest.mark.parametrize("line", ["-a -t 10.96.0.1:443 -r 10.0.0.1:1 -m -w 1", "-A -t", "-X -t 1:1 -s rr"])
+def test_a_saved_line_that_makes_no_sense_is_named(line: str) -> None:
+    with pytest.raises(ipvs.UnreadableError, match=line):
+        ipvs.parse_save(line)
+
+
+def test_a_listed_line_that_makes_no_sense_is_named() -> None:
+    with pytest.raises(ipvs.UnreadableError, match="Can't initialize ipvs"):
+        ipvs.parse_list("Can't initialize ipvs: Protocol not available\n")
+    with pytest.raises(ipvs.UnreadableError, match="Can't initialize ipvs"):
+        ipvs.parse_stats("Can't initialize ipvs: Protocol not available\n")
+
+
+def test_an_empty_table_has_no_virtual_servers() -> None:
+    assert ipvs.parse_list("\n".join(LISTED.splitlines()[:3])) == ()
+
+
+def test_statistics_are_read_rounded_or_exact() -> None:
+    counts = ipvs.parse_stats(STATS.replace("      12      900", "     12M      900"))
+    assert counts[("TCP", "10.96.0.1:443")] == {"": 12_000_000, "192.168.166.101:6443": 12_000_000}
+    assert counts[("TCP", "10.100.1.1:80")] == {"": 10, "10.244.1.2:80": 5, "10.244.2.2:80": 5}
+    assert len(counts) == 2
+
+
+def test_interfaces_are_read_with_their_ipv4_addresses() -> None:
+    links = ipvs.parse_links(LINKS)
+    assert links["lo"] == ipvs.Link("UNKNOWN", ("127.0.0.1",))
+    assert links["kube-ipvs0"].state == "DOWN"
+    assert ipvs.parse_links("") == {}
+
+
+def test_chains_are_named_once_and_legitimate_ones_are_no_finding() -> None:
+    chains = ipvs.parse_chains(RULES)
+    assert chains == ("PREROUTING", "KUBE-SERVICES", "KUBE-NODE-PORT", "KUBE-EXTERNAL-SERVICES")
+    assert ipvs.canonical((), chains=chains) == []
+
+
+REPORT = f"""\
+waiting for the tables
+== ipvs
+{LISTED}== stats
+{STATS}== addresses
+10.96.0.1
+== sets
+{SETS}== spread
+10.100.1.1:80 10.244.1.2:80 5
+"""
+
+
+def test_a_report_becomes_plain_rows_in_order_of_address() -> None:
+    rows = ipvs.report_tables(REPORT)
+    assert [f"{row['protocol']} {row['address']}" for row in rows] == [
+        "TCP 10.0.2.15:30080",
+        "TCP 10.96.0.1:443",
+        "TCP 10.96.0.10:53",
+        "UDP 10.96.0.10:53",
+        "TCP 10.96.0.10:9153",
+        "TCP 10.100.1.1:80",
+        "TCP 10.100.1.2:80",
+        "TCP 10.111.9.9:8080",
+        "TCP 192.168.166.102:30080",
+    ]
+    assert rows[5] == {
+        "protocol": "TCP",
+        "address": "10.100.1.1:80",
+        "scheduler": "rr",
+        "connections": 10,
+        "realServers": [
+            {"address": "10.244.1.2:80", "forward": "Masq", "weight": 1, "active": 0, "connections": 5},
+            {"address": "10.244.2.2:80", "forward": "Masq", "weight": 1, "active": 0, "connections": 5},
+            {"address": "10.244.2.7:80", "forward": "Masq", "weight": 0, "active": 1, "connections": None},
+        ],
+    }
+    assert json.loads(json.dumps(rows)) == rows
+
+
+def test_a_report_is_divided_by_its_headings() -> None:
+    assert ipvs.report_sections("x\n== a\n1\n2\n== b c\n") == {"a": "1\n2\n", "b c": ""}
+    with pytest.raises(ipvs.UnreadableError, match="== ipvs"):
+        ipvs.report_tables("nothing\n")
+
+
+def test_people_get_one_table_a_host_with_columns_in_line() -> None:
+    rows = ipvs.rows(ipvs.with_stats(ipvs.parse_list(LISTED), ipvs.parse_stats(STATS)))
+    chosen = [row for row in rows if row["address"] in ("10.96.0.1:443", "10.100.1.1:80", "10.111.9.9:8080")]
+    # Numbers come back from a stack's outputs as floats.
+    chosen[0]["realServers"][0]["active"] = 3.0
+    assert ipvs.table({"node1": chosen, "node2": []}) == (
+        """\
+node1
+  VIRTUAL SERVER       SCHEDULER  REAL SERVER           FORWARD  WEIGHT  ACTIVE  CONNS
+  TCP 10.96.0.1:443    rr         192.168.166.101:6443  Masq          1       3     12
+  TCP 10.100.1.1:80    rr         10.244.1.2:80         Masq          1       0      5
+                                  10.244.2.2:80         Masq          1       0      5
+                                  10.244.2.7:80         Masq          0       1      -
+  TCP 10.111.9.9:8080  rr         -                     -             -       -      -
+
+node2
+  VIRTUAL SERVER       SCHEDULER  REAL SERVER           FORWARD  WEIGHT  ACTIVE  CONNS
+"""
+    )
+    assert ipvs.table({}) == ""

@@ -1,0 +1,332 @@
+from __future__ import annotations
+
+import base64
+import datetime as dt
+import hashlib
+import json
+import shutil
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.x509.oid import NameOID
+
+from model import kubeadm
+from model.settings import Settings
+
+TOKEN = "abcdef.0123456789abcdef"
+CA_HASH = "sha256:" + "a1" * 32
+
+
+def settings_with(count: int = 3, **sections: Any) -> Settings:
+    hosts = [
+        {
+            "name": name,
+            "role": "worker" if number else "control-plane",
+            "address": f"192.168.166.{101 + number}",
+        }
+        for number, name in enumerate(("master", "node1", "node2")[:count])
+    ]
+    return Settings.model_validate_json(json.dumps({"hosts": hosts, **sections}))
+
+
+def documents(text: str) -> dict[str, dict[str, Any]]:
+    return {document["kind"]: document for document in yaml.safe_load_all(text)}
+
+
+def test_init_is_told_everything_in_four_documents() -> None:
+    assert (
+        kubeadm.init_config(settings_with())
+        == """\
+apiVersion: kubeadm.k8s.io/v1beta4
+kind: InitConfiguration
+bootstrapTokens:
+- ttl: 1m0s
+  usages:
+  - signing
+  - authentication
+  groups:
+  - system:bootstrappers:kubeadm:default-node-token
+localAPIEndpoint:
+  advertiseAddress: 192.168.166.101
+  bindPort: 6443
+nodeRegistration:
+  name: master
+  criSocket: unix:///run/containerd/containerd.sock
+  kubeletExtraArgs:
+  - name: node-ip
+    value: 192.168.166.101
+  imagePullPolicy: IfNotPresent
+skipPhases:
+- show-join-command
+timeouts:
+  controlPlaneComponentHealthCheck: 4m0s
+  kubeletHealthCheck: 4m0s
+  kubernetesAPICall: 1m0s
+  etcdAPICall: 2m0s
+  tlsBootstrap: 5m0s
+  discovery: 5m0s
+---
+apiVersion: kubeadm.k8s.io/v1beta4
+kind: ClusterConfiguration
+clusterName: kubernetes
+kubernetesVersion: v1.37.2
+imageRepository: registry.k8s.io
+encryptionAlgorithm: ECDSA-P256
+networking:
+  podSubnet: 10.244.0.0/16
+  serviceSubnet: 10.96.0.0/12
+  dnsDomain: cluster.local
+apiServer:
+  certSANs:
+  - 192.168.166.101
+---
+apiVersion: kubelet.config.k8s.io/v1beta1
+kind: KubeletConfiguration
+cgroupDriver: systemd
+clusterDNS:
+- 10.96.0.10
+clusterDomain: cluster.local
+failSwapOn: true
+rotateCertificates: true
+---
+apiVersion: kubeproxy.config.k8s.io/v1alpha1
+kind: KubeProxyConfiguration
+clusterCIDR: 10.244.0.0/16
+mode: ipvs
+ipvs:
+  scheduler: rr
+  syncPeriod: 5s
+  minSyncPeriod: 5s
+  strictARP: false
+  tcpTimeout: 0s
+  tcpFinTimeout: 0s
+  udpTimeout: 0s
+  excludeCIDRs: []
+"""
+    )
+
+
+def test_join_names_the_host_the_control_plane_and_the_authority() -> None:
+    settings = settings_with(cluster={"timeouts": {"discovery": "15m0s"}})
+    assert (
+        kubeadm.join_config(settings, settings.workers[1], TOKEN, CA_HASH)
+        == f"""\
+apiVersion: kubeadm.k8s.io/v1beta4
+kind: JoinConfiguration
+nodeRegistration:
+  name: node2
+  criSocket: unix:///run/containerd/containerd.sock
+  kubeletExtraArgs:
+  - name: node-ip
+    value: 192.168.166.103
+  imagePullPolicy: IfNotPresent
+discovery:
+  bootstrapToken:
+    token: {TOKEN}
+    apiServerEndpoint: 192.168.166.101:6443
+    caCertHashes:
+    - {CA_HASH}
+  tlsBootstrapToken: {TOKEN}
+timeouts:
+  controlPlaneComponentHealthCheck: 4m0s
+  kubeletHealthCheck: 4m0s
+  kubernetesAPICall: 1m0s
+  etcdAPICall: 2m0s
+  tlsBootstrap: 5m0s
+  discovery: 15m0s
+"""
+    )
+
+
+def test_every_setting_of_the_cluster_reaches_kubeadm() -> None:
+    settings = settings_with(
+        cluster={
+            "name": "prod",
+            "kubernetesVersion": "1.36.3",
+            "apiServer": "api.example:443",
+            "certificateNames": ["other.example", "api.example"],
+            "certificateAlgorithm": "RSA-4096",
+            "leaderElection": False,
+        },
+        network={"podSubnet": "10.0.0.0/16", "serviceSubnet": "10.1.0.0/20", "dnsDomain": "k.example"},
+        registry={"imageRepository": "mirror.example/k8s"},
+    )
+    found = documents(kubeadm.init_config(settings))
+    cluster = found["ClusterConfiguration"]
+    assert cluster["clusterName"] == "prod"
+    assert cluster["kubernetesVersion"] == "v1.36.3"
+    assert cluster["apiServer"]["certSANs"] == ["other.example", "api.example"]
+    assert cluster["encryptionAlgorithm"] == "RSA-4096"
+    assert cluster["networking"] == {
+        "podSubnet": "10.0.0.0/16",
+        "serviceSubnet": "10.1.0.0/20",
+        "dnsDomain": "k.example",
+    }
+    assert cluster["imageRepository"] == "mirror.example/k8s"
+    unelected = {"extraArgs": [{"name": "leader-elect", "value": "false"}]}
+    assert cluster["controllerManager"] == cluster["scheduler"] == unelected
+    assert found["KubeletConfiguration"]["clusterDNS"] == ["10.1.0.10"]
+    assert found["KubeletConfiguration"]["clusterDomain"] == "k.example"
+
+
+def test_every_setting_of_the_proxy_reaches_kube_proxy() -> None:
+    proxy = {
+        "scheduler": "wlc",
+        "syncPeriod": "30s",
+        "minSyncPeriod": "1s",
+        "strictArp": True,
+        "tcpTimeout": "15m",
+        "tcpFinTimeout": "2m",
+        "udpTimeout": "5m",
+        "excludeCidrs": ["10.9.0.0/24"],
+    }
+    found = documents(kubeadm.init_config(settings_with(proxy=proxy)))["KubeProxyConfiguration"]
+    assert found["mode"] == "ipvs"
+    assert found["ipvs"] == {
+        "scheduler": "wlc",
+        "syncPeriod": "30s",
+        "minSyncPeriod": "1s",
+        "strictARP": True,
+        "tcpTimeout": "15m",
+        "tcpFinTimeout": "2m",
+        "udpTimeout": "5m",
+        "excludeCIDRs": ["10.9.0.0/24"],
+    }
+
+
+def test_a_host_alone_takes_pods_and_one_with_workers_keeps_its_taint() -> None:
+    alone = documents(kubeadm.init_config(settings_with(1)))["InitConfiguration"]
+    assert alone["nodeRegistration"]["taints"] == []
+    with_workers = documents(kubeadm.init_config(settings_with(2)))["InitConfiguration"]
+    assert "taints" not in with_workers["nodeRegistration"]
+
+
+def test_labels_are_handed_to_kubelet_in_one_order() -> None:
+    def arguments(labels: dict[str, str]) -> Any:
+        settings = settings_with()
+        host = settings.workers[0].model_copy(update={"labels": labels})
+        return yaml.safe_load(kubeadm.join_config(settings, host, TOKEN, CA_HASH))["nodeRegistration"][
+            "kubeletExtraArgs"
+        ]
+
+    wanted = {"name": "node-labels", "value": "a=1,z=2"}
+    assert arguments({"z": "2", "a": "1"})[1] == arguments({"a": "1", "z": "2"})[1] == wanted
+    assert [argument["name"] for argument in arguments({})] == ["node-ip"]
+
+
+def test_a_token_is_in_no_file_but_a_workers() -> None:
+    assert "token:" not in kubeadm.init_config(settings_with())
+
+
+@pytest.fixture(scope="module")
+def authority() -> tuple[ec.EllipticCurvePrivateKey, bytes]:
+    key = ec.generate_private_key(ec.SECP256R1())
+    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "kubernetes")])
+    now = dt.datetime.now(dt.UTC)
+    certificate = x509.CertificateBuilder(name, name, key.public_key(), 1, now, now + dt.timedelta(days=1))
+    return key, certificate.sign(key, hashes.SHA256()).public_bytes(serialization.Encoding.PEM)
+
+
+def kubeconfig(certificate: bytes) -> dict[str, Any]:
+    return {
+        "apiVersion": "v1",
+        "kind": "Config",
+        "clusters": [
+            {"name": "other", "cluster": {"server": "https://other:6443"}},
+            {
+                "name": "dev",
+                "cluster": {
+                    "certificate-authority-data": base64.b64encode(certificate).decode(),
+                    "server": "https://192.168.166.101:6443",
+                },
+            },
+        ],
+        "contexts": [{"name": "admin@dev", "context": {"cluster": "dev", "user": "admin"}}],
+        "current-context": "admin@dev",
+        "users": [{"name": "admin", "user": {"client-key-data": "c2VjcmV0LWtleQ=="}}],
+    }
+
+
+def test_the_authoritys_hash_is_of_its_public_key_as_kubeadm_pins_it(
+    authority: tuple[ec.EllipticCurvePrivateKey, bytes],
+) -> None:
+    key, certificate = authority
+    public = key.public_key().public_bytes(
+        serialization.Encoding.DER, serialization.PublicFormat.SubjectPublicKeyInfo
+    )
+    wanted = "sha256:" + hashlib.sha256(public).hexdigest()
+    assert kubeadm.ca_hash(yaml.safe_dump(kubeconfig(certificate))) == wanted
+
+
+@pytest.mark.parametrize("server", ["127.0.0.1:22643", "https://127.0.0.1:22643"])
+def test_only_the_current_clusters_address_is_replaced(
+    authority: tuple[ec.EllipticCurvePrivateKey, bytes], server: str
+) -> None:
+    before = kubeconfig(authority[1])
+    after = yaml.safe_load(kubeadm.kubeconfig_for(yaml.safe_dump(before), server))
+    before["clusters"][1]["cluster"]["server"] = "https://127.0.0.1:22643"
+    assert after == before
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"kind": "Secret"}, "no kubeconfig"),
+        ({"current-context": "gone"}, "'gone'"),
+        ({"contexts": None}, "admin@dev"),
+        ({"clusters": []}, "names no cluster"),
+        ({"clusters": [{"name": "dev", "cluster": {"server": "x"}}]}, "no certificate-authority-data"),
+        (
+            {"clusters": [{"name": "dev", "cluster": {"certificate-authority-data": "AAAA"}}]},
+            "no certificate",
+        ),
+    ],
+)
+def test_a_kubeconfig_that_lacks_what_is_needed_is_told_without_its_secrets(
+    authority: tuple[ec.EllipticCurvePrivateKey, bytes], change: dict[str, Any], words: str
+) -> None:
+    with pytest.raises(kubeadm.KubeconfigError) as caught:
+        kubeadm.ca_hash(yaml.safe_dump(kubeconfig(authority[1]) | change))
+    assert words in str(caught.value)
+    assert "c2VjcmV0" not in str(caught.value)
+
+
+def test_broken_yaml_is_not_quoted_in_the_error() -> None:
+    with pytest.raises(kubeadm.KubeconfigError) as caught:
+        kubeadm.ca_hash("client-key-data: [c2VjcmV0")
+    assert "c2VjcmV0" not in str(caught.value)
+
+
+@pytest.fixture
+def real_kubeadm() -> str:
+    path = shutil.which("kubeadm")
+    if path is None:
+        pytest.skip("no kubeadm on PATH: the golden texts above stand alone")
+    return path
+
+
+def test_the_real_kubeadm_accepts_what_is_rendered(real_kubeadm: str, tmp_path: Path) -> None:
+    settings = settings_with(
+        cluster={"leaderElection": False, "certificateNames": ["*.example.org", "10.0.0.1"]},
+        proxy={"excludeCidrs": ["10.9.0.0/24"], "tcpTimeout": "15m"},
+    )
+    texts = {
+        "init": kubeadm.init_config(settings),
+        "init-alone": kubeadm.init_config(settings_with(1)),
+        "join": kubeadm.join_config(settings, settings.workers[0], TOKEN, CA_HASH),
+    }
+    for name, text in texts.items():
+        file = tmp_path / f"{name}.yaml"
+        file.write_text(text)
+        result = subprocess.run(
+            [real_kubeadm, "config", "validate", "--config", str(file)], capture_output=True, text=True
+        )
+        assert result.returncode == 0, result.stderr
+        # kubeadm only warns of a field it doesn't know, and leaves it out.
+        assert "unknown field" not in result.stderr

@@ -1,0 +1,419 @@
+"""What a host is made of: its seed, its command line, its accelerator, its processes."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import subprocess
+import sys
+import tarfile
+import time
+from pathlib import Path
+
+import pytest
+
+from lab import accelerator, api, image_root, processes, qemu, seed
+from lab.api import Lab
+from lab.errors import Trouble
+from lab.files import locked, sparse_digest, write_atomic
+from lab.options import Options
+from lab.ports import fixed
+from lab.progress import Progress
+
+IDENTITY = seed.Identity(
+    name="node1",
+    address="192.168.166.102",
+    machine_id="0123456789abcdef0123456789abcdef",
+    host_key="PRIVATE\n",
+    host_key_public="ssh-ed25519 AAAA host\n",
+    authorized_key="ssh-ed25519 BBBB lab\n",
+    packages_port=22080,
+    packages_key="-----BEGIN PGP PUBLIC KEY BLOCK-----\n",
+    release="trixie",
+)
+
+
+@pytest.fixture(autouse=True)
+def _own_folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.delenv(accelerator.VARIABLE, raising=False)
+
+
+def machine(host: int = 0, kind: qemu.Accelerator = "tcg") -> qemu.Machine:
+    options = Options()
+    return qemu.Machine(
+        lab="default",
+        host=options.hosts()[host],
+        workers_first=(2, 0, 1)[host],
+        ports=fixed(3),
+        accelerator=kind,
+        kernel=Path("../base/vmlinuz"),
+        initrd=Path("../base/initrd"),
+        network_id=7,
+    )
+
+
+# -- seed ---------------------------------------------------------------------
+
+
+def test_the_seed_gives_a_host_its_name_keys_address_and_package_source() -> None:
+    with tarfile.open(fileobj=io.BytesIO(seed.archive(IDENTITY))) as tar:
+        files = {entry.name: entry for entry in tar}
+        texts = {}
+        for name, entry in files.items():
+            content = tar.extractfile(entry)
+            assert content is not None
+            texts[name] = content.read().decode()
+    assert texts["etc/hostname"] == "node1\n"
+    assert texts["etc/ssh/ssh_host_ed25519_key"] == "PRIVATE\n"
+    assert texts["root/.ssh/authorized_keys"] == "ssh-ed25519 BBBB lab\n"
+    assert "Address=192.168.166.102/24" in texts["etc/systemd/network/20-lan.network"]
+    assert "URIs: http://10.0.2.2:22080/debian/trixie/" in texts["etc/apt/sources.list.d/site.sources"]
+    assert files["etc/ssh/ssh_host_ed25519_key"].mode == 0o600
+    assert all(entry.uid == entry.gid == 0 for entry in files.values())
+
+
+def test_a_seed_is_the_same_bytes_for_the_same_identity_and_fits_whole_sectors() -> None:
+    assert seed.archive(IDENTITY) == seed.archive(IDENTITY)
+    assert len(seed.archive(IDENTITY)) % 512 == 0
+
+
+def test_the_machine_id_is_seeded_under_a_name_that_only_a_complete_seeding_takes_away() -> None:
+    assert "etc/machine-id" not in seed.contents(IDENTITY)
+    init = (Path(seed.__file__).parent / "guest-init.sh").read_text()
+    assert init.index("tar -x") < init.index("mv /root/etc/machine-id.seed /root/etc/machine-id")
+
+
+# -- command line -------------------------------------------------------------
+
+
+def forwards(command: list[str]) -> set[str]:
+    net = next(word for word in command if word.startswith("user,"))
+    return {part.removeprefix("hostfwd=") for part in net.split(",") if part.startswith("hostfwd=")}
+
+
+def test_the_control_plane_forwards_ssh_the_api_and_a_node_port_of_the_loopback_only() -> None:
+    assert forwards(qemu.command(machine(0))) == {
+        "tcp:127.0.0.1:22101-:22",
+        "tcp:127.0.0.1:22643-:6443",
+        "tcp:127.0.0.1:22382-:30080",
+    }
+
+
+def test_the_first_node_port_forward_leads_to_the_first_worker() -> None:
+    assert forwards(qemu.command(machine(1))) == {"tcp:127.0.0.1:22102-:22", "tcp:127.0.0.1:22380-:30080"}
+
+
+def test_hosts_share_a_network_of_the_loopback_under_different_hardware_addresses() -> None:
+    commands = [qemu.command(machine(host)) for host in range(3)]
+    lans = {word for command in commands for word in command if word.startswith("socket,")}
+    assert lans == {"socket,id=lan,mcast=230.0.0.1:22166,localaddr=127.0.0.1"}
+    addresses = [word.rsplit("mac=", 1)[1] for command in commands for word in command if "mac=" in word]
+    assert len(addresses) == len(set(addresses)) == 6
+
+
+def test_without_kvm_the_cpu_lacks_what_emulation_is_slow_at() -> None:
+    command = qemu.command(machine(kind="tcg"))
+    assert command[command.index("-accel") + 1] == "tcg,thread=multi,tb-size=1024"
+    assert {"-erms", "-fsrm", "-avx2", "-avx"} <= set(command[command.index("-cpu") + 1].split(","))
+
+
+def test_with_kvm_the_guest_sees_the_real_cpu() -> None:
+    command = qemu.command(machine(kind="kvm"))
+    assert command[command.index("-accel") + 1] == "kvm"
+    assert command[command.index("-cpu") + 1] == "host"
+
+
+def test_a_guest_whose_snapshot_is_to_be_loaded_starts_paused() -> None:
+    assert "-S" in qemu.command(machine(), paused=True)
+    assert "-S" not in qemu.command(machine())
+
+
+# -- accelerator --------------------------------------------------------------
+
+
+class Trial:
+    """Files for a decision, and a QEMU that does what a test says."""
+
+    def __init__(self, folder: Path) -> None:
+        self.kernel = folder / "vmlinuz"
+        self.initrd = folder / "initrd"
+        self.device = folder / "kvm"
+        self.binary = folder / "qemu"
+        self.calls = folder / "calls"
+        for path in (self.kernel, self.initrd, self.device):
+            path.write_text(path.name)
+
+    def qemu(self, script: str) -> None:
+        self.binary.write_text(f"#!/bin/sh\necho call >>{self.calls}\n{script}\n")
+        self.binary.chmod(0o755)
+
+    def choose(self) -> accelerator.Decision:
+        return accelerator.choose(
+            self.kernel, self.initrd, Progress(quiet=True), device=self.device, binary=str(self.binary)
+        )
+
+    @property
+    def count(self) -> int:
+        return len(self.calls.read_text().splitlines()) if self.calls.exists() else 0
+
+
+@pytest.fixture
+def trial(tmp_path: Path) -> Trial:
+    return Trial(tmp_path)
+
+
+def test_kvm_is_taken_where_a_guest_boots_and_switches_itself_off(trial: Trial) -> None:
+    trial.qemu(f"echo '{accelerator.PASSED}'")
+    assert trial.choose().accelerator == "kvm"
+
+
+def test_kvm_is_refused_where_qemu_fails_and_the_reason_is_told(trial: Trial) -> None:
+    trial.qemu("echo 'qemu-system-x86_64: error: failed to set MSR 0x10a' >&2; exit 134")
+    decision = trial.choose()
+    assert decision.accelerator == "tcg"
+    assert "failed to set MSR 0x10a" in decision.reason
+
+
+def test_a_guest_that_passes_but_whose_qemu_fails_does_not_count(trial: Trial) -> None:
+    trial.qemu(f"echo '{accelerator.PASSED}'; exit 1")
+    assert trial.choose().accelerator == "tcg"
+
+
+def test_a_guest_that_hangs_after_an_internal_error_is_ended_and_noticed(trial: Trial) -> None:
+    trial.qemu("echo 'KVM internal error. Suberror: 1'; exec sleep 60")
+    begun = time.monotonic()
+    problem = accelerator.trial("kvm", trial.kernel, trial.initrd, seconds=0.5, binary=str(trial.binary))
+    assert time.monotonic() - begun < 10
+    assert problem is not None
+    assert "hung" in problem
+    assert "KVM internal error" in problem
+
+
+def test_a_decision_is_remembered_until_the_kernel_changes(trial: Trial) -> None:
+    trial.qemu("exit 1")
+    assert trial.choose() == trial.choose()
+    assert trial.count == 1
+    trial.kernel.write_text("another kernel")
+    trial.choose()
+    assert trial.count == 2
+
+
+def test_a_damaged_memory_of_the_decision_is_made_anew(trial: Trial, tmp_path: Path) -> None:
+    trial.qemu(f"echo '{accelerator.PASSED}'")
+    trial.choose()
+    (tmp_path / "cache/kubeadm-ipvs/accelerator.json").write_text("{")
+    assert trial.choose().accelerator == "kvm"
+    assert trial.count == 2
+
+
+def test_without_a_device_nothing_is_tried(trial: Trial) -> None:
+    trial.qemu("exit 0")
+    trial.device.unlink()
+    assert trial.choose().accelerator == "tcg"
+    assert trial.count == 0
+
+
+def test_the_variable_decides_and_a_wrong_one_is_refused(
+    trial: Trial, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(accelerator.VARIABLE, "tcg")
+    assert trial.choose().accelerator == "tcg"
+    monkeypatch.setenv(accelerator.VARIABLE, "xen")
+    with pytest.raises(Trouble, match="xen"):
+        trial.choose()
+
+
+# -- image --------------------------------------------------------------------
+
+
+def test_the_initramfs_is_an_archive_that_cpio_tools_can_read(tmp_path: Path) -> None:
+    archive = image_root.cpio_newc(
+        [("bin", 0o40755, b""), ("bin/x", 0o100755, b"odd"), ("init", 0o100755, b"")]
+    )
+    assert len(archive) % 4 == 0
+    names, offset = [], 0
+    while offset < len(archive):
+        header = archive[offset : offset + 110]
+        assert header[:6] == b"070701"
+        size, name_size = int(header[54:62], 16), int(header[94:102], 16)
+        names.append(archive[offset + 110 : offset + 110 + name_size - 1].decode())
+        offset += -(-(110 + name_size) // 4) * 4
+        if names[-1] == "bin/x":
+            assert archive[offset : offset + size] == b"odd"
+        offset += -(-size // 4) * 4
+    assert names == ["bin", "bin/x", "init", "TRAILER!!!"]
+
+
+def test_the_partition_table_leaves_no_gap_between_root_and_swap() -> None:
+    table = image_root.partition_table(8 << 30, 512 << 20)
+    assert len(table) == 512
+    assert table[-2:] == b"\x55\xaa"
+    first, second = table[446:462], table[462:478]
+    start = int.from_bytes(first[8:12], "little"), int.from_bytes(second[8:12], "little")
+    size = int.from_bytes(first[12:16], "little"), int.from_bytes(second[12:16], "little")
+    assert start[0] * 512 == image_root.ROOT_START
+    assert start[1] == start[0] + size[0]
+    assert (size[0] * 512, size[1] * 512) == (8 << 30, 512 << 20)
+
+
+def test_a_sparse_files_digest_depends_on_content_and_not_on_holes(tmp_path: Path) -> None:
+    holes, zeros, other = tmp_path / "holes", tmp_path / "zeros", tmp_path / "other"
+    with holes.open("wb") as file:
+        file.seek(5 << 20)
+        file.write(b"x")
+        file.truncate(9 << 20)
+    zeros.write_bytes(bytes(5 << 20) + b"x" + bytes((4 << 20) - 1))
+    other.write_bytes(bytes(5 << 20) + b"y" + bytes((4 << 20) - 1))
+    assert sparse_digest(holes) == sparse_digest(zeros) != sparse_digest(other)
+
+
+# -- processes and files ------------------------------------------------------
+
+
+def test_a_pid_file_of_a_process_that_is_now_another_is_not_believed(tmp_path: Path) -> None:
+    pid_file = tmp_path / "pid"
+    pid_file.write_text(str(os.getpid()))
+    assert processes.running(pid_file, "kubeadm-ipvs/default/master") is None
+    processes.end(pid_file, "kubeadm-ipvs/default/master")  # and this process lives on
+
+
+def test_a_process_that_ignores_the_polite_signal_is_ended_all_the_same(tmp_path: Path) -> None:
+    code = "import signal, sys, time; signal.signal(15, signal.SIG_IGN); print(1, flush=True); time.sleep(60)"
+    child = subprocess.Popen([sys.executable, "-c", code, "mark-of-a-test"], stdout=subprocess.PIPE)
+    assert child.stdout is not None
+    child.stdout.readline()
+    pid_file = tmp_path / "pid"
+    pid_file.write_text(str(child.pid))
+    assert processes.running(pid_file, "mark-of-a-test") == child.pid
+    processes.end(pid_file, "mark-of-a-test", seconds=0.3)
+    assert processes.running(pid_file, "mark-of-a-test") is None
+    assert not pid_file.exists()
+    child.stdout.close()
+
+
+def test_a_write_that_fails_leaves_the_old_file(tmp_path: Path) -> None:
+    path = tmp_path / "file"
+    write_atomic(path, "old", 0o600)
+    with pytest.raises(UnicodeEncodeError):
+        write_atomic(path, "new \udc80")
+    assert path.read_text() == "old"
+    assert path.stat().st_mode & 0o777 == 0o600
+
+
+def test_whoever_waits_for_a_lock_is_told_so(tmp_path: Path) -> None:
+    said = io.StringIO()
+    hold = "import fcntl, sys; f = open(sys.argv[1], 'a'); fcntl.flock(f, 2); print(1, flush=True); input()"
+    holder = subprocess.Popen(
+        [sys.executable, "-c", hold, str(tmp_path / "lock")], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    )
+    assert holder.stdout is not None
+    assert holder.stdin is not None
+    holder.stdout.readline()
+
+    class Told(io.StringIO):
+        def flush(self) -> None:
+            assert holder.stdin is not None
+            if not holder.stdin.closed:
+                holder.stdin.close()  # the holder ends once the wait has been told
+
+    said = Told()
+    with locked(tmp_path / "lock", Progress(said), "lab x"):
+        assert "another process is at it" in said.getvalue()
+    holder.wait(timeout=10)
+    holder.stdout.close()
+
+
+# -- status -------------------------------------------------------------------
+
+
+def test_a_lab_that_is_not_there_says_how_to_make_it() -> None:
+    with pytest.raises(Trouble, match="python3 -m lab up"):
+        Lab.load("default", Progress(quiet=True)).status()
+
+
+def test_the_status_of_a_lab_whose_hosts_do_not_run_is_complete_json() -> None:
+    lab = Lab.load("blue", Progress(quiet=True))
+    lab.folder.mkdir(parents=True)
+    options = Options(name="blue", count=2)
+    api._Record(options, fixed(2)).write(lab.folder / "lab.json")
+    status = json.loads(lab.status().to_json())
+    assert status["ready"] is False
+    assert [(h["name"], h["state"], h["ssh_port"]) for h in status["hosts"]] == [
+        ("master", "stopped", 22101),
+        ("node1", "stopped", 22102),
+    ]
+    assert status["api"] == "127.0.0.1:22643"
+    assert lab.options == options
+    assert lab.ports == fixed(2)
+
+
+def test_a_lab_with_other_options_is_not_changed_but_refused() -> None:
+    lab = Lab.load("blue", Progress(quiet=True))
+    lab.folder.mkdir(parents=True)
+    api._Record(Options(name="blue", count=2), fixed(2)).write(lab.folder / "lab.json")
+    with pytest.raises(Trouble, match="count: is 2, asked for 3"):
+        lab.up(count=3)
+
+
+@pytest.mark.parametrize("tag", ["", "a b", "a,b", "12", "ü"])
+def test_a_snapshot_tag_that_qemu_would_misread_is_refused(tag: str) -> None:
+    with pytest.raises(Trouble, match="snapshot"):
+        Lab.load("blue", Progress(quiet=True)).snapshot(tag)
+
+
+def test_taking_down_a_lab_that_is_not_there_is_no_error() -> None:
+    Lab.load("blue", Progress(quiet=True)).down()
+
+
+# -- down and prune -----------------------------------------------------------
+
+
+def test_a_lab_whose_record_is_broken_can_still_be_taken_down_with_its_processes() -> None:
+    lab = Lab.load("blue", Progress(quiet=True))
+    (lab.folder / "master").mkdir(parents=True)
+    (lab.folder / "lab.json").write_text("{")
+    name = qemu.guest_name("blue", "master")
+    child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)", name])
+    (lab.folder / "master/qemu.pid").write_text(str(child.pid))
+    with pytest.raises(Trouble, match="down"):
+        lab.status()
+    lab.down()
+    assert child.poll() is not None
+    assert not lab.folder.exists()
+
+
+def made(folder: Path, age: float) -> Path:
+    folder.mkdir(parents=True)
+    (folder / "manifest.json").write_text("{}")
+    when = time.time() - age
+    os.utime(folder, (when, when))
+    return folder
+
+
+@pytest.mark.parametrize("everything", [False, True])
+def test_pruning_keeps_what_a_lab_serves_and_removes_the_past(tmp_path: Path, everything: bool) -> None:
+    cache = tmp_path / "cache/kubeadm-ipvs"
+    old_image, new_image = made(cache / "image/old", 100), made(cache / "image/new", 0)
+    served, idle = made(cache / "site/served", 300), made(cache / "site/idle", 200)
+    newest = made(cache / "site/newest", 100)
+    lab = Lab.load("blue", Progress(quiet=True))
+    lab.folder.mkdir(parents=True)
+    record = api._Record(Options(name="blue"), fixed(3), site_root=str(served / "www"), image="none")
+    record.write(lab.folder / "lab.json")
+    api.prune(Progress(quiet=True), everything=everything)
+    assert served.exists()
+    assert not idle.exists()
+    assert not old_image.exists()
+    assert new_image.exists() is newest.exists() is not everything
+
+
+def test_a_full_disk_is_said_before_anything_is_begun(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(api, "_DISK_NEEDED", 1 << 60)
+    monkeypatch.setattr("lab.requirements.check", lambda: None)
+    monkeypatch.setattr("lab.ports.check_free", lambda wanted: None)
+    lab = Lab.load("blue", Progress(quiet=True))
+    with pytest.raises(Trouble, match="make room"):
+        lab.up()

@@ -1,0 +1,101 @@
+"""What the lab needs on the developer's machine, and what it says when that isn't there."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from lab import requirements
+from lab.errors import Trouble
+from lab.progress import Progress
+
+
+@pytest.fixture
+def bin_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The only folder in which programs are found."""
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.setattr(requirements, "_SBIN", "")
+    return tmp_path
+
+
+def add(folder: Path, name: str, script: str = "") -> None:
+    path = folder / name
+    path.write_text(f"#!/bin/sh\n{script}\n")
+    path.chmod(0o755)
+
+
+def test_every_missing_program_is_named_with_its_package_at_once(bin_folder: Path) -> None:
+    with pytest.raises(Trouble) as caught:
+        requirements.check()
+    message = str(caught.value)
+    for line in ("qemu-system-x86_64 isn't installed (package qemu-system-x86)", "package docker-registry"):
+        assert line in message
+    assert "python3 -m lab requirements --install" in message
+
+
+def test_a_missing_program_in_use_names_its_package(bin_folder: Path) -> None:
+    with pytest.raises(Trouble, match="apt install qemu-utils"):
+        requirements.program("qemu-img")
+
+
+def test_programs_are_found_where_only_administrators_look(
+    bin_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sbin = tmp_path / "sbin"
+    sbin.mkdir()
+    add(sbin, "mkfs.ext4")
+    assert requirements.find("mkfs.ext4") is None
+    monkeypatch.setattr(requirements, "_SBIN", str(sbin))
+    assert requirements.find("mkfs.ext4") == str(sbin / "mkfs.ext4")
+
+
+@pytest.mark.parametrize(
+    ("system", "version", "wanted"),
+    [
+        ({"ID": "debian", "VERSION_ID": "12"}, (7, "7.2"), True),
+        ({"ID": "debian", "VERSION_ID": "12"}, (10, "10.0"), False),
+        ({"ID": "debian", "VERSION_ID": "12"}, None, True),
+        ({"ID": "debian", "VERSION_ID": "13"}, None, False),
+        ({"ID": "ubuntu", "VERSION_ID": "22.04"}, (6, "6.2"), False),
+    ],
+)
+def test_backports_are_wanted_on_debian_12_with_an_old_qemu_only(
+    monkeypatch: pytest.MonkeyPatch,
+    system: dict[str, str],
+    version: tuple[int, str] | None,
+    wanted: bool,
+) -> None:
+    monkeypatch.setattr(requirements, "os_release", lambda: system)
+    monkeypatch.setattr(requirements, "qemu_version", lambda: version)
+    packages = ["qemu-system-x86"] if version is None else []
+    assert requirements._wants_backports(packages) is wanted
+
+
+def test_installing_asks_apt_for_exactly_what_is_missing(
+    bin_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls = tmp_path / "calls"
+    for requirement in requirements.REQUIREMENTS:
+        if requirement.what not in ("mmdebstrap",) and not requirement.what.startswith("/"):
+            add(bin_folder, requirement.what, "echo 'QEMU emulator version 10.0.2'")
+    have = tuple(r for r in requirements.REQUIREMENTS if not r.what.startswith("/"))
+    monkeypatch.setattr(requirements, "REQUIREMENTS", have)
+    monkeypatch.setattr("os.geteuid", lambda: 0)
+    add(
+        bin_folder,
+        "apt-get",
+        f'cd {bin_folder}; echo "$*" >>{calls}; case "$*" in *install*) /bin/cp tar mmdebstrap;; esac',
+    )
+    (bin_folder / "env").symlink_to("/usr/bin/env")
+    requirements.install(Progress(quiet=True))
+    lines = calls.read_text().splitlines()
+    assert lines[0].endswith("update")
+    assert lines[1].endswith("install -y --no-install-recommends mmdebstrap")
+    requirements.install(Progress(quiet=True))
+    assert calls.read_text().splitlines() == lines
+
+
+def test_without_apt_the_packages_are_named(bin_folder: Path) -> None:
+    with pytest.raises(Trouble, match="no apt-get"):
+        requirements.install(Progress(quiet=True))

@@ -1,0 +1,93 @@
+"""What the files around the code promise: locks, settings of the checks, the bootstrap."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+import pytest
+
+PROJECT = Path(__file__).resolve().parents[2]
+LOCKS = ("requirements.txt", "requirements-dev.txt")
+PINNED = re.compile(r"^([A-Za-z0-9._-]+)==([^\s;]+)", re.MULTILINE)
+
+
+def locked(name: str) -> dict[str, str]:
+    pins = PINNED.findall((PROJECT / name).read_text())
+    return {package.lower().replace("_", "-"): version for package, version in pins}
+
+
+def declared(requirement: str) -> tuple[str, str]:
+    name, _, version = requirement.partition("==")
+    return name.lower().replace("_", "-"), version
+
+
+@pytest.mark.parametrize("name", LOCKS)
+def test_a_lock_pins_every_package_by_hash_and_names_no_index(name: str) -> None:
+    text = (PROJECT / name).read_text()
+    assert "://" not in text, "an index or a link in the lock would bind everybody to one site"
+    assert not re.search(r"^\s*--(?!hash)", text, re.MULTILINE), "pip options belong to the installing side"
+    entries = [entry for entry in re.split(r"\n(?=\S)", text.strip()) if not entry.startswith("#")]
+    unhashed = [entry.splitlines()[0] for entry in entries if "--hash=sha256:" not in entry]
+    assert entries
+    assert not unhashed
+
+
+def test_the_locks_hold_what_pyproject_asks_for() -> None:
+    project = tomllib.loads((PROJECT / "pyproject.toml").read_text())
+    runtime = project["project"]["dependencies"]
+    wanted = {
+        "requirements.txt": runtime,
+        "requirements-dev.txt": [*runtime, *project["dependency-groups"]["dev"]],
+    }
+    for lock, requirements in wanted.items():
+        pins = locked(lock)
+        for requirement in requirements:
+            name, version = declared(requirement)
+            assert name in pins, f"{lock} lacks {name}: run `make lock`"
+            assert not version or pins[name] == version, f"{lock} has another {name}: run `make lock`"
+
+
+def test_the_locks_agree_with_each_other() -> None:
+    runtime, dev = locked("requirements.txt"), locked("requirements-dev.txt")
+    assert runtime.items() <= dev.items(), "tests would run with other versions than the program"
+
+
+def test_the_make_targets_of_the_readme_exist() -> None:
+    targets = set(re.findall(r"^([a-z-]+(?: [a-z-]+)*):", (PROJECT / "Makefile").read_text(), re.MULTILINE))
+    known = {name for group in targets for name in group.split()}
+    pages = [PROJECT / "README.md", *(PROJECT / "docs").rglob("*.md")]
+    for page in pages:
+        for name in re.findall(r"(?:`|^\s*)make ([a-z][a-z-]+)", page.read_text(), re.MULTILINE):
+            assert name in known, f"{page.relative_to(PROJECT)} names `make {name}`"
+
+
+def test_links_between_the_pages_lead_somewhere() -> None:
+    for page in [PROJECT / "README.md", *(PROJECT / "docs").rglob("*.md")]:
+        for target in re.findall(r"\]\(([^)#:]+)(?:#[^)]*)?\)", page.read_text()):
+            assert (page.parent / target).exists(), f"{page.relative_to(PROJECT)} links to {target}"
+
+
+def test_an_old_python_is_refused_in_one_line_that_says_what_to_install(tmp_path: Path) -> None:
+    # An interpreter that claims to be old, on a PATH that has no newer one.
+    code = (
+        "import runpy, sys\n"
+        "sys.version_info = (3, 9, 2, 'final', 0)\n"
+        "sys.argv = ['tools/bootstrap.py']\n"
+        "runpy.run_path('tools/bootstrap.py', run_name='__main__')\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=PROJECT,
+        env={"PATH": str(tmp_path)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 1
+    assert "Python 3.11 or later is needed, and python3 is 3.9" in done.stderr
+    assert "install python3.11" in done.stderr
+    assert "Traceback" not in done.stderr

@@ -1,0 +1,145 @@
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from components.remote import SCRIPTS, STEPS, command_text, compose
+
+
+def bash(
+    text: str, *arguments: str, home: Path | None = None, check: bool = True
+) -> subprocess.CompletedProcess[str]:
+    """Runs a composed text as sshd would: the text on standard input, verb, step and host as words."""
+    environment = dict(os.environ)
+    if home is not None:
+        environment |= {"KUBEADM_IPVS_HOME": str(home), "KUBEADM_IPVS_LOCK": str(home / "lock")}
+    return subprocess.run(
+        ["bash", "-s", "--", *(arguments or ("create", "step", "node1"))],
+        input=text,
+        text=True,
+        capture_output=True,
+        timeout=60,
+        check=check,
+        env=environment,
+    )
+
+
+def with_lib(body: str, **values: str) -> str:
+    """A step of the test's own on top of the real lib.sh; root is not asked for."""
+    lib = (SCRIPTS / "lib.sh").read_text().replace("((EUID == 0))", "true")
+    return (
+        lib
+        + body
+        + "".join(f"{k}={v}\n" for k, v in values.items())
+        + 'STEP=$2 HOST=$3\nrun_step "$1" </dev/null\n'
+    )
+
+
+def test_every_script_is_part_of_a_step() -> None:
+    sent = {name for files in STEPS.values() for name in files}
+    assert sent == {path.name for path in SCRIPTS.glob("*.sh")}
+
+
+@pytest.mark.parametrize("step", STEPS)
+def test_a_step_is_valid_bash_as_it_is_sent(step: str) -> None:
+    text = compose(STEPS[step], {"NAME": "it's $(quoted) `here`\nand there"})
+    checked = subprocess.run(["bash", "-n"], input=text, text=True, capture_output=True, check=False)
+    assert (checked.returncode, checked.stderr) == (0, "")
+
+
+def test_values_arrive_as_they_are_whatever_they_hold() -> None:
+    nasty = "a'b\"c $(touch /nonexistent) `x` \\ \n  two\tthree"
+    text = with_lib("create() { printf '%s' \"$NASTY\"; }\n") + "\n"
+    text = text.replace("STEP=$2", compose([], {"NASTY": nasty}).split("STEP=$2")[0] + "STEP=$2")
+    assert bash(text).stdout == nasty
+
+
+def test_a_value_must_be_a_shell_variable() -> None:
+    with pytest.raises(ValueError, match="rm -rf"):
+        compose([], {"rm -rf": "x"})
+
+
+@pytest.mark.parametrize("share", [0.1, 0.3, 0.5, 0.7, 0.9, 0.99])
+def test_a_text_that_is_cut_off_on_its_way_runs_nothing(share: float, tmp_path: Path) -> None:
+    witness = tmp_path / "ran"
+    text = with_lib(f"create() {{ touch {witness}; }}\n")
+    body = text[: text.index('run_step "$1"')]
+    bash(body[: int(len(body) * share)], check=False)
+    assert not witness.exists()
+    bash(text, home=tmp_path)
+    assert witness.exists()
+
+
+def test_a_failing_command_names_host_step_command_and_next_move(tmp_path: Path) -> None:
+    done = bash(with_lib("create() { helper; }\nhelper() { false; }\n"), home=tmp_path, check=False)
+    assert done.returncode == 1
+    assert "node1: step: FAILED: `false` ended with status 1" in done.stderr
+    assert "node1: step: next: " in done.stderr
+
+
+def test_a_step_that_is_stopped_says_so(tmp_path: Path) -> None:
+    text = with_lib("create() { kill -TERM $$; pause 20; }\n")
+    done = bash(text, home=tmp_path, check=False)
+    assert done.returncode == 1
+    assert "stopped after its time limit or by a signal" in done.stderr
+
+
+def test_two_runs_at_once_on_a_host_exclude_each_other(tmp_path: Path) -> None:
+    text = with_lib("create() { :; }\n").replace("flock -w 60", "flock -w 0")
+    with (tmp_path / "lock").open("w") as lock:
+        import fcntl
+
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        done = bash(text, home=tmp_path, check=False)
+    assert "another run of this program is still at work here" in done.stderr
+    assert bash(text, home=tmp_path).returncode == 0
+
+
+def test_put_file_tells_whether_it_changed_anything(tmp_path: Path) -> None:
+    target = tmp_path / "etc" / "thing"
+    body = f"create() {{ if echo hello | put_file {target} 0600; then echo changed; else echo same; fi; }}\n"
+    assert bash(with_lib(body), home=tmp_path).stdout == "changed\n"
+    assert bash(with_lib(body), home=tmp_path).stdout == "same\n"
+    assert target.stat().st_mode & 0o777 == 0o600
+    target.chmod(0o644)
+    assert bash(with_lib(body), home=tmp_path).stdout == "changed\n"
+    assert [path.name for path in target.parent.iterdir()] == ["thing"]
+
+
+def test_a_note_is_kept_once_and_in_order(tmp_path: Path) -> None:
+    (tmp_path / "record").mkdir()
+    body = "create() { note rules first; note rules second; note rules first; }\n"
+    bash(with_lib(body), home=tmp_path)
+    bash(with_lib(body), home=tmp_path)
+    assert (tmp_path / "record" / "rules").read_text() == "first\nsecond\n"
+
+
+def test_tokens_and_keys_are_blotted_out_of_what_kubeadm_prints(tmp_path: Path) -> None:
+    token, key, digest = "abcdef.0123456789abcdef", "0" * 64, "sha256:" + "a" * 64
+    body = f"create() {{ echo 'use {token} and {key} not {digest}x' | redact; }}\n"
+    said = bash(with_lib(body), home=tmp_path).stdout
+    assert token not in said
+    assert key not in said
+
+
+def test_a_wait_ends_with_its_condition_or_its_bound(tmp_path: Path) -> None:
+    flag = tmp_path / "flag"
+    met = f"create() {{ (pause 1; touch {flag}) & wait_for 30 x test -e {flag} && echo met; }}\n"
+    assert bash(with_lib(met), home=tmp_path).stdout == "met\n"
+    unmet = "create() { wait_for 1 x false || echo unmet; }\n"
+    assert bash(with_lib(unmet), home=tmp_path).stdout == "unmet\n"
+
+
+def test_the_command_text_is_short_and_bounded_in_time() -> None:
+    text = command_text("create", "kernel", "node1", 600, "root")
+    assert text == "timeout --kill-after=20 600 bash -s -- create kernel node1"
+    assert command_text("create", "kernel", "node1", 600, "ops").startswith("sudo -n timeout ")
+
+
+def test_no_script_waits_by_the_clock() -> None:
+    for path in SCRIPTS.glob("*.sh"):
+        assert not re.search(r"^\s*sleep\b", path.read_text(), re.MULTILINE), path.name

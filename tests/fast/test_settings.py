@@ -1,0 +1,542 @@
+from __future__ import annotations
+
+import base64
+import copy
+import hashlib
+import hmac
+import json
+import re
+import struct
+from collections.abc import Callable
+from decimal import Decimal
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from model import knownhosts
+from model.settings import Problem, Settings, SettingsError, load
+from model.values import seconds
+
+Raw = dict[str, Any]
+PROJECT = Path(__file__).resolve().parents[2]
+
+
+def key_of(kind: str, filling: int) -> str:
+    """A well-formed public key; what it holds doesn't matter to anything here."""
+    blob = struct.pack(">I", len(kind)) + kind.encode() + bytes([filling]) * 36
+    return f"{kind} {base64.b64encode(blob).decode()}"
+
+
+ED25519 = key_of("ssh-ed25519", 1)
+ECDSA = key_of("ecdsa-sha2-nistp256", 2)
+
+
+@pytest.fixture
+def raw(tmp_path: Path) -> Raw:
+    """A configuration without a fault, as the YAML of a stack's file gives it."""
+    (tmp_path / "id").write_text(
+        "-----BEGIN OPENSSH PRIVATE KEY-----\nx\n-----END OPENSSH PRIVATE KEY-----\n"
+    )
+    (tmp_path / "id.pub").write_text(f"{ED25519} me\n")
+    (tmp_path / "known_hosts").write_text(
+        "".join(f"[127.0.0.1]:2210{n} {key_of('ssh-ed25519', n)}\n" for n in (1, 2, 3))
+    )
+    (tmp_path / "packages.asc").write_text("-----BEGIN PGP PUBLIC KEY BLOCK-----\n")
+    return {
+        "hosts": [
+            {
+                "name": name,
+                "role": "worker" if number else "control-plane",
+                "address": f"192.168.166.{101 + number}",
+                "ssh": {"host": "127.0.0.1", "port": 22101 + number},
+            }
+            for number, name in enumerate(("master", "node1", "node2"))
+        ],
+        "ssh": {"privateKeyFile": "id", "knownHostsFile": "known_hosts"},
+        "packages": {"key": "packages.asc"},
+    }
+
+
+def put(path: str, value: Any) -> Callable[[Raw], None]:
+    """A change of the configuration: `hosts.1.ssh.port` gets `value`, sections made on the way."""
+
+    def change(raw: Raw) -> None:
+        *parents, last = path.split(".")
+        place: Any = raw
+        for part in parents:
+            place = place[int(part)] if isinstance(place, list) else place.setdefault(part, {})
+        place[int(last) if isinstance(place, list) else last] = value
+
+    return change
+
+
+def drop(path: str) -> Callable[[Raw], None]:
+    def change(raw: Raw) -> None:
+        *parents, last = path.split(".")
+        place: Any = raw
+        for part in parents:
+            place = place[int(part)] if isinstance(place, list) else place[part]
+        del place[last]
+
+    return change
+
+
+def problems_of(raw: Raw, base: Path) -> list[Problem]:
+    with pytest.raises(SettingsError) as caught:
+        load(raw, base)
+    return caught.value.problems
+
+
+# What is changed, the path that must be named, and words that its text must hold.
+BAD: list[tuple[Callable[[Raw], None], str, list[str]]] = [
+    # Types and names.
+    (put("hosts", "master"), "hosts", ["list"]),
+    (put("hosts", []), "hosts", ["empty", "control plane"]),
+    (drop("hosts"), "hosts", ["missing"]),
+    (put("hosts.1", "node1"), "hosts[1]", ["names and values"]),
+    (put("cluster", [1]), "cluster", ["names and values"]),
+    (put("clusterr", {}), "clusterr", ["not a setting", "`cluster`"]),
+    (put("cluster.kubernetes_version", "1.37.2"), "cluster.kubernetes_version", ["`kubernetesVersion`"]),
+    (
+        put("cluster.timeouts.kubernetesApiCal", "1m"),
+        "cluster.timeouts.kubernetesApiCal",
+        ["`kubernetesApiCall`"],
+    ),
+    (put("hosts.0.adress", "192.168.166.9"), "hosts[0].adress", ["`address`"]),
+    (put("hosts.2.ssh.zzz", 1), "hosts[2].ssh.zzz", ["known here", "hostKey"]),
+    (put("network.flannel.backend", "ipsec"), "network.flannel.backend", ["`vxlan`", "`host-gw`"]),
+    (put("firewall", "off"), "firewall", ["`open`", "`disable`", "`leave`"]),
+    (put("proxy.mode", "nftables"), "proxy.mode", ["`ipvs`"]),
+    (put("proxy.scheduler", "random"), "proxy.scheduler", ["`rr`", "`wlc`"]),
+    (put("proxy.strictArp", "yes"), "proxy.strictArp", ["true or false"]),
+    (put("nginx.replicas", 1.5), "nginx.replicas", ["whole number"]),
+    (put("nginx.replicas", True), "nginx.replicas", ["whole number"]),
+    (put("nginx.replicas", 0), "nginx.replicas", ["from 1"]),
+    (put("proof.requests", -3), "proof.requests", ["from 1"]),
+    (put("limits.init", 0), "limits.init", ["from 1"]),
+    (put("registry.mirrors", ["a"]), "registry.mirrors", ["names and values"]),
+    # Versions.
+    (put("cluster.kubernetesVersion", "1.37"), "cluster.kubernetesVersion", ["x.y.z"]),
+    (put("cluster.kubernetesVersion", 1.37), "cluster.kubernetesVersion", ["in quotes", '"1.37"']),
+    (put("cluster.kubernetesVersion", "v1.37.2"), "cluster.kubernetesVersion", ["`1.37.2`"]),
+    (put("cluster.kubernetesVersion", "1.37.0-rc.1"), "cluster.kubernetesVersion", ["released"]),
+    (put("cluster.kubernetesVersion", "1.33.9"), "cluster.kubernetesVersion", ["too old", "1.34"]),
+    (
+        put("cluster.kubernetesVersion", "1.40.0"),
+        "cluster.kubernetesVersion",
+        ["KubeProxyIPVS", "off by default from 1.40", "removed in 1.43"],
+    ),
+    (put("cluster.kubernetesVersion", "1.43.1"), "cluster.kubernetesVersion", ["removed in 1.43"]),
+    (put("cluster.kubernetesVersion", "2.0.0"), "cluster.kubernetesVersion", ["1.34 to 1.39"]),
+    # Hosts.
+    (put("hosts.1.name", "Node_1"), "hosts[1].name", ["RFC 1123"]),
+    (put("hosts.1.name", "n" * 64), "hosts[1].name", ["at most 63"]),
+    (put("hosts.1.name", "-node"), "hosts[1].name", ["RFC 1123"]),
+    (drop("hosts.1.name"), "hosts[1].name", ["missing", "`name: node1`"]),
+    (put("hosts.2.name", "node1"), "hosts[2].name", ["hosts[1].name"]),
+    (put("hosts.1.role", "master"), "hosts[1].role", ["`control-plane`", "`worker`"]),
+    (drop("hosts.1.role"), "hosts[1].role", ["missing", "`role: worker`"]),
+    (put("hosts.0.role", "worker"), "hosts", ["no control plane"]),
+    (put("hosts.2.role", "control-plane"), "hosts[2].role", ["second control plane", "hosts[0]"]),
+    (drop("hosts.2.address"), "hosts[2].address", ["missing"]),
+    (put("hosts.2.address", "192.168.166.300"), "hosts[2].address", ["IPv4 address"]),
+    (put("hosts.2.address", "fd00::1"), "hosts[2].address", ["IPv6"]),
+    (put("hosts.2.address", "127.0.0.1"), "hosts[2].address", ["can't reach"]),
+    (put("hosts.2.address", "192.168.166.102"), "hosts[2].address", ["hosts[1].address"]),
+    (put("hosts.2.ssh.port", 22102), "hosts[2].ssh", ["127.0.0.1:22102", "hosts[1]"]),
+    (put("hosts.2.ssh.port", 0), "hosts[2].ssh.port", ["1 to 65535"]),
+    (put("hosts.2.ssh.port", 22999), "hosts[2].ssh.hostKey", ["missing", "127.0.0.1 port 22999"]),
+    (put("hosts.2.ssh.host", "no spaces"), "hosts[2].ssh.host", ["DNS name"]),
+    (put("hosts.2.ssh.hostKey", "AAAA"), "hosts[2].ssh.hostKey", ["no host key"]),
+    (put("hosts.2.ssh.hostKey", "ssh-rsa " + ED25519.split()[1]), "hosts[2].ssh.hostKey", ["no host key"]),
+    (put("hosts.2.labels", {"tier": 1}), "hosts[2].labels.tier", ["in quotes"]),
+    (put("hosts.2.labels", {"tier": "a b"}), "hosts[2].labels", ["tier", "63"]),
+    (put("hosts.2.labels", {"bad key": "a"}), "hosts[2].labels", ["bad key"]),
+    (
+        put("hosts.2.labels", {"node-role.kubernetes.io/worker": ""}),
+        "hosts[2].labels",
+        ["kubelet refuses"],
+    ),
+    # Networks.
+    (put("network.podSubnet", "10.244.0.0"), "network.podSubnet", ["without a length"]),
+    (put("network.podSubnet", "10.244.1.0/16"), "network.podSubnet", ["`10.244.0.0/16`"]),
+    (put("network.podSubnet", "fd00::/48"), "network.podSubnet", ["IPv6"]),
+    (put("network.podSubnet", "10.244.0.0/25"), "network.podSubnet", ["/24"]),
+    (put("network.podSubnet", "10.244.0.0/24"), "network.podSubnet", ["room for 1", "3 hosts"]),
+    (put("network.podSubnet", "10.0.0.0/7"), "network.podSubnet", ["/8 to /24"]),
+    (put("network.podSubnet", "10.96.0.0/16"), "network.podSubnet", ["overlaps", "10.96.0.0/12"]),
+    (put("network.podSubnet", "192.168.0.0/16"), "network.podSubnet", ["hosts[0].address"]),
+    (put("network.serviceSubnet", "192.168.160.0/20"), "network.serviceSubnet", ["hosts[2].address"]),
+    (put("network.serviceSubnet", "10.96.0.0/29"), "network.serviceSubnet", ["tenth", "/28"]),
+    (put("network.serviceSubnet", "10.0.0.0/8"), "network.serviceSubnet", ["/12"]),
+    (put("network.serviceSubnet", "abc/12"), "network.serviceSubnet", ["IPv4 network"]),
+    (put("network.dnsDomain", "cluster_local"), "network.dnsDomain", ["DNS name"]),
+    (put("network.flannel.interfaceRegex", "("), "network.flannel.interfaceRegex", ["no regular expression"]),
+    (put("network.flannel.interfaceRegex", "(?!lo)"), "network.flannel.interfaceRegex", ["look-around"]),
+    (put("network.flannel.image", "flannel"), "network.flannel.image", ["without a version"]),
+    # Cluster and proxy.
+    (put("cluster.apiServer", "https://127.0.0.1:6443"), "cluster.apiServer", ["without a scheme"]),
+    (put("cluster.apiServer", "127.0.0.1"), "cluster.apiServer", ["host:port"]),
+    (put("cluster.apiServer", "127.0.0.1:99999"), "cluster.apiServer", ["host:port"]),
+    (put("cluster.certificateNames", ["https://a"]), "cluster.certificateNames[0]", ["DNS name"]),
+    (put("cluster.certificateAlgorithm", "ED25519"), "cluster.certificateAlgorithm", ["`ECDSA-P256`"]),
+    (put("cluster.joinTokenMinutes", 0), "cluster.joinTokenMinutes", ["minutes"]),
+    (put("cluster.timeouts.discovery", "0s"), "cluster.timeouts.discovery", ["longer than nothing"]),
+    (put("cluster.timeouts.discovery", "5"), "cluster.timeouts.discovery", ["`5s`"]),
+    (put("cluster.timeouts.discovery", 5), "cluster.timeouts.discovery", ["`5s`"]),
+    (put("cluster.timeouts.discovery", "5 minutes"), "cluster.timeouts.discovery", ["`1m30s`"]),
+    (put("proxy.syncPeriod", "0s"), "proxy.syncPeriod", ["longer than nothing"]),
+    (put("proxy.minSyncPeriod", "1m"), "proxy.minSyncPeriod", ["proxy.syncPeriod 5s"]),
+    (put("proxy.tcpTimeout", "-1s"), "proxy.tcpTimeout", ["negative"]),
+    (put("proxy.excludeCidrs", ["10.0.0.1/8"]), "proxy.excludeCidrs[0]", ["`10.0.0.0/8`"]),
+    (put("proxy.excludeCidrs", "10.0.0.0/8"), "proxy.excludeCidrs", ["list"]),
+    # Application, registry, packages.
+    (put("nginx.nodePort", 8080), "nginx.nodePort", ["30000 to 32767"]),
+    (put("nginx.nodePort", 32768), "nginx.nodePort", ["30000 to 32767"]),
+    (put("nginx.image", "Nginx:1.29"), "nginx.image", ["no image"]),
+    (
+        put("registry.imageRepository", "https://registry.k8s.io"),
+        "registry.imageRepository",
+        ["without scheme"],
+    ),
+    (
+        put("registry.mirrors", {"docker.io": ["10.0.2.2:5000"]}),
+        'registry.mirrors["docker.io"][0]',
+        ["http://"],
+    ),
+    (put("registry.mirrors", {"docker.io": []}), "registry.mirrors", ["no mirror for docker.io"]),
+    (put("registry.mirrors", {"https://docker.io": ["http://m"]}), "registry.mirrors", ["https://docker.io"]),
+    (put("registry.mirrors", {"docker.io": ["http://m", "http://m"]}), "registry.mirrors", ["twice"]),
+    (
+        put("registry.mirrors", {"docker.io": ["http://u:p@m"]}),
+        'registry.mirrors["docker.io"][0]',
+        ["user name"],
+    ),
+    (put("packages.repository", "ftp://x/"), "packages.repository", ["http://"]),
+    (put("packages.repository", "http://x/{version}/"), "packages.repository", ["{version}", "{minor}"]),
+    (put("packages.revision", "1.1; rm"), "packages.revision", ["`*`"]),
+    (put("packages.key", "no-such.asc"), "packages.key", ["is not there"]),
+    (put("packages.key", "ftp://x/key"), "packages.key", ["http://"]),
+    # How hosts are reached.
+    (put("ssh.privateKeyFile", "absent"), "ssh.privateKeyFile", ["is not there"]),
+    (put("ssh.privateKeyFile", "id.pub"), "ssh.privateKeyFile", ["no private key"]),
+    (put("ssh.privateKeyFile", "."), "ssh.privateKeyFile", ["is a folder"]),
+    (put("ssh.privateKeyFile", "~nobody-of-that-name/id"), "ssh.privateKeyFile", ["no home"]),
+    (put("ssh.knownHostsFile", "absent"), "ssh.knownHostsFile", ["is not there"]),
+    (put("ssh.user", "root toor"), "ssh.user", ["user's name"]),
+    (put("ssh.port", "ssh"), "ssh.port", ["whole number"]),
+    (put("ssh.dialTimeoutSeconds", 0), "ssh.dialTimeoutSeconds", ["from 1"]),
+]
+
+
+@pytest.mark.parametrize(
+    ("change", "path", "words"), BAD, ids=[f"{number}-{path}" for number, (_, path, _) in enumerate(BAD)]
+)
+def test_a_fault_is_the_only_problem_and_says_where_and_what_to_write(
+    raw: Raw, tmp_path: Path, change: Callable[[Raw], None], path: str, words: list[str]
+) -> None:
+    change(raw)
+    problems = problems_of(raw, tmp_path)
+    # Hosts are compared with each other: a network that holds three hosts is three problems of one path.
+    assert {problem.path for problem in problems} == {path}
+    text = "\n".join(problem.text for problem in problems)
+    assert [word for word in words if word not in text] == []
+
+
+def test_the_faultless_configuration_loads(raw: Raw, tmp_path: Path) -> None:
+    settings = load(raw, tmp_path)
+    assert [host.name for host in settings.hosts] == ["master", "node1", "node2"]
+    assert settings.control_plane.name == "master"
+    assert [host.name for host in settings.workers] == ["node1", "node2"]
+
+
+def test_the_labs_stack_file_is_faultless_but_for_files_that_the_lab_makes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    config = yaml.safe_load((PROJECT / "Pulumi.dev.yaml").read_text())["config"]
+    raw = {name.partition(":")[2]: value for name, value in config.items()}
+    problems = problems_of(raw, PROJECT)
+    assert [problem.path for problem in problems] == [
+        "packages.key",
+        "ssh.knownHostsFile",
+        "ssh.privateKeyFile",
+    ]
+    assert all("`python -m lab up`" in problem.text for problem in problems)
+
+
+def test_one_message_lists_every_problem_sorted_by_path(raw: Raw, tmp_path: Path) -> None:
+    raw["hosts"] += [copy.deepcopy(raw["hosts"][2]) for _ in range(9)]
+    for number, host in enumerate(raw["hosts"][3:], 3):
+        host |= {"name": f"node{number}", "address": f"192.168.166.{101 + number}"}
+        host["ssh"] = {"hostKey": ED25519}
+    raw["hosts"][2]["name"] = "NODE"
+    raw["hosts"][10]["adress"] = "x"
+    raw["cluster"] = {"kubernetesVersion": "1.40.0", "nope": 1}
+    raw["network"] = {"podSubnet": "10.96.0.0/16"}
+    raw["ssh"]["privateKeyFile"] = "absent"
+    with pytest.raises(SettingsError) as caught:
+        load(raw, tmp_path)
+    paths = [
+        "cluster.kubernetesVersion",
+        "cluster.nope",
+        "hosts[2].name",
+        "hosts[10].adress",
+        "network.podSubnet",
+        "ssh.privateKeyFile",
+    ]
+    assert [problem.path for problem in caught.value.problems] == paths
+    lines = str(caught.value).splitlines()
+    assert "6 problems" in lines[0]
+    assert [line.split(": ")[0].strip() for line in lines[1:]] == paths
+
+
+def test_a_broken_value_hides_no_problem_between_others_and_causes_none(raw: Raw, tmp_path: Path) -> None:
+    raw["hosts"][0]["address"] = "nonsense"
+    raw["hosts"][2]["name"] = "node1"
+    raw["network"] = {"podSubnet": "nonsense", "serviceSubnet": "192.168.166.0/24"}
+    paths = [problem.path for problem in problems_of(raw, tmp_path)]
+    assert paths == [
+        "hosts[0].address",
+        "hosts[2].name",
+        "network.podSubnet",
+        "network.serviceSubnet",
+        "network.serviceSubnet",
+    ]
+
+
+def test_the_default_in_a_broken_values_place_is_not_complained_of(raw: Raw, tmp_path: Path) -> None:
+    with_addresses(raw, "10.244.0.1", "10.244.0.2", "10.244.0.3")
+    raw["network"] = {"podSubnet": "nonsense"}
+    raw["proxy"] = {"syncPeriod": "nonsense", "minSyncPeriod": "1m"}
+    assert [problem.path for problem in problems_of(raw, tmp_path)] == [
+        "network.podSubnet",
+        "proxy.syncPeriod",
+    ]
+
+
+def test_an_unknown_role_is_not_also_a_missing_control_plane(raw: Raw, tmp_path: Path) -> None:
+    raw["hosts"][0]["role"] = "leader"
+    assert [problem.path for problem in problems_of(raw, tmp_path)] == ["hosts[0].role"]
+
+
+def test_all_hosts_without_a_key_are_named(raw: Raw, tmp_path: Path) -> None:
+    del raw["ssh"]["knownHostsFile"]
+    problems = problems_of(raw, tmp_path)
+    assert [problem.path for problem in problems] == [f"hosts[{number}].ssh.hostKey" for number in range(3)]
+    assert "no ssh.knownHostsFile" in problems[0].text
+
+
+def test_numbers_and_booleans_may_be_text_where_they_mean_the_same(raw: Raw, tmp_path: Path) -> None:
+    raw["hosts"][0]["ssh"]["port"] = "22101"
+    raw["proxy"] = {"strictArp": "true"}
+    raw["nginx"] = {"nodePort": "30081", "replicas": "3"}
+    settings = load(raw, tmp_path)
+    assert settings.hosts[0].ssh.port == 22101
+    assert settings.proxy.strict_arp is True
+    assert (settings.nginx.node_port, settings.nginx.replicas) == (30081, 3)
+
+
+def test_sections_may_be_json_text_as_pulumi_hands_them_out(raw: Raw, tmp_path: Path) -> None:
+    texts = {name: json.dumps(value) for name, value in raw.items()} | {"firewall": "leave"}
+    assert load(texts, tmp_path) == load(raw | {"firewall": "leave"}, tmp_path)
+
+
+def test_a_name_without_a_value_counts_as_not_written(raw: Raw, tmp_path: Path) -> None:
+    assert load(raw | {"proxy": None, "nginx": {"image": None}}, tmp_path) == load(raw, tmp_path)
+
+
+def test_loading_leaves_what_it_was_given_alone(raw: Raw, tmp_path: Path) -> None:
+    raw["cluster"] = {"nope": 1}
+    before = copy.deepcopy(raw)
+    problems_of(raw, tmp_path)
+    assert raw == before
+
+
+def test_paths_start_at_the_base_folder_or_at_home(
+    raw: Raw, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    home = tmp_path / "home"
+    home.mkdir()
+    (home / "key.asc").write_text("x")
+    monkeypatch.setenv("HOME", str(home))
+    raw["packages"]["key"] = "~/key.asc"
+    settings = load(raw, tmp_path)
+    assert settings.packages.key == str(home / "key.asc")
+    assert settings.ssh.private_key_file == str(tmp_path / "id")
+
+
+def test_a_hosts_own_key_wins_over_the_known_hosts_file(raw: Raw, tmp_path: Path) -> None:
+    raw["hosts"][0]["ssh"]["hostKey"] = ED25519 + " root@master"
+    settings = load(raw, tmp_path)
+    assert settings.host_key(settings.hosts[0]) == ED25519
+    assert settings.host_key(settings.hosts[1]) == key_of("ssh-ed25519", 2)
+
+
+def test_known_hosts_understands_ports_wildcards_negation_markers_and_comments() -> None:
+    text = "\n".join(
+        [
+            "# comment",
+            "",
+            f"a.example {ED25519} somebody",
+            f"[b.example]:2222,c.example {ED25519}",
+            f"*.d.example,!bad.d.example {ED25519}",
+            f"@revoked e.example {ED25519}",
+            f"e.example {ED25519}",
+            f"@cert-authority f.example {ED25519}",
+            "g.example ssh-ed25519 AAAA",
+            "h.example",
+        ]
+    )
+    found = [
+        knownhosts.find(text, host, port)
+        for host, port in [("A.example", 22), ("b.example", 2222), ("c.example", 22), ("x.d.example", 22)]
+    ]
+    assert found == [ED25519] * 4
+    for host, port in [
+        ("a.example", 2222),
+        ("b.example", 22),
+        ("bad.d.example", 22),
+        ("e.example", 22),
+        ("f.example", 22),
+        ("g.example", 22),
+        ("h.example", 22),
+    ]:
+        assert knownhosts.find(text, host, port) is None, host
+
+
+def test_known_hosts_understands_hashed_names() -> None:
+    salt = b"0123456789abcdefghij"
+
+    def hashed(name: str) -> str:
+        digest = hmac.new(salt, name.encode(), hashlib.sha1).digest()
+        return f"|1|{base64.b64encode(salt).decode()}|{base64.b64encode(digest).decode()}"
+
+    text = f"{hashed('[127.0.0.1]:22101')} {ED25519}\n{hashed('node')} {ECDSA}\n|1|broken {ED25519}\n"
+    assert knownhosts.find(text, "127.0.0.1", 22101) == ED25519
+    assert knownhosts.find(text, "node", 22) == ECDSA
+    assert knownhosts.find(text, "127.0.0.1", 22) is None
+
+
+def test_of_several_keys_the_one_is_pinned_that_the_host_will_show() -> None:
+    assert knownhosts.find(f"a {ED25519}\na {ECDSA}\n", "a", 22) == ECDSA
+
+
+def test_derived_addresses_and_names(raw: Raw, tmp_path: Path) -> None:
+    raw["cluster"] = {"apiServer": "Api.example:22643", "certificateNames": ["api.example", "10.9.8.7"]}
+    settings = load(raw, tmp_path)
+    assert settings.minor == "1.37"
+    assert settings.service_address == "10.96.0.1"
+    assert settings.dns_address == "10.96.0.10"
+    assert settings.control_plane_endpoint == "192.168.166.101:6443"
+    assert settings.api_server == "Api.example:22643"
+    assert settings.certificate_names == ("api.example", "10.9.8.7")
+    assert (
+        load({k: v for k, v in raw.items() if k != "cluster"}, tmp_path).api_server == "192.168.166.101:6443"
+    )
+
+
+@pytest.mark.parametrize(
+    ("version", "pause"),
+    [
+        ("1.34.4", "3.10.1"),
+        ("1.35.1", "3.10.1"),
+        ("1.36.3", "3.10.2"),
+        ("1.37.2", "3.10.2"),
+        ("1.39.0", "3.10.2"),
+    ],
+)
+def test_the_sandbox_image_is_the_one_of_kubeadms_minor(
+    raw: Raw, tmp_path: Path, version: str, pause: str
+) -> None:
+    raw["cluster"] = {"kubernetesVersion": version}
+    raw["registry"] = {"imageRepository": "mirror.example:5000/k8s"}
+    settings = load(raw, tmp_path)
+    assert settings.pause_image == f"mirror.example:5000/k8s/pause:{pause}"
+    assert settings.kube_proxy_image == f"mirror.example:5000/k8s/kube-proxy:v{version}"
+
+
+def test_only_hosts_that_run_pods_need_the_applications_image(raw: Raw, tmp_path: Path) -> None:
+    settings = load(raw, tmp_path)
+    assert settings.nginx.image not in settings.node_images(settings.control_plane)
+    assert settings.nginx.image in settings.node_images(settings.workers[0])
+    alone = load(raw | {"hosts": raw["hosts"][:1]}, tmp_path)
+    assert alone.nginx.image in alone.node_images(alone.control_plane)
+
+
+@pytest.mark.parametrize(
+    ("hosts", "replicas", "spread"), [(3, 2, 2), (2, 2, 1), (3, 1, 1), (1, 2, 1), (3, 5, 2)]
+)
+def test_the_application_is_spread_over_as_many_workers_as_can_hold_it(
+    raw: Raw, tmp_path: Path, hosts: int, replicas: int, spread: int
+) -> None:
+    raw["hosts"] = raw["hosts"][:hosts]
+    raw["nginx"] = {"replicas": replicas}
+    assert load(raw, tmp_path).nginx_spread == spread
+
+
+def with_addresses(raw: Raw, *addresses: str) -> Raw:
+    for host, address in zip(raw["hosts"], addresses, strict=True):
+        host["address"] = address
+    return raw
+
+
+def test_flannels_interface_is_found_by_the_block_of_the_hosts_addresses(raw: Raw, tmp_path: Path) -> None:
+    settings = load(raw, tmp_path)
+    assert settings.flannel_interface_regex == r"^192\.168\.166\.[0-9]+$"
+    pattern = re.compile(settings.flannel_interface_regex)
+    assert all(pattern.search(host.address) for host in settings.hosts)
+    for other in ("10.0.2.15", "127.0.0.1", "10.96.0.1", "192.168.16.61", "1192.168.166.1"):
+        assert not pattern.search(other), other
+
+    raw = with_addresses(raw, "10.1.1.5", "10.2.3.4", "10.2.3.5")
+    assert load(raw, tmp_path).flannel_interface_regex == r"^(10\.1\.1|10\.2\.3)\.[0-9]+$"
+
+
+def test_flannels_interface_is_found_by_whole_addresses_where_services_share_their_block(
+    raw: Raw, tmp_path: Path
+) -> None:
+    raw = with_addresses(raw, "10.1.1.5", "10.1.1.10", "10.1.1.6")
+    raw["network"] = {"serviceSubnet": "10.1.1.128/25"}
+    settings = load(raw, tmp_path)
+    assert settings.flannel_interface_regex == r"^(10\.1\.1\.5|10\.1\.1\.6|10\.1\.1\.10)$"
+
+
+def test_flannels_interface_may_be_set(raw: Raw, tmp_path: Path) -> None:
+    raw["network"] = {"flannel": {"interfaceRegex": "^eth1$"}}
+    assert load(raw, tmp_path).flannel_interface_regex == "^eth1$"
+
+
+def test_the_package_repository_is_filled_in_and_its_key_lies_beside_it(raw: Raw, tmp_path: Path) -> None:
+    upstream = load({k: v for k, v in raw.items() if k != "packages"}, tmp_path)
+    assert upstream.package_repository("deb") == "https://pkgs.k8s.io/core:/stable:/v1.37/deb/"
+    assert upstream.package_key("deb") == "https://pkgs.k8s.io/core:/stable:/v1.37/deb/Release.key"
+    assert (
+        upstream.package_key("rpm") == "https://pkgs.k8s.io/core:/stable:/v1.37/rpm/repodata/repomd.xml.key"
+    )
+    raw["packages"]["repository"] = "http://10.0.2.2:22080/kubernetes/v{minor}/{format}"
+    ours = load(raw, tmp_path)
+    assert ours.package_repository("deb") == "http://10.0.2.2:22080/kubernetes/v1.37/deb/"
+    assert ours.package_key("deb") == str(tmp_path / "packages.asc")
+
+
+def test_a_host_without_ssh_of_its_own_is_reached_at_its_address(raw: Raw, tmp_path: Path) -> None:
+    raw["hosts"][1]["ssh"] = {"hostKey": ED25519, "user": "admin"}
+    settings = load(raw, tmp_path)
+    assert settings.ssh_endpoint(settings.hosts[1]) == ("192.168.166.102", 22)
+    assert [settings.ssh_user(host) for host in settings.hosts] == ["root", "admin", "root"]
+
+
+@pytest.mark.parametrize(
+    ("text", "length"), [("5s", "5"), ("1m30s", "90"), ("1.5h", "5400"), ("250ms", "0.25"), ("0s", "0")]
+)
+def test_durations_are_read_as_kubernetes_does(text: str, length: str) -> None:
+    assert seconds(text) == Decimal(length)
+
+
+def test_settings_that_were_not_loaded_have_no_host_key(raw: Raw, tmp_path: Path) -> None:
+    bare = Settings.model_validate_json(json.dumps(raw))
+    with pytest.raises(LookupError, match="master"):
+        bare.host_key(bare.hosts[0])

@@ -1,0 +1,159 @@
+"""What tests/conftest.py promises of every run, shown on a small suite of its own."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+CONFTEST = Path(__file__).resolve().parents[1] / "conftest.py"
+
+
+@pytest.fixture
+def suite(tmp_path: Path) -> Path:
+    """A project with one passing test of each kind."""
+    for kind in ("lab", "engine", "fast"):
+        folder = tmp_path / "tests" / kind
+        folder.mkdir(parents=True)
+        (folder / f"test_{kind}.py").write_text(f"def test_{kind}():\n    pass\n")
+    shutil.copy(CONFTEST, tmp_path / "tests")
+    shutil.copy(CONFTEST.parents[1] / "pyproject.toml", tmp_path)
+    return tmp_path
+
+
+def command(*arguments: str) -> list[str]:
+    return [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", *arguments]
+
+
+def environment() -> dict[str, str]:
+    # The conftest imports the project's own modules.
+    return {**os.environ, "PYTHONPATH": str(CONFTEST.parents[1]), "PYTHONUNBUFFERED": "1"}
+
+
+def run(suite: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        command(*arguments),
+        cwd=suite,
+        env=environment(),
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=60,
+    )
+
+
+def hang(suite: Path, before: str = "") -> Path:
+    """Add a lab test that never ends, whose fixture leaves a trace of its teardown.
+
+    :param before: a line that the test runs first.
+    """
+    (suite / "tests/lab/test_hang.py").write_text(
+        "import pathlib, threading, pytest\n"
+        "@pytest.fixture(scope='session')\n"
+        "def machine(failure_logs):\n"
+        "    failure_logs['machine'] = lambda folder: (folder / 'console.log').touch()\n"
+        "    yield\n"
+        "    pathlib.Path('torn-down').touch()\n"
+        "def test_hangs(machine):\n"
+        f"{before}"
+        "    print('waiting', flush=True)\n"
+        "    threading.Event().wait()\n"
+    )
+    return suite / "torn-down"
+
+
+def test_fast_tests_come_first_and_lab_tests_last(suite: Path) -> None:
+    done = run(suite, "--collect-only", "--quiet")
+    names = [line.rpartition("::")[2] for line in done.stdout.splitlines() if "::" in line]
+    assert names == ["test_fast", "test_engine", "test_lab"], done.stdout
+
+
+@pytest.mark.parametrize("kind", ["engine", "lab"])
+def test_the_folder_marks_a_test(suite: Path, kind: str) -> None:
+    done = run(suite, "--collect-only", "--quiet", "-m", kind)
+    assert f"::test_{kind}" in done.stdout
+    assert "1/3 tests collected" in done.stdout
+
+
+def test_lab_tests_run_unless_they_are_deselected(suite: Path) -> None:
+    assert "3 passed" in run(suite).stdout.splitlines()[-1]
+
+
+def test_a_deadline_names_the_hanging_test_and_tears_its_fixtures_down(suite: Path) -> None:
+    # The alarm is rung by hand: on a busy machine a short one might ring before the test begins.
+    torn_down = hang(suite, "    import signal; signal.raise_signal(signal.SIGALRM)\n")
+    (suite / "tests/fast/test_bad.py").write_text("def test_bad():\n    assert 'apples' == 'pears'\n")
+    done = run(suite, "--deadline-minutes=50")
+    assert done.returncode == 2
+    hit = "out of time: 50 minutes are over while running tests/lab/test_hang.py::test_hangs"
+    assert hit in done.stdout
+    assert "most recent call first" in done.stderr, "what it waited for is shown"
+    assert "'apples' == 'pears'" in done.stdout, "earlier failures are still told"
+    assert "logs of the failure: .artifacts/lab_test_hang.py_test_hangs/" in done.stdout
+    assert torn_down.exists()
+
+
+def test_a_deadline_is_counted_in_minutes_from_the_start(suite: Path) -> None:
+    (suite / "tests/fast/test_alarm.py").write_text(
+        "import signal\n"
+        "def test_alarm():\n"
+        "    assert 2900 < signal.getitimer(signal.ITIMER_REAL)[0] <= 3000\n"
+    )
+    assert run(suite, "--deadline-minutes=50", "tests/fast/test_alarm.py").returncode == 0
+
+
+def test_a_run_that_is_terminated_tears_its_fixtures_down(suite: Path) -> None:
+    torn_down = hang(suite)
+    process = subprocess.Popen(
+        command("-s", "tests/lab/test_hang.py"),
+        cwd=suite,
+        env=environment(),
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stdout is not None
+    for line in process.stdout:
+        if "waiting" in line:
+            break
+    process.send_signal(signal.SIGTERM)
+    rest, _ = process.communicate(timeout=30)
+    assert process.returncode == 2
+    assert "stopped by SIGTERM while running tests/lab/test_hang.py::test_hangs" in rest
+    assert torn_down.exists()
+
+
+def test_a_failure_leaves_logs_in_a_folder_that_the_summary_names(suite: Path) -> None:
+    (suite / ".artifacts").mkdir()
+    (suite / ".artifacts/of-yesterday").touch()
+    (suite / "tests/lab/test_broken.py").write_text(
+        "import pytest\n"
+        "@pytest.fixture(scope='session')\n"
+        "def hosts(failure_logs):\n"
+        "    failure_logs['bad'] = lambda folder: 1 / 0\n"
+        "    failure_logs['good'] = lambda folder: (folder / 'node1.log').write_text('why')\n"
+        "    yield\n"
+        "@pytest.mark.parametrize('number', range(5))\n"
+        "def test_breaks(hosts, number):\n"
+        "    assert False\n"
+    )
+    done = run(suite)
+    folder = suite / ".artifacts/lab_test_broken.py_test_breaks_0_"
+    assert "logs of the failure: .artifacts/lab_test_broken.py_test_breaks_0_/" in done.stdout
+    assert (folder / "node1.log").read_text() == "why"
+    assert "ZeroDivisionError" in (folder / "bad.not-collected.txt").read_text()
+    assert len(list((suite / ".artifacts").iterdir())) == 3, "first failures only, and nothing of yesterday"
+    assert "5 failed" in done.stdout.splitlines()[-1]
+
+
+def test_progress_is_seen_although_output_is_captured(suite: Path) -> None:
+    (suite / "tests/lab/test_lab.py").write_text(
+        "def test_lab(progress):\n    print('captured')\n    progress.say('booting')\n"
+    )
+    done = run(suite)
+    assert "s] booting" in done.stderr
+    assert "captured" not in done.stdout + done.stderr

@@ -1,0 +1,148 @@
+"""The salt in a stack's file, and a checkout that stays clean."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from lab.errors import Trouble
+from lab.progress import Progress
+from tools import env, stack
+from tools.engine import Tool
+
+TEXT = "# The lab of `make up`.\nconfig:\n  p:a: [1, 2]  # kept\n"
+
+
+@pytest.fixture(autouse=True)
+def places(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """State and git settings of the test's own."""
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setenv("GIT_CONFIG_GLOBAL", "/dev/null")
+    monkeypatch.setenv("GIT_CONFIG_NOSYSTEM", "1")
+
+
+@pytest.fixture
+def checkout(tmp_path: Path) -> Path:
+    """A repository with a committed stack file."""
+    folder = tmp_path / "checkout"
+    folder.mkdir()
+    (folder / "Pulumi.yaml").write_text("name: p\nruntime: python\n")
+    (folder / "Pulumi.dev.yaml").write_text(TEXT)
+    (folder / ".gitattributes").write_text(f"Pulumi.*.yaml filter={stack.FILTER}\n")
+    git(folder, "init", "-q")
+    git(folder, "add", ".")
+    git(folder, "-c", "user.name=t", "-c", "user.email=t@example.org", "commit", "-q", "-m", "start")
+    return folder
+
+
+@pytest.fixture
+def tools(tmp_path: Path) -> env.Toolbox:
+    """An engine that writes what `pulumi stack init` writes, and records how it was called."""
+    pulumi = tmp_path / "bin" / "pulumi"
+    pulumi.parent.mkdir()
+    pulumi.write_text(
+        "#!/bin/sh\n"
+        f'echo "$*" >> {tmp_path / "calls"}\n'
+        'if [ "$2" = init ]; then\n'
+        '  salt=$(sed -n "s/^encryptionsalt: //p" "Pulumi.$3.yaml" 2>/dev/null)\n'
+        '  [ -n "$salt" ] || salt=v1:new\n'
+        '  echo "encryptionsalt: $salt" > "Pulumi.$3.yaml"\n'
+        '  d="${PULUMI_BACKEND_URL#file://}/.pulumi/stacks/p"; mkdir -p "$d"\n'
+        '  printf \'{"checkpoint": {"latest": {"secrets_providers": {"state": {"salt": "%s"}}}}}\' "$salt"'
+        ' > "$d/$3.json"\n'
+        "fi\n"
+    )
+    pulumi.chmod(0o755)
+    tool = Tool("pulumi", "1", "PATH", pulumi)
+    return env.Toolbox(tool, tool, ())
+
+
+def git(folder: Path, *arguments: str) -> str:
+    return subprocess.run(["git", *arguments], cwd=folder, check=True, capture_output=True, text=True).stdout
+
+
+def ensure(checkout: Path, tools: env.Toolbox) -> None:
+    stack.ensure("dev", tools, Progress(quiet=True), checkout)
+
+
+def test_making_a_stack_leaves_the_checkout_clean_and_the_file_whole(
+    checkout: Path, tools: env.Toolbox
+) -> None:
+    ensure(checkout, tools)
+    assert (checkout / "Pulumi.dev.yaml").read_text() == f"{TEXT}encryptionsalt: v1:new\n"
+    assert git(checkout, "status", "--short") == ""
+
+
+def test_doing_it_again_makes_no_second_stack(checkout: Path, tools: env.Toolbox, tmp_path: Path) -> None:
+    ensure(checkout, tools)
+    ensure(checkout, tools)
+    calls = (tmp_path / "calls").read_text().splitlines()
+    assert sum("stack init" in call for call in calls) == 1
+    assert sum("stack select dev" in call for call in calls) == 2
+
+
+def test_a_fresh_checkout_gets_the_salt_of_the_state(checkout: Path, tools: env.Toolbox) -> None:
+    ensure(checkout, tools)
+    git(checkout, "checkout", "HEAD", "--", "Pulumi.dev.yaml")
+    (checkout / "Pulumi.dev.yaml").write_text(TEXT)
+    ensure(checkout, tools)
+    assert stack.salt_in((checkout / "Pulumi.dev.yaml").read_text()) == "v1:new"
+    assert git(checkout, "status", "--short") == ""
+
+
+def test_a_persons_edit_still_shows_and_is_committed_without_the_salt(
+    checkout: Path, tools: env.Toolbox
+) -> None:
+    ensure(checkout, tools)
+    file = checkout / "Pulumi.dev.yaml"
+    file.write_text(file.read_text().replace("[1, 2]", "[1, 2, 3]"))
+    ensure(checkout, tools)
+    assert git(checkout, "status", "--short") == " M Pulumi.dev.yaml\n"
+    git(checkout, "add", "Pulumi.dev.yaml")
+    assert git(checkout, "show", ":Pulumi.dev.yaml") == TEXT.replace("[1, 2]", "[1, 2, 3]")
+
+
+def test_outside_git_the_stack_is_made_all_the_same(
+    checkout: Path, tools: env.Toolbox, tmp_path: Path
+) -> None:
+    plain = tmp_path / "plain"
+    plain.mkdir()
+    (plain / "Pulumi.yaml").write_text("name: p\nruntime: python\n")
+    assert not stack.install_filter(plain)
+    ensure(plain, tools)
+    assert (plain / "Pulumi.dev.yaml").read_text() == "encryptionsalt: v1:new\n"
+
+
+def test_a_stale_salt_is_exchanged(tmp_path: Path) -> None:
+    file = tmp_path / "Pulumi.dev.yaml"
+    file.write_text(f"encryptionsalt: v1:old\n{TEXT}")
+    stack.write_salt(file, "v1:new")
+    assert file.read_text() == f"{TEXT}encryptionsalt: v1:new\n"
+
+
+def test_secrets_of_another_state_are_not_orphaned(tmp_path: Path) -> None:
+    file = tmp_path / "Pulumi.dev.yaml"
+    text = "config:\n  p:key:\n    secure: v1:abc\nencryptionsalt: v1:old\n"
+    file.write_text(text)
+    with pytest.raises(Trouble, match="another state"):
+        stack.write_salt(file, "v1:new")
+    assert file.read_text() == text
+
+
+def test_a_file_with_secrets_keeps_its_salt_for_a_new_stack(checkout: Path, tools: env.Toolbox) -> None:
+    file = checkout / "Pulumi.dev.yaml"
+    file.write_text(f"{TEXT}  p:key:\n    secure: v1:abc\nencryptionsalt: v1:kept\n")
+    ensure(checkout, tools)
+    assert stack.salt_in(file.read_text()) == "v1:kept"
+
+
+def test_a_state_without_a_passphrase_is_named(checkout: Path, tools: env.Toolbox) -> None:
+    place = env.backend_dir() / ".pulumi" / "stacks" / "p"
+    place.mkdir(parents=True)
+    (place / "dev.json").write_text(json.dumps({"checkpoint": {}}))
+    with pytest.raises(Trouble, match=r"dev\.json"):
+        ensure(checkout, tools)

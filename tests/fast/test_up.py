@@ -1,0 +1,107 @@
+"""What `make up` and `make down` promise apart from what they call."""
+
+from __future__ import annotations
+
+import socket
+import threading
+import time
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, HTTPServer
+from pathlib import Path
+
+import pytest
+
+from lab.errors import Trouble
+from lab.paths import stack_file
+from lab.progress import Progress
+from tools import down, env, up
+from tools.watch import Row, time_table
+
+
+class _Nginx(BaseHTTPRequestHandler):
+    """Answers from its third request on, as a service whose endpoints are just being programmed."""
+
+    asked = 0
+
+    def do_GET(self) -> None:
+        type(self).asked += 1
+        self.send_response(200 if self.asked > 2 else 503)
+        self.end_headers()
+
+    def log_message(self, format: str, *args: object) -> None:  # noqa: A002
+        """Say nothing."""
+
+
+@pytest.fixture
+def nginx() -> Iterator[str]:
+    _Nginx.asked = 0
+    server = HTTPServer(("127.0.0.1", 0), _Nginx)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    yield f"http://127.0.0.1:{server.server_port}"
+    server.shutdown()
+    server.server_close()
+
+
+def test_an_answer_is_waited_for(nginx: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("http_proxy", "http://127.0.0.1:9")  # what is asked is this machine: no proxy knows it
+    assert up.answer(nginx, time.monotonic() + 30) == "200 OK"
+    assert _Nginx.asked == 3
+
+
+def test_a_url_that_never_answers_is_an_error_that_names_it() -> None:
+    with socket.socket() as closed:
+        closed.bind(("127.0.0.1", 0))
+        url = f"http://127.0.0.1:{closed.getsockname()[1]}"
+        with pytest.raises(Trouble) as caught:
+            up.answer(url, time.monotonic())
+    assert url in caught.value.what
+    assert "python -m lab status" in caught.value.next_move
+
+
+def test_the_time_table_aligns_and_leaves_unknown_beginnings_out() -> None:
+    table = time_table([Row("lab", 0.0, 61.25), Row("  hosts: booting", None, 12.0)])
+    assert table.splitlines() == [
+        "where the time went     began      took",
+        "lab                      0.0s     61.2s",
+        "  hosts: booting                  12.0s",
+    ]
+
+
+def test_down_without_lab_and_stack_needs_no_engine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path))
+
+    def toolbox(progress: Progress) -> env.Toolbox:
+        raise AssertionError("the engine would have been built only to find nothing")
+
+    monkeypatch.setattr(env, "toolbox", toolbox)
+    down.down("default", Progress(quiet=True))
+
+
+def test_the_command_line_tells_an_expected_failure_without_a_traceback(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def refuse(*_: object) -> None:
+        raise Trouble("port 22101 is taken by nginx (pid 7)", "end it")
+
+    monkeypatch.setattr(up, "up", refuse)
+    assert up.main([]) == 1
+    assert capsys.readouterr().err == "\nerror: port 22101 is taken by nginx (pid 7)\n  -> end it\n"
+
+
+def test_a_state_folder_that_the_committed_stack_file_cannot_name_is_refused_at_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path))
+    with pytest.raises(Trouble) as caught:
+        up.check_place("default")
+    assert "XDG_STATE_HOME" in caught.value.what
+    up.check_place("mine")
+
+
+def test_the_usual_state_folder_is_the_one_that_the_committed_stack_file_names(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("XDG_STATE_HOME", raising=False)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    up.check_place("default")
+    assert "~/.local/state/kubeadm-ipvs/labs/default/id_ed25519" in stack_file().read_text()

@@ -1,0 +1,71 @@
+#!/usr/bin/env bash
+# A host's whole state as lines `section|thing`, sorted, for comparing before and after. Left
+# out: logs, caches, /run, temporary files, and what changes by itself on an idle host.
+set -euo pipefail
+export LC_ALL=C PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin
+
+section() { sed "s/^/$1|/"; }
+
+packages() {
+  dpkg-query -W -f '${db:Status-Abbrev} ${Package} ${Version}\n' | section package
+  apt-mark showhold | section hold
+  apt-mark showmanual | section manual
+}
+
+# Content by its hash where configuration and state live, by size where packages put programs.
+files() {
+  find /etc /opt /srv /root /home /usr/local /var/lib -xdev \
+    \( -path /var/lib/apt -o -path /var/lib/dpkg -o -path /var/lib/containerd -o -path /var/lib/systemd \
+    -o -path /var/lib/private -o -path /root/.cache -o -name '*.pyc' -o -path /etc/ld.so.cache \) -prune \
+    -o -printf '%p %y %m %u:%g %l\n' | section file
+  find /etc /opt /srv /root /home /usr/local /var/lib -xdev \
+    \( -path /var/lib/apt -o -path /var/lib/dpkg -o -path /var/lib/containerd -o -path /var/lib/systemd \
+    -o -path /var/lib/private -o -path /root/.cache -o -name '*.pyc' -o -path /etc/ld.so.cache \) -prune \
+    -o -type f -print0 | xargs -0 -r sha256sum | section hash
+  find /usr /boot -xdev \( -path /usr/local -o -name '*.pyc' -o -name __pycache__ -o -path /usr/share/mime \) -prune \
+    -o -printf '%p %y %m %u:%g %l' -type f -printf ' %s' -o -printf '\n' | sed '/^$/d' | section program
+}
+
+# logind is started by the bus whenever anybody asks it something.
+services() {
+  systemctl list-unit-files --no-legend --plain | awk '{print $1, $2}' | section unit-file
+  systemctl list-units --all --no-legend --plain --type=service,swap,mount,socket,timer | awk '$3 == "active" && $4 != "exited" {print $1, $4}' |
+    grep -v '^systemd-logind\|^run-\|^user@\|^session-\|^systemd-tmpfiles\|^var-lib-containerd-tmp' | section active || :
+}
+
+kernel() {
+  cut -d' ' -f1 /proc/modules | section module
+  # Numbers that the kernel itself keeps moving are no settings.
+  find /proc/sys/net /proc/sys/vm /proc/sys/kernel -type f -perm -u+r 2>/dev/null |
+    grep -vE 'random/|ns_last_pid|_count$|netdev_rss_key|tcp_fastopen_key|stat_refresh|drop_caches|compact_memory|entropy|pty/nr|cad_pid|flush$|perf_event_max_sample|sched_|nf_log|pid_max|hung_task_detect' |
+    while read -r path; do printf '%s = %s\n' "$path" "$(tr '\n\t' '  ' <"$path" 2>/dev/null)"; done | section sysctl
+  awk 'NR > 1 {print $1, $2, $3, $5}' /proc/swaps | section swap
+  if [[ -r /sys/fs/selinux/enforce ]]; then section selinux </sys/fs/selinux/enforce; fi
+}
+
+network() {
+  ip -o link show | awk -F'[ :@]+' '{print $2}' | section link
+  ip -o address show | sed -E 's/^[0-9]+: //; s/ +/ /g; s/ valid_lft.*//; s/\\//' | section address
+  ip route show table all | sed -E 's/ expires [0-9]+sec//; s/ pref medium//' | section route
+  if command -v nft >/dev/null; then nft --stateless list ruleset | sed 's/^[[:space:]]*//' | section nft; fi
+  if [[ -r /proc/net/ip_vs ]]; then sed 1,3d /proc/net/ip_vs | section ipvs; fi
+  if command -v firewall-cmd >/dev/null && systemctl is-active --quiet firewalld; then
+    firewall-cmd --list-all-zones | sed 's/^ *//' | section firewalld
+    firewall-cmd --permanent --list-all-zones | sed 's/^ *//' | section firewalld-permanent
+  fi
+  findmnt -rn -o TARGET,FSTYPE | grep -v '^/run/user\|^/run/credentials' | section mount
+}
+
+images() {
+  if systemctl is-active --quiet containerd; then ctr -n k8s.io images ls -q | section image; fi
+  ctr namespaces ls -q 2>/dev/null | section containerd-namespace || :
+}
+
+{
+  packages
+  files
+  services
+  kernel
+  network
+  images
+} | sort -u

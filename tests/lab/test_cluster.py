@@ -1,0 +1,142 @@
+"""From plain hosts to nginx through IPVS and back: one cluster, looked at from all sides.
+
+The tests run in the order in which they stand here: the last one gives the hosts back.
+"""
+
+from __future__ import annotations
+
+import re
+import time
+import urllib.request
+
+import yaml
+
+from tests.lab.conftest import Cluster, differences
+
+NO_OP_SECONDS = 60.0
+
+
+def test_make_up_ends_with_each_hosts_virtual_servers_and_an_answer(cluster: Cluster) -> None:
+    for host in cluster.hosts:
+        assert re.search(rf"\b{host}\b", cluster.made)
+    assert "10.96.0.1:443" in cluster.made
+    for url in cluster.lab.status().node_ports:
+        assert f"{url}  200 OK" in cluster.made
+
+
+def test_nginx_answers_from_outside_by_every_hosts_node_port(cluster: Cluster) -> None:
+    opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+    for url in cluster.lab.status().node_ports:
+        with opener.open(url, timeout=60) as response:
+            assert response.status == 200
+
+
+def test_the_kernel_balances_and_iptables_does_not(cluster: Cluster) -> None:
+    """The proof, taken again without the program's own means."""
+    addresses = {
+        row["address"].rpartition(":")[0] for row in cluster.output("virtualServers")[cluster.hosts[0]]
+    }
+    assert {"10.96.0.1", "10.96.0.10"} <= addresses
+    for number, host in enumerate(cluster.hosts):
+        table = cluster.run(host, "ipvsadm -Ln")
+        servers = re.split(r"^(?=TCP|UDP)", table, flags=re.MULTILINE)[1:]
+        node_port = [text for text in servers if text.startswith(f"TCP  192.168.166.{101 + number}:30080 rr")]
+        assert len(node_port) == 1, table
+        pods = re.findall(r"-> (10\.244\.\d+\.\d+):80 +Masq", node_port[0])
+        assert len(pods) == 2, node_port[0]
+        dummy = cluster.run(
+            host, "ip -o address show dev kube-ipvs0; cat /sys/class/net/kube-ipvs0/operstate"
+        )
+        assert "10.96.0.1/32" in dummy
+        assert dummy.rstrip().endswith("down")
+        rules = cluster.run(host, "iptables-save")
+        assert not re.search(r"KUBE-(SVC|SEP)-", rules)
+        assert "--match-set KUBE-CLUSTER-IP" in rules
+
+
+def test_nodes_have_their_addresses_on_the_hosts_own_network(cluster: Cluster) -> None:
+    nodes = cluster.kubectl(
+        "get nodes -o jsonpath="
+        '\'{range .items[*]}{.metadata.name} {.status.addresses[?(@.type=="InternalIP")].address} '
+        '{.status.conditions[?(@.type=="Ready")].status} {.status.nodeInfo.kubeletVersion}{"\\n"}{end}\'',
+    )
+    assert sorted(nodes.splitlines()) == [
+        f"{host} 192.168.166.{101 + number} True v1.37.2" for number, host in enumerate(cluster.hosts)
+    ]
+
+
+def test_both_pods_are_not_on_one_worker(cluster: Cluster) -> None:
+    nodes = cluster.kubectl(
+        "get pods -l app.kubernetes.io/name=nginx -o jsonpath='{.items[*].spec.nodeName}'",
+    ).split()
+    assert set(nodes) == set(cluster.hosts[1:])
+    assert len(nodes) == 2
+
+
+def test_swap_stays_off_and_the_firewall_stays_on(cluster: Cluster) -> None:
+    for host in cluster.hosts:
+        assert cluster.run(host, "sed 1d /proc/swaps") == ""
+        assert cluster.run(host, "systemctl is-active firewalld").strip() == "active"
+
+
+def test_packages_are_held_at_the_exact_version(cluster: Cluster) -> None:
+    for host in cluster.hosts:
+        assert set(cluster.run(host, "apt-mark showhold").split()) == {"kubeadm", "kubectl", "kubelet"}
+        assert cluster.run(host, "kubeadm version -o short").strip() == "v1.37.2"
+
+
+def test_an_image_is_pulled_through_the_registry_mirror(cluster: Cluster) -> None:
+    image = "ghcr.io/flannel-io/flannel-cni-plugin:v1.9.1-flannel1"
+    cluster.run(cluster.hosts[-1], f"crictl rmi {image} && crictl pull {image}", timeout=600)
+
+
+def test_no_join_token_is_left_valid(cluster: Cluster) -> None:
+    tokens = cluster.kubectl(
+        "-n kube-system get secrets --field-selector type=bootstrap.kubernetes.io/token -o name",
+    )
+    assert tokens == ""
+
+
+def test_no_secret_is_left_in_the_open(cluster: Cluster) -> None:
+    kubeconfig = yaml.safe_load(cluster.output("kubeconfig"))
+    user = kubeconfig["users"][0]["user"]
+    login_key = (cluster.lab.folder / "id_ed25519").read_text().splitlines()[1]
+    exported = cluster.pulumi("stack", "export").stdout
+    hidden = [user["client-key-data"], user["client-key-data"][:200], login_key]
+    for line in cluster.pulumi("stack", "export", "--show-secrets").stdout.splitlines():
+        hidden += re.findall(r"\b[a-z0-9]{6}\.[a-z0-9]{16}\b", line)
+    assert len(hidden) >= len(cluster.hosts) + 2, "the state holds a token for each worker"
+    journals = {
+        host: cluster.run(host, "journalctl --no-pager -o cat; cat /var/lib/kubeadm-ipvs/*.log")
+        for host in cluster.hosts
+    }
+    for secret in hidden:
+        assert secret not in cluster.made
+        assert secret not in exported
+        for host, journal in journals.items():
+            assert secret not in journal, host
+    leftovers = "find /tmp /var/tmp /run /var/lib/kubeadm-ipvs -xdev -type f -name '*kubeadm*.yaml'"
+    for host in cluster.hosts[1:]:
+        assert cluster.run(host, leftovers) == ""
+
+
+def test_a_second_up_changes_nothing_and_takes_seconds(cluster: Cluster) -> None:
+    before = cluster.state()
+    began = time.monotonic()
+    done = cluster.pulumi("up", "--yes", "--expect-no-changes", "--skip-preview")
+    took = time.monotonic() - began
+    assert done.returncode == 0, done.stdout + done.stderr
+    print(f"a no-op up: {took:.1f} s")
+    assert took < NO_OP_SECONDS
+    moving = re.compile(r"^(hash|file)\|.*/var/lib/(etcd|kubelet)/|^(active|sysctl|mount|route)\|")
+    kept = [
+        {h: {line for line in lines if not moving.search(line)} for h, lines in s.items()}
+        for s in (before, cluster.state())
+    ]
+    assert differences(*kept) == ""
+
+
+def test_destroy_gives_every_host_back_as_it_was(cluster: Cluster) -> None:
+    done = cluster.pulumi("destroy", "--yes", "--skip-preview")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert differences(cluster.before, cluster.state()) == ""

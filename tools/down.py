@@ -1,0 +1,98 @@
+"""`make down`: `pulumi destroy`, which gives the hosts back as they were, and then the lab's end.
+
+A lab whose hosts don't run has nothing left to be given back to: its disks go, and the
+stack's state is forgotten.
+"""
+
+from __future__ import annotations
+
+import argparse
+import subprocess
+import sys
+from collections.abc import Sequence
+
+from lab.api import Lab
+from lab.errors import Trouble
+from lab.paths import DEFAULT_LAB, project_dir, stack_name
+from lab.progress import Progress
+from tools import env, stack, watch
+from tools.env import Toolbox
+
+
+def exists(name: str) -> bool:
+    """Whether the local backend has a stack of that name; asked without Pulumi, which may not be here."""
+    return any((env.backend_dir() / ".pulumi/stacks").glob(f"*/{name}.json"))
+
+
+def forget(name: str, toolbox: Toolbox, progress: Progress) -> None:
+    """Remove a stack's state, and nothing else: its file stays.
+
+    :raises Trouble: Pulumi refuses.
+    """
+    argv = [str(toolbox.pulumi.path), "stack", "rm", name, "--force", "--yes", "--preserve-config"]
+    with progress.step(f"forgetting the stack {name}"):
+        done = subprocess.run(
+            [*argv, "--non-interactive"],
+            cwd=project_dir(),
+            env=env.environment(toolbox),
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+    if done.returncode != 0:
+        raise Trouble(f"'pulumi stack rm {name}' failed:\n{(done.stderr or done.stdout).strip()}")
+
+
+def down(lab_name: str, progress: Progress, *, force: bool = False) -> None:
+    """Destroy the lab's stack, then end the lab; where there is neither, do nothing.
+
+    :param force: don't destroy, only forget the state: for hosts that can't be mended.
+    :raises Trouble: the destroy failed; the lab is left as it is, to be looked at.
+    """
+    lab = Lab.load(lab_name, progress)
+    name = stack_name(lab_name)
+    if exists(name):
+        toolbox = env.toolbox(progress.scope("tools"))
+        if force:
+            forget(name, toolbox, progress)
+        elif lab.exists and lab.status().ready:
+            stack.ensure(name, toolbox, progress)
+            try:
+                watch.run(
+                    ["destroy", "--yes", "--stack", name],
+                    env.environment(toolbox),
+                    project_dir(),
+                    progress.scope("pulumi"),
+                )
+            except Trouble as trouble:
+                raise Trouble(
+                    trouble.what,
+                    "the lab still runs: mend what the lines above name and run it again, or end it as it is"
+                    f" with `python -m tools.down --lab {lab_name} --force`",
+                ) from trouble
+        else:
+            progress.say("the lab's hosts don't run: there is nothing to give back to them")
+            forget(name, toolbox, progress)
+    lab.down()
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """The command line's entry: expected failures become a message and status 1."""
+    parser = argparse.ArgumentParser(prog="python -m tools.down", description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--lab", default=DEFAULT_LAB, help="which lab, with its stack (default: %(default)s)")
+    parser.add_argument("--force", action="store_true", help="end the lab without `pulumi destroy`")
+    chosen = parser.parse_args(argv)
+    try:
+        down(chosen.lab, Progress(), force=chosen.force)
+    except Trouble as trouble:
+        print(f"\nerror: {trouble}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("\ninterrupted; the same command goes on from here", file=sys.stderr)
+        return 130
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

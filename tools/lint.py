@@ -1,0 +1,103 @@
+"""Every check of the code that runs nothing of it: `python -m tools.lint`, or `make lint`.
+
+ruff, ruff's format, mypy in strict mode and shellcheck. All of them run, whatever one of
+them finds, so that one look shows everything; status 1 if any found something.
+"""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+from lab.paths import project_dir
+
+_SHELLS = ("sh", "bash", "dash")
+
+
+@dataclass(frozen=True)
+class Check:
+    """One program of the environment's `bin`, and its arguments."""
+
+    name: str
+    argv: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a check printed, and how it ended."""
+
+    check: Check
+    status: int
+    output: str
+    seconds: float
+
+
+def project_files(root: Path) -> list[Path]:
+    """The files that git knows or would take on (not the ignored ones), as they are on disk.
+
+    :raises subprocess.CalledProcessError: the folder is not a git checkout.
+    """
+    argv = ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"]
+    listed = subprocess.run(argv, cwd=root, check=True, capture_output=True, text=True).stdout
+    return sorted({root / name for name in listed.split("\0") if name and (root / name).is_file()})
+
+
+def is_shell(path: Path) -> bool:
+    """Whether a file is a shell script: by its name, or else by its first line."""
+    if path.suffix:
+        return path.suffix == ".sh"
+    with path.open("rb") as file:
+        first = file.readline(128).decode(errors="replace").split()
+    # `#!/bin/sh -e`, `#!/usr/bin/env bash`
+    return bool(first) and first[0].startswith("#!") and any(Path(word).name in _SHELLS for word in first)
+
+
+def checks(root: Path) -> tuple[Check, ...]:
+    """The checks of this checkout; the ones that take longest first."""
+    scripts = [str(path.relative_to(root)) for path in project_files(root) if is_shell(path)]
+    return (
+        Check("mypy --strict", ("mypy", "--no-error-summary")),
+        Check(f"shellcheck ({len(scripts)} scripts)", ("shellcheck", "--external-sources", *scripts)),
+        Check("ruff check", ("ruff", "check", "--quiet", "--force-exclude", ".")),
+        Check("ruff format", ("ruff", "format", "--check", "--quiet", ".")),
+    )
+
+
+def run(check: Check, root: Path) -> Outcome:
+    """Run one check in the checkout's root."""
+    # Beside the interpreter, and not from PATH: the locked versions decide.
+    program = Path(sys.executable).parent / check.argv[0]
+    begun = time.monotonic()
+    done = subprocess.run(
+        [str(program), *check.argv[1:]],
+        cwd=root,
+        check=False,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+    return Outcome(check, done.returncode, done.stdout, time.monotonic() - begun)
+
+
+def main() -> int:
+    """Run the checks side by side and print what they found."""
+    root = project_dir()
+    failed = False
+    with ThreadPoolExecutor(max_workers=2) as pool:
+        for outcome in pool.map(lambda check: run(check, root), checks(root)):
+            verdict = "ok" if outcome.status == 0 else "FAILED"
+            print(f"lint: {outcome.check.name}: {verdict} ({outcome.seconds:.1f}s)", flush=True)
+            if outcome.status != 0:
+                failed = True
+                # ruff format --check --quiet names no files, only its status.
+                print(outcome.output.rstrip() or "some files aren't formatted -> make format", flush=True)
+    return 1 if failed else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,1 @@
+"""Stand-ins for provider plugins that can't be downloaded everywhere, and how plugins are found."""

@@ -1,0 +1,171 @@
+"""Stacks in the local backend, and the one line that Pulumi wants in a stack's file.
+
+A passphrase stack keeps its salt as `encryptionsalt` in `Pulumi.<stack>.yaml`, and Pulumi
+writes that file anew, without its comments, when it makes a stack. Here the file is
+committed. So the stack is made from an empty folder, the salt is added as a line, and a
+filter of git's leaves that line out of what git sees: the checkout stays clean.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import subprocess
+import tempfile
+from pathlib import Path
+
+from lab import paths
+from lab.errors import Trouble
+from lab.progress import Progress
+from tools import env
+from tools.env import Toolbox
+
+FILTER = "pulumi-salt"
+_CLEAN = "sed /^encryptionsalt:/d"  # git runs it by sh
+_SALT = re.compile(r"^encryptionsalt: *(\S+) *$", re.MULTILINE)
+_PROJECT = re.compile(r"^name: *(\S+) *$", re.MULTILINE)
+
+
+def ensure(name: str, tools: Toolbox, progress: Progress, project: Path | None = None) -> None:
+    """Make the stack if it isn't there, put its salt into its file, and select it.
+
+    :param name: the stack; `Pulumi.<name>.yaml` is made if it isn't there.
+    :param project: the folder of Pulumi.yaml; this checkout's if none is given.
+    :raises Trouble: Pulumi refuses, or the file holds secrets of another state.
+    """
+    project = project or paths.project_dir()
+    file = project / f"Pulumi.{name}.yaml"
+    variables = env.environment(tools)
+    stored = _stored_salt(project, name)
+    if stored is None:
+        with progress.step(f"making the stack {name}"):
+            stored = _make(project, name, file, tools, variables)
+    install_filter(project)
+    write_salt(file, stored)
+    _refresh(file)
+    _pulumi(tools, ["stack", "select", name], project, variables)
+
+
+def install_filter(project: Path) -> bool:
+    """Set up git's filter in the checkout's own configuration; whether it is set up afterwards.
+
+    Outside a checkout, or without git, there is nothing to keep clean.
+    """
+    if shutil.which("git") is None:
+        return False
+    inside = subprocess.run(
+        ["git", "rev-parse", "--is-inside-work-tree"], cwd=project, capture_output=True, text=True
+    )
+    if inside.stdout.strip() != "true":
+        return False
+    key = f"filter.{FILTER}.clean"
+    current = subprocess.run(["git", "config", "--local", key], cwd=project, capture_output=True, text=True)
+    if current.stdout.strip() != _CLEAN:
+        done = subprocess.run(
+            ["git", "config", "--local", key, _CLEAN], cwd=project, capture_output=True, text=True
+        )
+        if done.returncode:
+            raise Trouble(f"git config {key}: {done.stderr.strip()}")
+    return True
+
+
+def salt_in(text: str) -> str | None:
+    """The salt in a stack file's text."""
+    found = _SALT.search(text)
+    return found.group(1) if found else None
+
+
+def write_salt(file: Path, salt: str) -> None:
+    """Make `salt` the stack file's only one, at its end; everything else stays byte by byte.
+
+    :raises Trouble: the file has another salt and secrets encrypted with it.
+    """
+    text = file.read_text() if file.exists() else ""
+    present = salt_in(text)
+    if present == salt:
+        return
+    if present is not None and re.search(r"^\s+secure: ", text, re.MULTILINE):
+        raise Trouble(
+            f"{file} holds secrets that were encrypted with another state's salt",
+            "bring back that state and its passphrase, or remove the secrets and the line 'encryptionsalt'",
+        )
+    kept = "".join(line for line in text.splitlines(keepends=True) if not _SALT.match(line))
+    if kept and not kept.endswith("\n"):
+        kept += "\n"
+    partial = file.with_name(f".{file.name}.partial")
+    partial.write_text(f"{kept}encryptionsalt: {salt}\n")
+    partial.replace(file)
+
+
+def _refresh(file: Path) -> None:
+    # git compares sizes before it runs a filter, and calls a file modified that is longer
+    # than at the last `git add`. Where only the salt was added, adding the file again
+    # changes nothing but that remembered size. A person's own edits are left alone.
+    if shutil.which("git") is None:
+        return
+    same = subprocess.run(["git", "diff", "--quiet", "--", file.name], cwd=file.parent, capture_output=True)
+    tracked = subprocess.run(
+        ["git", "ls-files", "--error-unmatch", "--", file.name], cwd=file.parent, capture_output=True
+    )
+    if same.returncode == 0 and tracked.returncode == 0:
+        # Where another git holds the index, status shows the file until the next run: no harm.
+        subprocess.run(["git", "add", "--", file.name], cwd=file.parent, capture_output=True)
+
+
+def _stored_salt(project: Path, name: str) -> str | None:
+    checkpoint = env.backend_dir() / ".pulumi" / "stacks" / _project_name(project) / f"{name}.json"
+    if not checkpoint.exists():
+        return None
+    try:
+        latest = json.loads(checkpoint.read_text())["checkpoint"]["latest"]
+        return str(latest["secrets_providers"]["state"]["salt"])
+    except (ValueError, KeyError, TypeError) as error:
+        raise Trouble(
+            f"{checkpoint} isn't the state of a stack with a passphrase",
+            f"if nothing of the stack '{name}' is left, `pulumi stack rm {name} --force` removes it",
+        ) from error
+
+
+def _make(project: Path, name: str, file: Path, tools: Toolbox, variables: dict[str, str]) -> str:
+    text = file.read_text() if file.exists() else ""
+    with tempfile.TemporaryDirectory(prefix="kubeadm-ipvs-stack-") as folder:
+        elsewhere = Path(folder)
+        shutil.copy(project / "Pulumi.yaml", elsewhere)
+        written = elsewhere / file.name
+        present = salt_in(text)
+        if present is not None and re.search(r"^\s+secure: ", text, re.MULTILINE):
+            # Secrets in the file: the new stack must keep the salt, and the passphrase must fit it.
+            written.write_text(f"encryptionsalt: {present}\n")
+        _pulumi(
+            tools,
+            ["stack", "init", name, "--secrets-provider", "passphrase", "--no-select"],
+            elsewhere,
+            variables,
+        )
+        salt = salt_in(written.read_text())
+    if salt is None:
+        raise Trouble(
+            f"Pulumi made the stack {name} without a salt", "is PULUMI_BACKEND_URL a local file backend?"
+        )
+    return salt
+
+
+def _project_name(project: Path) -> str:
+    found = _PROJECT.search((project / "Pulumi.yaml").read_text())
+    if not found:
+        raise Trouble(f"{project / 'Pulumi.yaml'} has no name")
+    return found.group(1)
+
+
+def _pulumi(tools: Toolbox, arguments: list[str], folder: Path, variables: dict[str, str]) -> None:
+    done = subprocess.run(
+        [str(tools.pulumi.path), *arguments, "--non-interactive"],
+        cwd=folder,
+        env=variables,
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+    )
+    if done.returncode:
+        raise Trouble(f"pulumi {' '.join(arguments)}: {done.stderr.strip() or done.stdout.strip()}")
