@@ -91,23 +91,31 @@ connections() { ipvsadm -Ln --stats --exact -t "$1" | awk '$1 == "->" && $2 ~ /^
 
 # spreads ENDPOINT: sends the requests and prints how many each real server got. Another host's
 # proof may send some meanwhile: with rr that changes nothing, any run of requests is spread.
+#
+# The kernel adds its counters up every other second (each real server's at a moment of its own,
+# later where the host is busy), so what was just sent is waited for. The first count may lack
+# earlier requests in the same way: hence more than one attempt.
 spreads() {
-  local endpoint=$1 before after counts sum attempt i
+  local endpoint=$1 before counts='' attempt i
   for attempt in 1 2 3; do
     before=$(connections "$endpoint")
     for ((i = 0; i < REQUESTS; i++)); do
       request "$endpoint" || fail "request $((i + 1)) of $REQUESTS to $endpoint failed" "kubectl get pods -o wide says whether a pod restarted"
     done
-    after=$(connections "$endpoint")
-    counts=$(awk 'NR == FNR {had[$1] = $2; next} {print $1, $2 - had[$1]}' <(printf '%s\n' "$before") <(printf '%s\n' "$after"))
-    sum=$(awk '{n += $2} END {print n + 0}' <<<"$counts")
-    if ((sum >= REQUESTS)) && spread_kept "$counts"; then
+    if wait_for "$COUNTED_SECONDS" "the kernel's count of $REQUESTS requests to $endpoint" spread_counted; then
       awk -v endpoint="$endpoint" '{print endpoint, $1, $2}' <<<"$counts"
       return
     fi
     say "attempt $attempt: $(tr '\n' ' ' <<<"$counts")of $endpoint's real servers is not what $SCHEDULER promises"
   done
   fail "$REQUESTS requests to $endpoint were not spread as $SCHEDULER promises: $(tr '\n' ' ' <<<"$counts")" "is something else using ipvsadm on $HOST?"
+}
+readonly COUNTED_SECONDS=20
+
+# Whether all requests since `before` are counted, and spread as promised. Sets `counts`.
+spread_counted() {
+  counts=$(awk 'NR == FNR {had[$1] = $2; next} {print $1, $2 - had[$1]}' <(printf '%s\n' "$before") <(connections "$endpoint"))
+  (($(awk '{n += $2} END {print n + 0}' <<<"$counts") >= REQUESTS)) && spread_kept "$counts"
 }
 
 # rr, and wrr with kube-proxy's equal weights: equal within one. The others promise nothing

@@ -134,6 +134,47 @@ def test_a_wait_ends_with_its_condition_or_its_bound(tmp_path: Path) -> None:
     assert bash(with_lib(unmet), home=tmp_path).stdout == "unmet\n"
 
 
+def spread(tmp_path: Path, chosen: str, *, lag: int) -> subprocess.CompletedProcess[str]:
+    """Runs the proof's count of ten requests against a kernel of the test's own.
+
+    :param chosen: shell arithmetic, which of two real servers gets request `n`.
+    :param lag: how many looks later the kernel's statistics show a request.
+    """
+    sent, looks = tmp_path / "sent", tmp_path / "looks"
+    sent.write_text("")
+    looks.write_text("")
+    fakes = f"""
+create() {{ spreads 10.96.0.20:80; }}
+request() {{ n=$(wc -l <{sent}); echo $(({chosen})) >>{sent}; }}
+ipvsadm() {{
+  cp {sent} {looks}.$(wc -l <{looks}); echo >>{looks}
+  local now=$(($(wc -l <{looks}) - 1 - {lag}))
+  echo 'Prot LocalAddress:Port               Conns   InPkts  OutPkts  InBytes OutBytes'
+  echo 'TCP  10.96.0.20:80                      99       99       99       99       99'
+  local server
+  for server in 0 1; do
+    echo "  -> 10.244.1.$server:80  $(cat {looks}.$((now < 0 ? 0 : now)) | grep -c "$server" || :) 9 9 9 9"
+  done
+}}
+pause() {{ :; }}
+"""
+    proof = (SCRIPTS / "proof.sh").read_text().replace("COUNTED_SECONDS=20", "COUNTED_SECONDS=1")
+    return bash(with_lib(proof + fakes, REQUESTS="10", SCHEDULER="rr"), home=tmp_path, check=False)
+
+
+@pytest.mark.parametrize("lag", [0, 3])
+def test_requests_are_counted_by_a_kernel_that_adds_up_late(tmp_path: Path, lag: int) -> None:
+    done = spread(tmp_path, "n % 2", lag=lag)
+    assert done.stdout == "10.96.0.20:80 10.244.1.0:80 5\n10.96.0.20:80 10.244.1.1:80 5\n", done.stderr
+
+
+def test_requests_that_one_real_server_gets_are_no_round_robin(tmp_path: Path) -> None:
+    done = spread(tmp_path, "n % 5 == 0", lag=1)
+    assert done.returncode == 1
+    assert "FAILED: 10 requests to 10.96.0.20:80 were not spread as rr promises" in done.stderr
+    assert "10.244.1.0:80 8 10.244.1.1:80 2" in done.stderr
+
+
 def test_the_command_text_is_short_and_bounded_in_time() -> None:
     text = command_text("create", "kernel", "node1", 600, "root")
     assert text == "timeout --kill-after=20 600 bash -s -- create kernel node1"

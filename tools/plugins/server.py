@@ -1,7 +1,7 @@
 """What the stand-ins share: Pulumi's provider protocol over gRPC, and the engine's log.
 
 The engine starts a plugin with its own address as the argument and reads the port that the
-plugin prints. It kills the plugin when it is done; a plugin whose engine died ends by itself.
+plugin prints. It interrupts the plugin when it is done; a plugin whose engine died ends by itself.
 """
 
 # The protocol names its methods, and its definition (pulumi/pulumi, proto/pulumi/provider.proto)
@@ -371,10 +371,10 @@ async def _abort_operation(context: Any, failure: Failure, inputs: Any) -> NoRet
     await _abort(context, str(failure))
 
 
-async def _end_with(parent: int, server: grpc.aio.Server) -> None:
+async def _until_orphaned() -> None:
+    parent = os.getppid()
     while os.getppid() == parent:
         await asyncio.sleep(_PARENT_CHECK_SECONDS)
-    await server.stop(grace=None)
 
 
 async def _serve(plugin_class: type[Plugin], engine_address: str) -> None:
@@ -384,15 +384,15 @@ async def _serve(plugin_class: type[Plugin], engine_address: str) -> None:
     await server.start()
     sys.stdout.write(f"{port}\n")
     sys.stdout.flush()
-    watch = asyncio.create_task(_end_with(os.getppid(), server))
-    await server.wait_for_termination()
-    watch.cancel()
+    watch = asyncio.create_task(_until_orphaned())
+    # The engine's way to end a plugin when all operations are done: it waits 5 s before it kills.
+    # A person's Ctrl-C doesn't come here, since plugins have a process group of their own.
+    asyncio.get_running_loop().add_signal_handler(signal.SIGINT, watch.cancel)
+    await asyncio.wait([watch])
+    await server.stop(grace=None)
 
 
 def run(plugin_class: type[Plugin]) -> None:
-    """Be the plugin: serve until the engine ends or kills this process."""
-    # Ctrl-C goes to the whole process group. The engine turns it into Cancel, and waits for
-    # the operations that are under way: they must not die of it.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    """Be the plugin: serve until the engine ends, or ends this process."""
     addresses = [argument for argument in sys.argv[1:] if not argument.startswith("-")]
     asyncio.run(_serve(plugin_class, addresses[0] if addresses else ""))
