@@ -64,6 +64,9 @@ class Cluster(pulumi.ComponentResource):
             cluster_identifier=control_plane.ca_hash,
             # A cluster that is gone must not keep its objects in the state for ever.
             delete_unreachable=True,
+            # An object whose creation was cut off is there and not in the state: the next run takes it on,
+            # rather than stop at what this program itself has made.
+            upsert_existing_objects=True,
             kube_client_settings=kubernetes.KubeClientSettingsArgs(
                 # By default 32 s, in which a slow API server doesn't get its whole schema sent.
                 timeout=int(seconds(settings.cluster.timeouts.kubernetes_api_call)),

@@ -263,6 +263,10 @@ def test_the_provider_keeps_its_identity_over_a_changed_address(recorded: graph.
     assert provider["deleteUnreachable"] in (True, "true")
 
 
+def test_an_object_of_a_run_that_was_cut_off_is_taken_on(recorded: graph.Recorder) -> None:
+    assert recorded.inputs["test"]["upsertExistingObjects"] in (True, "true")
+
+
 def test_joins_are_admitted_right_before_and_revoked_right_after(recorded: graph.Recorder) -> None:
     hooks = recorded.requests["node1-join"].hooks
     assert list(hooks.before_create) == ["node1-admit"]
