@@ -8,11 +8,13 @@ from typing import Any
 import pulumi
 import pulumi_kubernetes as kubernetes
 
+from components import changes
 from components.control_plane import ControlPlane, ControlPlaneArgs
 from components.host import PreparedHost, PreparedHostArgs
 from components.manifests import Manifest, ManifestArgs
 from components.member import Member, MemberArgs
 from components.proof import Proof, ProofArgs
+from components.proxy import ProxyMode, ProxyModeArgs
 from components.worker import Worker, WorkerArgs
 from model import documents
 from model.settings import Settings
@@ -46,8 +48,14 @@ class Cluster(pulumi.ComponentResource):
     """
 
     def __init__(self, name: str, args: ClusterArgs, opts: pulumi.ResourceOptions | None = None) -> None:
-        super().__init__("kubeadm-ipvs:index:Cluster", name, None, opts)
         settings = args.settings
+        watched = pulumi.ResourceOptions(hooks=changes.watched(settings))
+        super().__init__(
+            "kubeadm-ipvs:index:Cluster",
+            name,
+            changes.kept(settings),
+            pulumi.ResourceOptions.merge(watched, opts),
+        )
         child = pulumi.ResourceOptions(parent=self)
 
         machines = {
@@ -82,14 +90,17 @@ class Cluster(pulumi.ComponentResource):
             Worker(f"{host.name}-worker", WorkerArgs(settings, machines[host.name], control_plane), child)
             for host in settings.workers
         ]
+        nodes = {settings.control_plane.name: control_plane.init}
+        nodes |= {worker.host.name: worker.join for worker in workers}
         members = [
             Member(
-                f"{worker.host.name}-member",
-                MemberArgs(settings, worker.host, control_plane, [worker.join, *network.objects.values()]),
+                f"{host.name}-member",
+                MemberArgs(settings, host, control_plane, nodes[host.name], [*network.objects.values()]),
                 child,
             )
-            for worker in workers
+            for host in settings.hosts
         ]
+        proxies = ProxyMode("proxy", ProxyModeArgs(settings, nodes), child)
         nginx = Manifest(
             "nginx",
             ManifestArgs(
@@ -107,14 +118,16 @@ class Cluster(pulumi.ComponentResource):
                 settings,
                 control_plane,
                 subject=_subject(settings, network, nginx),
-                depends_on=[*nginx.objects.values(), *[member.ready for member in members]],
+                depends_on=[*nginx.objects.values(), *[member.ready for member in members], *proxies.steps],
             ),
             child,
         )
         self.kubeconfig = control_plane.kubeconfig
         self.tables = proof.tables
         self.node_ports = [f"http://{host.address}:{settings.nginx.node_port}/" for host in settings.hosts]
-        self.register_outputs({"kubeconfig": self.kubeconfig, "nodePorts": self.node_ports})
+        self.register_outputs(
+            {"kubeconfig": self.kubeconfig, "nodePorts": self.node_ports, "caHash": control_plane.ca_hash}
+        )
 
 
 def _flannel(settings: Settings) -> dict[str, documents.Parameter]:

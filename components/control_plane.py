@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import pulumi
 
+from components import changes
 from components.host import PreparedHost
 from components.remote import Runner
 from model import kubeadm
@@ -29,8 +30,8 @@ class ControlPlane(pulumi.ComponentResource):
     """A host on which `kubeadm init` has run.
 
     Attributes:
-        init: The command that made the cluster. A change of what `new_cluster` lists replaces
-            it, and with it everything that stands on it.
+        init: The command that made the cluster. A change of the cluster's identity
+            (`components/changes.py`) replaces it, and with it everything that stands on it.
         runner: Runs steps on the control plane for others (tokens, nodes, the proof).
         kubeconfig: The administrator's, secret, with the address that people use.
         ca_hash: `sha256:…` of the cluster's certificate authority: who the cluster is.
@@ -45,13 +46,20 @@ class ControlPlane(pulumi.ComponentResource):
             limit_seconds=settings.limits.init,
             deletes=True,
             delete_limit_seconds=settings.limits.reset,
-            triggers=new_cluster(settings),
+            triggers=list(changes.identity(settings).values()),
             values={
                 "CONFIG": kubeadm.init_config(settings),
                 "PATCHES": "\n".join(f"{file}\t{text}" for file, text in kubeadm.patches(settings).items()),
+                "CERTIFICATE_NAMES": "\n".join(settings.certificate_names),
+                "KUBELET": kubeadm.kubelet_config(settings),
+                "PROXY": kubeadm.proxy_config(settings),
+                "OVERRIDE_BUDGETS": "true" if settings.cluster.override_disruption_budgets else "",
             },
             opts=pulumi.ResourceOptions(
-                depends_on=[machine.ready], deleted_with=machine.claim, replace_with=[machine.claim]
+                depends_on=[machine.ready],
+                deleted_with=machine.claim,
+                replace_with=[machine.claim],
+                protect=settings.production or None,
             ),
         )
         # Constant text and a trigger that only a new cluster changes: what is built from this
@@ -69,15 +77,3 @@ class ControlPlane(pulumi.ComponentResource):
         )
         self.ca_hash: pulumi.Output[str] = pulumi.Output.unsecret(admin.stdout.apply(kubeadm.ca_hash))
         self.register_outputs({"kubeconfig": self.kubeconfig, "caHash": self.ca_hash})
-
-
-def new_cluster(settings: Settings) -> list[str]:
-    """What can't change in a living cluster: a change of any of these makes a new one.
-
-    - Pod and service subnets: addresses are in every node, pod and certificate.
-    - DNS domain: in every pod's resolv.conf and in the API server's certificate.
-    - The first control plane's name and address: etcd's member and every kubeconfig name them.
-    """
-    first = settings.control_plane
-    network = settings.network
-    return [network.pod_subnet, network.service_subnet, network.dns_domain, first.name, first.address]

@@ -64,8 +64,13 @@ class PreparedHost(pulumi.ComponentResource):
                 "ROLE": host.role,
                 "ADDRESS": host.address,
                 "NODE_PORT": str(settings.nginx.node_port),
+                "MODE": settings.proxy.mode,
                 "SCHEDULER": settings.proxy.scheduler,
             },
+            # Workers come and go in production too; without its control plane there is no cluster.
+            opts=pulumi.ResourceOptions(
+                protect=(settings.production and host.role == "control-plane") or None
+            ),
         )
 
     def _prepare(self) -> remote.Command:
@@ -74,7 +79,11 @@ class PreparedHost(pulumi.ComponentResource):
         steps: list[tuple[str, dict[str, str]]] = [
             (
                 "kernel",
-                {"SCHEDULER": settings.proxy.scheduler, "BACKEND": settings.network.flannel.backend},
+                {
+                    "MODE": settings.proxy.mode,
+                    "SCHEDULER": settings.proxy.scheduler,
+                    "BACKEND": settings.network.flannel.backend,
+                },
             ),
             (
                 "firewall",

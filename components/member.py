@@ -1,4 +1,4 @@
-"""A worker as the cluster sees it: Ready, labelled; drained and removed when it leaves."""
+"""A node as the cluster sees it: Ready, with its labels and taints; a worker that leaves is drained."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import pulumi
+from pulumi_command import remote
 
 from components.control_plane import ControlPlane
 from components.remote import Runner
@@ -18,19 +19,21 @@ class MemberArgs:
 
     Attributes:
         settings: The environment.
-        host: The worker.
+        host: The machine.
         control_plane: Where the cluster is spoken to.
-        depends_on: What must be there before the node can be Ready.
+        made: The command that made the host a node (init or join).
+        depends_on: What else must be there before the node can be Ready.
     """
 
     settings: Settings
     host: Host
     control_plane: ControlPlane
+    made: remote.Command
     depends_on: Sequence[pulumi.Resource]
 
 
 class Member(pulumi.ComponentResource):
-    """A node of the cluster. Its delete drains and removes it, unless the whole cluster goes.
+    """A node of the cluster. A worker's delete drains and removes it, unless the whole cluster goes.
 
     Attributes:
         ready: The command that has seen it Ready.
@@ -43,14 +46,17 @@ class Member(pulumi.ComponentResource):
             "member",
             name=f"{host.name}-member",
             limit_seconds=settings.limits.rollout,
-            deletes=True,
-            triggers=[cluster.init.id],
+            # The control plane's node goes with the cluster.
+            deletes=host.role == "worker",
+            # Another machine under the same name is another node: the old one is drained and removed first.
+            triggers=[cluster.init.id, args.made.id],
             values={
                 "NODE": host.name,
                 "LABELS": "\n".join(f"{key}={value}" for key, value in sorted(host.labels.items())),
+                "TAINTS": "\n".join(host.taints),
                 "READY_SECONDS": str(settings.limits.rollout - 60),
                 "DRAIN_SECONDS": str(settings.limits.drain),
             },
-            opts=pulumi.ResourceOptions(depends_on=list(args.depends_on), deleted_with=cluster.init),
+            opts=pulumi.ResourceOptions(depends_on=[args.made, *args.depends_on], deleted_with=cluster.init),
         )
         self.register_outputs({"node": host.name})

@@ -77,6 +77,7 @@ class Proof(pulumi.ComponentResource):
             "CLUSTER_ENDPOINT": promises.apply(ipvs.cluster_endpoint),
             "NODE_ENDPOINT": f"{host.address}:{port}",
             "ENDPOINTS": "\n".join(f"{other.address}:{port}" for other in settings.hosts),
+            "MODE": settings.proxy.mode,
             "SCHEDULER": settings.proxy.scheduler,
             "REQUESTS": str(settings.proof.requests),
             "WAIT_SECONDS": str(settings.proof.wait_seconds),

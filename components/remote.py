@@ -36,13 +36,14 @@ STEPS: Mapping[str, tuple[str, ...]] = {
     "firewall": ("lib.sh", "firewalld.sh", "firewall.sh"),
     "packages": ("lib.sh", "packages.sh"),
     "runtime": ("lib.sh", "runtime.sh"),
-    "init": ("lib.sh", "reset.sh", "node.sh", "init.sh"),
+    "init": ("lib.sh", "reset.sh", "request.sh", "node.sh", "init.sh"),
+    "proxy": ("lib.sh", "reset.sh", "request.sh", "proxy.sh"),
     "admin": ("admin.sh",),
     "token": ("token.sh",),
-    "join": ("lib.sh", "reset.sh", "node.sh", "join.sh"),
+    "join": ("lib.sh", "reset.sh", "request.sh", "node.sh", "join.sh"),
     "member": ("lib.sh", "member.sh"),
     "look": ("lib.sh", "look.sh"),
-    "proof": ("lib.sh", "proof.sh"),
+    "proof": ("lib.sh", "request.sh", "proof.sh"),
 }
 
 # After SIGTERM a step has this long to say where it stood before it is killed.

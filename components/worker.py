@@ -68,7 +68,11 @@ class Worker(pulumi.ComponentResource):
             delete_limit_seconds=settings.limits.reset,
             # A node of the old cluster is none of the new one.
             triggers=[control_plane.init.id],
-            values={"CONFIG": config},
+            values={
+                "CONFIG": config,
+                "KUBELET": kubeadm.kubelet_config(settings),
+                "PROXY": kubeadm.proxy_config(settings),
+            },
             opts=pulumi.ResourceOptions(
                 depends_on=[machine.ready, control_plane.init],
                 deleted_with=machine.claim,

@@ -96,23 +96,33 @@ def expected(
 ) -> list[str]:
     """The canonical lines that the host's kernel must show, sorted.
 
-    `objects` is the JSON of `kubectl get services,endpointslices -A -o json`. Node ports are expected on
+    `objects` is the JSON of `kubectl get services,endpointslices -A -o json`. In the modes iptables and
+    nftables there are no virtual servers: the lines are `service TCP 10.96.0.1:443`, `node-port TCP 30080`
+    and `endpoint TCP 10.244.1.2:80`. In IPVS mode, node ports are expected on
     `addresses`, by default on the host's own `address` only: kube-proxy binds them on every address of
     the host except loopback, but which others there are only the host knows.
 
     Raises `UnreadableError`; also where a proved service is missing.
     """
     services, slices = _services_and_slices(objects)
-    lines = {f"set {name}" for name in _SETS}
+    ipvs = settings.proxy.mode == "ipvs"
+    lines = {f"set {name}" for name in _SETS} if ipvs else set()
     for name in promised_services(settings):
         if name not in services:
             raise UnreadableError(f"the cluster has no service {name}")
         specification = services[name]["spec"]
         cluster_address = specification["clusterIP"]
-        lines.add(f"address {cluster_address}")
+        if ipvs:
+            lines.add(f"address {cluster_address}")
         for port in specification["ports"]:
             protocol = port.get("protocol", "TCP")
             ready = _ready_endpoints(slices.get(name, []), port.get("name"), protocol)
+            if not ipvs:
+                lines.add(f"service {protocol} {cluster_address}:{port['port']}")
+                lines |= {f"endpoint {protocol} {endpoint}" for endpoint in ready}
+                if port.get("nodePort"):
+                    lines.add(f"node-port {protocol} {port['nodePort']}")
+                continue
             places = [f"{cluster_address}:{port['port']}"]
             node_port = port.get("nodePort")
             if node_port:
@@ -373,8 +383,10 @@ def rows(virtuals: Iterable[Virtual]) -> list[dict[str, Any]]:
 def report_tables(report: str) -> list[dict[str, Any]]:
     """The rows out of a host's proof: its `== ipvs` section, counted by its `== stats` section.
 
-    Raises `UnreadableError`.
+    A report of another mode than IPVS is empty, and so are its rows. Raises `UnreadableError`.
     """
+    if not report.strip():
+        return []
     sections = report_sections(report)
     if "ipvs" not in sections:
         raise UnreadableError("the proof's report has no section `== ipvs`")

@@ -19,7 +19,7 @@ import yaml
 from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
-from model.settings import Host, Settings
+from model.settings import Host, Kubelet, Settings
 
 API_VERSION = "kubeadm.k8s.io/v1beta4"
 # Where init.sh puts `patches` before it runs kubeadm.
@@ -66,6 +66,16 @@ def join_config(settings: Settings, host: Host, token: str, ca_hash: str) -> str
             "timeouts": _timeouts(settings),
         }
     )
+
+
+def kubelet_config(settings: Settings) -> str:
+    """The KubeletConfiguration of every node, as `init_config` has it."""
+    return _documents(_kubelet(settings))
+
+
+def proxy_config(settings: Settings) -> str:
+    """The KubeProxyConfiguration of every node, as `init_config` has it."""
+    return _documents(_proxy(settings))
 
 
 def ca_hash(kubeconfig: str) -> str:
@@ -124,7 +134,11 @@ def _init(settings: Settings) -> dict[str, Any]:
     registration = _node(settings, host)
     if not settings.workers:
         # Nobody else could run pods: without the taint the only host takes them.
-        registration["taints"] = []
+        registration.setdefault("taints", [])
+    elif host.taints:
+        # A list takes the place of kubeadm's own, which belongs to every control plane.
+        control_plane = {"key": "node-role.kubernetes.io/control-plane", "effect": "NoSchedule"}
+        registration["taints"] = [control_plane, *registration["taints"]]
     return {
         "apiVersion": API_VERSION,
         "kind": "InitConfiguration",
@@ -174,7 +188,17 @@ def _kubelet(settings: Settings) -> dict[str, Any]:
         "clusterDomain": settings.network.dns_domain,
         "failSwapOn": True,  # swap is off by preparation; if it comes back, say so at once
         "rotateCertificates": True,
+        **_given(settings.cluster.kubelet),
     }
+
+
+# Where Kubernetes' name isn't ours: it writes abbreviations in capitals.
+_KUBELET_NAMES = {"imageGcHighThresholdPercent": "imageGCHighThresholdPercent"}
+
+
+def _given(kubelet: Kubelet) -> dict[str, Any]:
+    given = kubelet.model_dump(by_alias=True, exclude_none=True)
+    return {_KUBELET_NAMES.get(name, name): value for name, value in given.items()}
 
 
 def _proxy(settings: Settings) -> dict[str, Any]:
@@ -211,7 +235,15 @@ def _node(settings: Settings, host: Host) -> dict[str, Any]:
         "criSocket": CRI_SOCKET,
         "kubeletExtraArgs": _arguments(arguments),
         "imagePullPolicy": "IfNotPresent",
+        # From the start, so that no pod slips in; later changes are the member's.
+        **({"taints": [_taint(taint) for taint in host.taints]} if host.taints else {}),
     }
+
+
+def _taint(text: str) -> dict[str, str]:
+    place, _, effect = text.rpartition(":")
+    key, _, value = place.partition("=")
+    return {"key": key, **({"value": value} if value else {}), "effect": effect}
 
 
 def _timeouts(settings: Settings) -> dict[str, str]:

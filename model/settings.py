@@ -47,15 +47,18 @@ from model.values import (
     NodePort,
     PackageKey,
     PackageRevision,
+    Percent,
     PodSubnet,
     Port,
     Positive,
     PositiveDuration,
+    Quantities,
     Regex,
     RepositoryUrl,
     ServiceSubnet,
     SshHost,
     Subdomain,
+    Taints,
     Text,
     TokenMinutes,
     UserName,
@@ -100,6 +103,7 @@ class Host(Section):
     address: Address  # IPv4 on the network that the hosts share: kubelet's node-ip
     ssh: HostSsh = HostSsh()
     labels: Labels = {}
+    taints: Taints = ()  # `key=value:NoSchedule`, besides those that Kubernetes itself sets
 
 
 class Timeouts(Section):
@@ -126,6 +130,24 @@ class Limits(Section):
     drain: Positive = 300
 
 
+class Kubelet(Section):
+    """Fields of KubeletConfiguration, for every node; what isn't given keeps kubelet's own default.
+
+    https://kubernetes.io/docs/reference/config-api/kubelet-config.v1beta1/
+    """
+
+    max_pods: Positive | None = None
+    pod_pids_limit: Positive | None = None
+    system_reserved: Quantities | None = None
+    kube_reserved: Quantities | None = None
+    eviction_hard: Quantities | None = None
+    image_gc_high_threshold_percent: Percent | None = None
+    container_log_max_files: Positive | None = None
+    container_log_max_size: Text | None = None
+    serialize_image_pulls: Flag | None = None
+    shutdown_grace_period: PositiveDuration | None = None
+
+
 class Cluster(Section):
     """What kubeadm is told about the cluster as a whole."""
 
@@ -142,6 +164,10 @@ class Cluster(Section):
     slow_hosts: Flag = False
     leader_election: Flag = True  # False on one slow control plane: lost leases restart the controllers
     join_token_minutes: TokenMinutes = 15
+    # A worker that leaves is drained by eviction, which a disruption budget may forbid for ever. True:
+    # its pods are deleted instead.
+    override_disruption_budgets: Flag = False
+    kubelet: Kubelet = Kubelet()
     timeouts: Timeouts = Timeouts()
 
 
@@ -167,7 +193,7 @@ class Network(Section):
 class Proxy(Section):
     """kube-proxy."""
 
-    mode: Literal["ipvs"] = "ipvs"
+    mode: Literal["ipvs", "nftables", "iptables"] = "ipvs"
     scheduler: Literal["rr", "wrr", "lc", "wlc", "sh", "dh", "sed", "nq", "lblc", "lblcr", "mh"] = "rr"
     sync_period: PositiveDuration = "5s"
     min_sync_period: Duration = "5s"
@@ -222,6 +248,7 @@ class Settings(Section):
     packages: Packages = Packages()
     registry: Registry = Registry()
     firewall: Literal["open", "disable", "leave"] = "open"
+    production: Flag = False  # what can't be had back is protected from deletion and replacement
     hosts: tuple[Host, ...]
     nginx: Nginx = Nginx()
     proof: Proof = Proof()

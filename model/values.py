@@ -336,6 +336,36 @@ def _kubelet_may_set(key: str, prefix: str) -> None:
         )
 
 
+def _taints(value: tuple[str, ...]) -> tuple[str, ...]:
+    for taint in value:
+        place, _, effect = taint.rpartition(":")
+        key, equals, text = place.partition("=")
+        prefix, _, name = key.rpartition("/")
+        if (
+            effect not in ("NoSchedule", "PreferNoSchedule", "NoExecute")
+            or not _QUALIFIED.fullmatch(name)
+            or (prefix and not _SUBDOMAIN.fullmatch(prefix))
+            or (equals and text and not _QUALIFIED.fullmatch(text))
+        ):
+            raise ValueError(
+                f"has {taint!r}; write `key=value:Effect` or `key:Effect`, the effect one of NoSchedule, "
+                "PreferNoSchedule and NoExecute"
+            )
+    places = [taint.partition(":")[0].partition("=")[0] + taint.rpartition(":")[2] for taint in value]
+    if len(set(places)) != len(places):
+        raise ValueError("has a key twice with the same effect; write each once")
+    return value
+
+
+def _quantities(value: dict[str, str]) -> dict[str, str]:
+    for name, text in value.items():
+        if not re.fullmatch(r"\d+(\.\d+)?(m|k|M|G|T|Ki|Mi|Gi|Ti|%)?", text):
+            raise ValueError(
+                f"has {name}: {text!r}; write a quantity as Kubernetes does: `500m`, `512Mi`, `10%`"
+            )
+    return value
+
+
 def _user_name(value: str) -> str:
     if not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_.-]{0,31}", value):
         raise ValueError(f"is {value!r}, which is no user's name; write for instance `root`")
@@ -366,6 +396,9 @@ Mirrors = Annotated[
 HostKey = Annotated[str, AfterValidator(_host_key)]
 Regex = Annotated[str, AfterValidator(_regex)]
 Labels = Annotated[dict[str, str], AfterValidator(_labels)]
+Taints = Annotated[tuple[str, ...], AfterValidator(_taints)]
+Quantities = Annotated[dict[str, str], AfterValidator(_quantities)]
+Percent = Annotated[int, BeforeValidator(_integer), _between(0, 100, "a percentage")]
 Flag = Annotated[bool, BeforeValidator(_boolean)]
 Port = Annotated[int, BeforeValidator(_integer), _between(1, 65535, "a port")]
 NodePort = Annotated[int, BeforeValidator(_integer), _between(30000, 32767, "a node port")]

@@ -5,7 +5,7 @@
 # It is one step because the provider forgets a step that failed: whatever later step breaks,
 # this one is in the state, so `destroy` always knows what to give back.
 #
-# Values: STACK, ROLE, ADDRESS, NODE_PORT, SCHEDULER, KUBERNETES_MINOR.
+# Values: STACK, ROLE, ADDRESS, NODE_PORT, MODE, SCHEDULER.
 
 create() {
   local problems=()
@@ -46,8 +46,12 @@ look_at_system() {
   ((major > 5 || (major == 5 && minor >= 4))) ||
     problems+=("kernel $release is too old: 5.4 or later is needed")
   have systemctl || problems+=("systemd is not here")
-  local module
-  for module in ip_vs "ip_vs_$SCHEDULER" nf_conntrack br_netfilter overlay vxlan; do
+  # kube-proxy refuses nftables on older kernels (pkg/proxy/nftables, v1.37.2).
+  [[ $MODE != nftables ]] || ((major > 5 || (major == 5 && minor >= 13))) ||
+    problems+=("kernel $release is too old for proxy.mode nftables: 5.13 or later is needed")
+  local modules=(nf_conntrack br_netfilter overlay vxlan) module
+  [[ $MODE != ipvs ]] || modules+=(ip_vs "ip_vs_$SCHEDULER")
+  for module in "${modules[@]}"; do
     [[ -d /sys/module/$module ]] || modinfo "$module" >/dev/null 2>&1 ||
       problems+=("the kernel $release has no module $module; install the distribution's full kernel package")
   done

@@ -1,10 +1,13 @@
 # shellcheck shell=bash
 # kubeadm init on the first control plane. Needs node.sh before it.
-# Values: CONFIG (kubeadm's documents), PATCHES (of static pods: lines `file<tab>JSON`).
+# Values: CONFIG (kubeadm's documents), PATCHES (of static pods: lines `file<tab>JSON`),
+# CERTIFICATE_NAMES (extra ones of the API server, one a line), OVERRIDE_BUDGETS (true or empty),
+# KUBELET and PROXY (see node.sh).
 
 readonly ADMIN=/etc/kubernetes/admin.conf
 
 create() {
+  remember_override
   if ! begin_node; then
     converge
     return
@@ -17,6 +20,8 @@ create() {
   # provider, which asks for the whole schema. That is made at the first request, for which a
   # slow host needs longer than that: asked for here, it is there when they come.
   wait_for 600 "the API server's schema" schema_made || fail "the API server doesn't hand out its schema" "look at crictl ps -a on $HOST"
+  remember_settings
+  printf '%s\n' "$CERTIFICATE_NAMES" | put_file "$HOME_DIR/certificate-names" 0600 || :
   mark node.done
   say "the control plane is up"
 }
@@ -32,21 +37,62 @@ api_ready() { kubectl --kubeconfig "$ADMIN" --request-timeout=10s get --raw /rea
 
 schema_made() { kubectl --kubeconfig "$ADMIN" --request-timeout=300s get --raw /openapi/v2; }
 
+# For the members' delete, which runs here with the text of an earlier run.
+remember_override() {
+  if [[ -n $OVERRIDE_BUDGETS ]]; then mark override-budgets; else rm -f "$HOME_DIR/override-budgets"; fi
+}
+
 # A finished control plane: what may change in place does, and only where it differs.
 converge() {
   wait_for 300 "the API server" api_ready || fail "the API server doesn't answer" "look at crictl ps -a and journalctl -u kubelet on $HOST"
-  if ! printf '%s\n' "$CONFIG" | put_file "$HOME_DIR/kubeadm.new.yaml" 0600 || cmp -s "$HOME_DIR/kubeadm.new.yaml" "$HOME_DIR/kubeadm.yaml"; then
+  converge_config
+  converge_certificate
+  converge_kubelet
+  say "the control plane is up and as the settings say"
+}
+
+# What kubeadm keeps in the cluster for every node. kube-proxy's is read when the step `proxy`
+# restarts it, node by node; kubelet's by each node's own step.
+converge_config() {
+  printf '%s\n' "$CONFIG" | put_file "$HOME_DIR/kubeadm.new.yaml" 0600 || :
+  if cmp -s "$HOME_DIR/kubeadm.new.yaml" "$HOME_DIR/kubeadm.yaml"; then
     rm -f "$HOME_DIR/kubeadm.new.yaml"
-    say "the control plane is up and its settings are unchanged"
     return
   fi
-  say "settings changed: uploading them and kube-proxy's"
-  kubeadm init phase upload-config all --config "$HOME_DIR/kubeadm.new.yaml" >"$HOME_DIR/kubeadm.log" 2>&1 9>&- ||
-    fail "the changed settings can't be uploaded" "$(tail -n 3 "$HOME_DIR/kubeadm.log")"
-  kubeadm init phase addon kube-proxy --config "$HOME_DIR/kubeadm.new.yaml" >>"$HOME_DIR/kubeadm.log" 2>&1 9>&- ||
-    fail "kube-proxy's settings can't be applied" "$(tail -n 3 "$HOME_DIR/kubeadm.log")"
-  # kube-proxy doesn't read a changed ConfigMap: it is restarted, one node after the other.
-  kubectl --kubeconfig "$ADMIN" -n kube-system rollout restart daemonset/kube-proxy >/dev/null
-  kubectl --kubeconfig "$ADMIN" -n kube-system rollout status daemonset/kube-proxy --timeout=600s >&2
+  say "settings changed: uploading them"
+  local phase
+  for phase in "upload-config all" "addon kube-proxy"; do
+    # shellcheck disable=SC2086 # the phase's words
+    kubeadm init phase $phase --config "$HOME_DIR/kubeadm.new.yaml" >"$HOME_DIR/phase.log" 2>&1 9>&- || {
+      tail -n 5 "$HOME_DIR/phase.log" >&2
+      fail "the changed settings can't be uploaded (kubeadm init phase $phase)" "the lines above say why"
+    }
+  done
   mv -f "$HOME_DIR/kubeadm.new.yaml" "$HOME_DIR/kubeadm.yaml"
 }
+
+# The API server reads a new certificate by itself. The old one stays aside until the new one is there.
+converge_certificate() {
+  local pki=/etc/kubernetes/pki name
+  if [[ ! -e $HOME_DIR/certificate.old ]] && cmp -s <(printf '%s\n' "$CERTIFICATE_NAMES") "$HOME_DIR/certificate-names"; then return 0; fi
+  say "the API server's certificate gets its names: $(xargs <<<"$CERTIFICATE_NAMES")"
+  mkdir -p "$HOME_DIR/certificate.old"
+  if [[ ! -e $HOME_DIR/certificate.old/apiserver.key ]]; then
+    cp -p "$pki/apiserver.crt" "$pki/apiserver.key" "$HOME_DIR/certificate.old/"
+  fi
+  rm -f "$pki/apiserver.crt" "$pki/apiserver.key"
+  kubeadm init phase certs apiserver --config "$HOME_DIR/kubeadm.yaml" >"$HOME_DIR/phase.log" 2>&1 9>&- || {
+    tail -n 5 "$HOME_DIR/phase.log" >&2
+    cp -p "$HOME_DIR/certificate.old/"apiserver.* "$pki/"
+    fail "the API server's certificate can't be made anew; the old one is in use" "the lines above say why"
+  }
+  while read -r name; do
+    [[ -n $name ]] || continue
+    wait_for 180 "the API server to show the name $name" shows_name "$name" ||
+      fail "the API server doesn't answer with a certificate for $name" "look at crictl logs of kube-apiserver on $HOST"
+  done <<<"$CERTIFICATE_NAMES"
+  printf '%s\n' "$CERTIFICATE_NAMES" | put_file "$HOME_DIR/certificate-names" 0600 || :
+  rm -rf "$HOME_DIR/certificate.old"
+}
+
+shows_name() { kubectl --kubeconfig "$ADMIN" --request-timeout=10s --tls-server-name "$1" get --raw /readyz; }

@@ -1,9 +1,10 @@
 # shellcheck shell=bash
 # kubeadm join on a worker. Needs node.sh before it.
-# Value: CONFIG (kubeadm's JoinConfiguration, with the token of this join).
+# Values: CONFIG (kubeadm's JoinConfiguration, with the token of this join), KUBELET and PROXY (see node.sh).
 
 create() {
   if ! begin_node; then
+    converge_kubelet
     say "joined already"
     return
   fi
@@ -11,6 +12,7 @@ create() {
   trap 'rm -f "$HOME_DIR/kubeadm.yaml" "$HOME_DIR/kubeadm.again.yaml"' EXIT
   printf '%s\n' "$CONFIG" | put_file "$HOME_DIR/kubeadm.yaml" 0600 || :
   run_kubeadm 5 join
+  remember_settings
   mark node.done
   say "joined"
 }

@@ -1,6 +1,6 @@
 # shellcheck shell=bash
 # What the kernel must be: modules, sysctls, no swap, SELinux permissive where it is.
-# Values: SCHEDULER, BACKEND (flannel's).
+# Values: MODE and SCHEDULER (kube-proxy's), BACKEND (flannel's).
 
 readonly MODULES_FILE=/etc/modules-load.d/kubeadm-ipvs.conf
 readonly SYSCTL_FILE=/etc/sysctl.d/99-kubeadm-ipvs.conf
@@ -15,7 +15,8 @@ create() {
 }
 
 load_modules() {
-  local modules=(overlay br_netfilter nf_conntrack ip_vs "ip_vs_$SCHEDULER") module
+  local modules=(overlay br_netfilter nf_conntrack) module
+  [[ $MODE != ipvs ]] || modules+=(ip_vs "ip_vs_$SCHEDULER")
   [[ $BACKEND != vxlan ]] || modules+=(vxlan)
   { echo "# kubeadm-ipvs: containers, bridged pod traffic, IPVS and its scheduler"
     printf '%s\n' "${modules[@]}"; } | put_file "$MODULES_FILE" 0644 || :

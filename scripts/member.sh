@@ -1,7 +1,8 @@
 # shellcheck shell=bash
-# A worker as the cluster sees it; runs on the control plane. `create` waits until the node is
-# Ready and sets its labels; `delete` (only when the cluster stays) drains and removes it.
-# Values: NODE, LABELS (lines key=value), READY_SECONDS, DRAIN_SECONDS.
+# A node as the cluster sees it; runs on the control plane. `create` waits until the node is Ready
+# and sets its labels and taints; `delete` (a worker's only, when the cluster stays) drains and
+# removes it.
+# Values: NODE, LABELS (lines key=value), TAINTS (lines key=value:Effect), READY_SECONDS, DRAIN_SECONDS.
 
 locking() { false; }
 export KUBECONFIG=/etc/kubernetes/admin.conf
@@ -10,18 +11,34 @@ create() {
   wait_for "$READY_SECONDS" "the node $NODE to be Ready" node_ready ||
     fail "the node $NODE isn't Ready after $READY_SECONDS s: $(kubectl get node "$NODE" -o jsonpath='{.status.conditions[?(@.type=="Ready")].message}' 2>&1)" \
       "look at journalctl -u kubelet on $NODE"
-  # Labels of ours that are no longer wanted are remembered in an annotation.
-  local before label wanted=() gone=()
-  before=$(kubectl get node "$NODE" -o jsonpath='{.metadata.annotations.kubeadm-ipvs/labels}')
-  while read -r label; do [[ -z $label ]] || wanted+=("$label"); done <<<"$LABELS"
-  for label in $before; do
-    [[ " ${wanted[*]} " == *" $label="* ]] || gone+=("$label-")
-  done
-  if ((${#wanted[@]} + ${#gone[@]})); then
-    kubectl label --overwrite node "$NODE" "${wanted[@]}" "${gone[@]}" >/dev/null
-    kubectl annotate --overwrite node "$NODE" "kubeadm-ipvs/labels=${wanted[*]%%=*}" >/dev/null
-  fi
+  set_ours label labels "$LABELS"
+  set_ours taint taints "$TAINTS"
   say "$NODE is Ready"
+}
+
+# set_ours VERB ANNOTATION LINES: labels or taints of ours as LINES say. Those that are no longer
+# wanted are known by an annotation; others' are never touched.
+set_ours() {
+  local verb=$1 annotation=kubeadm-ipvs/$2 line name names=() arguments=() before present
+  before=$(kubectl get node "$NODE" -o jsonpath="{.metadata.annotations.$annotation}")
+  while read -r line; do
+    [[ -n $line ]] || continue
+    arguments+=("$line")
+    # What takes it away again: a label's key, a taint's key and effect.
+    name=${line%%=*}
+    [[ $verb == label ]] || name=${name%%:*}:${line##*:}
+    names+=("$name")
+  done <<<"$3"
+  # Taking away a taint that isn't there is an error.
+  present=$(kubectl get node "$NODE" -o jsonpath='{range .spec.taints[*]}{.key}:{.effect} {end}')
+  for name in $before; do
+    if [[ " ${names[*]} " != *" $name "* && ($verb == label || " $present" == *" $name "*) ]]; then arguments+=("$name-"); fi
+  done
+  [[ -n $before || ${#names[@]} -gt 0 ]] || return 0
+  # What is new is remembered before it is set: cut off between the two, it is still known as ours.
+  kubectl annotate --overwrite node "$NODE" "$annotation=$before ${names[*]}" >/dev/null
+  ((${#arguments[@]} == 0)) || kubectl "$verb" --overwrite node "$NODE" "${arguments[@]}" >/dev/null
+  kubectl annotate --overwrite node "$NODE" "$annotation=${names[*]}" >/dev/null
 }
 
 # One long look, that ends early only where the API server does.
@@ -33,9 +50,13 @@ delete() {
     return
   fi
   say "draining $NODE (at most $DRAIN_SECONDS s)"
-  kubectl drain "$NODE" --ignore-daemonsets --delete-emptydir-data --timeout="${DRAIN_SECONDS}s" >&2 || {
+  local options=(--ignore-daemonsets --delete-emptydir-data --timeout="${DRAIN_SECONDS}s")
+  # Written by init: this text is of the time when the worker was still wanted, and the setting may be newer.
+  [[ ! -e $HOME_DIR/override-budgets ]] || options+=(--disable-eviction)
+  kubectl drain "$NODE" "${options[@]}" >&2 || {
     kubectl uncordon "$NODE" >&2
-    fail "$NODE can't be drained within $DRAIN_SECONDS s" "a disruption budget may forbid it: the lines above name the pods; the node is back in service"
+    fail "$NODE can't be drained within $DRAIN_SECONDS s; it is back in service" \
+      "the lines above name the pods. A disruption budget that forbids it: give it room, or set cluster.overrideDisruptionBudgets; then run again"
   }
   kubectl delete node "$NODE" >&2
 }

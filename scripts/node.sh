@@ -1,9 +1,12 @@
 # shellcheck shell=bash
 # What init and join share: the marks that tell a half-made node of ours from a finished one,
-# and running kubeadm. Needs reset.sh before it.
+# and running kubeadm. Needs reset.sh and request.sh before it.
 #
 # node.started: from before kubeadm's first change until the node is taken apart.
 # node.done: kubeadm ended well. Started and not done is half a node: cleared, begun again.
+#
+# Values: KUBELET and PROXY, their configuration in the cluster. What the node runs with is kept in
+# kubelet.yaml and proxy.yaml, so that a change is known from a repetition.
 
 # False when the node is finished already.
 begin_node() {
@@ -49,3 +52,26 @@ delete() {
   fi
   reset_node
 }
+
+# A new node starts with what the cluster has, which init has brought up to date before.
+remember_settings() {
+  printf '%s\n' "$KUBELET" | put_file "$HOME_DIR/kubelet.yaml" 0600 || :
+  printf '%s\n' "$PROXY" | put_file "$HOME_DIR/proxy.yaml" 0600 || :
+}
+
+# kubelet takes changed settings of the cluster, if there are any, and is restarted; its pods go on.
+converge_kubelet() {
+  if cmp -s <(printf '%s\n' "$KUBELET") "$HOME_DIR/kubelet.yaml"; then return 0; fi
+  say "kubelet gets changed settings"
+  kubeadm upgrade node phase kubelet-config >"$HOME_DIR/phase.log" 2>&1 9>&- || {
+    tail -n 5 "$HOME_DIR/phase.log" >&2
+    fail "kubelet's settings can't be taken from the cluster" "the lines above say why"
+  }
+  systemctl restart kubelet
+  wait_for 180 "kubelet" kubelet_healthy ||
+    fail "kubelet doesn't come up with the changed settings: $(journalctl -u kubelet -n 1 -o cat --no-pager)" \
+      "correct cluster.kubelet and run again; journalctl -u kubelet on $HOST says more"
+  printf '%s\n' "$KUBELET" | put_file "$HOME_DIR/kubelet.yaml" 0600 || :
+}
+
+kubelet_healthy() { request 127.0.0.1:10248 /healthz; }

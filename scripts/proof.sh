@@ -1,15 +1,16 @@
 # shellcheck shell=bash
-# The proof on one host: its kernel holds exactly the virtual servers that the cluster
-# promises, nothing balances in iptables, and requests come back, spread as the scheduler
-# promises. kube-proxy converges every few seconds, so what isn't so yet is waited for, with a
-# bound; then the difference is the error. Reads only.
+# The proof on one host: its kernel holds what the cluster promises, in the way of kube-proxy's
+# mode and in no other, and requests come back; in IPVS mode, spread as the scheduler promises.
+# kube-proxy converges every few seconds, so what isn't so yet is waited for, with a bound; then
+# the difference is the error. Reads only. Needs request.sh before it.
 #
-# Values: EXPECTED (lines, see below), SCHEDULER, CLUSTER_ENDPOINT (address:port of the
+# Values: EXPECTED (lines, see below), MODE, SCHEDULER, CLUSTER_ENDPOINT (address:port of the
 # application's ClusterIP service), NODE_ENDPOINT (this host's address:NodePort), ENDPOINTS
 # (every host's address:NodePort, one a line), REQUESTS, WAIT_SECONDS.
 #
-# Lines, expected and seen: `address 10.96.0.1` (on kube-ipvs0), `virtual TCP 10.96.0.1:443 rr`,
-# `real TCP 10.96.0.1:443 192.168.166.101:6443 Masq`, `set KUBE-CLUSTER-IP`.
+# Lines, expected and seen. Of IPVS: `address 10.96.0.1` (on kube-ipvs0), `virtual TCP 10.96.0.1:443
+# rr`, `real TCP 10.96.0.1:443 192.168.166.101:6443 Masq`, `set KUBE-CLUSTER-IP`. Of iptables and
+# nftables: `service TCP 10.96.0.1:443`, `node-port TCP 30080`, `endpoint TCP 10.244.1.2:80`.
 
 locking() { false; }
 
@@ -29,12 +30,15 @@ create() {
   done
   say "the kernel's tables are as promised"
   answers
-  local spread
-  spread=$(spreads "$CLUSTER_ENDPOINT"; spreads "$NODE_ENDPOINT")
+  local spread=
+  # The others choose at random, which promises nothing about a few requests.
+  [[ $MODE != ipvs ]] || spread=$(spreads "$CLUSTER_ENDPOINT"; spreads "$NODE_ENDPOINT")
   report
 }
 
-seen() {
+seen() { "seen_$MODE"; }
+
+seen_ipvs() {
   ip -4 -o address show dev kube-ipvs0 2>/dev/null | awk '{sub("/.*", "", $4); print "address " $4}' || :
   # -A -t 10.96.0.1:443 -s rr; -a -t 10.96.0.1:443 -r 192.168.166.101:6443 -m -w 1. A weight of
   # 0 is a real server that is gone but still has connections.
@@ -48,7 +52,47 @@ seen() {
   ipset list -n | sed 's/^/set /'
 }
 
+seen_iptables() {
+  iptables-save -t nat | awk '
+    function after(word,  i) { for (i = 1; i < NF; i++) if ($i == word) return $(i + 1) }
+    { protocol = toupper(after("-p")) }
+    $2 == "KUBE-SERVICES" && after("-j") ~ /^KUBE-SVC-/ { sub("/32", "", $4); print "service", protocol, $4 ":" after("--dport") }
+    $2 == "KUBE-NODEPORTS" && after("-j") ~ /^KUBE-EXT-/ { print "node-port", protocol, after("--dport") }
+    $2 ~ /^KUBE-SEP-/ && after("-j") == "DNAT" { print "endpoint", protocol, after("--to-destination") }'
+}
+
+seen_nftables() {
+  nft list table ip kube-proxy 2>/dev/null | awk '
+    /^\tmap / { map = $2 }
+    /^\tchain / { map = "" }
+    map == "service-ips" && match($0, /[0-9.]+ \. (tcp|udp|sctp) \. [0-9]+/) {
+      split(substr($0, RSTART, RLENGTH), part, " [.] "); print "service", toupper(part[2]), part[1] ":" part[3] }
+    map == "service-nodeports" && match($0, /(tcp|udp|sctp) \. [0-9]+/) {
+      split(substr($0, RSTART, RLENGTH), part, " [.] "); print "node-port", toupper(part[1]), part[2] }
+    match($0, /l4proto (tcp|udp|sctp) dnat to [0-9.:]+/) {
+      split(substr($0, RSTART, RLENGTH), part, " "); print "endpoint", toupper(part[2]), part[5] }'
+}
+
 differences() {
+  if [[ $MODE == ipvs ]]; then
+    differences_ipvs
+  else
+    comm -23 <(sort -u <<<"$EXPECTED") <(seen | sort -u) | sed 's/^/missing: /'
+    [[ ! -e /sys/class/net/kube-ipvs0 ]] || echo "kube-ipvs0 is there in mode $MODE"
+    # Virtual servers of the user's own are none of ours.
+    sed -n 's/^service \([A-Z]*\) /\1 /p' <<<"$EXPECTED" | while read -r protocol place; do
+      if virtual_servers | grep -qxF "$protocol $place"; then echo "balanced by IPVS: $protocol $place"; fi
+    done
+  fi
+  if [[ $MODE != iptables ]]; then
+    iptables-save 2>/dev/null | grep -oE '^:KUBE-(SVC|SEP)-[^ ]+' | head -n 3 | sed 's/^:/balanced in iptables: /' || :
+  fi
+  if [[ $MODE != nftables ]] && nft list table ip kube-proxy >/dev/null 2>&1; then echo "balanced in nftables: the table ip kube-proxy"; fi
+}
+
+virtual_servers() { if [[ -r /proc/net/ip_vs ]]; then seen_ipvs | sed -n 's/^virtual \([A-Z]* [^ ]*\) .*/\1/p'; fi; }
+
+differences_ipvs() {
   local tables state rules
   state=$(cat /sys/class/net/kube-ipvs0/operstate 2>/dev/null || echo missing)
   [[ $state == down ]] || echo "kube-ipvs0 is $state, not DOWN"
@@ -59,18 +103,10 @@ differences() {
     NR == FNR { if ($1 == "virtual") promised[$2 " " $3] = 1; next }
     ($1 == "real" || $1 == "virtual") && (($2 " " $3) in promised) { print "too many: " $0 }' <(printf '%s\n' "$EXPECTED") -
   rules=$(iptables-save 2>/dev/null)
-  grep -oE '^:KUBE-(SVC|SEP)-[^ ]+' <<<"$rules" | head -n 3 | sed 's/^:/balanced in iptables: /' || :
   local set
   for set in KUBE-CLUSTER-IP KUBE-LOOP-BACK; do
     grep -qE -- "^-A KUBE-(POSTROUTING|SERVICES) .*--match-set $set " <<<"$rules" || echo "missing: a rule that masquerades by the set $set"
   done
-}
-
-# One request over one connection.
-request() {
-  # shellcheck disable=SC2016 # expanded by the inner bash
-  timeout 15 bash -c 'exec 3<>"/dev/tcp/$0/$1" && printf "GET / HTTP/1.0\r\nHost: %s\r\n\r\n" "$0" >&3 && read -r _ status _ <&3 && [[ $status == 200 ]]' \
-    "${1%:*}" "${1##*:}" 2>/dev/null 8<&- 9>&-
 }
 
 answers() {
@@ -128,6 +164,7 @@ spread_kept() {
 }
 
 report() {
+  [[ $MODE == ipvs ]] || return 0
   echo "== ipvs"
   ipvsadm -Ln
   echo "== stats"

@@ -5,6 +5,7 @@
 
 readonly CONTAINERD_CONFIG=/etc/containerd/config.toml
 readonly CERTS=/etc/containerd/certs.d
+readonly OURS='# kubeadm-ipvs'
 
 create() {
   need_record
@@ -27,7 +28,7 @@ crictl_ready() { crictl --runtime-endpoint unix:///run/containerd/containerd.soc
 runtime_config() {
   local major
   major=$(containerd --version | sed -nE 's/.* v?([0-9]+)\.[0-9]+\.[0-9]+.*/\1/p')
-  echo "# kubeadm-ipvs"
+  echo "$OURS"
   case $major in
     1)
       cat <<TOML
@@ -75,13 +76,21 @@ TOML
   esac
 }
 
-# containerd reads these at each pull: no restart.
+# containerd reads these at each pull: no restart. What is ours and no longer asked for goes.
 write_mirrors() {
-  local registry urls url
+  local registry urls url file
+  for file in "$CERTS"/*/hosts.toml; do
+    registry=${file%/hosts.toml}
+    registry=${registry##*/}
+    if [[ -e $file ]] && grep -qx "$OURS" "$file" && ! grep -q "^$registry " <<<"$MIRRORS"; then
+      rm -f "$file"
+      rmdir --ignore-fail-on-non-empty "${file%/hosts.toml}"
+    fi
+  done
   while read -r registry urls; do
     [[ -n $registry ]] || continue
     {
-      echo "# kubeadm-ipvs"
+      echo "$OURS"
       [[ $registry == docker.io ]] && echo 'server = "https://registry-1.docker.io"' || echo "server = \"https://$registry\""
       for url in $urls; do printf '\n[host."%s"]\n  capabilities = ["pull", "resolve"]\n' "$url"; done
     } | put_file "$CERTS/$registry/hosts.toml" 0644 || :

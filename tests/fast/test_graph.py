@@ -13,8 +13,8 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 
+from components.changes import identity
 from components.cluster import Cluster, ClusterArgs
-from components.control_plane import new_cluster
 from model.settings import Settings, load
 from tests.fast import graph
 
@@ -202,16 +202,9 @@ def test_only_what_defines_a_cluster_makes_a_new_one(tmp_path: Path, settings: S
         ),
         tmp_path,
     )
-    assert new_cluster(same) == new_cluster(settings)
+    assert identity(same) == identity(settings)
     other = load(raw_settings(tmp_path, network={"podSubnet": "10.200.0.0/16"}), tmp_path)
-    assert new_cluster(other) != new_cluster(settings)
-
-
-def test_another_scheduler_updates_and_replaces_nothing(tmp_path: Path, recorded: graph.Recorder) -> None:
-    changed = run(load(raw_settings(tmp_path, proxy={"scheduler": "lc"}), tmp_path))
-    for name in commands(recorded):
-        assert changed.inputs[name].get("triggers") == recorded.inputs[name].get("triggers"), name
-    assert changed.inputs["master-init"]["stdin"] != recorded.inputs["master-init"]["stdin"]
+    assert identity(other) != identity(settings)
 
 
 def test_a_worker_more_leaves_the_others_as_they_are(tmp_path: Path, recorded: graph.Recorder) -> None:
@@ -273,6 +266,56 @@ def test_joins_are_admitted_right_before_and_revoked_right_after(recorded: graph
     assert list(hooks.after_create) == ["node1-revoke"]
 
 
+def test_kube_proxy_is_changed_on_one_host_after_the_other(recorded: graph.Recorder) -> None:
+    assert not {"node1-proxy", "node2-proxy"} & recorded.before("master-proxy")
+    assert "master-proxy" in recorded.before("node1-proxy")
+    assert "node1-proxy" in recorded.before("node2-proxy")
+    for host in ("master", "node1", "node2"):
+        assert {"master-proxy", "node1-proxy", "node2-proxy"} <= recorded.before(f"{host}-proof")
+
+
+@pytest.mark.parametrize(
+    "proxy",
+    [{"mode": "nftables"}, {"mode": "iptables"}, {"scheduler": "lc"}],
+    ids=lambda p: "-".join(p.values()),
+)
+def test_another_proxy_mode_or_scheduler_is_an_update_on_every_host_and_replaces_nothing(
+    tmp_path: Path, recorded: graph.Recorder, proxy: dict[str, str]
+) -> None:
+    changed = run(load(raw_settings(tmp_path, proxy=proxy), tmp_path))
+    for name in commands(recorded):
+        assert changed.inputs[name].get("triggers") == recorded.inputs[name].get("triggers"), name
+    for host in ("master", "node1", "node2"):
+        for step in ("kernel", "proxy"):
+            assert changed.inputs[f"{host}-{step}"]["stdin"] != recorded.inputs[f"{host}-{step}"]["stdin"]
+    assert changed.inputs["master-init"]["stdin"] != recorded.inputs["master-init"]["stdin"]
+
+
+def test_another_machine_of_the_same_name_is_drained_away_before_it_joins_anew(
+    recorded: graph.Recorder,
+) -> None:
+    assert recorded.inputs["node1-member"]["triggers"] == ["master-init-id", "node1-join-id"]
+    assert "delete" in recorded.inputs["node1-member"]
+    assert "delete" not in recorded.inputs["master-member"]
+
+
+def test_production_protects_the_control_plane_and_lets_workers_go(tmp_path: Path) -> None:
+    protected = run(load(raw_settings(tmp_path, production=True), tmp_path))
+    assert {name for name, request in protected.requests.items() if request.protect} == {
+        "master-claim",
+        "master-init",
+    }
+
+
+def test_the_cluster_keeps_what_can_not_change_in_place_where_its_hook_sees_it(
+    recorded: graph.Recorder,
+) -> None:
+    kept = recorded.inputs["Cluster test"]
+    assert kept["kubernetesVersion"] == "1.37.2"
+    assert kept["network.podSubnet"] == "10.244.0.0/16"
+    assert list(recorded.requests["Cluster test"].hooks.before_update) == ["changes"]
+
+
 def test_resource_names_are_stable(recorded: graph.Recorder) -> None:
     assert set(commands(recorded)) == {
         *(
@@ -280,8 +323,8 @@ def test_resource_names_are_stable(recorded: graph.Recorder) -> None:
             for h in ("master", "node1", "node2")
             for s in ("claim", "kernel", "firewall", "packages")
         ),
-        *(f"{h}-{s}" for h in ("master", "node1", "node2") for s in ("runtime", "proof")),
-        *(f"{h}-{s}" for h in ("node1", "node2") for s in ("token", "join", "member")),
+        *(f"{h}-{s}" for h in ("master", "node1", "node2") for s in ("runtime", "member", "proxy", "proof")),
+        *(f"{h}-{s}" for h in ("node1", "node2") for s in ("token", "join")),
         "master-init",
         "master-admin",
         "promises",

@@ -218,6 +218,16 @@ def test_the_scheduler_asked_for_is_expected() -> None:
     assert {line.split()[3] for line in lines if line.startswith("virtual ")} == {"lc"}
 
 
+@pytest.mark.parametrize("mode", ["iptables", "nftables"])
+def test_other_modes_promise_services_node_ports_and_endpoints_and_no_virtual_server(mode: str) -> None:
+    proxy = SETTINGS.proxy.model_copy(update={"mode": mode})
+    lines = ipvs.expected(text(objects()), SETTINGS.model_copy(update={"proxy": proxy}), NODE1)
+    assert {line.split()[0] for line in lines} == {"service", "node-port", "endpoint"}
+    assert {"service TCP 10.96.0.1:443", "service UDP 10.96.0.10:53", "node-port TCP 30080"} <= set(lines)
+    assert {"endpoint TCP 192.168.166.101:6443", "endpoint TCP 10.244.1.2:80"} <= set(lines)
+    assert not [line for line in lines if "10.244.2.9" in line], "an endpoint that isn't ready"
+
+
 def test_node_ports_are_expected_on_the_addresses_given() -> None:
     lines = ipvs.expected(text(objects()), SETTINGS, NODE1, ["10.0.2.15", "10.244.1.1"])
     places = [line for line in lines if line.startswith("virtual ") and ":30080" in line]

@@ -220,6 +220,48 @@ def test_labels_are_handed_to_kubelet_in_one_order() -> None:
     assert [argument["name"] for argument in arguments({})] == ["node-ip"]
 
 
+def test_taints_are_there_from_the_start_beside_the_control_planes_own() -> None:
+    taints = ["dedicated=web:NoSchedule", "flaky:PreferNoSchedule"]
+    given = [
+        {"key": "dedicated", "value": "web", "effect": "NoSchedule"},
+        {"key": "flaky", "effect": "PreferNoSchedule"},
+    ]
+    settings = settings_with()
+    settings = settings.model_copy(
+        update={"hosts": tuple(host.model_copy(update={"taints": tuple(taints)}) for host in settings.hosts)}
+    )
+    worker = documents(kubeadm.join_config(settings, settings.workers[0], TOKEN, CA_HASH))[
+        "JoinConfiguration"
+    ]
+    assert worker["nodeRegistration"]["taints"] == given
+    first = documents(kubeadm.init_config(settings))["InitConfiguration"]
+    own = {"key": "node-role.kubernetes.io/control-plane", "effect": "NoSchedule"}
+    assert first["nodeRegistration"]["taints"] == [own, *given]
+
+
+def test_kubelets_settings_are_those_given_under_kubernetes_names() -> None:
+    given = settings_with(
+        cluster={
+            "kubelet": {
+                "maxPods": 50,
+                "systemReserved": {"cpu": "200m"},
+                "imageGcHighThresholdPercent": 70,
+                "serializeImagePulls": False,
+            }
+        }
+    )
+    rendered = documents(kubeadm.kubelet_config(given))["KubeletConfiguration"]
+    own = documents(kubeadm.kubelet_config(settings_with()))["KubeletConfiguration"]
+    assert rendered == {
+        **own,
+        "maxPods": 50,
+        "systemReserved": {"cpu": "200m"},
+        "imageGCHighThresholdPercent": 70,
+        "serializeImagePulls": False,
+    }
+    assert documents(kubeadm.init_config(given))["KubeletConfiguration"] == rendered
+
+
 def test_a_token_is_in_no_file_but_a_workers() -> None:
     assert "token:" not in kubeadm.init_config(settings_with())
 

@@ -1,0 +1,82 @@
+"""What a change of the settings means for a cluster that lives: refused, or told in words, at preview.
+
+The cluster's component keeps what can't change in place as its inputs, so the engine knows the
+former values. Its hook runs before any other resource is registered, in a preview too: what it
+refuses has touched nothing, whichever way the run was started.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import pulumi
+
+from model.settings import Settings
+
+VERSION = "kubernetesVersion"
+
+
+class RefusedChangeError(Exception):
+    """A change that this program doesn't make; the text says why, and what to do."""
+
+
+def identity(settings: Settings) -> dict[str, str]:
+    """What can't change in a living cluster, by the setting's path. A change of any makes a new one.
+
+    - Pod and service subnets: addresses are in every node, pod and certificate.
+    - DNS domain: in every pod's resolv.conf and in the API server's certificate.
+    - The first control plane's name and address: etcd's member and every kubeconfig name them.
+    """
+    first = settings.control_plane
+    network = settings.network
+    return {
+        "network.podSubnet": network.pod_subnet,
+        "network.serviceSubnet": network.service_subnet,
+        "network.dnsDomain": network.dns_domain,
+        "the control plane's name": first.name,
+        "the control plane's address": first.address,
+    }
+
+
+def kept(settings: Settings) -> dict[str, str]:
+    """The inputs of the cluster's component: its identity, and its version."""
+    return {VERSION: settings.cluster.kubernetes_version, **identity(settings)}
+
+
+def watched(settings: Settings) -> pulumi.ResourceHookBinding:
+    """The hook for the component whose inputs are `kept(settings)` and whose outputs have a `caHash`."""
+
+    def judge(change: pulumi.ResourceHookArgs) -> None:
+        # A cluster that was never finished has no authority: nothing of it can be lost.
+        if (change.old_outputs or {}).get("caHash") is None:
+            return
+        warning = judged(change.old_inputs or {}, change.new_inputs or {}, settings)
+        if warning:
+            pulumi.log.warn(warning)
+
+    hook = pulumi.ResourceHook("changes", judge, pulumi.ResourceHookOptions(on_dry_run=True))
+    return pulumi.ResourceHookBinding(before_update=[hook])
+
+
+def judged(old: Mapping[str, Any], new: Mapping[str, Any], settings: Settings) -> str:
+    """What to tell a person of this change; empty where there is nothing to tell.
+
+    Raises:
+        RefusedChangeError: Another version of Kubernetes.
+    """
+    if old.get(VERSION) != new.get(VERSION):
+        raise RefusedChangeError(
+            f"cluster.kubernetesVersion is {new.get(VERSION)}, and the cluster runs {old.get(VERSION)}: this "
+            f"program doesn't upgrade a living cluster yet. Nothing was touched. Write {old.get(VERSION)} "
+            "again, or make a new cluster in another stack"
+        )
+    changed = [f"{name} {old[name]} -> {new[name]}" for name in old if name in new and old[name] != new[name]]
+    if not changed:
+        return ""
+    hosts = ", ".join(host.name for host in settings.hosts)
+    return (
+        f"this change makes a new cluster: {'; '.join(changed)}. Lost with the old one: every object and all "
+        "data in it, etcd's included, its certificates and kubeconfigs, and whatever else was deployed. "
+        f"Reset and made anew: {hosts}. Nothing in it answers meanwhile"
+    )

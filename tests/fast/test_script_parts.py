@@ -1,0 +1,122 @@
+"""What single functions of the scripts make of what a host's tools print, with the tools replaced."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from components.remote import SCRIPTS
+from tests.fast.test_scripts import bash, with_lib
+
+DATA = Path(__file__).parent / "data"
+# As a node in that mode prints them, cut down to a rule of each kind.
+IPTABLES = (DATA / "iptables.txt").read_text()
+NFTABLES = (DATA / "nftables.txt").read_text()
+
+
+def part(script: str, body: str, tmp_path: Path, **values: str) -> str:
+    """What `create` of a test's own prints, with a script's functions and without its steps."""
+    return bash(with_lib((SCRIPTS / script).read_text() + body, **values), home=tmp_path).stdout
+
+
+def test_iptables_rules_are_read_as_services_node_ports_and_endpoints(tmp_path: Path) -> None:
+    (tmp_path / "rules").write_text(IPTABLES)
+    body = f"iptables-save() {{ cat {tmp_path}/rules; }}\ncreate() {{ seen; }}\n"
+    assert part("proof.sh", body, tmp_path, MODE="iptables").splitlines() == [
+        "node-port TCP 30080",
+        "endpoint TCP 10.244.1.2:80",
+        "service UDP 10.96.0.10:53",
+    ]
+
+
+def test_nftables_maps_are_read_as_services_node_ports_and_endpoints(tmp_path: Path) -> None:
+    (tmp_path / "rules").write_text(NFTABLES)
+    body = f"nft() {{ cat {tmp_path}/rules; }}\ncreate() {{ seen; }}\n"
+    assert part("proof.sh", body, tmp_path, MODE="nftables").splitlines() == [
+        "service TCP 10.96.0.1:443",
+        "service UDP 10.96.0.10:53",
+        "node-port TCP 30080",
+        "endpoint TCP 10.244.1.2:80",
+    ]
+
+
+def test_only_the_former_modes_chains_go_with_the_rules_that_lead_to_them(tmp_path: Path) -> None:
+    (tmp_path / "rules").write_text(IPTABLES)
+    body = f"""
+iptables-save() {{ if [[ $2 == nat ]]; then cat {tmp_path}/rules; fi; }}
+ip6tables-save() {{ :; }}
+iptables-restore() {{ echo "restore $*"; cat; }}
+clear_ipvs() {{ :; }}
+create() {{ clear_other_modes; }}
+"""
+    assert part("proxy.sh", body, tmp_path, MODE="ipvs").splitlines() == [
+        "restore --noflush --wait 30",
+        "*nat",
+        ":KUBE-EXT-TEOBKOQ2TXYEFV6A - [0:0]",
+        ":KUBE-NODEPORTS - [0:0]",
+        ":KUBE-SEP-XQYWTQ4XQHX2AXBK - [0:0]",
+        ":KUBE-SVC-TEOBKOQ2TXYEFV6A - [0:0]",
+        *(
+            line.replace("-A ", "-D ")
+            for line in IPTABLES.splitlines()
+            if line.startswith("-A KUBE-SERVICES ")
+        ),
+        "-X KUBE-EXT-TEOBKOQ2TXYEFV6A",
+        "-X KUBE-NODEPORTS",
+        "-X KUBE-SEP-XQYWTQ4XQHX2AXBK",
+        "-X KUBE-SVC-TEOBKOQ2TXYEFV6A",
+        "COMMIT",
+    ]
+
+
+NODE = """
+kubectl() {
+  case "$*" in
+    *annotations*labels*) echo "disk rack" ;;
+    *annotations*taints*) echo "flaky:NoExecute gone:NoSchedule" ;;
+    *spec.taints*) echo "flaky:NoExecute node.kubernetes.io/not-ready:NoSchedule " ;;
+    *) printf '%s\\n' "$*" ;;
+  esac
+}
+"""
+
+
+@pytest.mark.parametrize(
+    ("verb", "wanted", "done"),
+    [
+        ("label", "disk=ssd", "label --overwrite node node1 disk=ssd rack-"),
+        (
+            "taint",
+            "new=x:NoSchedule",
+            "taint --overwrite node node1 new=x:NoSchedule flaky:NoExecute-",
+        ),
+        ("taint", "", "taint --overwrite node node1 flaky:NoExecute-"),
+    ],
+)
+def test_labels_and_taints_that_are_no_longer_wanted_go_and_others_stay(
+    tmp_path: Path, verb: str, wanted: str, done: str
+) -> None:
+    # What kubectl is asked to do goes to /dev/null in the script: here it is looked at.
+    script = (SCRIPTS / "member.sh").read_text().replace(">/dev/null", "")
+    body = f"{NODE}\ncreate() {{ set_ours {verb} {verb}s '{wanted}'; }}\n"
+    said = bash(with_lib(script + body, NODE="node1"), home=tmp_path).stdout
+    assert done in said.splitlines()
+
+
+def test_a_mirror_that_is_taken_out_of_the_settings_goes_and_the_users_stay(tmp_path: Path) -> None:
+    certs = tmp_path / "certs.d"
+    body = f"CERTS={certs}\ncreate() {{ write_mirrors; }}\n"
+    script = (SCRIPTS / "runtime.sh").read_text().replace("readonly CERTS", "CERTS")
+
+    def write(mirrors: str) -> None:
+        bash(with_lib(script + body, MIRRORS=f"$'{mirrors}'"), home=tmp_path)
+
+    theirs = certs / "example.com" / "hosts.toml"
+    theirs.parent.mkdir(parents=True)
+    theirs.write_text("# mine\n")
+    write(r"docker.io http://a:5000\nghcr.io http://b:5000 http://c:5000")
+    assert 'host."http://c:5000"' in (certs / "ghcr.io/hosts.toml").read_text()
+    write("docker.io http://a:5000")
+    assert sorted(path.parent.name for path in certs.glob("*/hosts.toml")) == ["docker.io", "example.com"]
+    assert not (certs / "ghcr.io").exists()
