@@ -11,16 +11,19 @@ create() {
   wait_for "$READY_SECONDS" "the node $NODE to be Ready" node_ready ||
     fail "the node $NODE isn't Ready after $READY_SECONDS s: $(kubectl get node "$NODE" -o jsonpath='{.status.conditions[?(@.type=="Ready")].message}' 2>&1)" \
       "look at journalctl -u kubelet on $NODE"
-  set_ours label labels "$LABELS"
-  set_ours taint taints "$TAINTS"
+  # All that is asked in one call: on a slow control plane each costs seconds.
+  local former_labels former_taints present
+  IFS='|' read -r former_labels former_taints present < <(kubectl get node "$NODE" \
+    -o jsonpath='{.metadata.annotations.kubeadm-ipvs/labels}|{.metadata.annotations.kubeadm-ipvs/taints}|{range .spec.taints[*]}{.key}:{.effect} {end}{"\n"}')
+  set_ours label "$LABELS" "$former_labels" "$present"
+  set_ours taint "$TAINTS" "$former_taints" "$present"
   say "$NODE is Ready"
 }
 
-# set_ours VERB ANNOTATION LINES: labels or taints of ours as LINES say. Those that are no longer
-# wanted are known by an annotation; others' are never touched.
+# set_ours VERB LINES BEFORE PRESENT: labels or taints of ours as LINES say. Those that are no longer
+# wanted are known by an annotation (BEFORE); others' are never touched.
 set_ours() {
-  local verb=$1 annotation=kubeadm-ipvs/$2 line name names=() arguments=() before present
-  before=$(kubectl get node "$NODE" -o jsonpath="{.metadata.annotations.$annotation}")
+  local verb=$1 before=$3 present=$4 annotation=kubeadm-ipvs/${1}s line name names=() arguments=()
   while read -r line; do
     [[ -n $line ]] || continue
     arguments+=("$line")
@@ -28,10 +31,9 @@ set_ours() {
     name=${line%%=*}
     [[ $verb == label ]] || name=${name%%:*}:${line##*:}
     names+=("$name")
-  done <<<"$3"
-  # Taking away a taint that isn't there is an error.
-  present=$(kubectl get node "$NODE" -o jsonpath='{range .spec.taints[*]}{.key}:{.effect} {end}')
+  done <<<"$2"
   for name in $before; do
+    # Taking away a taint that isn't there is an error.
     if [[ " ${names[*]} " != *" $name "* && ($verb == label || " $present" == *" $name "*) ]]; then arguments+=("$name-"); fi
   done
   [[ -n $before || ${#names[@]} -gt 0 ]] || return 0

@@ -70,16 +70,8 @@ create() {{ clear_other_modes; }}
     ]
 
 
-NODE = """
-kubectl() {
-  case "$*" in
-    *annotations*labels*) echo "disk rack" ;;
-    *annotations*taints*) echo "flaky:NoExecute gone:NoSchedule" ;;
-    *spec.taints*) echo "flaky:NoExecute node.kubernetes.io/not-ready:NoSchedule " ;;
-    *) printf '%s\\n' "$*" ;;
-  esac
-}
-"""
+BEFORE = {"label": "disk rack", "taint": "flaky:NoExecute gone:NoSchedule"}
+PRESENT = "flaky:NoExecute node.kubernetes.io/not-ready:NoSchedule "
 
 
 @pytest.mark.parametrize(
@@ -99,7 +91,10 @@ def test_labels_and_taints_that_are_no_longer_wanted_go_and_others_stay(
 ) -> None:
     # What kubectl is asked to do goes to /dev/null in the script: here it is looked at.
     script = (SCRIPTS / "member.sh").read_text().replace(">/dev/null", "")
-    body = f"{NODE}\ncreate() {{ set_ours {verb} {verb}s '{wanted}'; }}\n"
+    body = f"""
+kubectl() {{ printf '%s\\n' "$*"; }}
+create() {{ set_ours {verb} '{wanted}' '{BEFORE[verb]}' '{PRESENT}'; }}
+"""
     said = bash(with_lib(script + body, NODE="node1"), home=tmp_path).stdout
     assert done in said.splitlines()
 

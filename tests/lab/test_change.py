@@ -1,0 +1,166 @@
+"""A living cluster is changed by an edit of its settings and `pulumi up`, and stays the one it was.
+
+Each test puts back what it has changed: those after it find the cluster as the fixture made it.
+"""
+
+from __future__ import annotations
+
+import re
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import yaml
+
+from lab.paths import stack_file
+from lab.progress import Progress
+from tests.lab.conftest import LAB, Cluster
+from tests.lab.prober import probing
+
+Config = dict[str, Any]
+
+
+@contextmanager
+def edited(change: Callable[[Config], None]) -> Iterator[None]:
+    """While the block runs, the stack's file says what `change` has made of its settings."""
+    file = stack_file(LAB)
+    before = file.read_text()
+    document = yaml.safe_load(before)
+    config = {name.removeprefix("kubeadm-ipvs:"): value for name, value in document["config"].items()}
+    change(config)
+    document["config"] = {f"kubeadm-ipvs:{name}": value for name, value in config.items()}
+    file.write_text(yaml.safe_dump(document))
+    try:
+        yield
+    finally:
+        file.write_text(before)
+
+
+def up(cluster: Cluster) -> str:
+    """`pulumi up`; what it printed."""
+    done = cluster.pulumi("up", "--yes", "--skip-preview")
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+def identity(cluster: Cluster) -> tuple[str, ...]:
+    """What a new cluster or a new node would have another of."""
+    nodes = cluster.kubectl("get nodes -o jsonpath='{.items[*].metadata.uid}'")
+    return (cluster.output("kubeconfig"), nodes)
+
+
+def live_mode(cluster: Cluster, host: str) -> str:
+    """The mode in which the host's kube-proxy says that it runs."""
+    ask = r'exec 3<>/dev/tcp/127.0.0.1/10249; printf "GET /proxyMode HTTP/1.0\r\n\r\n" >&3; tail -n 1 <&3'
+    return cluster.run(host, ask)
+
+
+def proxy(**values: str) -> Callable[[Config], None]:
+    return lambda config: config.update(proxy={**config.get("proxy", {}), **values})
+
+
+def test_proxy_mode_and_scheduler_change_live_and_back(cluster: Cluster, progress: Progress) -> None:
+    same = identity(cluster)
+    urls = cluster.lab.status().node_ports
+    with probing(list(urls)) as counts:
+        for mode in ("nftables", "iptables"):
+            began = time.monotonic()
+            with edited(proxy(mode=mode)):
+                up(cluster)
+                for host in cluster.hosts:
+                    assert live_mode(cluster, host) == mode
+                    tables = cluster.run(host, "nft list tables; iptables-save; ipset list -n")
+                    assert ("table ip kube-proxy" in tables) == (mode == "nftables")
+                    assert bool(re.search(r"^:KUBE-SVC-", tables, re.MULTILINE)) == (mode == "iptables")
+                    assert not re.search(r"^KUBE-", tables, re.MULTILINE), "no set of IPVS mode is left"
+                    assert cluster.run(host, "ipvsadm -Sn") == ""
+                    assert "kube-ipvs0" not in cluster.run(host, "ls /sys/class/net")
+            progress.say(f"to {mode}: {time.monotonic() - began:.0f} s")
+        with edited(proxy(mode="ipvs", scheduler="lc")):
+            up(cluster)
+            for host in cluster.hosts:
+                assert live_mode(cluster, host) == "ipvs"
+                assert set(re.findall(r"-s (\w+)", cluster.run(host, "ipvsadm -Sn"))) == {"lc"}
+                assert not re.search(r"KUBE-(SVC|SEP)-", cluster.run(host, "iptables-save"))
+        up(cluster)
+    for host in cluster.hosts:
+        assert set(re.findall(r"-s (\w+)", cluster.run(host, "ipvsadm -Sn"))) == {"rr"}
+    assert identity(cluster) == same
+    for url, count in counts.items():
+        progress.say(f"{url} while kube-proxy changed four times: {count}")
+        assert count.asked > len(count.lost), count.lost[-1]
+
+
+def test_labels_taints_kubelet_mirrors_and_certificate_names_change_in_place(cluster: Cluster) -> None:
+    same = identity(cluster)
+    worker = cluster.hosts[-1]
+
+    def change(config: Config) -> None:
+        config["hosts"][-1]["labels"] = {"disk": "ssd", "example.com/rack": "r1"}
+        config["hosts"][-1]["taints"] = ["dedicated=web:PreferNoSchedule"]
+        config["cluster"]["certificateNames"] = [*config["cluster"]["certificateNames"], "k8s.example.com"]
+        config["cluster"]["kubelet"] = {"maxPods": 42}
+        config["registry"]["mirrors"]["quay.io"] = ["http://10.0.2.2:22500"]
+
+    node = f"get node {worker} -o jsonpath="
+    with edited(change):
+        up(cluster)
+        labels = cluster.kubectl(f"{node}'{{.metadata.labels.disk}} {{.metadata.labels.example\\.com/rack}}'")
+        assert labels == "ssd r1"
+        assert cluster.kubectl(f"{node}'{{.spec.taints[*].key}}'") == "dedicated"
+        for host in cluster.hosts:
+            assert "maxPods: 42" in cluster.run(host, "cat /var/lib/kubelet/config.yaml")
+            assert "10.0.2.2" in cluster.run(host, "cat /etc/containerd/certs.d/quay.io/hosts.toml")
+        assert cluster.kubectl(f"{node}'{{.status.capacity.pods}}'") == "42"
+        asked = "get --raw /readyz --server https://192.168.166.101:6443 --tls-server-name k8s.example.com"
+        assert cluster.kubectl(asked) == "ok"
+    up(cluster)
+    assert cluster.kubectl(f"{node}'{{.metadata.labels.disk}}{{.spec.taints}}'") == ""
+    for host in cluster.hosts:
+        assert "maxPods" not in cluster.run(host, "cat /var/lib/kubelet/config.yaml")
+        assert "quay.io" not in cluster.run(host, "ls /etc/containerd/certs.d")
+    assert identity(cluster) == same
+
+
+def test_another_version_is_refused_at_preview_and_nothing_is_touched(cluster: Cluster) -> None:
+    before = cluster.pulumi("stack", "export").stdout
+
+    def change(config: Config) -> None:
+        config["cluster"]["kubernetesVersion"] = "1.37.3"
+
+    with edited(change):
+        for command in (["preview"], ["up", "--yes"], ["up", "--yes", "--skip-preview"]):
+            done = cluster.pulumi(*command)
+            assert done.returncode != 0
+            assert "cluster.kubernetesVersion is 1.37.3, and the cluster runs 1.37.2" in done.stdout
+            assert "Nothing was touched" in done.stdout
+    resources = re.compile(r'"(time|modified)": "[^"]*"')
+    after = cluster.pulumi("stack", "export").stdout
+    assert resources.sub("", after) == resources.sub("", before)
+
+
+def test_a_preview_says_in_words_what_a_new_cluster_costs(cluster: Cluster) -> None:
+    def change(config: Config) -> None:
+        config["network"] = {**config.get("network", {}), "podSubnet": "10.200.0.0/16"}
+
+    with edited(change):
+        done = cluster.pulumi("preview")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "this change makes a new cluster: network.podSubnet 10.244.0.0/16 -> 10.200.0.0/16" in done.stdout
+    assert f"Reset and made anew: {', '.join(cluster.hosts)}" in done.stdout
+    assert re.search(r"\+-.*master-init", done.stdout), done.stdout
+
+
+def test_production_protects_the_control_plane_from_replacement(cluster: Cluster) -> None:
+    with edited(lambda config: config.update(production=True)):
+        up(cluster)
+
+        def another(config: Config) -> None:
+            config["network"] = {**config.get("network", {}), "podSubnet": "10.200.0.0/16"}
+
+        with edited(another):
+            done = cluster.pulumi("preview")
+        assert done.returncode != 0
+        assert "protect" in done.stdout + done.stderr
+    up(cluster)
