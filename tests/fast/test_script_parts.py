@@ -115,3 +115,16 @@ def test_a_mirror_that_is_taken_out_of_the_settings_goes_and_the_users_stay(tmp_
     write("docker.io http://a:5000")
     assert sorted(path.parent.name for path in certs.glob("*/hosts.toml")) == ["docker.io", "example.com"]
     assert not (certs / "ghcr.io").exists()
+
+
+@pytest.mark.parametrize(
+    ("dns", "lacking"),
+    [("10.244.0.2 10.244.0.3", ""), ("10.244.0.2", "kube-system/kube-dns has 1 ready endpoints, not 2")],
+)
+def test_services_that_lack_endpoints_are_named_with_how_many(tmp_path: Path, dns: str, lacking: str) -> None:
+    body = f"""
+kubectl() {{ printf '%s\\n' 'default/kubernetes 192.168.166.101' 'kube-system/kube-dns {dns}' 'x/other'; }}
+create() {{ local lacking=; all_ready || :; printf '%s' "$lacking"; }}
+"""
+    services = "$'default/kubernetes 1\\nkube-system/kube-dns 2'"
+    assert part("look.sh", body, tmp_path, SERVICES=services) == lacking
