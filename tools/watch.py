@@ -53,6 +53,7 @@ _PHASES: Final = {
     "kubeadm-ipvs:index:ControlPlane": "init",
     "kubeadm-ipvs:index:Worker": "join",
     "kubeadm-ipvs:index:Member": "nodes ready",
+    "kubeadm-ipvs:index:ProxyMode": "kube-proxy",
     "kubeadm-ipvs:index:Proof": "proof",
 }
 _MANIFEST: Final = "kubeadm-ipvs:index:Manifest"
