@@ -209,6 +209,8 @@ def _proxy(settings: Settings) -> dict[str, Any]:
         "clusterCIDR": settings.network.pod_subnet,
         # Always written: kube-proxy's own default is another one, and changes with the minor.
         "mode": proxy.mode,
+        # By itself this mode answers on a node's primary address only, the others on all of its addresses.
+        **({"nodePortAddresses": ["0.0.0.0/0"]} if proxy.mode == "nftables" else {}),
         "ipvs": {
             "scheduler": proxy.scheduler,
             "syncPeriod": proxy.sync_period,

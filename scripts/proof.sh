@@ -69,8 +69,11 @@ seen_nftables() {
       split(substr($0, RSTART, RLENGTH), part, " [.] "); print "service", toupper(part[2]), part[1] ":" part[3] }
     map == "service-nodeports" && match($0, /(tcp|udp|sctp) \. [0-9]+/) {
       split(substr($0, RSTART, RLENGTH), part, " [.] "); print "node-port", toupper(part[1]), part[2] }
-    match($0, /l4proto (tcp|udp|sctp) dnat to [0-9.:]+/) {
-      split(substr($0, RSTART, RLENGTH), part, " "); print "endpoint", toupper(part[2]), part[5] }'
+    match($0, /l4proto (tcp|udp|sctp) dnat/) {
+      split(substr($0, RSTART, RLENGTH), part, " "); rest = substr($0, RSTART + RLENGTH)
+      while (match(rest, /[0-9]+[.][0-9]+[.][0-9]+[.][0-9]+( [.] |:)[0-9]+/)) {
+        place = substr(rest, RSTART, RLENGTH); sub(/ [.] /, ":", place); print "endpoint", toupper(part[2]), place
+        rest = substr(rest, RSTART + RLENGTH) } }'
 }
 
 differences() {

@@ -200,6 +200,12 @@ def test_every_setting_of_the_proxy_reaches_kube_proxy() -> None:
     }
 
 
+def test_node_ports_are_on_the_same_addresses_in_every_mode() -> None:
+    for mode, addresses in {"ipvs": None, "iptables": None, "nftables": ["0.0.0.0/0"]}.items():
+        rendered = yaml.safe_load(kubeadm.proxy_config(settings_with(proxy={"mode": mode})))
+        assert (rendered["mode"], rendered.get("nodePortAddresses")) == (mode, addresses)
+
+
 def test_a_host_alone_takes_pods_and_one_with_workers_keeps_its_taint() -> None:
     alone = documents(kubeadm.init_config(settings_with(1)))["InitConfiguration"]
     assert alone["nodeRegistration"]["taints"] == []

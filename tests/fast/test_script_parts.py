@@ -34,10 +34,12 @@ def test_nftables_maps_are_read_as_services_node_ports_and_endpoints(tmp_path: P
     (tmp_path / "rules").write_text(NFTABLES)
     body = f"nft() {{ cat {tmp_path}/rules; }}\ncreate() {{ seen; }}\n"
     assert part("proof.sh", body, tmp_path, MODE="nftables").splitlines() == [
-        "service TCP 10.96.0.1:443",
         "service UDP 10.96.0.10:53",
+        "service TCP 10.96.0.1:443",
         "node-port TCP 30080",
         "endpoint TCP 10.244.1.2:80",
+        "endpoint TCP 10.244.2.2:80",
+        "endpoint TCP 192.168.166.101:6443",
     ]
 
 
