@@ -214,7 +214,9 @@ def api_server(folder: Path, found: Programs) -> Iterator[ApiServer]:
                         f"--cert-dir={folder / 'certificates'}",
                         f"--token-auth-file={folder / 'tokens.csv'}",
                         "--authorization-mode=RBAC",
-                        "--disable-admission-plugins=ServiceAccount",
+                        # The second would taint the node until a kubelet says that it is ready: no pod
+                        # of a DaemonSet would be wanted on it.
+                        "--disable-admission-plugins=ServiceAccount,TaintNodesByCondition",
                         "--service-cluster-ip-range=10.0.0.0/16",
                         "--service-account-issuer=https://kubernetes.default.svc",
                         f"--service-account-key-file={folder / 'service-accounts.key'}",
