@@ -30,6 +30,12 @@ test: .bootstrap ## every check and every test: fast, engine, lab
 	@$(run) -m tools install
 	@$(run) -m pytest $(PYTEST_ARGS)
 
+.PHONY: torture
+torture: .bootstrap ## the lab's long cases: a living cluster is changed (PYTEST_ARGS="-k NAME" for one)
+	@$(run) -m lab requirements --install
+	@$(run) -m tools install
+	@$(run) -m pytest tests/lab/torture_change.py $(PYTEST_ARGS)
+
 .PHONY: down
 down: .bootstrap ## `pulumi destroy` on the stack dev, then the lab's end
 	@$(run) -m tools.down

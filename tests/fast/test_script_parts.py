@@ -130,3 +130,25 @@ create() {{ local lacking=; all_ready || :; printf '%s' "$lacking"; }}
 """
     services = "$'default/kubernetes 1\\nkube-system/kube-dns 2'"
     assert part("look.sh", body, tmp_path, SERVICES=services) == lacking
+
+
+@pytest.mark.parametrize(
+    ("members", "missing"), [("", ""), ("10.244.0.2,tcp:53,10.244.0.2", "KUBE-LOOP-BACK")]
+)
+def test_a_host_without_endpoints_of_its_own_needs_no_rule_for_hairpin_traffic(
+    tmp_path: Path, members: str, missing: str
+) -> None:
+    body = f"""
+ipset() {{
+  case "$*" in
+    "list -n") printf 'KUBE-CLUSTER-IP\\nKUBE-LOOP-BACK\\n' ;;
+    *KUBE-LOOP-BACK) printf 'Name: x\\nMembers:\\n{members}' ;;
+    *) printf 'Name: x\\nMembers:\\n10.96.0.1,tcp:443\\n' ;;
+  esac
+}}
+iptables-save() {{ echo '-A KUBE-SERVICES -m set --match-set KUBE-CLUSTER-IP dst,dst -j KUBE-MARK-MASQ'; }}
+ipvsadm() {{ :; }}
+create() {{ differences_ipvs | grep -v kube-ipvs0 || :; }}
+"""
+    said = part("proof.sh", body, tmp_path, EXPECTED="'set KUBE-CLUSTER-IP'")
+    assert said == (f"missing: a rule that masquerades by the set {missing}\n" if missing else "")

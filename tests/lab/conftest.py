@@ -7,7 +7,7 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -119,21 +119,26 @@ def _command(progress: Progress, *argv: str) -> str:
 
 
 @pytest.fixture(scope="session")
-def cluster(failure_logs: dict[str, Callable[[Path], object]], progress: Progress) -> Iterator[Cluster]:
+def cluster(
+    request: pytest.FixtureRequest, failure_logs: dict[str, Callable[[Path], object]], progress: Progress
+) -> Cluster:
     """The finished cluster, made from plain hosts; its lab goes when the tests end."""
     lab = Lab.load(LAB, progress)
     down.down(LAB, progress, force=True)
-    count = int(os.environ.get("KUBEADM_IPVS_TEST_HOSTS", "3"))
-    began = time.monotonic()
-    try:
-        status = lab.up(count=count)
-        failure_logs["lab"] = lab.collect_logs
-        made = Cluster(lab, tuple(host.name for host in status.hosts), env.environment())
-        made.before = made.state()
-        made.made = _command(progress, "tools.up", "--lab", LAB)
-        progress.say(f"from plain hosts to the proof: {time.monotonic() - began:.0f} s")
-        yield made
-    finally:
+
+    def end() -> None:
         failure_logs.pop("lab", None)
         # What a stack still says of the machines goes with them.
         down.down(LAB, progress, force=True)
+
+    # Not by `yield`: where the making fails, the logs are collected before the lab goes.
+    request.addfinalizer(end)
+    count = int(os.environ.get("KUBEADM_IPVS_TEST_HOSTS", "3"))
+    began = time.monotonic()
+    failure_logs["lab"] = lab.collect_logs
+    status = lab.up(count=count)
+    made = Cluster(lab, tuple(host.name for host in status.hosts), env.environment())
+    made.before = made.state()
+    made.made = _command(progress, "tools.up", "--lab", LAB)
+    progress.say(f"from plain hosts to the proof: {time.monotonic() - began:.0f} s")
+    return made
