@@ -150,5 +150,5 @@ iptables-save() {{ echo '-A KUBE-SERVICES -m set --match-set KUBE-CLUSTER-IP dst
 ipvsadm() {{ :; }}
 create() {{ differences_ipvs | grep -v kube-ipvs0 || :; }}
 """
-    said = part("proof.sh", body, tmp_path, EXPECTED="'set KUBE-CLUSTER-IP'")
+    said = part("proof.sh", body, tmp_path, MODE="ipvs", EXPECTED="'set KUBE-CLUSTER-IP'")
     assert said == (f"missing: a rule that masquerades by the set {missing}\n" if missing else "")
