@@ -18,7 +18,10 @@ create() {
 all_ready() {
   local ready
   # shellcheck disable=SC2016 # jsonpath
-  ready=$(kubectl --request-timeout=60s get endpointslices -A -o jsonpath='{range .items[*]}{.metadata.namespace}/{.metadata.labels.kubernetes\.io/service-name}{range .endpoints[?(@.conditions.ready==true)]} {.addresses[0]}{end}{"\n"}{end}')
+  ready=$(kubectl --request-timeout=60s get endpointslices -A -o jsonpath='{range .items[*]}{.metadata.namespace}/{.metadata.labels.kubernetes\.io/service-name}{range .endpoints[?(@.conditions.ready==true)]} {.addresses[0]}{end}{"\n"}{end}') || {
+    lacking=
+    return 1
+  }
   lacking=$(awk '
     NR == FNR { for (i = 2; i <= NF; i++) if (!seen[$1, $i]++) count[$1]++; next }
     NF && count[$1] != $2 { printf "%s%s has %d ready endpoints, not %d", separator, $1, count[$1], $2; separator = "; " }
