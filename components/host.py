@@ -8,6 +8,7 @@ from pathlib import Path
 import pulumi
 from pulumi_command import remote
 
+from components import reach
 from components.remote import Runner
 from model.settings import Host, Settings
 from model.values import is_url
@@ -69,7 +70,8 @@ class PreparedHost(pulumi.ComponentResource):
             },
             # Workers come and go in production too; without its control plane there is no cluster.
             opts=pulumi.ResourceOptions(
-                protect=(settings.production and host.role == "control-plane") or None
+                protect=(settings.production and host.role == "control-plane") or None,
+                hooks=reach.hooks(settings, host),
             ),
         )
 

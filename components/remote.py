@@ -44,7 +44,12 @@ STEPS: Mapping[str, tuple[str, ...]] = {
     "member": ("lib.sh", "member.sh"),
     "look": ("lib.sh", "look.sh"),
     "proof": ("lib.sh", "request.sh", "proof.sh"),
+    # Not a resource's: `tools/check.py` runs it.
+    "check": ("lib.sh", "firewalld.sh", "request.sh", "check.sh"),
 }
+
+# What a host's setting `repair` runs again: the steps that make a host what it is.
+REPAIRING = frozenset({"kernel", "firewall", "packages", "runtime", "init", "join", "proxy"})
 
 # After SIGTERM a step has this long to say where it stood before it is killed.
 KILL_AFTER_SECONDS = 20
@@ -113,6 +118,8 @@ class Runner:
             name: The resource's name, where it isn't `HOST-STEP`.
         """
         text: pulumi.Input[str] = compose(STEPS[step], {})
+        if self._host.repair is not None and step in REPAIRING:
+            values = {**(values or {}), "REPAIR": self._host.repair}
         if values:
             text = pulumi.Output.all(**dict(values)).apply(lambda resolved: compose(STEPS[step], resolved))
 

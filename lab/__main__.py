@@ -78,6 +78,7 @@ def _parser() -> argparse.ArgumentParser:
     ssh.add_argument("host")
     ssh.add_argument("words", nargs=argparse.REMAINDER, metavar="-- COMMAND", help="as ssh itself takes it")
     command("reboot", "Reboot a host and wait until it is ready.").add_argument("host")
+    command("power-off", "Take a host's power away; `up` starts it again.").add_argument("host")
     logs = command("logs", "A host's console and journal.")
     logs.add_argument("host")
     logs.add_argument("--console", action="store_true", help="the console alone")
@@ -121,6 +122,8 @@ def run(arguments: argparse.Namespace, progress: Progress) -> int:
             os.execv(command[0], [*command, *words])
         case "reboot":
             lab.reboot(arguments.host)
+        case "power-off":
+            lab.power_off(arguments.host)
         case "logs":
             print(lab.console(arguments.host), end="")
             if not arguments.console:

@@ -439,6 +439,15 @@ class Lab:
                 vm.start()
                 self._wait_ready(record, (vm,))
 
+    def power_off(self, host: str) -> None:
+        """Take a host's power away, as it happens to real ones: nothing is shut down. `up` starts it again.
+
+        :raises Trouble: no such host, or QEMU can't be ended.
+        """
+        vm = self._vm(host)
+        with locked(self._lock_path(), self._progress, f"lab {self.name}"):
+            vm.stop()
+
     # -- down -------------------------------------------------------------
 
     def down(self) -> None:

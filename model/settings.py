@@ -82,8 +82,11 @@ class Ssh(Section):
     port: Port = 22
     private_key_file: Text | None = None  # None: the agent named by SSH_AUTH_SOCK
     known_hosts_file: Text | None = None  # OpenSSH known_hosts; `[host]:port` entries understood
-    dial_timeout_seconds: Positive = 15
-    dial_attempts: Positive = 40
+    # How long a host may take until its SSH server answers at all, as while it boots.
+    wait_seconds: Positive = 180
+    # Of each step's connection. Together they bound how long a dead host is tried: a minute and a half.
+    dial_timeout_seconds: Positive = 5
+    dial_attempts: Positive = 12
 
 
 class HostSsh(Section):
@@ -104,6 +107,8 @@ class Host(Section):
     ssh: HostSsh = HostSsh()
     labels: Labels = {}
     taints: Taints = ()  # `key=value:NoSchedule`, besides those that Kubernetes itself sets
+    # Any text that wasn't here before: every step on the host runs again and puts right what differs.
+    repair: Text | None = None
 
 
 class Timeouts(Section):

@@ -20,10 +20,19 @@ create() {
   # provider, which asks for the whole schema. That is made at the first request, for which a
   # slow host needs longer than that: asked for here, it is there when they come.
   wait_for 600 "the API server's schema" schema_made || fail "the API server doesn't hand out its schema" "look at crictl ps -a on $HOST"
+  give_kube_proxy_its_share
   remember_settings
   printf '%s\n' "$CERTIFICATE_NAMES" | put_file "$HOME_DIR/certificate-names" 0600 || :
+  remember_repair
   mark node.done
   say "the control plane is up"
+}
+
+# kubeadm asks for no CPU for kube-proxy: on a busy node it then gets a hundredth of what others get, and
+# no service answers there for minutes. kubeadm's patches don't reach it.
+give_kube_proxy_its_share() {
+  kubectl --kubeconfig "$ADMIN" --request-timeout=60s -n kube-system patch daemonset kube-proxy --patch \
+    '{"spec": {"template": {"spec": {"containers": [{"name": "kube-proxy", "resources": {"requests": {"cpu": "100m"}}}]}}}}' >/dev/null
 }
 
 put_patches() {
@@ -55,21 +64,27 @@ converge() {
 # restarts it, node by node; kubelet's by each node's own step.
 converge_config() {
   printf '%s\n' "$CONFIG" | put_file "$HOME_DIR/kubeadm.new.yaml" 0600 || :
-  if cmp -s "$HOME_DIR/kubeadm.new.yaml" "$HOME_DIR/kubeadm.yaml"; then
+  if cmp -s "$HOME_DIR/kubeadm.new.yaml" "$HOME_DIR/kubeadm.yaml" && cmp -s <(printf '%s\n' "${REPAIR:-}") "$HOME_DIR/repaired"; then
     rm -f "$HOME_DIR/kubeadm.new.yaml"
     return
   fi
-  say "settings changed: uploading them"
-  local phase
-  for phase in "upload-config all" "addon kube-proxy"; do
-    # shellcheck disable=SC2086 # the phase's words
-    kubeadm init phase $phase --config "$HOME_DIR/kubeadm.new.yaml" >"$HOME_DIR/phase.log" 2>&1 9>&- || {
-      tail -n 5 "$HOME_DIR/phase.log" >&2
-      fail "the changed settings can't be uploaded (kubeadm init phase $phase)" "the lines above say why"
-    }
-  done
+  say "uploading the settings to the cluster"
+  kubeadm_phase init phase upload-config all --config "$HOME_DIR/kubeadm.new.yaml" ||
+    fail "the changed settings can't be uploaded" "the lines above say why"
+  upload_proxy_config || fail "kube-proxy's changed settings can't be uploaded" "the lines above say why"
   mv -f "$HOME_DIR/kubeadm.new.yaml" "$HOME_DIR/kubeadm.yaml"
+  remember_repair
 }
+
+# Of kubeadm's addon only the ConfigMap: with the rest, all nodes' kube-proxy would be restarted at once.
+upload_proxy_config() {
+  kubeadm_phase init phase addon kube-proxy --print-manifest --config "$HOME_DIR/kubeadm.new.yaml" || return 1
+  awk '/^---/ {on = 0} /^kind: ConfigMap/ {on = 1} on' "$HOME_DIR/phase.log" |
+    kubectl --kubeconfig "$ADMIN" --request-timeout=60s replace --filename - >/dev/null
+}
+
+# A repair that is asked for (see components/remote.py) is asked for once.
+remember_repair() { printf '%s\n' "${REPAIR:-}" | put_file "$HOME_DIR/repaired" 0600 || :; }
 
 # The API server reads a new certificate by itself. The old one stays aside until the new one is there.
 converge_certificate() {
@@ -81,8 +96,7 @@ converge_certificate() {
     cp -p "$pki/apiserver.crt" "$pki/apiserver.key" "$HOME_DIR/certificate.old/"
   fi
   rm -f "$pki/apiserver.crt" "$pki/apiserver.key"
-  kubeadm init phase certs apiserver --config "$HOME_DIR/kubeadm.yaml" >"$HOME_DIR/phase.log" 2>&1 9>&- || {
-    tail -n 5 "$HOME_DIR/phase.log" >&2
+  kubeadm_phase init phase certs apiserver --config "$HOME_DIR/kubeadm.yaml" || {
     cp -p "$HOME_DIR/certificate.old/"apiserver.* "$pki/"
     fail "the API server's certificate can't be made anew; the old one is in use" "the lines above say why"
   }

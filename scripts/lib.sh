@@ -58,6 +58,7 @@ exec 8<> <(:)
 pause() { read -rt "$1" -u 8 || :; }
 
 # put_file PATH MODE: standard input becomes the file, in one rename. True if that changed it.
+# Files outside our own folder are remembered by their sum, for whoever asks later what has changed.
 put_file() {
   local path=$1 mode=$2 new
   mkdir -p "${path%/*}"
@@ -66,12 +67,33 @@ put_file() {
   cat >"$new"
   if [[ -f $path ]] && cmp -s "$new" "$path" && [[ $(stat -c %04a "$path") == "$mode" ]]; then
     rm -f "$new"
+    remember_file "$path"
     return 1
   fi
   # Written through before it is named: after a power cut there is the old file or the new.
   sync "$new"
   mv -f "$new" "$path"
+  remember_file "$path"
 }
+
+readonly FILES=$HOME_DIR/files
+
+# remember_file PATH: the file is now as it was set up.
+remember_file() {
+  [[ -d $HOME_DIR && $1 != "$HOME_DIR"/* ]] || return 0
+  if as_remembered "$1"; then return 0; fi
+  { if [[ -f $FILES ]]; then awk -v path="$1" 'substr($0, 67) != path' "$FILES"; fi; sha256sum "$1"; } >"$FILES.new"
+  mv -f "$FILES.new" "$FILES"
+}
+
+forget_file() {
+  [[ -f $FILES ]] || return 0
+  awk -v path="$1" 'substr($0, 67) != path' "$FILES" >"$FILES.new"
+  mv -f "$FILES.new" "$FILES"
+}
+
+# as_remembered PATH: it is there, and nobody has changed it since.
+as_remembered() { [[ -f $1 && -f $FILES ]] && grep -qxF "$(sha256sum "$1")" "$FILES"; }
 
 # note FILE LINE: remembers LINE once, before the change that it stands for is made.
 note() {

@@ -51,6 +51,12 @@ delete() {
     say "$NODE is no node of the cluster any more"
     return
   fi
+  # Pods of a node that doesn't answer never end: a drain would wait for them in vain.
+  if [[ $(kubectl get node "$NODE" -o jsonpath='{.status.conditions[?(@.type=="Ready")].status}') != True ]]; then
+    say "$NODE doesn't answer: removed without draining; its pods start on the other nodes"
+    kubectl delete node "$NODE" >&2
+    return
+  fi
   say "draining $NODE (at most $DRAIN_SECONDS s)"
   local options=(--ignore-daemonsets --delete-emptydir-data --timeout="${DRAIN_SECONDS}s")
   # Written by init: this text is of the time when the worker was still wanted, and the setting may be newer.

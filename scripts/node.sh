@@ -45,6 +45,14 @@ run_kubeadm() {
 }
 readonly TRANSIENT='Client.Timeout exceeded|context deadline exceeded|i/o timeout|TLS handshake timeout|connection refused|unexpected EOF|etcdserver: request timed out'
 
+# kubeadm_phase ARGUMENT...: one of kubeadm's phases on a node that is there; on failure the end of its log.
+kubeadm_phase() {
+  kubeadm "$@" >"$HOME_DIR/phase.log" 2>&1 9>&- || {
+    tail -n 5 "$HOME_DIR/phase.log" >&2
+    return 1
+  }
+}
+
 delete() {
   if [[ ! -d $RECORD ]]; then
     say "the host is given back already"
@@ -53,24 +61,28 @@ delete() {
   reset_node
 }
 
+readonly KUBELET_FILES=(/var/lib/kubelet/config.yaml /var/lib/kubelet/kubeadm-flags.env)
+
 # A new node starts with what the cluster has, which init has brought up to date before.
 remember_settings() {
+  local file
+  for file in "${KUBELET_FILES[@]}"; do [[ ! -f $file ]] || remember_file "$file"; done
   printf '%s\n' "$KUBELET" | put_file "$HOME_DIR/kubelet.yaml" 0600 || :
   printf '%s\n' "$PROXY" | put_file "$HOME_DIR/proxy.yaml" 0600 || :
 }
 
-# kubelet takes changed settings of the cluster, if there are any, and is restarted; its pods go on.
+# kubelet takes the settings that the cluster has, where they or its own file have changed, and is
+# restarted; its pods go on.
 converge_kubelet() {
-  if cmp -s <(printf '%s\n' "$KUBELET") "$HOME_DIR/kubelet.yaml"; then return 0; fi
-  say "kubelet gets changed settings"
-  kubeadm upgrade node phase kubelet-config >"$HOME_DIR/phase.log" 2>&1 9>&- || {
-    tail -n 5 "$HOME_DIR/phase.log" >&2
+  if cmp -s <(printf '%s\n' "$KUBELET") "$HOME_DIR/kubelet.yaml" && as_remembered "${KUBELET_FILES[0]}" && kubelet_healthy; then return 0; fi
+  say "kubelet gets its settings anew"
+  kubeadm_phase upgrade node phase kubelet-config ||
     fail "kubelet's settings can't be taken from the cluster" "the lines above say why"
-  }
   systemctl restart kubelet
   wait_for 180 "kubelet" kubelet_healthy ||
     fail "kubelet doesn't come up with the changed settings: $(journalctl -u kubelet -n 1 -o cat --no-pager)" \
       "correct cluster.kubelet and run again; journalctl -u kubelet on $HOST says more"
+  remember_file "${KUBELET_FILES[0]}"
   printf '%s\n' "$KUBELET" | put_file "$HOME_DIR/kubelet.yaml" 0600 || :
 }
 

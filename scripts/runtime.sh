@@ -84,6 +84,7 @@ write_mirrors() {
     registry=${registry##*/}
     if [[ -e $file ]] && grep -qx "$OURS" "$file" && ! grep -q "^$registry " <<<"$MIRRORS"; then
       rm -f "$file"
+      forget_file "$file"
       rmdir --ignore-fail-on-non-empty "${file%/hosts.toml}"
     fi
   done

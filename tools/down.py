@@ -29,6 +29,7 @@ def forget(name: str, toolbox: Toolbox, progress: Progress) -> None:
 
     :raises Trouble: Pulumi refuses.
     """
+    stack.unlock(name, toolbox, progress)
     argv = [str(toolbox.pulumi.path), "stack", "rm", name, "--force", "--yes", "--preserve-config"]
     with progress.step(f"forgetting the stack {name}"):
         done = subprocess.run(
@@ -60,7 +61,7 @@ def down(lab_name: str, progress: Progress, *, force: bool = False) -> None:
             stack.ensure(name, toolbox, progress)
             try:
                 watch.run(
-                    ["destroy", "--yes", "--stack", name],
+                    ["destroy", "--yes", "--continue-on-error", "--stack", name],
                     env.environment(toolbox),
                     project_dir(),
                     progress.scope("pulumi"),

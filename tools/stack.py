@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 import re
 import shutil
+import socket
 import subprocess
 import tempfile
 from pathlib import Path
@@ -44,7 +45,33 @@ def ensure(name: str, tools: Toolbox, progress: Progress, project: Path | None =
     install_filter(project)
     write_salt(file, stored)
     _refresh(file)
+    unlock(name, tools, progress, project)
     _pulumi(tools, ["stack", "select", name], project, variables)
+
+
+def unlock(name: str, tools: Toolbox, progress: Progress, project: Path | None = None) -> None:
+    """Take away the lock that a run on this machine left when it was killed.
+
+    A lock whose process is alive, or that is another machine's, stays: Pulumi refuses by it.
+
+    :raises Trouble: Pulumi can't take it away.
+    """
+    project = project or paths.project_dir()
+    folder = env.backend_dir() / ".pulumi" / "locks"
+    locks = list(folder.glob(f"*/{_project_name(project)}/{name}/*.json"))
+    if locks and all(_abandoned(lock) for lock in locks):
+        progress.say(f"the stack {name} is locked by a run that was killed: unlocking it")
+        _pulumi(tools, ["cancel", "--yes", "--stack", name], project, env.environment(tools))
+
+
+def _abandoned(lock: Path) -> bool:
+    try:
+        held = json.loads(lock.read_text())
+        return (
+            bool(held["hostname"] == socket.gethostname()) and not Path(f"/proc/{int(held['pid'])}").exists()
+        )
+    except (OSError, ValueError, KeyError, TypeError):
+        return False
 
 
 def install_filter(project: Path) -> bool:

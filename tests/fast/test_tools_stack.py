@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import socket
 import subprocess
 from pathlib import Path
 
@@ -146,3 +148,33 @@ def test_a_state_without_a_passphrase_is_named(checkout: Path, tools: env.Toolbo
     (place / "dev.json").write_text(json.dumps({"checkpoint": {}}))
     with pytest.raises(Trouble, match=r"dev\.json"):
         ensure(checkout, tools)
+
+
+def lock(checkout: Path, pid: int, hostname: str) -> None:
+    """What a run writes before it begins, and takes away when it ends."""
+    folder = env.backend_dir() / ".pulumi" / "locks" / "organization" / "p" / "dev"
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / f"{pid}.json").write_text(json.dumps({"pid": pid, "username": "me", "hostname": hostname}))
+
+
+def cancelled(tmp_path: Path) -> bool:
+    return "cancel --yes --stack dev" in (tmp_path / "calls").read_text()
+
+
+def test_a_killed_runs_lock_is_taken_away(checkout: Path, tools: env.Toolbox, tmp_path: Path) -> None:
+    ended = subprocess.Popen(["true"])
+    ended.wait()
+    lock(checkout, ended.pid, socket.gethostname())
+    ensure(checkout, tools)
+    assert cancelled(tmp_path)
+
+
+def test_the_lock_of_a_run_that_lives_or_is_elsewhere_stays(
+    checkout: Path, tools: env.Toolbox, tmp_path: Path
+) -> None:
+    lock(checkout, os.getpid(), socket.gethostname())
+    ensure(checkout, tools)
+    assert not cancelled(tmp_path)
+    lock(checkout, 2**22 + 1, "another machine")
+    ensure(checkout, tools)
+    assert not cancelled(tmp_path)

@@ -47,7 +47,9 @@ network() {
   ip -o link show | awk -F'[ :@]+' '{print $2}' | section link
   ip -o address show | sed -E 's/^[0-9]+: //; s/ +/ /g; s/ valid_lft.*//; s/\\//' | section address
   ip route show table all | sed -E 's/ expires [0-9]+sec//; s/ pref medium//' | section route
-  if command -v nft >/dev/null; then nft --stateless list ruleset | sed 's/^[[:space:]]*//' | section nft; fi
+  # By firewalld's own library: the program nft isn't there before and after.
+  python3 -c 'import nftables as n; t = n.Nftables(); t.set_stateless_output(True); print(t.cmd("list ruleset")[1])' |
+    sed 's/^[[:space:]]*//; /^$/d' | section nft
   if [[ -r /proc/net/ip_vs ]]; then sed 1,3d /proc/net/ip_vs | section ipvs; fi
   if command -v firewall-cmd >/dev/null && systemctl is-active --quiet firewalld; then
     firewall-cmd --list-all-zones | sed 's/^ *//' | section firewalld

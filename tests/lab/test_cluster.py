@@ -11,7 +11,7 @@ import urllib.request
 
 import yaml
 
-from tests.lab.conftest import Cluster, differences
+from tests.lab.cluster import Cluster, differences, own_process
 
 NO_OP_SECONDS = 60.0
 
@@ -140,3 +140,4 @@ def test_destroy_gives_every_host_back_as_it_was(cluster: Cluster) -> None:
     done = cluster.pulumi("destroy", "--yes", "--skip-preview")
     assert done.returncode == 0, done.stdout + done.stderr
     assert differences(cluster.before, cluster.state()) == ""
+    assert {host: own_process(cluster, host) for host in cluster.hosts} == cluster.own, "not even restarted"

@@ -7,47 +7,10 @@ from __future__ import annotations
 
 import re
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from typing import Any
+from collections.abc import Callable
 
-import yaml
-
-from lab.paths import stack_file
-from lab.progress import Progress
-from tests.lab.conftest import LAB, Cluster
+from tests.lab.cluster import Cluster, Config, edited, identity, up
 from tests.lab.prober import probing
-
-Config = dict[str, Any]
-
-
-@contextmanager
-def edited(change: Callable[[Config], None]) -> Iterator[None]:
-    """While the block runs, the stack's file says what `change` has made of its settings."""
-    file = stack_file(LAB)
-    before = file.read_text()
-    document = yaml.safe_load(before)
-    config = {name.removeprefix("kubeadm-ipvs:"): value for name, value in document["config"].items()}
-    change(config)
-    document["config"] = {f"kubeadm-ipvs:{name}": value for name, value in config.items()}
-    file.write_text(yaml.safe_dump(document))
-    try:
-        yield
-    finally:
-        file.write_text(before)
-
-
-def up(cluster: Cluster) -> str:
-    """`pulumi up`; what it printed."""
-    done = cluster.pulumi("up", "--yes", "--skip-preview")
-    assert done.returncode == 0, done.stdout + done.stderr
-    return done.stdout
-
-
-def identity(cluster: Cluster) -> tuple[str, ...]:
-    """What a new cluster or a new node would have another of."""
-    nodes = cluster.kubectl("get nodes -o jsonpath='{.items[*].metadata.uid}'")
-    return (cluster.output("kubeconfig"), nodes)
 
 
 def live_mode(cluster: Cluster, host: str) -> str:
@@ -73,21 +36,23 @@ def modes(cluster: Cluster, mode: str, scheduler: str = "") -> None:
         assert schedulers == ({scheduler} if scheduler else set())
 
 
-def test_proxy_mode_and_scheduler_change_live_and_back(cluster: Cluster, progress: Progress) -> None:
+def test_proxy_mode_and_scheduler_change_live_and_back(
+    cluster: Cluster, figure: Callable[[str], None]
+) -> None:
     same = identity(cluster)
     with probing(list(cluster.lab.status().node_ports)) as counts:
         began = time.monotonic()
-        with edited(proxy(mode="nftables")):
+        with edited(cluster, proxy(mode="nftables")):
             up(cluster)
             modes(cluster, "nftables")
-        progress.say(f"from IPVS to nftables: {time.monotonic() - began:.0f} s")
+        figure(f"from IPVS to nftables: {time.monotonic() - began:.0f} s")
         began = time.monotonic()
         up(cluster)
-        progress.say(f"and back: {time.monotonic() - began:.0f} s")
+        figure(f"and back: {time.monotonic() - began:.0f} s")
     modes(cluster, "ipvs", "rr")
     assert identity(cluster) == same
     for url, count in counts.items():
-        progress.say(f"{url} while kube-proxy changed its mode twice: {count}")
+        figure(f"{url} while kube-proxy changed its mode twice: {count}")
         assert count.asked > len(count.lost), count.lost[-1]
 
 
@@ -103,7 +68,7 @@ def test_labels_taints_kubelet_mirrors_and_certificate_names_change_in_place(clu
         config["registry"]["mirrors"]["quay.io"] = ["http://10.0.2.2:22500"]
 
     node = f"get node {worker} -o jsonpath="
-    with edited(change):
+    with edited(cluster, change):
         up(cluster)
         labels = cluster.kubectl(f"{node}'{{.metadata.labels.disk}} {{.metadata.labels.example\\.com/rack}}'")
         assert labels == "ssd r1"
@@ -128,7 +93,7 @@ def test_another_version_is_refused_at_preview_and_nothing_is_touched(cluster: C
     def change(config: Config) -> None:
         config["cluster"]["kubernetesVersion"] = "1.37.3"
 
-    with edited(change):
+    with edited(cluster, change):
         for command in (["preview"], ["up", "--yes"], ["up", "--yes", "--skip-preview"]):
             done = cluster.pulumi(*command)
             assert done.returncode != 0
@@ -143,7 +108,7 @@ def test_a_preview_says_in_words_what_a_new_cluster_costs(cluster: Cluster) -> N
     def change(config: Config) -> None:
         config["network"] = {**config.get("network", {}), "podSubnet": "10.200.0.0/16"}
 
-    with edited(change):
+    with edited(cluster, change):
         done = cluster.pulumi("preview")
     assert done.returncode == 0, done.stdout + done.stderr
     assert "this change makes a new cluster: network.podSubnet 10.244.0.0/16 -> 10.200.0.0/16" in done.stdout
@@ -152,13 +117,13 @@ def test_a_preview_says_in_words_what_a_new_cluster_costs(cluster: Cluster) -> N
 
 
 def test_production_protects_the_control_plane_from_replacement(cluster: Cluster) -> None:
-    with edited(lambda config: config.update(production=True)):
+    with edited(cluster, lambda config: config.update(production=True)):
         up(cluster)
 
         def another(config: Config) -> None:
             config["network"] = {**config.get("network", {}), "podSubnet": "10.200.0.0/16"}
 
-        with edited(another):
+        with edited(cluster, another):
             done = cluster.pulumi("preview")
         assert done.returncode != 0
         assert "protect" in done.stdout + done.stderr

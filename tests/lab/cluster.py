@@ -1,0 +1,222 @@
+"""A cluster in a lab as the tests see it: its hosts, its stack, and what is asked of them."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from lab.api import Lab
+from lab.paths import project_dir, stack_file, stack_name
+from lab.progress import Progress
+
+STATE_SCRIPT = Path(__file__).parent / "state.sh"
+OWN_SCRIPT = Path(__file__).parent / "own.sh"
+Config = dict[str, Any]
+# Emulated hosts on a busy machine: generous, a run that fails by luck costs more than a slow one.
+RUN_SECONDS = 3000.0
+
+
+@dataclass
+class Cluster:
+    """The lab, the stack on it, and what was seen on the way.
+
+    Attributes:
+        lab: The machines.
+        hosts: Their names, the control plane's first.
+        before: Each host's state before anything was done to it (see state.sh).
+        own: Per host, the process of the person's own service (see own.sh).
+        made: What `make up` printed.
+        environment: Variables of Pulumi commands.
+    """
+
+    lab: Lab
+    hosts: tuple[str, ...]
+    environment: dict[str, str]
+    before: dict[str, set[str]] = field(default_factory=dict)
+    own: dict[str, str] = field(default_factory=dict)
+    made: str = ""
+
+    @property
+    def stack(self) -> str:
+        return stack_name(self.lab.name)
+
+    def state(self) -> dict[str, set[str]]:
+        """Each host's state now."""
+        script = STATE_SCRIPT.read_text()
+        states = {}
+        for host in self.hosts:
+            done = self.lab.ssh(host, ["bash", "-s"], input=script, timeout=900)
+            assert done.returncode == 0, f"{host}: {done.stderr}"
+            states[host] = set(done.stdout.splitlines())
+        return states
+
+    def run(self, host: str, command: str, timeout: float = 300) -> str:
+        """A shell command's output on a host; it must succeed."""
+        done = self.lab.ssh(host, ["bash", "-c", command], timeout=timeout)
+        assert done.returncode == 0, f"{host}: {command}: {done.stderr}"
+        return done.stdout
+
+    def kubectl(self, command: str) -> str:
+        """kubectl's output on the control plane; its cache must not be taken for something left over."""
+        prefix = "KUBECACHEDIR=/run/kubectl kubectl --kubeconfig /etc/kubernetes/admin.conf"
+        return self.run(self.hosts[0], f"{prefix} {command}")
+
+    def pulumi(self, *arguments: str, on: str = "") -> subprocess.CompletedProcess[str]:
+        """A plain Pulumi command on the stack, or on another one."""
+        return subprocess.run(
+            ["pulumi", *arguments, "--stack", on or self.stack, "--non-interactive", "--color", "never"],
+            cwd=project_dir(),
+            env=self.environment,
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            timeout=RUN_SECONDS,
+            check=False,
+        )
+
+    def output(self, name: str) -> Any:
+        """A stack output, revealed."""
+        done = self.pulumi("stack", "output", name, "--json", "--show-secrets")
+        assert done.returncode == 0, done.stderr
+        return json.loads(done.stdout)
+
+
+def differences(before: dict[str, set[str]], after: dict[str, set[str]]) -> str:
+    """What one state has and the other hasn't, host by host; empty when they are equal."""
+    return "\n".join(
+        line
+        for host in before
+        for line in (
+            *(f"{host}: gone: {thing}" for thing in sorted(before[host] - after[host])),
+            *(f"{host}: new: {thing}" for thing in sorted(after[host] - before[host])),
+        )
+    )
+
+
+def command(progress: Progress, *argv: str) -> str:
+    """One of the project's commands, its output seen as it comes and returned."""
+    lines = []
+    with subprocess.Popen(
+        [sys.executable, "-u", "-m", *argv],
+        cwd=project_dir(),
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    ) as process:
+        assert process.stdout is not None
+        for line in process.stdout:
+            progress.say(line.rstrip())
+            lines.append(line)
+    assert process.returncode == 0, "".join(lines[-80:])
+    return "".join(lines)
+
+
+@contextmanager
+def edited(cluster: Cluster, change: Callable[[Config], None]) -> Iterator[None]:
+    """While the block runs, the stack's file says what `change` has made of its settings."""
+    file = stack_file(cluster.lab.name)
+    before = file.read_text()
+    document = yaml.safe_load(before)
+    config = {name.removeprefix("kubeadm-ipvs:"): value for name, value in document["config"].items()}
+    change(config)
+    document["config"] = {f"kubeadm-ipvs:{name}": value for name, value in config.items()}
+    file.write_text(yaml.safe_dump(document))
+    try:
+        yield
+    finally:
+        file.write_text(before)
+
+
+def up(cluster: Cluster) -> str:
+    """`pulumi up`; what it printed."""
+    done = cluster.pulumi("up", "--yes", "--skip-preview")
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+def identity(cluster: Cluster) -> tuple[str, ...]:
+    """What a new cluster or a new node would have another of."""
+    nodes = cluster.kubectl("get nodes -o jsonpath='{.items[*].metadata.uid}'")
+    return (cluster.output("kubeconfig"), nodes)
+
+
+def put_own_things(cluster: Cluster) -> None:
+    """Give every host what a person might have there (see own.sh)."""
+    script = OWN_SCRIPT.read_text()
+    for host in cluster.hosts:
+        done = cluster.lab.ssh(host, ["bash", "-s"], input=script, timeout=300)
+        assert done.returncode == 0, f"{host}: {done.stderr}"
+
+
+def own_process(cluster: Cluster, host: str) -> str:
+    """The process of the person's own service: another one, and it was restarted."""
+    return cluster.run(host, "systemctl show -P MainPID own.service").strip()
+
+
+class Engine:
+    """A Pulumi run that is watched while it goes on, to be disturbed at a chosen moment."""
+
+    def __init__(self, cluster: Cluster, *arguments: str) -> None:
+        """Start `pulumi ARGUMENTS` on the cluster's stack."""
+        self._process = subprocess.Popen(
+            ["pulumi", *arguments, "--yes", "--skip-preview", "--json", "--stack", cluster.stack],
+            cwd=project_dir(),
+            env=cluster.environment,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            start_new_session=True,
+        )
+        self.lines: list[str] = []
+        self.begun: list[str] = []  # `op name`, in the order in which they began
+        self.ended: list[str] = []
+
+    def events(self) -> Iterator[str]:
+        """`begun` or `ended`, each time a resource that isn't the same begins or has ended."""
+        assert self._process.stdout is not None
+        for line in self._process.stdout:
+            self.lines.append(line)
+            if not line.startswith("{"):
+                continue
+            event = json.loads(line)
+            for kind, seen, word in (
+                ("resourcePreEvent", self.begun, "begun"),
+                ("resOutputsEvent", self.ended, "ended"),
+            ):
+                if kind in event and event[kind]["metadata"]["op"] not in ("same", "read", "refresh"):
+                    about = event[kind]["metadata"]
+                    seen.append(f"{about['op']} {about['urn'].rpartition('::')[2]}")
+                    yield word
+
+    def until(self, begun: str) -> bool:
+        """Wait until a resource's step has begun; false if the run ended before."""
+        return any(word == "begun" and self.begun[-1] == begun for word in self.events())
+
+    def kill(self) -> None:
+        """SIGKILL, to the engine alone: its plugins find out for themselves."""
+        self._process.kill()
+        self._process.wait()
+
+    def wait(self) -> int:
+        """The exit status, when it has ended."""
+        for _ in self.events():
+            pass
+        return self._process.wait(timeout=60)
+
+    @property
+    def said(self) -> str:
+        """Its diagnostics, as a person reads them."""
+        texts = [json.loads(line) for line in self.lines if line.startswith("{")]
+        found = [event["diagnosticEvent"]["message"] for event in texts if "diagnosticEvent" in event]
+        plain = [line for line in self.lines if not line.startswith("{")]
+        return "".join([*found, *plain])

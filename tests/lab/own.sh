@@ -1,0 +1,37 @@
+#!/usr/bin/env bash
+# What a person has on a host already, and finds there unchanged when the cluster has gone: a service,
+# files, a firewall rule in force and one that is stored, a rule set of nftables, sysctls, a held package.
+set -euo pipefail
+export PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin
+
+mkdir -p /srv/own
+echo "a person's data" >/srv/own/data
+cat >/etc/systemd/system/own.service <<'UNIT'
+[Unit]
+Description=A person's own service
+[Service]
+ExecStart=/usr/bin/sleep infinity
+[Install]
+WantedBy=multi-user.target
+UNIT
+systemctl daemon-reload
+systemctl enable --quiet --now own.service
+
+firewall-cmd --quiet --permanent --add-port=4711/tcp
+firewall-cmd --quiet --add-port=4712/udp
+# firewalld's own library: the program nft may not be here.
+python3 - <<'PYTHON'
+import nftables
+rules = nftables.Nftables()
+status, _, error = rules.cmd("""
+table inet own {
+  set blocked { type ipv4_addr; elements = { 192.0.2.1, 192.0.2.2 }; }
+  chain incoming { type filter hook input priority 10; ip saddr @blocked drop; }
+}
+""")
+assert status == 0, error
+PYTHON
+
+echo 'vm.swappiness = 33' >/etc/sysctl.d/50-own.conf
+echo 33 >/proc/sys/vm/swappiness
+apt-mark hold bash >/dev/null

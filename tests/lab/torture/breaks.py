@@ -1,0 +1,297 @@
+"""What goes wrong in the middle, and what mends it: the cause away, and the same command again."""
+
+from __future__ import annotations
+
+import re
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import yaml
+
+from lab import services
+from lab.errors import Trouble
+from lab.paths import project_dir
+from lab.progress import Progress
+from tests.lab.cluster import Cluster, Config, Engine, differences, edited, identity, up
+from tools import env, stack
+
+Figure = Callable[[str], None]
+DEAD_HOST_SECONDS = 120
+
+
+def unlock(cluster: Cluster) -> None:
+    """What `make up` does first: take away the lock of a run that was killed."""
+    stack.unlock(cluster.stack, env.toolbox(), Progress(quiet=True))
+
+
+def without(name: str) -> Callable[[Config], None]:
+    """The settings without a host."""
+
+    def change(config: Config) -> None:
+        config["hosts"] = [host for host in config["hosts"] if host["name"] != name]
+
+    return change
+
+
+def repaired(name: str) -> Callable[[Config], None]:
+    """The settings with a new `repair` at a host, so that all its steps run."""
+    text = f"{time.time():.0f}"
+
+    def change(config: Config) -> None:
+        next(host for host in config["hosts"] if host["name"] == name)["repair"] = text
+
+    return change
+
+
+def failing(cluster: Cluster, *arguments: str) -> str:
+    """What an `up` prints that must fail."""
+    done = cluster.pulumi(*(arguments or ("up", "--yes", "--skip-preview")))
+    assert done.returncode != 0, done.stdout
+    return done.stdout + done.stderr
+
+
+@contextmanager
+def processes_seen(cluster: Cluster) -> Iterator[list[str]]:
+    """Every host's command lines, sampled while the block runs."""
+    seen: list[str] = []
+    ended = threading.Event()
+    sample = "for f in /proc/[0-9]*/cmdline; do tr '\\0' ' ' <$f 2>/dev/null; echo; done | sort -u"
+
+    def watch(host: str) -> None:
+        while not ended.wait(3):
+            try:
+                seen.append(cluster.lab.ssh(host, ["bash", "-c", sample], timeout=60).stdout)
+            except Trouble:  # a host that is being broken answers the next time
+                continue
+
+    threads = [threading.Thread(target=watch, args=(host,)) for host in cluster.hosts]
+    for thread in threads:
+        thread.start()
+    try:
+        yield seen
+    finally:
+        ended.set()
+        for thread in threads:
+            thread.join()
+
+
+def secrets_of(cluster: Cluster) -> list[str]:
+    """The login key, the administrator's key, and every token that the state has held."""
+    user = yaml.safe_load(cluster.output("kubeconfig"))["users"][0]["user"]
+    login = (cluster.lab.folder / "id_ed25519").read_text().splitlines()[1]
+    revealed = cluster.pulumi("stack", "export", "--show-secrets").stdout
+    tokens = re.findall(r"\b[a-z0-9]{6}\.[a-z0-9]{16}\b", revealed)
+    assert tokens
+    return [user["client-key-data"], login, *tokens]
+
+
+def killed_again_and_again(cluster: Cluster, verb: str, every: int, printed: list[str]) -> list[str]:
+    """Run until it succeeds, each time killed when so many more resources have ended; where it was killed."""
+    points = []
+    while True:
+        run = Engine(cluster, verb)
+        ended = 0
+        for word in run.events():
+            ended += word == "ended"
+            if ended >= every and len(run.begun) > len(run.ended):
+                open_steps = [step for step in run.begun if step not in run.ended]
+                run.kill()
+                points.append(" and ".join(open_steps))
+                break
+        else:
+            status = run.wait()
+            printed.append(run.said)
+            assert status == 0, run.said
+            return points
+        printed.append(run.said)
+        unlock(cluster)
+
+
+def test_the_engine_is_killed_at_many_points_of_destroy_and_up(cluster: Cluster, figure: Figure) -> None:
+    """The engine is killed (SIGKILL) at many points of a destroy and an up; the same command goes on"""
+    printed: list[str] = []
+    with processes_seen(cluster) as commands:
+        points = killed_again_and_again(cluster, "destroy", 4, printed)
+        figure(f"destroy killed {len(points)} times, during: {'; '.join(points)}")
+        assert differences(cluster.before, cluster.state()) == ""
+        points = killed_again_and_again(cluster, "up", 3, printed)
+    figure(f"up killed {len(points)} times, during: {'; '.join(points)}")
+    text = "\n".join([*printed, *commands, cluster.pulumi("stack", "export").stdout])
+    for secret in secrets_of(cluster):
+        assert secret not in text
+    assert cluster.kubectl("get nodes -o name").splitlines() == sorted(
+        f"node/{host}" for host in cluster.hosts
+    )
+
+
+def test_each_steps_connection_is_cut_in_the_middle(cluster: Cluster, figure: Figure) -> None:
+    """A worker's SSH is cut in the middle of each of its steps; the next `up` goes on"""
+    host = cluster.hosts[-1]
+    same = identity(cluster)
+    # The step's own connection alone: its sshd is the nearest one above it.
+    cut = r"""
+until pid=$(pgrep -of "[b]ash -s -- update $0 "); do :; done
+while [[ $(ps -o comm= -p "$pid") != sshd* ]]; do pid=$(ps -o ppid= -p "$pid" | tr -d ' '); done
+kill -KILL "$pid"
+"""
+    with edited(cluster, repaired(host)):
+        for step in ("kernel", "firewall", "packages", "runtime", "join", "proxy"):
+            run = Engine(cluster, "up")
+            assert run.until(f"update {host}-{step}"), run.said
+            cluster.lab.ssh(host, ["bash", "-c", cut, step], timeout=120)
+            assert run.wait() != 0
+            assert f"{host}-{step}" in "".join(run.lines)
+            figure(f"{step}: cut")
+        up(cluster)
+    assert identity(cluster) == same
+
+
+def test_a_worker_is_removed_and_comes_back(cluster: Cluster, figure: Figure) -> None:
+    """A worker is removed, its power cut meanwhile, and comes back over a full disk and missing sources"""
+    host = cluster.hosts[-1]
+    others = [name for name in cluster.hosts if name != host]
+    same = identity(cluster)[0]
+    with edited(cluster, without(host)):
+        run = Engine(cluster, "up")
+        assert run.until(f"delete {host}-claim"), run.said
+        cluster.lab.power_off(host)
+        assert run.wait() != 0
+        assert f"{host}-claim" in run.said
+        figure("power cut in reset: the error names the claim")
+        cluster.lab.up()
+        began = time.monotonic()
+        up(cluster)
+        figure(f"given back by the next up in {time.monotonic() - began:.0f} s")
+    assert differences({host: cluster.before[host]}, {host: cluster.state()[host]}) == ""
+    assert host not in cluster.kubectl("get nodes -o name")
+
+    cluster.run(host, "fallocate -l $(($(df --output=avail -B1 / | tail -n 1) - 2000000)) /fill; sync")
+    said = failing(cluster)
+    cluster.run(host, "rm /fill")
+    assert f"{host}-" in said
+    assert re.search(r"[Nn]o space left|free space", said), said
+    figure("full disk: named")
+
+    services.stop(cluster.lab.folder, "packages")
+    said = failing(cluster)
+    cluster.lab.up()
+    assert f"{host}: packages: FAILED" in said
+    figure("package source gone: named")
+
+    run = Engine(cluster, "up")
+    assert run.until(f"create {host}-join"), run.said
+    cluster.lab.power_off(host)
+    assert run.wait() != 0
+    assert f"{host}-join" in run.said
+    cluster.lab.up()
+    run = Engine(cluster, "up")
+    assert run.wait() == 0, run.said
+    touched = {step.split()[1] for step in run.begun}
+    # What was promised is asked again, since there is one host more to be proved.
+    strangers = [
+        name for name in touched if any(name.startswith(f"{o}-") for o in others) and "proof" not in name
+    ]
+    assert not strangers, strangers
+    figure("power cut in join: joined by the next up, the others untouched")
+    assert identity(cluster)[0] == same
+    assert f"node/{host}" in cluster.kubectl("get nodes -o name")
+
+
+def test_a_dead_worker_holds_up_nobody(cluster: Cluster, figure: Figure) -> None:
+    """A dead worker: others are changed, it is removed within two minutes, and given back later"""
+    host, other = cluster.hosts[-1], cluster.hosts[0]
+    cluster.lab.power_off(host)
+
+    def label(config: Config) -> None:
+        config["hosts"][0]["labels"] = {"tried": "yes"}
+
+    with edited(cluster, label):
+        began = time.monotonic()
+        up(cluster)
+        figure(f"another host is changed in {time.monotonic() - began:.0f} s")
+    assert cluster.kubectl(f"get node {other} -o jsonpath='{{.metadata.labels.tried}}'") == "yes"
+    cluster.kubectl(f"wait --for=condition=Ready=Unknown --timeout=300s node/{host}")
+    with edited(cluster, without(host)):
+        began = time.monotonic()
+        said = failing(cluster)
+        took = time.monotonic() - began
+        figure(f"removed in {took:.0f} s, with an error that names {host}-claim")
+        assert f"{host}-claim" in said
+        assert host not in cluster.kubectl("get nodes -o name")
+        assert took < DEAD_HOST_SECONDS
+        cluster.lab.up()
+        up(cluster)
+    assert differences({host: cluster.before[host]}, {host: cluster.state()[host]}) == ""
+
+
+def answers(cluster: Cluster) -> bool:
+    """Whether every host's NodePort answers from every host, with IPVS in the kernel and swap off."""
+    ask = "exec 3<>/dev/tcp/$0/30080 && printf 'GET / HTTP/1.0\\r\\n\\r\\n' >&3 && grep -q '^HTTP.* 200' <&3"
+    for host in cluster.hosts:
+        for number in range(len(cluster.hosts)):
+            address = f"192.168.166.{101 + number}"
+            if cluster.lab.ssh(host, ["timeout", "15", "bash", "-c", ask, address]).returncode != 0:
+                return False
+    return True
+
+
+def wait_until(what: Callable[[], Any], seconds: float) -> float:
+    """Seconds until something is so; the test fails where it isn't in time."""
+    began = time.monotonic()
+    while not what():
+        assert time.monotonic() - began < seconds, f"not so after {seconds:.0f} s"
+        time.sleep(5)
+    return time.monotonic() - began
+
+
+def test_hosts_are_rebooted_one_by_one_and_all_at_once(cluster: Cluster, figure: Figure) -> None:
+    """Each host is rebooted, then all lose their power at once; nothing needs `up`"""
+    for host in reversed(cluster.hosts):
+        cluster.lab.reboot(host)
+        figure(
+            f"{host} rebooted: all NodePorts answer {wait_until(lambda: answers(cluster), 900):.0f} s later"
+        )
+    for host in cluster.hosts:
+        cluster.lab.power_off(host)
+    cluster.lab.up()
+    figure(f"all at once: all NodePorts answer {wait_until(lambda: answers(cluster), 1200):.0f} s later")
+    for host in cluster.hosts:
+        assert cluster.run(host, "sed 1d /proc/swaps") == ""
+        assert " rr" in cluster.run(host, "ipvsadm -Ln")
+    done = cluster.pulumi("up", "--yes", "--skip-preview", "--expect-no-changes")
+    assert done.returncode == 0, done.stdout
+
+
+def test_a_second_up_and_another_stack_are_refused(cluster: Cluster) -> None:
+    """Two `up` at once, and another stack on the same hosts, are refused before anything is touched"""
+    host = cluster.hosts[-1]
+    with edited(cluster, repaired(host)):
+        first = Engine(cluster, "up")
+        assert first.until(f"update {host}-kernel"), first.said
+        assert "currently locked" in failing(cluster)
+        assert first.wait() == 0, first.said
+    state = cluster.state()
+    name = f"{cluster.stack}-intruder"
+    mine = project_dir() / f"Pulumi.{cluster.stack}.yaml"
+    theirs = project_dir() / f"Pulumi.{name}.yaml"
+    theirs.write_text("".join(li for li in mine.open() if not li.startswith("encryptionsalt:")))
+    try:
+        stack.ensure(name, env.toolbox(), Progress(quiet=True))
+        done = cluster.pulumi("up", "--yes", "--skip-preview", on=name)
+        assert done.returncode != 0
+        assert f"belongs to the stack {cluster.stack}" in done.stdout
+    finally:
+        cluster.pulumi("stack", "rm", "--yes", "--force", on=name)
+        theirs.unlink(missing_ok=True)
+        stack.ensure(cluster.stack, env.toolbox(), Progress(quiet=True))
+    kept = {
+        h: {li for li in lines if li.startswith(("file|/etc", "hash|/etc"))} for h, lines in state.items()
+    }
+    now = {
+        h: {li for li in lines if li.startswith(("file|/etc", "hash|/etc"))}
+        for h, lines in cluster.state().items()
+    }
+    assert differences(kept, now) == ""

@@ -1,0 +1,100 @@
+"""The long cases: a living cluster that stays between runs, and a record of what each case has shown.
+
+`make torture` makes the lab `torture` with its cluster where there is none, goes on with the cases that
+haven't passed since the code last changed, and writes each outcome down at once: a run that is cut off
+goes on where it was. `python -m tests.lab.torture.results` writes the table in the docs.
+
+Each case leaves the cluster whole, for the one after it; one that fails may not: the next case
+starts with a plain `pulumi up`, which must mend it.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable, Generator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from lab.api import Lab
+from lab.progress import Progress
+from tests.lab.cluster import Cluster, command, own_process, put_own_things
+from tests.lab.torture import results
+from tools import env
+
+LAB = "torture"
+_figures: pytest.StashKey[list[str]] = pytest.StashKey()
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    passed = results.passed(results.read(), results.code())
+    again = os.environ.get("KUBEADM_IPVS_TORTURE_AGAIN") == "1"
+    mine = Path(__file__).parent
+    done = [item for item in items if mine in item.path.parents and item.name in passed and not again]
+    if done:
+        config.hook.pytest_deselected(items=done)
+        items[:] = [item for item in items if item not in done]
+
+
+def _in_words(item: pytest.Item) -> str:
+    said = (item.function.__doc__ or "").strip() if isinstance(item, pytest.Function) else ""
+    return said or item.name.removeprefix("test_").replace("_", " ")
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(
+    item: pytest.Item,
+) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    report = yield
+    if report.when == "call":
+        results.add(
+            results.Result(
+                case=item.name,
+                what=_in_words(item),
+                outcome=report.outcome,
+                seconds=round(report.duration),
+                date=time.strftime("%Y-%m-%d", time.gmtime()),
+                code=results.code(),
+                figures=item.stash.get(_figures, []),
+            )
+        )
+    return report
+
+
+@pytest.fixture
+def figure(request: pytest.FixtureRequest, progress: Progress) -> Callable[[str], None]:
+    """Says a figure that a case has measured, and keeps it for the table."""
+    kept: list[str] = []
+    request.node.stash[_figures] = kept
+
+    def keep(text: str) -> None:
+        progress.say(text)
+        kept.append(text)
+
+    return keep
+
+
+@pytest.fixture(scope="session")
+def living(failure_logs: dict[str, Callable[[Path], Any]], progress: Progress) -> Cluster:
+    """The cluster of the long cases; its lab stays."""
+    lab = Lab.load(LAB, progress)
+    count = int(os.environ.get("KUBEADM_IPVS_TEST_HOSTS", "3"))
+    status = lab.up(count=None if lab.exists else count)
+    failure_logs["lab"] = lab.collect_logs
+    cluster = Cluster(lab, tuple(host.name for host in status.hosts), env.environment())
+    fresh = lab.folder / "before.txt"
+    if not fresh.exists():
+        put_own_things(cluster)
+        results.write_state(fresh, cluster.state())
+    cluster.before = results.read_state(fresh)
+    cluster.own = {host: own_process(cluster, host) for host in cluster.hosts}
+    return cluster
+
+
+@pytest.fixture
+def cluster(living: Cluster, progress: Progress) -> Cluster:
+    """The cluster, whole: what the case before may have left is mended by a plain `up`."""
+    command(progress, "tools.up", "--lab", LAB)
+    return living
