@@ -39,7 +39,8 @@ class Cluster(pulumi.ComponentResource):
 
     No barriers: each host is prepared as soon as it answers; init waits for the control plane's
     own preparation only; a worker joins when it is prepared and the API is up; the pod network
-    is applied as soon as the API is up; the application waits for both.
+    is applied as soon as the API is up; the application waits until the nodes are Ready, since its pods
+    can't start before, and a control plane is busiest while nodes join.
 
     Attributes:
         kubeconfig: The administrator's kubeconfig, secret.
@@ -108,7 +109,7 @@ class Cluster(pulumi.ComponentResource):
                 _nginx(settings),
                 provider,
                 control_plane.init,
-                depends_on=[worker.join for worker in workers],
+                depends_on=[member.ready for member in members],
             ),
             child,
         )
@@ -118,7 +119,7 @@ class Cluster(pulumi.ComponentResource):
                 settings,
                 control_plane,
                 subject=_subject(settings, network, nginx),
-                depends_on=[*nginx.objects.values(), *[member.ready for member in members], *proxies.steps],
+                depends_on=[*nginx.objects.values(), *proxies.steps],
             ),
             child,
         )

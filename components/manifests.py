@@ -6,6 +6,8 @@ is a cluster the provider can't be asked, and a preview would show nothing of th
 
 from __future__ import annotations
 
+import asyncio
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,6 +19,17 @@ import pulumi_kubernetes as kubernetes
 from model import documents
 
 MANIFESTS = Path(__file__).resolve().parent.parent / "manifests"
+
+# What an API server that is too busy says, or what is said of one: the request may be made again. What it
+# has done of it all the same is taken on (the provider's `upsert_existing_objects`).
+BUSY = re.compile(
+    r"request did not complete within|etcdserver: (request timed out|leader changed)|TLS handshake timeout"
+    r"|Client\.Timeout|context deadline exceeded|too many requests|connection re(fused|set)|unexpected EOF"
+    r"|the server is currently unable to handle the request",
+    re.IGNORECASE,
+)
+ATTEMPTS = 5
+PAUSE_SECONDS = 5
 
 
 @dataclass(frozen=True)
@@ -54,6 +67,15 @@ class Object(pulumi.CustomResource):
         super().__init__(document.type, name, properties, opts)
 
 
+async def once_more(failure: pulumi.ErrorHookArgs) -> bool:
+    """Whether what failed is tried again: the API server was busy, and not yet too often."""
+    if len(failure.errors) >= ATTEMPTS or not BUSY.search(failure.errors[0]):
+        return False
+    pulumi.log.info(f"{failure.name}: the API server is too busy; again in {PAUSE_SECONDS} s")
+    await asyncio.sleep(PAUSE_SECONDS)
+    return True
+
+
 class Manifest(pulumi.ComponentResource):
     """The objects of one manifest.
 
@@ -65,6 +87,7 @@ class Manifest(pulumi.ComponentResource):
         super().__init__("kubeadm-ipvs:index:Manifest", name, None, opts)
         self.objects: dict[str, Object] = {}
         namespaces: list[pulumi.Resource] = []
+        hooks = pulumi.ResourceHookBinding(on_error=[pulumi.ErrorHook(f"{name}-busy", once_more)])
         for document in documents.load(MANIFESTS / args.file, args.parameters):
             resource = Object(
                 document.name,
@@ -77,6 +100,7 @@ class Manifest(pulumi.ComponentResource):
                     # With `deleted_with` alone, a replaced cluster's objects stay in the state as if they
                     # were in the new one.
                     replace_with=[args.cluster],
+                    hooks=hooks,
                     custom_timeouts=pulumi.CustomTimeouts(create=args.timeout, update=args.timeout),
                 ),
             )

@@ -107,12 +107,17 @@ def kubeconfig_for(kubeconfig: str, server: str) -> str:
     return _documents(document)
 
 
+# With those of the other pods of a control plane they stay below the two CPUs that kubeadm asks for.
+_SLOW_REQUESTS = {"etcd": "300m", "kube-apiserver": "500m"}
+
+
 def patches(settings: Settings) -> dict[str, str]:
     """Patches of the control plane's static pods, JSON by file name; none unless hosts are slow.
 
     kubeadm lets kubelet restart a component that fails 8 probes, 10 s apart. On an emulated host a
     burst of work (nodes joining) lasts longer than that, a restart costs minutes more, and so on.
-    Readiness is probed each second, with a TLS handshake each time.
+    Readiness is probed each second, with a TLS handshake each time. And where CPU is short, kubeadm's
+    requests give etcd, on which everything waits, a tenth of it: the requests are the shares.
     https://kubernetes.io/docs/setup/production-environment/tools/kubeadm/control-plane-flags/#patches
     """
     if not settings.cluster.slow_hosts:
@@ -123,6 +128,8 @@ def patches(settings: Settings) -> dict[str, str]:
             "name": component,
             "livenessProbe": {"failureThreshold": 60, "timeoutSeconds": 60},
         }
+        if component in _SLOW_REQUESTS:
+            container["resources"] = {"requests": {"cpu": _SLOW_REQUESTS[component]}}
         if component != "kube-controller-manager":  # it has no readiness probe
             container["readinessProbe"] = {"periodSeconds": 10, "timeoutSeconds": 60}
         files[f"{component}+strategic.json"] = json.dumps({"spec": {"containers": [container]}})

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import re
+import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -195,3 +196,21 @@ def test_nginx_services_reach_its_pods_by_cluster_address_and_node_port() -> Non
         assert service["selector"].items() <= pod["metadata"]["labels"].items()
         assert {port["targetPort"] for port in service["ports"]} <= names
     assert objects["Service/default/nginx-nodeport"]["spec"]["ports"][0]["nodePort"] == 30080
+
+
+def test_a_node_gets_its_pod_network_only_when_flanneld_has_its_subnet(tmp_path: Path) -> None:
+    hook = flannel_container()["lifecycle"]["postStart"]["exec"]["command"]
+    for place in ("/run/flannel", "/etc/kube-flannel", "/etc/cni/net.d"):
+        (tmp_path / place.lstrip("/")).mkdir(parents=True)
+        hook = [word.replace(place, str(tmp_path / place.lstrip("/"))) for word in hook]
+    (tmp_path / "etc/kube-flannel/cni-conf.json").write_text("{}\n")
+    made = tmp_path / "etc/cni/net.d/10-flannel.conflist"
+    with subprocess.Popen(hook) as running:
+        with pytest.raises(subprocess.TimeoutExpired):
+            running.wait(timeout=1.5)
+        assert not made.exists()
+        (tmp_path / "run/flannel/subnet.env").write_text("FLANNEL_SUBNET=10.244.1.1/24\n")
+        assert running.wait(timeout=20) == 0
+    assert made.read_text() == "{}\n"
+    mounts = {mount["mountPath"] for mount in flannel_container()["volumeMounts"]}
+    assert {"/run/flannel", "/etc/kube-flannel", "/etc/cni/net.d"} <= mounts

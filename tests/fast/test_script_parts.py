@@ -152,3 +152,52 @@ create() {{ differences_ipvs | grep -v kube-ipvs0 || :; }}
 """
     said = part("proof.sh", body, tmp_path, MODE="ipvs", EXPECTED="'set KUBE-CLUSTER-IP'")
     assert said == (f"missing: a rule that masquerades by the set {missing}\n" if missing else "")
+
+
+def test_a_worker_that_does_not_answer_is_removed_and_not_drained(tmp_path: Path) -> None:
+    (tmp_path / "admin.conf").touch()
+    script = (SCRIPTS / "member.sh").read_text().replace("/etc/kubernetes", str(tmp_path))
+    body = f"""
+kubectl() {{
+  echo "$*" >>{tmp_path}/asked
+  case $* in *jsonpath*) printf %s "$READY" ;; esac
+}}
+create() {{ delete; }}
+"""
+    for ready, done in [("Unknown", ["delete node node2"]), ("True", ["drain node2", "delete node node2"])]:
+        (tmp_path / "asked").unlink(missing_ok=True)
+        values = {"READY": ready, "NODE": "node2", "DRAIN_SECONDS": "5"}
+        bash(with_lib(script + body, **values), home=tmp_path)
+        asked = (tmp_path / "asked").read_text().splitlines()[2:]
+        assert [
+            " ".join(line.split()[: len(want.split())]) for line, want in zip(asked, done, strict=True)
+        ] == done
+
+
+PRINTED = """I1125 03:44:56 some warning of kubeadm's
+---
+apiVersion: v1
+kind: ServiceAccount
+---
+kind: ConfigMap
+apiVersion: v1
+data:
+  config.conf: |-
+    mode: nftables
+---apiVersion: apps/v1
+kind: DaemonSet
+"""
+
+
+def test_only_kube_proxys_configuration_is_uploaded_so_that_no_pod_is_restarted(tmp_path: Path) -> None:
+    (tmp_path / "printed").write_text(PRINTED)
+    script = (SCRIPTS / "node.sh").read_text() + (SCRIPTS / "init.sh").read_text()
+    body = f"""
+kubeadm() {{ cat {tmp_path}/printed; }}
+kubectl() {{ cat >{tmp_path}/uploaded; }}
+create() {{ upload_proxy_config; }}
+"""
+    bash(with_lib(script + body), home=tmp_path)
+    uploaded = (tmp_path / "uploaded").read_text()
+    assert uploaded.startswith("kind: ConfigMap\n")
+    assert uploaded.endswith("mode: nftables\n")

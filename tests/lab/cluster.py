@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -81,6 +82,17 @@ class Cluster:
             timeout=RUN_SECONDS,
             check=False,
         )
+
+    def wait_for_answers(self, seconds: float) -> float:
+        """Until every host's NodePort answers from every host; how long that took."""
+        ask = "exec 3<>/dev/tcp/$0/30080; printf 'GET / HTTP/1.0\\r\\n\\r\\n' >&3; grep -q '^HTTP.* 200' <&3"
+        began = time.monotonic()
+        for host in self.hosts:
+            for number in range(len(self.hosts)):
+                argv = ["timeout", "15", "bash", "-ec", ask, f"192.168.166.{101 + number}"]
+                while self.lab.ssh(host, argv).returncode != 0:
+                    assert time.monotonic() - began < seconds, f"{host}: {argv[-1]} doesn't answer"
+        return time.monotonic() - began
 
     def output(self, name: str) -> Any:
         """A stack output, revealed."""

@@ -1,17 +1,24 @@
 """From plain hosts to nginx through IPVS and back: one cluster, looked at from all sides.
 
-The tests run in the order in which they stand here: the last one gives the hosts back.
+The tests run in the order in which they stand here: at the end the hosts are given back.
 """
 
 from __future__ import annotations
 
+import json
 import re
+import subprocess
+import sys
 import time
 import urllib.request
 
 import yaml
 
-from tests.lab.cluster import Cluster, differences, own_process
+from lab.paths import project_dir
+from lab.progress import Progress
+from tests.lab.cluster import Cluster, Config, differences, edited, identity, own_process, up
+from tests.lab.kills import killed_at_each_line
+from tests.lab.prober import probing
 
 NO_OP_SECONDS = 60.0
 
@@ -120,6 +127,71 @@ def test_no_secret_is_left_in_the_open(cluster: Cluster) -> None:
         assert cluster.run(host, leftovers) == ""
 
 
+SPOIL = r"""
+swapon -a || swapon "$(blkid -t TYPE=swap -o device | head -n 1)"
+echo 0 >/proc/sys/net/ipv4/ip_forward
+apt-mark unhold kubelet >/dev/null
+echo '# somebody was here' >>/etc/containerd/config.toml
+sed -i '/^maxPods/d; $a maxPods: 17' /var/lib/kubelet/config.yaml
+rm /etc/modules-load.d/kubeadm-ipvs.conf
+firewall-cmd --quiet --remove-port=10250/tcp
+"""
+
+
+def drift(cluster: Cluster) -> dict[str, set[str]]:
+    """What `make check` finds, by host."""
+    done = subprocess.run(
+        [sys.executable, "-m", "tools.check", "--stack", cluster.stack, "--json"],
+        cwd=project_dir(),
+        env=cluster.environment,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    said = json.loads(done.stdout)
+    assert said["notLookedAt"] == {}
+    wrong = {host: {item["what"] for item in items} for host, items in said["differences"].items()}
+    assert done.returncode == (2 if any(wrong.values()) else 0)
+    return wrong
+
+
+def test_what_was_changed_by_hand_is_found_and_put_right(cluster: Cluster) -> None:
+    host = cluster.hosts[-1]
+    same = identity(cluster)
+    assert drift(cluster) == {name: set() for name in cluster.hosts}
+    cluster.run(host, SPOIL)
+    wrong = drift(cluster)
+    assert wrong.pop(host) == {
+        "swap",
+        "sysctl net.ipv4.ip_forward",
+        "package kubelet",
+        "/etc/containerd/config.toml",
+        "/var/lib/kubelet/config.yaml",
+        "/etc/modules-load.d/kubeadm-ipvs.conf",
+        "firewalld, zone public (runtime)",
+    }
+    assert not any(wrong.values())
+
+    def repair(config: Config) -> None:
+        config["hosts"][-1]["repair"] = "once"
+
+    with edited(cluster, repair):
+        up(cluster)
+    assert not any(drift(cluster).values())
+    assert identity(cluster) == same
+    # Without the setting the steps' inputs are the former ones: that is a change again, of nothing.
+    up(cluster)
+
+
+def test_a_rebooted_worker_comes_back_by_itself(cluster: Cluster) -> None:
+    host = cluster.hosts[-1]
+    cluster.lab.reboot(host)
+    cluster.wait_for_answers(900)
+    assert cluster.run(host, "sed 1d /proc/swaps") == ""
+    assert " rr" in cluster.run(host, "ipvsadm -Ln")
+    assert not any(drift(cluster).values())
+
+
 def test_a_second_up_changes_nothing_and_takes_seconds(cluster: Cluster) -> None:
     before = cluster.state()
     began = time.monotonic()
@@ -136,8 +208,38 @@ def test_a_second_up_changes_nothing_and_takes_seconds(cluster: Cluster) -> None
     assert differences(*kept) == ""
 
 
+def test_the_proxy_mode_changes_live_on_one_host_after_the_other(
+    cluster: Cluster, progress: Progress
+) -> None:
+    same = identity(cluster)
+
+    def nftables(config: Config) -> None:
+        config["proxy"] = {**config.get("proxy", {}), "mode": "nftables"}
+
+    with probing(list(cluster.lab.status().node_ports)) as counts, edited(cluster, nftables):
+        up(cluster)
+    assert identity(cluster) == same
+    for host in cluster.hosts:
+        tables = cluster.run(host, "nft list tables; ls /sys/class/net; ipset list -n; ipvsadm -Sn")
+        assert "table ip kube-proxy" in tables
+        assert "kube-ipvs0" not in tables
+        assert "KUBE-" not in tables
+        assert "-A -t" not in tables
+    for url, count in counts.items():
+        progress.say(f"{url} while kube-proxy changed its mode: {count}")
+        assert count.asked > len(count.lost), count.lost[-1]
+
+
 def test_destroy_gives_every_host_back_as_it_was(cluster: Cluster) -> None:
     done = cluster.pulumi("destroy", "--yes", "--skip-preview")
     assert done.returncode == 0, done.stdout + done.stderr
     assert differences(cluster.before, cluster.state()) == ""
     assert {host: own_process(cluster, host) for host in cluster.hosts} == cluster.own, "not even restarted"
+
+
+def test_steps_that_are_killed_at_each_of_their_lines_come_to_the_same_end(
+    cluster: Cluster, progress: Progress
+) -> None:
+    kills = killed_at_each_line(cluster, cluster.hosts[-1], ("claim", "kernel", "firewall"))
+    progress.say(f"killed at so many lines: {kills}")
+    assert all(count > 10 for count in kills.values())

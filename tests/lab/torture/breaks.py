@@ -7,7 +7,6 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
 
 import yaml
 
@@ -16,6 +15,7 @@ from lab.errors import Trouble
 from lab.paths import project_dir
 from lab.progress import Progress
 from tests.lab.cluster import Cluster, Config, Engine, differences, edited, identity, up
+from tests.lab.kills import killed_at_each_line
 from tools import env, stack
 
 Figure = Callable[[str], None]
@@ -227,37 +227,15 @@ def test_a_dead_worker_holds_up_nobody(cluster: Cluster, figure: Figure) -> None
     assert differences({host: cluster.before[host]}, {host: cluster.state()[host]}) == ""
 
 
-def answers(cluster: Cluster) -> bool:
-    """Whether every host's NodePort answers from every host, with IPVS in the kernel and swap off."""
-    ask = "exec 3<>/dev/tcp/$0/30080 && printf 'GET / HTTP/1.0\\r\\n\\r\\n' >&3 && grep -q '^HTTP.* 200' <&3"
-    for host in cluster.hosts:
-        for number in range(len(cluster.hosts)):
-            address = f"192.168.166.{101 + number}"
-            if cluster.lab.ssh(host, ["timeout", "15", "bash", "-c", ask, address]).returncode != 0:
-                return False
-    return True
-
-
-def wait_until(what: Callable[[], Any], seconds: float) -> float:
-    """Seconds until something is so; the test fails where it isn't in time."""
-    began = time.monotonic()
-    while not what():
-        assert time.monotonic() - began < seconds, f"not so after {seconds:.0f} s"
-        time.sleep(5)
-    return time.monotonic() - began
-
-
 def test_hosts_are_rebooted_one_by_one_and_all_at_once(cluster: Cluster, figure: Figure) -> None:
     """Each host is rebooted, then all lose their power at once; nothing needs `up`"""
     for host in reversed(cluster.hosts):
         cluster.lab.reboot(host)
-        figure(
-            f"{host} rebooted: all NodePorts answer {wait_until(lambda: answers(cluster), 900):.0f} s later"
-        )
+        figure(f"{host} rebooted: all NodePorts answer {cluster.wait_for_answers(900):.0f} s later")
     for host in cluster.hosts:
         cluster.lab.power_off(host)
     cluster.lab.up()
-    figure(f"all at once: all NodePorts answer {wait_until(lambda: answers(cluster), 1200):.0f} s later")
+    figure(f"all at once: all NodePorts answer {cluster.wait_for_answers(1200):.0f} s later")
     for host in cluster.hosts:
         assert cluster.run(host, "sed 1d /proc/swaps") == ""
         assert " rr" in cluster.run(host, "ipvsadm -Ln")
@@ -295,3 +273,12 @@ def test_a_second_up_and_another_stack_are_refused(cluster: Cluster) -> None:
         for h, lines in cluster.state().items()
     }
     assert differences(kept, now) == ""
+
+
+def test_every_step_is_killed_at_each_of_its_lines(cluster: Cluster, figure: Figure) -> None:
+    """A worker's steps up to the runtime are killed at each of their lines; the same end, and given back"""
+    host = cluster.hosts[-1]
+    with edited(cluster, without(host)):
+        up(cluster)
+    kills = killed_at_each_line(cluster, host, ("claim", "kernel", "firewall", "packages", "runtime"))
+    figure("kills: " + ", ".join(f"{step} {count}" for step, count in kills.items()))
