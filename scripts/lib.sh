@@ -130,6 +130,9 @@ locking() { true; }
 update() { create; }
 delete() { :; }
 
+# Every step ends by itself after its own limit: so long may an earlier one go on that was cut off.
+readonly LOCK_SECONDS=900
+
 # run_step VERB: the last line of every text that is sent.
 run_step() {
   trap 'on_error $? $LINENO "$BASH_COMMAND"' ERR
@@ -138,7 +141,10 @@ run_step() {
   # A run that was cut off may still be at work: two at once on one host would spoil each other.
   if locking; then
     exec 9>"$LOCK"
-    flock -w 60 9 || fail "another run of this program is still at work here" "wait for it to end (fuser -v $LOCK), then run again"
+    until flock -w 20 9; do
+      ((SECONDS < LOCK_SECONDS)) || fail "another run of this program is still at work here" "wait for it to end (fuser -v $LOCK), then run again"
+      say "an earlier run is still at work here; waiting for its end"
+    done
   fi
   "$1"
 }

@@ -89,13 +89,15 @@ def test_a_step_that_is_stopped_says_so(tmp_path: Path) -> None:
 
 
 def test_two_runs_at_once_on_a_host_exclude_each_other(tmp_path: Path) -> None:
-    text = with_lib("create() { :; }\n").replace("flock -w 60", "flock -w 0")
+    text = with_lib("create() { :; }\n").replace("flock -w 20", "flock -w 0.2")
+    text = text.replace("LOCK_SECONDS=900", "LOCK_SECONDS=1")
     with (tmp_path / "lock").open("w") as lock:
         import fcntl
 
         fcntl.flock(lock, fcntl.LOCK_EX)
         done = bash(text, home=tmp_path, check=False)
-    assert "another run of this program is still at work here" in done.stderr
+    assert "an earlier run is still at work here; waiting for its end" in done.stderr
+    assert "FAILED: another run of this program is still at work here" in done.stderr
     assert bash(text, home=tmp_path).returncode == 0
 
 

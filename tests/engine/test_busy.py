@@ -1,0 +1,43 @@
+"""The engine asks the hook of an object's failed creation, and makes it again where the hook says so."""
+
+from __future__ import annotations
+
+import json
+
+from lab.paths import project_dir
+from tests.engine.ssh_server import SshServer
+from tests.engine.stack import Stack
+
+PROGRAM = """
+import json, os, sys
+sys.path.insert(0, {project!r})
+import pulumi
+from pulumi_command import remote
+from components import manifests
+
+manifests.PAUSE_SECONDS = 0
+given = json.loads(os.environ["GIVEN"])
+remote.Command("object",
+    connection=remote.ConnectionArgs(host="127.0.0.1", port=given["port"], user="root",
+        host_key=given["host_key"], private_key=pulumi.Output.secret(given["private_key"])),
+    create="echo attempt >> log; test $(wc -l < log) = 3 || {{ echo '" + given["error"] + "' >&2; false; }}",
+    add_previous_output_in_env=False,
+    opts=pulumi.ResourceOptions(hooks=pulumi.ResourceHookBinding(
+        on_error=[pulumi.ErrorHook("busy", manifests.once_more)])))
+"""
+
+
+def failing_with(stack: Stack, host: SshServer, error: str) -> Stack:
+    given = {"port": host.port, "host_key": host.host_key, "private_key": host.private_key, "error": error}
+    stack.extra["GIVEN"] = json.dumps(given)
+    return stack.program(PROGRAM.format(project=str(project_dir())))
+
+
+def test_an_object_that_a_busy_api_server_gave_up_is_made_again(stack: Stack, host: SshServer) -> None:
+    failing_with(stack, host, "etcdserver: request timed out").up()
+    assert host.lines() == ["attempt"] * 3
+
+
+def test_any_other_failure_ends_the_run_at_once(stack: Stack, host: SshServer) -> None:
+    failing_with(stack, host, "is invalid").up(fails=True)
+    assert host.lines() == ["attempt"]
