@@ -50,9 +50,39 @@ firewalld_forget_zones() {
   done
 }
 
+# firewalld_call INTERFACE METHOD: of the running firewall; prints busctl's reply.
+firewalld_call() { busctl --system call "$FIREWALLD" "/${FIREWALLD//./\/}" "$FIREWALLD.$1" "$2"; }
+
+# Whether all that is in force is stored too, so that a reload loses nothing. Interfaces are
+# left out: firewalld itself keeps their zones over a reload. Its iptables backend would flush
+# everybody's rules; direct rules and ipsets are not compared, so where there are any the answer is no.
+firewalld_all_stored() {
+  local list
+  [[ $(busctl --system get-property "$FIREWALLD" "/${FIREWALLD//./\/}/config" "$FIREWALLD.config" FirewallBackend) == 's "nftables"' ]] || return 1
+  [[ $(firewalld_call direct getAllChains) == *" 0" && $(firewalld_call direct getAllRules) == *" 0" ]] || return 1
+  [[ $(firewalld_call direct getAllPassthroughs) == *" 0" && $(firewalld_call ipset getIPSets) == *" 0" ]] || return 1
+  for list in --list-all-zones --list-all-policies; do
+    cmp -s <(firewalld_list "$list") <(firewalld_list --permanent "$list") || return 1
+  done
+}
+
+# `public (default, active)` is `public (default)` in the stored rules.
+firewalld_list() { firewall-cmd "$@" | sed -E 's/^([^ ]+) \(.*\)$/\1/; /^  interfaces:/d'; }
+
+# firewalld keeps the chains of a zone that nothing uses any more, and after a restart (seen with
+# 2.3) also the rules that lead to them, until it reads its rules anew.
+firewalld_tidy() {
+  if firewalld_all_stored; then
+    firewall-cmd --quiet --reload
+  else
+    say "firewalld has rules in force that are not stored: chains of ours stay, without effect, until it is reloaded"
+  fi
+}
+
 # firewalld_take_back: every addition that was noted and is still there.
 firewalld_take_back() {
   local scope zone kind first second arguments signature
+  [[ -n $(noted firewalld) ]] || return 0
   while read -r scope zone kind first second; do
     arguments=("$first")
     signature=s
@@ -64,4 +94,5 @@ firewalld_take_back() {
       firewalld_zone "$scope" "$zone" "remove$kind" "$signature" "${arguments[@]}" >/dev/null
     fi
   done < <(noted firewalld)
+  firewalld_tidy
 }

@@ -38,7 +38,7 @@ def test_what_a_busy_api_server_gave_up_is_tried_again(monkeypatch: pytest.Monke
     "error",
     [
         'Deployment.apps "nginx" is invalid: spec.replicas: Invalid value: -1',
-        "the Kubernetes API server reported that it failed to fully initialize or become live: timed out waiting",
+        "the Kubernetes API server reported that it failed to fully initialize or become live: timed out",
     ],
 )
 def test_what_is_wrong_by_itself_is_not(monkeypatch: pytest.MonkeyPatch, error: str) -> None:

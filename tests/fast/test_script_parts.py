@@ -201,3 +201,28 @@ create() {{ upload_proxy_config; }}
     uploaded = (tmp_path / "uploaded").read_text()
     assert uploaded.startswith("kind: ConfigMap\n")
     assert uploaded.endswith("mode: nftables\n")
+
+
+@pytest.mark.parametrize(
+    ("in_force", "reloaded"),
+    [
+        ("public (default, active)\\n  interfaces: eth0\\n  ports: 80/tcp", True),
+        ("public\\n  ports: 22/tcp", False),
+    ],
+)
+def test_firewalld_reads_its_rules_anew_only_where_that_loses_nothing(
+    tmp_path: Path, in_force: str, reloaded: bool
+) -> None:
+    body = f"""
+busctl() {{ case "$*" in *FirewallBackend) echo 's "nftables"' ;; *) echo 'a(sssias) 0' ;; esac; }}
+firewall-cmd() {{
+  case "$*" in
+    *--reload) touch {tmp_path}/reloaded ;;
+    --permanent*) printf 'public (default)\\n  interfaces: \\n  ports: 80/tcp\\n' ;;
+    *) printf '{in_force}\\n' ;;
+  esac
+}}
+create() {{ firewalld_tidy; }}
+"""
+    part("firewalld.sh", body, tmp_path)
+    assert (tmp_path / "reloaded").exists() is reloaded

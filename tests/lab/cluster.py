@@ -162,10 +162,14 @@ def identity(cluster: Cluster) -> tuple[str, ...]:
 
 
 def put_own_things(cluster: Cluster) -> None:
-    """Give every host what a person might have there (see own.sh)."""
+    """Give every host what a person might have there (see own.sh).
+
+    What a reboot would take gets only the control plane: the tests reboot workers.
+    """
     script = OWN_SCRIPT.read_text()
     for host in cluster.hosts:
-        done = cluster.lab.ssh(host, ["bash", "-s"], input=script, timeout=300)
+        kind = ["in-force"] if host == cluster.hosts[0] else []
+        done = cluster.lab.ssh(host, ["bash", "-s", "--", *kind], input=script, timeout=300)
         assert done.returncode == 0, f"{host}: {done.stderr}"
 
 

@@ -32,7 +32,8 @@ def send(
     """Run a step's text as the provider would, with a trap before each of its commands."""
     assert text.count(CALL) == 1
     watched = text.replace(CALL, f"{CALL}set -o functrace\ntrap '{trap}' DEBUG\n") if trap else text
-    command = ["timeout", "600", "bash", "-s", "--", verb, step, host]
+    # Of a command that a signal ended ssh says no more than 255.
+    command = ["bash", "-c", 'timeout 600 bash -s -- "$@"; exit $?', "bash", verb, step, host]
     return cluster.lab.ssh(host, command, input=watched, timeout=700)
 
 

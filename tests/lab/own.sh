@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # What a person has on a host already, and finds there unchanged when the cluster has gone: a service,
-# files, a firewall rule in force and one that is stored, a rule set of nftables, sysctls, a held package.
+# files, a firewall rule that is stored, sysctls, a held package; and with the argument `in-force` what
+# no reboot brings back: firewalld's rules that are not stored, a rule set of nftables.
 set -euo pipefail
 export PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin
 
@@ -18,9 +19,12 @@ systemctl daemon-reload
 systemctl enable --quiet --now own.service
 
 firewall-cmd --quiet --permanent --add-port=4711/tcp
-firewall-cmd --quiet --add-port=4712/udp
-# firewalld's own library: the program nft may not be here.
-python3 - <<'PYTHON'
+firewall-cmd --quiet --add-port=4711/tcp
+if [[ ${1:-} == in-force ]]; then
+  firewall-cmd --quiet --add-port=4712/udp
+  firewall-cmd --quiet --zone=trusted --add-source=192.0.2.0/24
+  # firewalld's own library: the program nft may not be here.
+  python3 - <<'PYTHON'
 import nftables
 rules = nftables.Nftables()
 status, _, error = rules.cmd("""
@@ -31,6 +35,7 @@ table inet own {
 """)
 assert status == 0, error
 PYTHON
+fi
 
 echo 'vm.swappiness = 33' >/etc/sysctl.d/50-own.conf
 echo 33 >/proc/sys/vm/swappiness

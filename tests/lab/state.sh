@@ -50,7 +50,8 @@ network() {
   # By firewalld's own library: the program nft isn't there before and after.
   python3 -c 'import nftables as n; t = n.Nftables(); t.set_stateless_output(True); print(t.cmd("list ruleset")[1])' |
     sed 's/^[[:space:]]*//; /^$/d' | section nft
-  if [[ -r /proc/net/ip_vs ]]; then sed 1,3d /proc/net/ip_vs | section ipvs; fi
+  # Without the connections of the moment.
+  if [[ -r /proc/net/ip_vs ]]; then sed -E '1,3d; s/( +[0-9]+){2} *$//' /proc/net/ip_vs | section ipvs; fi
   if command -v firewall-cmd >/dev/null && systemctl is-active --quiet firewalld; then
     firewall-cmd --list-all-zones | sed 's/^ *//' | section firewalld
     firewall-cmd --permanent --list-all-zones | sed 's/^ *//' | section firewalld-permanent
