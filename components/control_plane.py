@@ -5,11 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import pulumi
+from pulumi_command import remote
 
 from components import changes
 from components.host import PreparedHost
 from components.remote import Runner
-from model import kubeadm
+from model import drift, kubeadm
 from model.settings import Settings
 
 
@@ -51,6 +52,7 @@ class ControlPlane(pulumi.ComponentResource):
                 "CONFIG": kubeadm.init_config(settings),
                 "PATCHES": "\n".join(f"{file}\t{text}" for file, text in kubeadm.patches(settings).items()),
                 "CERTIFICATE_NAMES": "\n".join(settings.certificate_names),
+                "CERTIFICATE_DAYS": str(drift.CERTIFICATE_DAYS),
                 "KUBELET": kubeadm.kubelet_config(settings),
                 "PROXY": kubeadm.proxy_config(settings),
                 "OVERRIDE_BUDGETS": "true" if settings.cluster.override_disruption_budgets else "",
@@ -62,18 +64,27 @@ class ControlPlane(pulumi.ComponentResource):
                 protect=settings.production or None,
             ),
         )
-        # Constant text and a trigger that only a new cluster changes: what is built from this
-        # output stays known in previews of every other change.
-        admin = self.runner.step(
-            "admin",
+        server = f"https://{settings.api_server}"
+        # Read twice, since a repair may renew the administrator's certificate, and who the cluster is
+        # must stay known in that preview too: with it unknown all objects would seem to be replaced.
+        self.kubeconfig: pulumi.Output[str] = pulumi.Output.secret(
+            self._admin("kubeconfig").stdout.apply(lambda text: kubeadm.kubeconfig_for(text, server))
+        )
+        self.ca_hash: pulumi.Output[str] = pulumi.Output.unsecret(
+            self._admin("admin").stdout.apply(kubeadm.ca_hash)
+        )
+        self.register_outputs({"kubeconfig": self.kubeconfig, "caHash": self.ca_hash})
+
+    def _admin(self, step: str) -> remote.Command:
+        """A step that prints the administrator's kubeconfig.
+
+        Constant text and a trigger that only a new cluster changes: what is built from this output stays
+        known in previews of every other change.
+        """
+        return self.runner.step(
+            step,
             limit_seconds=60,
             secret=True,
             triggers=[self.init.id],
             opts=pulumi.ResourceOptions(depends_on=[self.init], deleted_with=self.init),
         )
-        server = f"https://{settings.api_server}"
-        self.kubeconfig: pulumi.Output[str] = pulumi.Output.secret(
-            admin.stdout.apply(lambda text: kubeadm.kubeconfig_for(text, server))
-        )
-        self.ca_hash: pulumi.Output[str] = pulumi.Output.unsecret(admin.stdout.apply(kubeadm.ca_hash))
-        self.register_outputs({"kubeconfig": self.kubeconfig, "caHash": self.ca_hash})

@@ -28,7 +28,7 @@ from model.settings import Host, Settings
 
 SCRIPTS = Path(__file__).resolve().parent.parent / "scripts"
 
-# Each step's files, in the order in which they are sent. Two have no `lib.sh`: others are built
+# Each step's files, in the order in which they are sent. Three have no `lib.sh`: others are built
 # from their output, which must not become unknown when lib.sh changes.
 STEPS: Mapping[str, tuple[str, ...]] = {
     "claim": ("lib.sh", "firewalld.sh", "reset.sh", "claim.sh"),
@@ -39,6 +39,7 @@ STEPS: Mapping[str, tuple[str, ...]] = {
     "init": ("lib.sh", "reset.sh", "request.sh", "node.sh", "init.sh"),
     "proxy": ("lib.sh", "reset.sh", "request.sh", "proxy.sh"),
     "admin": ("admin.sh",),
+    "kubeconfig": ("admin.sh",),
     "token": ("token.sh",),
     "join": ("lib.sh", "reset.sh", "request.sh", "node.sh", "join.sh"),
     "member": ("lib.sh", "member.sh"),
@@ -49,7 +50,7 @@ STEPS: Mapping[str, tuple[str, ...]] = {
 }
 
 # What a host's setting `repair` runs again: the steps that make a host what it is.
-REPAIRING = frozenset({"kernel", "firewall", "packages", "runtime", "init", "join", "proxy"})
+REPAIRING = frozenset({"kernel", "firewall", "packages", "runtime", "init", "join", "kubeconfig", "proxy"})
 
 # After SIGTERM a step has this long to say where it stood before it is killed.
 KILL_AFTER_SECONDS = 20

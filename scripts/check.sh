@@ -124,9 +124,13 @@ check_proxy() {
 certificates() {
   local path
   for path in /etc/kubernetes/pki/*.crt /etc/kubernetes/pki/etcd/*.crt /var/lib/kubelet/pki/kubelet-client-current.pem; do
-    [[ ! -r $path ]] || printf 'certificate\t%s\t%s\n' "$path" "$(certificate_text "$path")"
+    [[ ! -r $path ]] || printf 'certificate\t%s\t%s\n' "$path" "$(certificate_text <"$path")"
+  done
+  for path in /etc/kubernetes/{admin,super-admin,controller-manager,scheduler}.conf; do
+    [[ ! -r $path ]] ||
+      printf 'certificate\t%s\t%s\n' "$path" "$(awk '$1 == "client-certificate-data:" {print $2}' "$path" | base64 -d | certificate_text)"
   done
 }
 
-# The first certificate of a file, which may hold the key as well.
-certificate_text() { awk '/-BEGIN CERTIFICATE-/ {on = 1; next} /-END CERTIFICATE-/ {exit} on' "$1" | tr -d '\n'; }
+# The first certificate of what is read, which may hold the key as well.
+certificate_text() { awk '/-BEGIN CERTIFICATE-/ {on = 1; next} /-END CERTIFICATE-/ {exit} on' | tr -d '\n'; }

@@ -2,7 +2,7 @@
 # kubeadm init on the first control plane. Needs node.sh before it.
 # Values: CONFIG (kubeadm's documents), PATCHES (of static pods: lines `file<tab>JSON`),
 # CERTIFICATE_NAMES (extra ones of the API server, one a line), OVERRIDE_BUDGETS (true or empty),
-# KUBELET and PROXY (see node.sh).
+# CERTIFICATE_DAYS (a repair renews what ends within so many), KUBELET and PROXY (see node.sh).
 
 readonly ADMIN=/etc/kubernetes/admin.conf
 
@@ -53,18 +53,53 @@ remember_override() {
 
 # A finished control plane: what may change in place does, and only where it differs.
 converge() {
+  if repair_asked; then renew_certificates; fi
   wait_for 300 "the API server" api_ready || fail "the API server doesn't answer" "look at crictl ps -a and journalctl -u kubelet on $HOST"
   converge_config
   converge_certificate
   converge_kubelet
+  remember_repair
   say "the control plane is up and as the settings say"
+}
+
+# A repair (see components/remote.py) is asked for once.
+repair_asked() { [[ -n ${REPAIR:-} ]] && ! cmp -s <(printf '%s\n' "$REPAIR") "$HOME_DIR/repaired"; }
+remember_repair() { printf '%s\n' "${REPAIR:-}" | put_file "$HOME_DIR/repaired" 0600 || :; }
+
+# Those that `make check` reports, and with them all the others that kubeadm makes; not the authorities.
+# Before anything is asked of the API server: it may not answer because of them. Components read
+# theirs at their start: the mark lets a run after a kill go on to that.
+renew_certificates() {
+  local name containers
+  if [[ ! -e $HOME_DIR/certificates.renewing ]]; then
+    certificates_end_soon || return 0
+    mark certificates.renewing
+  fi
+  say "renewing the cluster's certificates, restarting what uses them"
+  kubeadm_phase certs renew all --config "$HOME_DIR/kubeadm.yaml" ||
+    fail "the cluster's certificates can't be renewed" "the lines above say why"
+  for name in etcd kube-apiserver kube-controller-manager kube-scheduler; do
+    mapfile -t containers < <(crictl ps --quiet --name "^$name\$")
+    ((${#containers[@]} == 0)) || crictl stop --timeout 30 "${containers[@]}" >/dev/null
+  done
+  wait_for 300 "the API server" api_ready || fail "the API server doesn't answer with its new certificate" "look at crictl ps -a on $HOST"
+  rm -f "$HOME_DIR/certificates.renewing"
+}
+
+# Within as many days as model/drift.py asks.
+certificates_end_soon() {
+  local limit
+  limit=$(date -u -d "+$CERTIFICATE_DAYS days" +%FT%TZ)
+  kubeadm certs check-expiration --config "$HOME_DIR/kubeadm.yaml" --output json 2>/dev/null 9>&- | tr ',' '\n' |
+    sed -n '/"certificateAuthorities"/q; s/.*"expirationDate": *"\([^"]*\)".*/\1/p' |
+    awk -v limit="$limit" '$1 < limit {found = 1} END {exit !found}'
 }
 
 # What kubeadm keeps in the cluster for every node. kube-proxy's is read when the step `proxy`
 # restarts it, node by node; kubelet's by each node's own step.
 converge_config() {
   printf '%s\n' "$CONFIG" | put_file "$HOME_DIR/kubeadm.new.yaml" 0600 || :
-  if cmp -s "$HOME_DIR/kubeadm.new.yaml" "$HOME_DIR/kubeadm.yaml" && cmp -s <(printf '%s\n' "${REPAIR:-}") "$HOME_DIR/repaired"; then
+  if cmp -s "$HOME_DIR/kubeadm.new.yaml" "$HOME_DIR/kubeadm.yaml" && ! repair_asked; then
     rm -f "$HOME_DIR/kubeadm.new.yaml"
     return
   fi
@@ -73,7 +108,6 @@ converge_config() {
     fail "the changed settings can't be uploaded" "the lines above say why"
   upload_proxy_config || fail "kube-proxy's changed settings can't be uploaded" "the lines above say why"
   mv -f "$HOME_DIR/kubeadm.new.yaml" "$HOME_DIR/kubeadm.yaml"
-  remember_repair
 }
 
 # Of kubeadm's addon only the ConfigMap: with the rest, all nodes' kube-proxy would be restarted at once.
@@ -82,9 +116,6 @@ upload_proxy_config() {
   awk '/^---/ {on = 0} /^kind: ConfigMap/ {on = 1} on' "$HOME_DIR/phase.log" |
     kubectl --kubeconfig "$ADMIN" --request-timeout=60s replace --filename - >/dev/null
 }
-
-# A repair that is asked for (see components/remote.py) is asked for once.
-remember_repair() { printf '%s\n' "${REPAIR:-}" | put_file "$HOME_DIR/repaired" 0600 || :; }
 
 # The API server reads a new certificate by itself. The old one stays aside until the new one is there.
 converge_certificate() {

@@ -105,7 +105,7 @@ def test_only_the_first_certificate_of_a_file_is_handed_out_and_no_key(tmp_path:
         "-----BEGIN CERTIFICATE-----\nQUJD\nREVG\n-----END CERTIFICATE-----\n"
         "-----BEGIN EC PRIVATE KEY-----\nc2VjcmV0\n-----END EC PRIVATE KEY-----\n"
     )
-    script = f'create() {{ set -- {tmp_path}/both.pem; certificate_text "$1"; }}\n'
+    script = f"create() {{ certificate_text <{tmp_path}/both.pem; }}\n"
     assert part("check.sh", script, tmp_path) == "QUJDREVG"
 
 
@@ -167,18 +167,20 @@ def test_the_exit_status_is_for_a_scheduler(
     assert set(json.loads(capsys.readouterr().out)) == {"differences", "notLookedAt"}
 
 
-def test_a_repair_runs_every_step_of_that_host_again_and_of_no_other(tmp_path: Path) -> None:
+@pytest.mark.parametrize(("host", "without"), [("master", {"join"}), ("node1", {"init", "kubeconfig"})])
+def test_a_repair_runs_every_step_of_that_host_again_and_of_no_other(
+    tmp_path: Path, host: str, without: set[str]
+) -> None:
     raw = test_graph.raw_settings(tmp_path)
     before = test_graph.run(load(raw, tmp_path))
-    raw["hosts"][1]["repair"] = "2026-11-25"
+    next(item for item in raw["hosts"] if item["name"] == host)["repair"] = "2026-11-25"
     after = test_graph.run(load(raw, tmp_path))
     changed = {
         name
         for name in test_graph.commands(before)
         if "stdin" in before.inputs[name] and after.inputs[name]["stdin"] != before.inputs[name]["stdin"]
     }
-    steps = REPAIRING - {"init"}
-    assert changed == {f"node1-{step}" for step in steps}
+    assert changed == {f"{host}-{step}" for step in REPAIRING - without}
     for name in changed:
         assert "REPAIR=2026-11-25" in after.inputs[name]["stdin"]
         assert after.inputs[name].get("triggers") == before.inputs[name].get("triggers"), (

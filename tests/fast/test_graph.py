@@ -107,7 +107,7 @@ def promises() -> str:
 
 
 def outputs(name: str) -> dict[str, Any]:
-    if name.endswith("-admin"):
+    if name.endswith(("-admin", "-kubeconfig")):
         return {"stdout": kubeconfig(), "stderr": ""}
     if name.endswith("-token"):
         return {"stdout": TOKEN, "stderr": ""}
@@ -224,7 +224,15 @@ def test_a_worker_more_leaves_the_others_as_they_are(tmp_path: Path, recorded: g
 
 
 def test_steps_with_secrets_log_nothing_and_keep_all_of_it_secret(recorded: graph.Recorder) -> None:
-    for name in ("master-admin", "node1-token", "node2-token", "node1-join", "node2-join"):
+    for name in (
+        "master-admin",
+        "master-kubeconfig",
+        "master-kubeconfig",
+        "node1-token",
+        "node2-token",
+        "node1-join",
+        "node2-join",
+    ):
         request = recorded.requests[name]
         assert {"stdin", "stdout", "stderr"} <= set(request.additionalSecretOutputs), name
         assert recorded.inputs[name]["logging"] == "none", name
@@ -323,5 +331,6 @@ def test_resource_names_are_stable(recorded: graph.Recorder) -> None:
         *(f"{h}-{s}" for h in ("node1", "node2") for s in ("token", "join")),
         "master-init",
         "master-admin",
+        "master-kubeconfig",
         "promises",
     }

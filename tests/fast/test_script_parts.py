@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
@@ -226,3 +228,49 @@ create() {{ firewalld_tidy; }}
 """
     part("firewalld.sh", body, tmp_path)
     assert (tmp_path / "reloaded").exists() is reloaded
+
+
+def expiry(days: int, compact: bool) -> str:
+    """What `kubeadm certs check-expiration --output json` prints."""
+    end = f"{datetime.now(UTC) + timedelta(days=days):%Y-%m-%dT%H:%M:%SZ}"
+    text = {
+        "kind": "CertificateExpirationInfo",
+        "certificates": [
+            {"name": "admin.conf", "expirationDate": "2100-01-01T00:00:00Z", "caName": "ca"},
+            {"name": "apiserver", "expirationDate": end, "caName": "ca"},
+        ],
+        "certificateAuthorities": [{"name": "ca", "expirationDate": "2001-01-01T00:00:00Z"}],
+    }
+    return json.dumps(text, separators=(",", ":")) if compact else json.dumps(text, indent=4)
+
+
+@pytest.mark.parametrize("compact", [True, False])
+@pytest.mark.parametrize(
+    ("days", "cut_off", "renewed"),
+    [(29, False, True), (-1, False, True), (31, False, False), (364, True, True)],
+)
+def test_a_repair_renews_certificates_that_end_soon_and_restarts_what_uses_them(
+    tmp_path: Path, days: int, cut_off: bool, renewed: bool, compact: bool
+) -> None:
+    (tmp_path / "printed").write_text(expiry(days, compact))
+    if cut_off:
+        (tmp_path / "certificates.renewing").touch()
+    body = f"""
+kubeadm() {{
+  case "$1 $2" in
+    "certs check-expiration") cat {tmp_path}/printed ;;
+    *) echo "kubeadm $1 $2 $3" >>{tmp_path}/done ;;
+  esac
+}}
+crictl() {{ if [[ $1 == ps ]]; then echo "id-$4"; else echo "crictl $1 ${{*: -1}}" >>{tmp_path}/done; fi; }}
+kubectl() {{ echo ok; }}
+create() {{ renew_certificates; }}
+"""
+    script = (SCRIPTS / "node.sh").read_text() + (SCRIPTS / "init.sh").read_text()
+    bash(with_lib(script + body, CERTIFICATE_DAYS="30"), home=tmp_path)
+    done = (tmp_path / "done").read_text().splitlines() if (tmp_path / "done").exists() else []
+    components = ("etcd", "kube-apiserver", "kube-controller-manager", "kube-scheduler")
+    assert done == (
+        ["kubeadm certs renew all", *(f"crictl stop id-^{name}$" for name in components)] if renewed else []
+    )
+    assert not (tmp_path / "certificates.renewing").exists()
