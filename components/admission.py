@@ -87,7 +87,10 @@ class Admission:
         self._worker = worker
         self._minutes = minutes
         self._kubeconfig = self._token = ""
-        self.known: pulumi.Output[None] = pulumi.Output.all(kubeconfig, token).apply(self._keep)
+        self.known: pulumi.Output[None] = pulumi.Output.from_input(None)
+        # Hooks don't run in a preview, where a kubeconfig that is read again would make the join unknown.
+        if not pulumi.runtime.is_dry_run():
+            self.known = pulumi.Output.all(kubeconfig, token).apply(self._keep)
         self.hooks = pulumi.ResourceHookBinding(
             before_create=[pulumi.ResourceHook(f"{worker}-admit", self._admit)],
             after_create=[pulumi.ResourceHook(f"{worker}-revoke", self._revoke)],

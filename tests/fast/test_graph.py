@@ -119,6 +119,7 @@ def outputs(name: str) -> dict[str, Any]:
 
 
 def run(settings: Settings, preview: bool = False) -> graph.Recorder:
+    kubeconfig()  # once, before threads ask for it
     return graph.run(lambda: void(Cluster("test", ClusterArgs(settings, graph.STACK))), outputs, preview)
 
 
