@@ -67,6 +67,8 @@ class PreparedHost(pulumi.ComponentResource):
                 "NODE_PORT": str(settings.nginx.node_port),
                 "MODE": settings.proxy.mode,
                 "SCHEDULER": settings.proxy.scheduler,
+                "VERSION": settings.cluster.kubernetes_version,
+                "MANAGE": _manage(settings),
             },
             # Workers come and go in production too; without its control plane there is no cluster.
             opts=pulumi.ResourceOptions(
@@ -121,8 +123,12 @@ def _packages(settings: Settings) -> dict[str, str]:
         "REPOSITORY_RPM": settings.package_repository("rpm"),
         "KEY": Path(key).read_text(encoding="utf-8").strip() if key and not is_url(key) else "",
         "KEY_URL": key if key and is_url(key) else "",
-        "MANAGE": "true" if settings.packages.manage else "false",
+        "MANAGE": _manage(settings),
     }
+
+
+def _manage(settings: Settings) -> str:
+    return "true" if settings.packages.manage else "false"
 
 
 def _runtime(settings: Settings, host: Host) -> dict[str, str]:

@@ -5,12 +5,13 @@
 # It is one step because the provider forgets a step that failed: whatever later step breaks,
 # this one is in the state, so `destroy` always knows what to give back.
 #
-# Values: STACK, ROLE, ADDRESS, NODE_PORT, MODE, SCHEDULER.
+# Values: STACK, ROLE, ADDRESS, NODE_PORT, MODE, SCHEDULER, VERSION, MANAGE (see packages.sh).
 
 create() {
   local problems=()
   refuse_other_owners
   look_at_system
+  look_at_packages
   # A host of ours that is already a node holds the ports itself.
   if [[ ! -e $HOME_DIR/node.started ]]; then look_at_ports; fi
   if ((${#problems[@]})); then
@@ -60,6 +61,21 @@ look_at_system() {
   local memory
   memory=$(awk '/^MemTotal:/ {print int($2 / 1024)}' /proc/meminfo)
   ((memory >= 900)) || problems+=("$memory MiB of memory: at least 1 GiB is needed")
+}
+
+# What is here before stays as it is, so another version can't be made of it.
+look_at_packages() {
+  [[ $MANAGE == true && ! -d $RECORD ]] || return 0
+  local package seen
+  for package in kubelet kubeadm kubectl; do
+    if [[ $(family) == deb ]]; then
+      seen=$(dpkg-query -W -f '${db:Status-Abbrev}|${Version}' "$package" 2>/dev/null | sed -n 's/^.i *|//p')
+    else
+      seen=$(rpm -q --qf '%{VERSION}' "$package" 2>/dev/null) || seen=
+    fi
+    [[ -z $seen || ${seen%%-*} == "$VERSION" ]] ||
+      problems+=("$package $seen is installed already; remove it, or set cluster.kubernetesVersion or packages.manage to fit")
+  done
 }
 
 # Read from /proc, since asking ss loads kernel modules that weren't there.

@@ -274,3 +274,26 @@ create() {{ renew_certificates; }}
         ["kubeadm certs renew all", *(f"crictl stop id-^{name}$" for name in components)] if renewed else []
     )
     assert not (tmp_path / "certificates.renewing").exists()
+
+
+@pytest.mark.parametrize(
+    ("manage", "installed", "found"),
+    [
+        ("true", "", ""),
+        ("true", "ii |1.37.2-1.1", ""),
+        ("true", "hi |1.36.4-1.1", "kubelet 1.36.4-1.1 is installed already"),
+        ("true", "rc |1.36.4-1.1", ""),
+        ("false", "hi |1.36.4-1.1", ""),
+    ],
+)
+def test_a_host_with_another_version_of_kubelet_is_refused_before_it_is_changed(
+    tmp_path: Path, manage: str, installed: str, found: str
+) -> None:
+    body = f"""
+family() {{ echo deb; }}
+dpkg-query() {{ [[ ${{!#}} != kubelet ]] || echo '{installed}'; }}
+create() {{ local problems=(); look_at_packages; printf '%s\\n' "${{problems[@]}}"; }}
+"""
+    said = part("claim.sh", body, tmp_path, VERSION="1.37.2", MANAGE=manage)
+    assert said.startswith(found)
+    assert bool(said.strip()) is bool(found)
