@@ -161,6 +161,33 @@ def identity(cluster: Cluster) -> tuple[str, ...]:
     return (cluster.output("kubeconfig"), nodes)
 
 
+def drift(cluster: Cluster) -> dict[str, set[str]]:
+    """What `make check` finds, by host."""
+    done = subprocess.run(
+        [sys.executable, "-m", "tools.check", "--stack", cluster.stack, "--json"],
+        cwd=project_dir(),
+        env=cluster.environment,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    said = json.loads(done.stdout)
+    assert said["notLookedAt"] == {}
+    wrong = {host: {item["what"] for item in items} for host, items in said["differences"].items()}
+    assert done.returncode == (2 if any(wrong.values()) else 0)
+    return wrong
+
+
+def repaired(name: str) -> Callable[[Config], None]:
+    """The settings with a new `repair` at a host, so that all its steps run."""
+    text = f"{time.time():.0f}"
+
+    def change(config: Config) -> None:
+        next(host for host in config["hosts"] if host["name"] == name)["repair"] = text
+
+    return change
+
+
 def put_own_things(cluster: Cluster) -> None:
     """Give every host what a person might have there (see own.sh).
 

@@ -5,18 +5,24 @@ The tests run in the order in which they stand here: at the end the hosts are gi
 
 from __future__ import annotations
 
-import json
 import re
-import subprocess
-import sys
 import time
 import urllib.request
 
 import yaml
 
-from lab.paths import project_dir
 from lab.progress import Progress
-from tests.lab.cluster import Cluster, Config, differences, edited, identity, own_process, up
+from tests.lab.cluster import (
+    Cluster,
+    Config,
+    differences,
+    drift,
+    edited,
+    identity,
+    own_process,
+    repaired,
+    up,
+)
 from tests.lab.kills import killed_at_each_line
 from tests.lab.prober import probing
 
@@ -140,23 +146,6 @@ firewall-cmd --quiet --remove-port=10250/tcp
 """
 
 
-def drift(cluster: Cluster) -> dict[str, set[str]]:
-    """What `make check` finds, by host."""
-    done = subprocess.run(
-        [sys.executable, "-m", "tools.check", "--stack", cluster.stack, "--json"],
-        cwd=project_dir(),
-        env=cluster.environment,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    said = json.loads(done.stdout)
-    assert said["notLookedAt"] == {}
-    wrong = {host: {item["what"] for item in items} for host, items in said["differences"].items()}
-    assert done.returncode == (2 if any(wrong.values()) else 0)
-    return wrong
-
-
 def test_what_was_changed_by_hand_is_found_and_put_right(cluster: Cluster) -> None:
     host = cluster.hosts[-1]
     same = identity(cluster)
@@ -174,10 +163,7 @@ def test_what_was_changed_by_hand_is_found_and_put_right(cluster: Cluster) -> No
     }
     assert not any(wrong.values())
 
-    def repair(config: Config) -> None:
-        config["hosts"][-1]["repair"] = "once"
-
-    with edited(cluster, repair):
+    with edited(cluster, repaired(host)):
         up(cluster)
     assert not any(drift(cluster).values())
     assert identity(cluster) == same

@@ -7,14 +7,16 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
+import asyncssh
 import yaml
 
 from lab import services
 from lab.errors import Trouble
-from lab.paths import project_dir
+from lab.paths import project_dir, stack_file
 from lab.progress import Progress
-from tests.lab.cluster import Cluster, Config, Engine, differences, edited, identity, up
+from tests.lab.cluster import Cluster, Config, Engine, differences, edited, identity, repaired, up
 from tests.lab.kills import killed_at_each_line
 from tools import env, stack
 
@@ -32,16 +34,6 @@ def without(name: str) -> Callable[[Config], None]:
 
     def change(config: Config) -> None:
         config["hosts"] = [host for host in config["hosts"] if host["name"] != name]
-
-    return change
-
-
-def repaired(name: str) -> Callable[[Config], None]:
-    """The settings with a new `repair` at a host, so that all its steps run."""
-    text = f"{time.time():.0f}"
-
-    def change(config: Config) -> None:
-        next(host for host in config["hosts"] if host["name"] == name)["repair"] = text
 
     return change
 
@@ -273,6 +265,82 @@ def test_a_second_up_and_another_stack_are_refused(cluster: Cluster) -> None:
         for h, lines in cluster.state().items()
     }
     assert differences(kept, now) == ""
+
+
+def key_pair() -> tuple[str, str]:
+    """A login or host key that nobody knows: private and public, as OpenSSH writes them."""
+    key = asyncssh.generate_private_key("ssh-ed25519")
+    return key.export_private_key().decode(), key.export_public_key().decode().strip()
+
+
+def test_a_way_in_that_is_wrong_is_refused_in_words(cluster: Cluster, figure: Figure, tmp_path: Path) -> None:
+    """Wrong host key, wrong login key, a sudo that asks, a silent server: each refused or bounded, in words"""
+    host = cluster.hosts[-1]
+    private, public = key_pair()
+    login = tmp_path / "login"
+    login.touch(mode=0o600)
+    login.write_text(private)
+    cluster.run(
+        host,
+        "id asker 2>/dev/null || useradd --create-home --shell /bin/bash asker; mkdir -p ~asker/.ssh; "
+        "cp ~root/.ssh/authorized_keys ~asker/.ssh/; chown -R asker: ~asker/.ssh",
+    )
+
+    def host_key(config: Config) -> None:
+        config["hosts"][-1]["ssh"]["hostKey"] = public
+
+    def login_key(config: Config) -> None:
+        config["ssh"]["privateKeyFile"] = str(login)
+
+    def user(config: Config) -> None:
+        config["hosts"][-1]["ssh"]["user"] = "asker"
+
+    def waiting(config: Config) -> None:
+        config["ssh"]["waitSeconds"] = 20
+        repaired(host)(config)
+
+    # Awake again by itself: nobody gets in to wake it.
+    asleep = (
+        "systemd-run --quiet --on-active=120 systemctl kill --kill-whom=main --signal=CONT ssh.service; "
+        "systemctl kill --kill-whom=main --signal=STOP ssh.service"
+    )
+    for change, before, words in (
+        (host_key, "true", f"{host} .*shows another host key than the one that is pinned"),
+        (login_key, "true", f"refuses the login with {login}"),
+        (user, "true", "asker may not run commands as root"),
+        (waiting, asleep, f"{host}: .*accepts connections and says nothing"),
+    ):
+        with edited(cluster, change):
+            cluster.run(host, before)
+            began = time.monotonic()
+            said = failing(cluster)
+            figure(f"{change.__name__.replace('_', ' ')}: refused after {time.monotonic() - began:.0f} s")
+        assert re.search(words, said), said
+        assert private.splitlines()[1] not in said
+    cluster.wait_for_answers(600)
+    cluster.run(host, "userdel --remove asker 2>/dev/null")
+
+
+def test_a_host_keeps_the_packages_that_it_had(cluster: Cluster, figure: Figure) -> None:
+    """A host that had kubectl, held, from a source of its own: joined, removed, and as it was"""
+    host = cluster.hosts[-1]
+    config = yaml.safe_load(stack_file(cluster.lab.name).read_text())["config"]
+    source = config["kubeadm-ipvs:packages"]["repository"].format(minor="1.37", format="deb")
+    with edited(cluster, without(host)):
+        up(cluster)
+        own = f"echo 'deb [trusted=yes] {source} /' >/etc/apt/sources.list.d/own.list; apt-get update -qq"
+        cluster.run(host, f"{own}; apt-get install -qq -y kubectl; apt-mark hold kubectl")
+    plain = {host: cluster.state()[host]}
+    up(cluster)
+    assert "kubectl" in cluster.run(host, "apt-mark showhold")
+    with edited(cluster, without(host)):
+        up(cluster)
+        assert differences(plain, {host: cluster.state()[host]}) == ""
+        figure("kubectl is there as before, kubelet and kubeadm are gone")
+        back = (
+            "apt-get purge -qq -y --allow-change-held-packages kubectl; rm /etc/apt/sources.list.d/own.list"
+        )
+        cluster.run(host, back)
 
 
 def test_every_step_is_killed_at_each_of_its_lines(cluster: Cluster, figure: Figure) -> None:

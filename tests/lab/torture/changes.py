@@ -9,7 +9,7 @@ import re
 import time
 from collections.abc import Callable
 
-from tests.lab.cluster import Cluster, Config, edited, identity, up
+from tests.lab.cluster import Cluster, Config, drift, edited, identity, repaired, up
 from tests.lab.prober import probing
 
 
@@ -85,6 +85,33 @@ def test_labels_taints_kubelet_mirrors_and_certificate_names_change_in_place(clu
         assert "maxPods" not in cluster.run(host, "cat /var/lib/kubelet/config.yaml")
         assert "quay.io" not in cluster.run(host, "ls /etc/containerd/certs.d")
     assert identity(cluster) == same
+
+
+def test_certificates_that_end_soon_are_found_and_renewed(
+    cluster: Cluster, figure: Callable[[str], None]
+) -> None:
+    master = cluster.hosts[0]
+    kubeconfig, nodes = identity(cluster)
+    cluster.run(
+        master,
+        "umask 077; sed 's/^kind: ClusterConfiguration$/&\\ncertificateValidityPeriod: 240h0m0s/' "
+        "/var/lib/kubeadm-ipvs/kubeadm.yaml >/run/short.yaml; "
+        "kubeadm certs renew all --config /run/short.yaml; rm /run/short.yaml",
+    )
+    found = drift(cluster)[master]
+    assert {"/etc/kubernetes/pki/apiserver.crt", "/etc/kubernetes/admin.conf"} <= found
+    figure(f"{len(found)} files found with certificates that end in ten days")
+    with edited(cluster, repaired(master)):
+        preview = cluster.pulumi("preview")
+        assert preview.returncode == 0, preview.stdout
+        assert "replace" not in preview.stdout
+        began = time.monotonic()
+        up(cluster)
+        figure(f"renewed in {time.monotonic() - began:.0f} s")
+    assert not any(drift(cluster).values())
+    assert identity(cluster)[0] != kubeconfig, "the administrator's new certificate"
+    assert identity(cluster)[1] == nodes
+    up(cluster)
 
 
 def test_another_version_is_refused_at_preview_and_nothing_is_touched(cluster: Cluster) -> None:
