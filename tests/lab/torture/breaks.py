@@ -274,7 +274,7 @@ def key_pair() -> tuple[str, str]:
 
 
 def test_a_way_in_that_is_wrong_is_refused_in_words(cluster: Cluster, figure: Figure, tmp_path: Path) -> None:
-    """Wrong host key, wrong login key, a sudo that asks, a silent server: each refused or bounded, in words"""
+    """Wrong host key, wrong login key, a sudo that asks, a silent server: all refused or bounded, in words"""
     host = cluster.hosts[-1]
     private, public = key_pair()
     login = tmp_path / "login"
