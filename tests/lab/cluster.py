@@ -6,7 +6,7 @@ import json
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -51,9 +51,13 @@ class Cluster:
 
     def state(self) -> dict[str, set[str]]:
         """Each host's state now."""
+        return self.state_of(self.hosts)
+
+    def state_of(self, hosts: Iterable[str]) -> dict[str, set[str]]:
+        """Some hosts' state now."""
         script = STATE_SCRIPT.read_text()
         states = {}
-        for host in self.hosts:
+        for host in hosts:
             done = self.lab.ssh(host, ["bash", "-s"], input=script, timeout=900)
             assert done.returncode == 0, f"{host}: {done.stderr}"
             states[host] = set(done.stdout.splitlines())

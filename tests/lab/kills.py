@@ -48,14 +48,14 @@ def killed_at_each_line(cluster: Cluster, host: str, steps: Sequence[str]) -> di
     run, and as before when it is given back.
     """
     sent = texts(check.settings_of(cluster.stack, cluster.environment), cluster.stack, host, steps)
-    plain = {host: cluster.state()[host]}
+    plain = cluster.state_of([host])
     lines: dict[str, list[str]] = {}
     for step in steps:
         ended_well(send(cluster, host, "create", step, sent[step], "echo $LINENO >>/run/lines"))
         lines[step] = list(dict.fromkeys(cluster.run(host, "cat /run/lines; rm /run/lines").split()))
-    wanted = {host: cluster.state()[host]}
+    wanted = cluster.state_of([host])
     ended_well(send(cluster, host, "delete", "claim", sent["claim"]))
-    assert differences(plain, {host: cluster.state()[host]}) == ""
+    assert differences(plain, cluster.state_of([host])) == ""
     kills = dict.fromkeys(steps, 0)
     for step in steps:
         for line in lines[step]:
@@ -65,7 +65,7 @@ def killed_at_each_line(cluster: Cluster, host: str, steps: Sequence[str]) -> di
             assert done.returncode in (0, KILLED), f"{step}, killed at line {line}: {done.stderr}"
             kills[step] += done.returncode == KILLED
         ended_well(send(cluster, host, "create", step, sent[step]))
-    assert differences(wanted, {host: cluster.state()[host]}) == ""
+    assert differences(wanted, cluster.state_of([host])) == ""
     ended_well(send(cluster, host, "delete", "claim", sent["claim"]))
-    assert differences(plain, {host: cluster.state()[host]}) == ""
+    assert differences(plain, cluster.state_of([host])) == ""
     return kills
