@@ -81,7 +81,7 @@ check_firewall() {
         done < <(noted firewalld)
       fi
       while read -r rule; do
-        ufw show added | grep -qF "ufw $rule" || differs ufw "$rule" "not let through"
+        grep -qF "ufw $rule" < <(ufw show added) || differs ufw "$rule" "not let through"
       done < <(noted ufw)
       ;;
   esac
@@ -133,4 +133,4 @@ certificates() {
 }
 
 # The first certificate of what is read, which may hold the key as well.
-certificate_text() { awk '/-BEGIN CERTIFICATE-/ {on = 1; next} /-END CERTIFICATE-/ {exit} on' | tr -d '\n'; }
+certificate_text() { awk '/-BEGIN CERTIFICATE-/ {on = !seen++; next} /-END CERTIFICATE-/ {on = 0} on' | tr -d '\n'; }

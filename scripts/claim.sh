@@ -56,7 +56,7 @@ look_at_system() {
     [[ -d /sys/module/$module ]] || modinfo "$module" >/dev/null 2>&1 ||
       problems+=("the kernel $release has no module $module; install the distribution's full kernel package")
   done
-  ip -4 -o address show | grep -qwF "${ADDRESS}" ||
+  grep -qwF "$ADDRESS" < <(ip -4 -o address show) ||
     problems+=("no interface has the address $ADDRESS that the configuration gives this host")
   local memory
   memory=$(awk '/^MemTotal:/ {print int($2 / 1024)}' /proc/meminfo)

@@ -30,7 +30,7 @@ open_firewall() {
   ports+=(8472/udp)
   if unit_active firewalld; then
     open_firewalld "${ports[@]}"
-  elif have ufw && ufw status | grep -q '^Status: active'; then
+  elif have ufw && grep -q '^Status: active' < <(ufw status); then
     open_ufw "${ports[@]}"
   else
     say "no firewall is active"
@@ -59,14 +59,14 @@ open_ufw() {
   local port rule
   for port in "$@"; do
     rule="allow ${port/-/:}"
-    if ! ufw show added | grep -qF "ufw $rule"; then
+    if ! grep -qF "ufw $rule" < <(ufw show added); then
       note ufw "$rule"
       # shellcheck disable=SC2086 # the rule's words
       ufw $rule >/dev/null
     fi
   done
   for rule in "allow from $POD_SUBNET" "route allow from $POD_SUBNET" "route allow to $POD_SUBNET"; do
-    if ! ufw show added | grep -qF "ufw $rule"; then
+    if ! grep -qF "ufw $rule" < <(ufw show added); then
       note ufw "$rule"
       # shellcheck disable=SC2086 # the rule's words
       ufw $rule >/dev/null

@@ -33,7 +33,7 @@ run_kubeadm() {
     kubeadm "$@" --config "$HOME_DIR/kubeadm.yaml" 2>&1 9>&- | redact | tee "$HOME_DIR/kubeadm.log" |
       sed -unE "s/^\[([a-z0-9-]+)\] (.*)/$HOST: $STEP: [\1] \2/p" >&2 || status=$?
     ((status)) || return 0
-    if ((attempt == attempts)) || ! tail -n 5 "$HOME_DIR/kubeadm.log" | grep -qE "$TRANSIENT"; then break; fi
+    if ((attempt == attempts)) || ! grep -qE "$TRANSIENT" < <(tail -n 5 "$HOME_DIR/kubeadm.log"); then break; fi
     say "the API server was too slow: $(grep -m1 '^error' "$HOME_DIR/kubeadm.log"); again"
     cp -p "$HOME_DIR/kubeadm.yaml" "$HOME_DIR/kubeadm.again.yaml"
     reset_node

@@ -49,7 +49,7 @@ install_deb() {
   local tools=(containerd runc iptables ipset ipvsadm conntrack ethtool socat nftables kmod)
   local wanted=() package exact
   # A dpkg that was killed in the middle refuses everything until it is let finish.
-  if [[ -n $(ls -A /var/lib/dpkg/updates) ]] || dpkg --audit | grep -q .; then dpkg --configure -a; fi
+  if [[ -n $(ls -A /var/lib/dpkg/updates) ]] || [[ -n $(dpkg --audit) ]]; then dpkg --configure -a; fi
 
   for package in "${tools[@]}"; do
     if ! installed_deb "$package"; then
@@ -67,7 +67,7 @@ install_deb() {
     repository_key "${REPOSITORY_DEB}Release.key" | put_file "$KEYRING" 0644 || :
     printf 'Types: deb\nURIs: %s\nSuites: /\nSigned-By: %s\n' "$REPOSITORY_DEB" "$KEYRING" | put_file "$APT_LIST" 0644 || :
     apt_update
-    exact=$(apt-cache madison kubeadm | awk -F' *[|] *' '{print $2}' | grep -m1 -x -- "$(version_pattern)") ||
+    exact=$(grep -m1 -x -- "$(version_pattern)" < <(apt-cache madison kubeadm | awk -F' *[|] *' '{print $2}')) ||
       fail "the repository $REPOSITORY_DEB has no kubeadm $VERSION-$REVISION" "look at packages.repository and cluster.kubernetesVersion"
     for package in "${KUBE_PACKAGES[@]}"; do wanted+=("$package=$exact"); done
   elif ((${#wanted[@]})); then
@@ -98,7 +98,7 @@ kube_debs_done() {
 apt_update() {
   local said
   said=$(apt-get update -o Acquire::Retries=3 -o DPkg::Lock::Timeout=300 -o APT::Update::Error-Mode=any 2>&1) || {
-    grep -E '^(E|W):' <<<"$said" | head -n 5 >&2
+    grep -E '^(E|W):' <<<"$said" | head -n 5 >&2 || :
     fail "apt-get update failed" "mend the package source named above on $HOST (ours is $APT_LIST)"
   }
 }
@@ -109,7 +109,7 @@ install_debs() {
     -o DPkg::Lock::Timeout=300 -o Dpkg::Options::=--force-confold -o Dpkg::Use-Pty=0)
   local plan package
   plan=$(apt-get install -s "${options[@]}" "$@" 2>&1) || {
-    grep -E '^(E:| )' <<<"$plan" | head -n 12 >&2
+    grep -E '^(E:| )' <<<"$plan" | head -n 12 >&2 || :
     fail "apt can't install $*" "look at the package sources of $HOST"
   }
   while read -r package; do

@@ -84,7 +84,7 @@ differences() {
     [[ ! -e /sys/class/net/kube-ipvs0 ]] || echo "kube-ipvs0 is there in mode $MODE"
     # Virtual servers of the user's own are none of ours.
     sed -n 's/^service \([A-Z]*\) /\1 /p' <<<"$EXPECTED" | while read -r protocol place; do
-      if virtual_servers | grep -qxF "$protocol $place"; then echo "balanced by IPVS: $protocol $place"; fi
+      if grep -qxF "$protocol $place" < <(virtual_servers); then echo "balanced by IPVS: $protocol $place"; fi
     done
   fi
   if [[ $MODE != iptables ]]; then

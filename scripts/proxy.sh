@@ -58,9 +58,9 @@ restart_proxy() {
 # What kube-proxy has for the API's own service, which every cluster has.
 programmed() {
   case $MODE in
-    ipvs) ipvsadm -Sn | grep -qE -- "^-A -t $SERVICE_ADDRESS:443 -s $SCHEDULER( |$)" && ipvsadm -Sn | grep -qE -- "^-a -t $SERVICE_ADDRESS:443 " ;;
-    iptables) iptables-save -t nat | grep -qE -- "^-A KUBE-SERVICES -d $SERVICE_ADDRESS/32 .*-j KUBE-SVC-" ;;
-    nftables) nft list map ip kube-proxy service-ips | grep -qF "$SERVICE_ADDRESS . tcp . 443" ;;
+    ipvs) grep -qE -- "^-A -t $SERVICE_ADDRESS:443 -s $SCHEDULER( |$)" < <(ipvsadm -Sn) && grep -qE -- "^-a -t $SERVICE_ADDRESS:443 " < <(ipvsadm -Sn) ;;
+    iptables) grep -qE -- "^-A KUBE-SERVICES -d $SERVICE_ADDRESS/32 .*-j KUBE-SVC-" < <(iptables-save -t nat) ;;
+    nftables) grep -qF "$SERVICE_ADDRESS . tcp . 443" < <(nft list map ip kube-proxy service-ips) ;;
   esac
 }
 

@@ -101,7 +101,7 @@ clear_iptables() {
     for table in filter nat mangle raw; do
       grep -qx "table $family $table" "$RECORD/nft-tables" && continue
       # iptables made the table for Kubernetes' rules; with no rule left it goes.
-      if rules=$(nft -a list table "$family" "$table" 2>/dev/null) && ! grep '# handle' <<<"$rules" | grep -qv '{ # handle'; then
+      if rules=$(nft -a list table "$family" "$table" 2>/dev/null) && ! grep -qv '{ # handle' < <(grep '# handle' <<<"$rules"); then
         nft delete table "$family" "$table"
       fi
     done
@@ -211,11 +211,11 @@ give_back_debs() {
     if [[ $(dpkg-query -W -f '${db:Status-Abbrev}' "$package" 2>/dev/null) == ??* ]]; then remove+=("$package"); fi
   done < <(noted packages-added)
   if ((${#remove[@]})); then
-    if [[ -n $(ls -A /var/lib/dpkg/updates) ]] || dpkg --audit | grep -q .; then dpkg --configure -a; fi
+    if [[ -n $(ls -A /var/lib/dpkg/updates) ]] || [[ -n $(dpkg --audit) ]]; then dpkg --configure -a; fi
     plan=$(apt-get purge -s -y "${remove[@]}" | awk '/^(Remv|Purg) / {print $2}')
     while read -r package; do
       [[ -n $package ]] || continue
-      if ! noted packages-added | grep -qx "$package"; then
+      if ! grep -qx "$package" < <(noted packages-added); then
         fail "$package, which is not ours, needs a package that we installed" "remove $package on $HOST, or mark what it needs: apt-mark manual; then run again"
       fi
     done <<<"$plan"
@@ -254,7 +254,7 @@ give_back_kernel() {
   mapfile -t units < <(noted masked)
   ((${#units[@]} == 0)) || systemctl unmask --quiet "${units[@]}"
   while read -r swap _ priority; do
-    if ! awk 'NR > 1 {print $1}' /proc/swaps | grep -qx "$swap"; then
+    if ! grep -qx "$swap" < <(awk 'NR > 1 {print $1}' /proc/swaps); then
       # A negative priority is the kernel's own choice and can't be asked for.
       if ((priority < 0)); then swapon "$swap"; else swapon --priority "$priority" "$swap"; fi
     fi
@@ -298,7 +298,7 @@ give_back_files() {
 }
 
 # Whether the record's copies hold a file.
-recorded_file() { tar -tf "$RECORD/files.tar" | grep -qx "${1#/}"; }
+recorded_file() { grep -qx "${1#/}" < <(tar -tf "$RECORD/files.tar"); }
 
 restore_file_if_recorded() {
   if grep -qx "$1" "$RECORD/present"; then restore_file "$1"; fi

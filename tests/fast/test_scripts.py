@@ -186,3 +186,10 @@ def test_the_command_text_is_short_and_bounded_in_time() -> None:
 def test_no_script_waits_by_the_clock() -> None:
     for path in SCRIPTS.glob("*.sh"):
         assert not re.search(r"^\s*sleep\b", path.read_text(), re.MULTILINE), path.name
+
+
+@pytest.mark.parametrize("script", sorted(SCRIPTS.glob("*.sh")), ids=lambda path: path.name)
+def test_no_script_judges_a_pipe_by_a_reader_that_leaves_early(script: Path) -> None:
+    # Under pipefail the writer's SIGPIPE is the pipe's status: an address that is there was not found.
+    early = re.compile(r"(?<!\|)\|\s*grep\s+(-\S*[qm]|--quiet|--max-count)")
+    assert [line for line in script.read_text().splitlines() if early.search(line)] == []
