@@ -160,7 +160,7 @@ def show(stack_of_lab: str, environment: dict[str, str]) -> None:
 
     :raises Trouble: the stack's outputs can't be shown.
     """
-    argv = [sys.executable, "-m", "model.show", "--stack", stack_of_lab]
+    argv = [sys.executable, "-m", "tools.show", "--stack", stack_of_lab]
     sys.stdout.flush()
     if subprocess.run(argv, cwd=project_dir(), env=environment, check=False).returncode != 0:
         raise Trouble(f"the outputs of the stack {stack_of_lab} can't be shown (see above)", "make show")
