@@ -45,6 +45,10 @@ down: .bootstrap ## `pulumi destroy` on the stack dev, then the lab's end
 show: .bootstrap ## each kernel's virtual servers at the last proof (ARGS=--live, --watch or "--html FILE")
 	@$(env) $(run) -m tools.show --stack $(STACK) $(ARGS)
 
+.PHONY: timeline
+timeline: .bootstrap ## where the time of the last `make up` or `make down` went (ARGS="--html FILE")
+	@$(env) $(run) -m tools.timeline --stack $(STACK) $(ARGS)
+
 .PHONY: check
 check: .bootstrap ## what on the hosts is not as it was set up; status 2 if anything (STACK=dev)
 	@$(env) $(run) -m tools.check --stack $(STACK)

@@ -23,7 +23,7 @@ from lab.api import Lab, LabStatus
 from lab.errors import Trouble
 from lab.paths import DEFAULT_LAB, lab_dir, project_dir, stack_file, stack_name
 from lab.progress import Progress
-from tools import env, stack, watch
+from tools import env, runs, stack, watch
 from tools.__main__ import table
 from tools.env import Toolbox
 
@@ -136,9 +136,14 @@ def up(lab_name: str, progress: Progress) -> None:
 
     environment = env.environment(toolbox)
     begun = progress.elapsed
-    seen = watch.run(
-        ["up", "--yes", "--stack", stack_of_lab], environment, project_dir(), progress.scope("pulumi")
-    )
+    with runs.recorded(stack_of_lab, "up", environment, project_dir()) as record:
+        seen = watch.run(
+            ["up", "--yes", "--stack", stack_of_lab],
+            environment,
+            project_dir(),
+            progress.scope("pulumi"),
+            record,
+        )
     clock.note("pulumi up", begun)
     clock.rows += [watch.Row(f"  {span.name}", begun + span.began, span.took) for span in seen.spans]
 
