@@ -220,8 +220,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     chosen = parser.parse_args(argv)
     try:
         return _run(chosen)
-    except Trouble as trouble:
-        print(f"error: {trouble}", file=sys.stderr)
+    except (Trouble, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         return 0

@@ -93,21 +93,18 @@ def main(argv: Sequence[str] | None = None) -> int:
     chosen = parser.parse_args(argv)
     try:
         if chosen.log:
-            run = read(
-                chosen.log.read_text(encoding="utf-8"),
-                chosen.stack,
-                runs.dependencies(chosen.stack, project_dir()),
-            )
+            known = runs.dependencies(chosen.stack, project_dir())
+            run = read(chosen.log.read_text(encoding="utf-8"), chosen.stack, known)
         else:
             run = last(chosen.stack)
+        if chosen.html:
+            chosen.html.write_text(timeline_page.page(run), encoding="utf-8")
+            print(f"written: {chosen.html}")
+        else:
+            print(chart(run, shutil.get_terminal_size().columns), end="")
     except (Trouble, OSError, UnicodeDecodeError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
-    if chosen.html:
-        chosen.html.write_text(timeline_page.page(run), encoding="utf-8")
-        print(f"written: {chosen.html}")
-    else:
-        print(chart(run, shutil.get_terminal_size().columns), end="")
     return 0
 
 

@@ -246,5 +246,7 @@ def test_the_command_shows_the_last_run_or_a_given_log(
     assert timeline.main(["--stack", "dev", "--log", str(tmp_path / "none")]) == 1
     assert "No such file" in capsys.readouterr().err
     page = tmp_path / "page.html"
+    assert timeline.main(["--stack", "dev", "--log", str(log), "--html", str(page / "deeper")]) == 1
+    assert "No such file" in capsys.readouterr().err
     assert timeline.main(["--stack", "dev", "--log", str(log), "--html", str(page)]) == 0
     assert "pulumi up: dev" in page.read_text()
