@@ -10,6 +10,7 @@ MAKEFLAGS += --no-builtin-rules
 PYTHON ?= python3
 STACK ?= dev
 PYTEST_ARGS ?=
+ARGS ?=
 
 run := .venv/bin/python
 # The engine, the plugins and the state's place, for the Pulumi commands below.
@@ -41,8 +42,12 @@ down: .bootstrap ## `pulumi destroy` on the stack dev, then the lab's end
 	@$(run) -m tools.down
 
 .PHONY: show
-show: .bootstrap ## the virtual servers as each host's kernel has them, from the stack's outputs
-	@$(env) $(run) -m model.show --stack $(STACK)
+show: .bootstrap ## each kernel's virtual servers at the last proof (ARGS=--live, --watch or "--html FILE")
+	@$(env) $(run) -m tools.show --stack $(STACK) $(ARGS)
+
+.PHONY: timeline
+timeline: .bootstrap ## where the time of the last `make up` or `make down` went (ARGS="--html FILE")
+	@$(env) $(run) -m tools.timeline --stack $(STACK) $(ARGS)
 
 .PHONY: check
 check: .bootstrap ## what on the hosts is not as it was set up; status 2 if anything (STACK=dev)

@@ -45,8 +45,9 @@ STEPS: Mapping[str, tuple[str, ...]] = {
     "member": ("lib.sh", "member.sh"),
     "look": ("lib.sh", "look.sh"),
     "proof": ("lib.sh", "request.sh", "proof.sh"),
-    # Not a resource's: `tools/check.py` runs it.
+    # Not a resource's: `tools/check.py` and `tools/show.py` run them.
     "check": ("lib.sh", "firewalld.sh", "request.sh", "check.sh"),
+    "traffic": ("lib.sh", "request.sh", "proof.sh", "traffic.sh"),
 }
 
 # What a host's setting `repair` runs again: the steps that make a host what it is.

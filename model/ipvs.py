@@ -39,10 +39,24 @@ _NGINX = "default/nginx"
 
 
 @dataclass(frozen=True)
+class Counts:
+    """What the kernel has counted: connections, and bytes to (`bytes_in`) and from the real servers."""
+
+    connections: int
+    bytes_in: int
+    bytes_out: int
+
+    @property
+    def bytes(self) -> int:
+        """Both ways together."""
+        return self.bytes_in + self.bytes_out
+
+
+@dataclass(frozen=True)
 class Real:
     """A real server of a virtual one: where `forward` sends connections, `weight` 0 for no new ones.
 
-    `active` and `inactive` are connections now, `connections` those since it was added; None where the
+    `active` and `inactive` are connections now, `counts` what it had since it was added; None where the
     text it was read from doesn't say.
     """
 
@@ -51,7 +65,7 @@ class Real:
     weight: int
     active: int | None = None
     inactive: int | None = None
-    connections: int | None = None
+    counts: Counts | None = None
 
 
 @dataclass(frozen=True)
@@ -62,7 +76,7 @@ class Virtual:
     address: str
     scheduler: str
     reals: tuple[Real, ...] = ()
-    connections: int | None = None
+    counts: Counts | None = None
 
 
 @dataclass(frozen=True)
@@ -226,36 +240,36 @@ def parse_save(text: str) -> tuple[Virtual, ...]:
     return tuple(virtuals.values())
 
 
-def parse_stats(text: str) -> dict[tuple[str, str], dict[str, int]]:
-    """Connections so far from `ipvsadm -Ln --stats`: by (protocol, virtual address), by real address.
+def parse_stats(text: str) -> dict[tuple[str, str], dict[str, Counts]]:
+    """Counts so far from `ipvsadm -Ln --stats`: by (protocol, virtual address), by real address.
 
-    The virtual server's own count is under the empty address. Without `--exact` ipvsadm rounds counts
+    The virtual server's own counts are under the empty address. Without `--exact` ipvsadm rounds counts
     of a million and more; they are then as rough here.
     """
-    counts: dict[tuple[str, str], dict[str, int]] = {}
-    current: dict[str, int] | None = None
+    counts: dict[tuple[str, str], dict[str, Counts]] = {}
+    current: dict[str, Counts] | None = None
     for fields in _table_lines(text):
         if fields[0] in ("TCP", "UDP", "SCTP"):
-            current = counts.setdefault((fields[0], fields[1]), {"": _count(fields[2])})
+            current = counts.setdefault((fields[0], fields[1]), {"": _counts(fields[2:])})
         elif fields[0] == "FWM":
             current = None
         elif fields[0] == "->":
             if current is not None:
-                current[fields[1]] = _count(fields[2])
+                current[fields[1]] = _counts(fields[2:])
         else:
             raise UnreadableError(f"ipvsadm -Ln --stats: unknown line: {' '.join(fields)}")
     return counts
 
 
 def with_stats(
-    virtuals: Iterable[Virtual], counts: Mapping[tuple[str, str], Mapping[str, int]]
+    virtuals: Iterable[Virtual], counts: Mapping[tuple[str, str], Mapping[str, Counts]]
 ) -> tuple[Virtual, ...]:
     """The virtual servers with what `parse_stats` counted."""
     return tuple(
         replace(
             virtual,
-            connections=count.get(""),
-            reals=tuple(replace(real, connections=count.get(real.address)) for real in virtual.reals),
+            counts=count.get(""),
+            reals=tuple(replace(real, counts=count.get(real.address)) for real in virtual.reals),
         )
         for virtual in virtuals
         for count in (counts.get((virtual.protocol, virtual.address), {}),)
@@ -354,7 +368,7 @@ def findings(expected: Iterable[str], seen: Iterable[str]) -> list[str]:
     return sorted(result)
 
 
-# For people and stack outputs
+# For stack outputs
 
 
 def rows(virtuals: Iterable[Virtual]) -> list[dict[str, Any]]:
@@ -364,33 +378,82 @@ def rows(virtuals: Iterable[Virtual]) -> list[dict[str, Any]]:
             "protocol": virtual.protocol,
             "address": virtual.address,
             "scheduler": virtual.scheduler,
-            "connections": virtual.connections,
+            **_count_values(virtual.counts),
             "realServers": [
                 {
                     "address": real.address,
                     "forward": real.forward,
                     "weight": real.weight,
                     "active": real.active,
-                    "connections": real.connections,
+                    **_count_values(real.counts),
                 }
-                for real in sorted(virtual.reals, key=lambda real: _order(real.address))
+                for real in virtual.reals
             ],
         }
+        for virtual in in_order(virtuals)
+    ]
+
+
+def in_order(virtuals: Iterable[Virtual]) -> list[Virtual]:
+    """Virtual servers by address, port and protocol, and the real servers of each likewise."""
+    return [
+        replace(virtual, reals=tuple(sorted(virtual.reals, key=lambda real: _order(real.address))))
         for virtual in sorted(virtuals, key=lambda virtual: (_order(virtual.address), virtual.protocol))
     ]
 
 
-def report_tables(report: str) -> list[dict[str, Any]]:
-    """The rows out of a host's proof: its `== ipvs` section, counted by its `== stats` section.
+def from_rows(values: Iterable[Mapping[str, Any]]) -> tuple[Virtual, ...]:
+    """The virtual servers that `rows` made into plain values; numbers come back from outputs as floats.
 
-    A report of another mode than IPVS is empty, and so are its rows. Raises `UnreadableError`.
+    Raises `KeyError`, `TypeError`, `ValueError` or `AttributeError` where they are none of its.
     """
-    if not report.strip():
-        return []
+    return tuple(
+        Virtual(
+            row["protocol"],
+            row["address"],
+            row["scheduler"],
+            tuple(
+                Real(
+                    real["address"],
+                    real["forward"],
+                    int(real["weight"]),
+                    None if real["active"] is None else int(real["active"]),
+                    counts=_counts_of(real),
+                )
+                for real in row["realServers"]
+            ),
+            _counts_of(row),
+        )
+        for row in values
+    )
+
+
+def _count_values(counts: Counts | None) -> dict[str, int | None]:
+    if counts is None:
+        return {"connections": None, "bytesIn": None, "bytesOut": None}
+    return {"connections": counts.connections, "bytesIn": counts.bytes_in, "bytesOut": counts.bytes_out}
+
+
+def _counts_of(row: Mapping[str, Any]) -> Counts | None:
+    if row["connections"] is None:
+        return None
+    return Counts(int(row["connections"]), int(row["bytesIn"]), int(row["bytesOut"]))
+
+
+def report_virtuals(report: str) -> tuple[Virtual, ...]:
+    """The virtual servers in a report's sections `== ipvs` and `== stats`. Raises `UnreadableError`."""
     sections = report_sections(report)
     if "ipvs" not in sections:
         raise UnreadableError("the proof's report has no section `== ipvs`")
-    return rows(with_stats(parse_list(sections["ipvs"]), parse_stats(sections.get("stats", ""))))
+    return with_stats(parse_list(sections["ipvs"]), parse_stats(sections.get("stats", "")))
+
+
+def report_tables(report: str) -> list[dict[str, Any]]:
+    """The rows out of a host's proof. A report of another mode than IPVS is empty, and so are its rows.
+
+    Raises `UnreadableError`.
+    """
+    return rows(report_virtuals(report)) if report.strip() else []
 
 
 def report_sections(report: str) -> dict[str, str]:
@@ -406,57 +469,20 @@ def report_sections(report: str) -> dict[str, str]:
     return sections
 
 
-_HEADINGS = ("VIRTUAL SERVER", "SCHEDULER", "REAL SERVER", "FORWARD", "WEIGHT", "ACTIVE", "CONNS")
-
-
-def table(hosts: Mapping[str, Sequence[Mapping[str, Any]]]) -> str:
-    """Every host's virtual servers (as `rows` gives them, by host name) in columns, a host after the other.
-
-    A virtual server without a real one shows `-` for it: connections to it are refused.
-    """
-    lines = {
-        host: [line for virtual in virtuals for line in _cells(virtual)] for host, virtuals in hosts.items()
-    }
-    all_lines = [_HEADINGS, *(line for host_lines in lines.values() for line in host_lines)]
-    widths = [max(len(line[column]) for line in all_lines) for column in range(len(_HEADINGS))]
-    blocks = []
-    for host, host_lines in lines.items():
-        rendered = [_aligned(line, widths) for line in (_HEADINGS, *host_lines)]
-        blocks.append("\n".join([host, *(f"  {line}" for line in rendered)]))
-    return "\n\n".join(blocks) + "\n" if blocks else ""
-
-
-def _cells(virtual: Mapping[str, Any]) -> list[tuple[str, ...]]:
-    first = (f"{virtual['protocol']} {virtual['address']}", str(virtual["scheduler"]))
-    reals = [
-        tuple(_shown(real[key]) for key in ("address", "forward", "weight", "active", "connections"))
-        for real in virtual["realServers"]
-    ] or [("-",) * 5]
-    return [((*first, *real) if number == 0 else ("", "", *real)) for number, real in enumerate(reals)]
-
-
-def _shown(value: Any) -> str:
-    if value is None:
-        return "-"
-    # Numbers come back from a stack's outputs as floats.
-    return str(int(value)) if isinstance(value, float) else str(value)
-
-
-def _aligned(cells: Sequence[str], widths: Sequence[int]) -> str:
-    numbers = len(_HEADINGS) - 3
-    texts = [
-        cell.rjust(width) if column >= numbers else cell.ljust(width)
-        for column, (cell, width) in enumerate(zip(cells, widths, strict=True))
-    ]
-    return "  ".join(texts).rstrip()
-
-
 def _table_lines(text: str) -> Iterable[list[str]]:
     """The lines of an `ipvsadm -L` table without its three headings, in fields."""
     for line in text.splitlines():
         fields = line.split()
         if fields and fields[0] not in ("IP", "Prot") and fields[:2] != ["->", "RemoteAddress:Port"]:
             yield fields
+
+
+def _counts(fields: Sequence[str]) -> Counts:
+    """Of `Conns InPkts OutPkts InBytes OutBytes`."""
+    if len(fields) != 5:
+        raise UnreadableError(f"ipvsadm --stats: five counts expected, not {' '.join(fields)}")
+    connections, _, _, bytes_in, bytes_out = (_count(field) for field in fields)
+    return Counts(connections, bytes_in, bytes_out)
 
 
 def _count(text: str) -> int:

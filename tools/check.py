@@ -19,14 +19,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from datetime import UTC, datetime
 
-from components import reach
-from components.remote import STEPS, command_text, compose
 from lab.errors import Trouble
 from lab.paths import project_dir
 from model import drift
 from model.settings import Host, Settings, SettingsError, load
-
-LIMIT_SECONDS = 120
+from tools.reader import Reader
 
 
 def settings_of(stack: str, environment: Mapping[str, str] | None = None) -> Settings:
@@ -67,21 +64,9 @@ async def look(settings: Settings, host: Host, stack: str) -> tuple[drift.Differ
 
     :raises Trouble: it can't be reached, or the look failed there.
     """
-    try:
-        connection = await reach.connect(settings, host)
-    except reach.NotAnsweringError as error:
-        address, port = settings.ssh_endpoint(host)
-        raise Trouble(f"no SSH server answers at {address}:{port}: {error}") from None
-    except reach.UnreachableError as error:
-        raise Trouble(str(error)) from None
-    async with connection:
-        text = compose(STEPS["check"], drift.values(settings, stack))
-        command = command_text("create", "check", host.name, LIMIT_SECONDS, settings.ssh_user(host))
-        done = await connection.run(command, input=text, check=False)
-    if done.exit_status != 0:
-        said = str(done.stderr or "").strip().splitlines()
-        raise Trouble(said[-1] if said else f"the look ended with status {done.exit_status}")
-    return drift.differences(str(done.stdout), datetime.now(UTC))
+    async with Reader(settings, host) as reader:
+        printed = await reader.ask("check", drift.values(settings, stack))
+    return drift.differences(printed, datetime.now(UTC))
 
 
 async def check(

@@ -15,7 +15,7 @@ from lab.api import Lab
 from lab.errors import Trouble
 from lab.paths import DEFAULT_LAB, project_dir, stack_name
 from lab.progress import Progress
-from tools import env, stack, watch
+from tools import env, runs, stack, watch
 from tools.env import Toolbox
 
 
@@ -59,13 +59,16 @@ def down(lab_name: str, progress: Progress, *, force: bool = False) -> None:
             forget(name, toolbox, progress)
         elif lab.exists and lab.status().ready:
             stack.ensure(name, toolbox, progress)
+            environment = env.environment(toolbox)
             try:
-                watch.run(
-                    ["destroy", "--yes", "--continue-on-error", "--stack", name],
-                    env.environment(toolbox),
-                    project_dir(),
-                    progress.scope("pulumi"),
-                )
+                with runs.recorded(name, "destroy", environment, project_dir()) as record:
+                    watch.run(
+                        ["destroy", "--yes", "--continue-on-error", "--stack", name],
+                        environment,
+                        project_dir(),
+                        progress.scope("pulumi"),
+                        record,
+                    )
             except Trouble as trouble:
                 raise Trouble(
                     trouble.what,

@@ -23,7 +23,7 @@ from lab.api import Lab, LabStatus
 from lab.errors import Trouble
 from lab.paths import DEFAULT_LAB, lab_dir, project_dir, stack_file, stack_name
 from lab.progress import Progress
-from tools import env, stack, watch
+from tools import env, runs, stack, watch
 from tools.__main__ import table
 from tools.env import Toolbox
 
@@ -136,9 +136,14 @@ def up(lab_name: str, progress: Progress) -> None:
 
     environment = env.environment(toolbox)
     begun = progress.elapsed
-    seen = watch.run(
-        ["up", "--yes", "--stack", stack_of_lab], environment, project_dir(), progress.scope("pulumi")
-    )
+    with runs.recorded(stack_of_lab, "up", environment, project_dir()) as record:
+        seen = watch.run(
+            ["up", "--yes", "--stack", stack_of_lab],
+            environment,
+            project_dir(),
+            progress.scope("pulumi"),
+            record,
+        )
     clock.note("pulumi up", begun)
     clock.rows += [watch.Row(f"  {span.name}", begun + span.began, span.took) for span in seen.spans]
 
@@ -160,7 +165,7 @@ def show(stack_of_lab: str, environment: dict[str, str]) -> None:
 
     :raises Trouble: the stack's outputs can't be shown.
     """
-    argv = [sys.executable, "-m", "model.show", "--stack", stack_of_lab]
+    argv = [sys.executable, "-m", "tools.show", "--stack", stack_of_lab]
     sys.stdout.flush()
     if subprocess.run(argv, cwd=project_dir(), env=environment, check=False).returncode != 0:
         raise Trouble(f"the outputs of the stack {stack_of_lab} can't be shown (see above)", "make show")

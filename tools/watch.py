@@ -27,6 +27,7 @@ from pulumi.runtime.proto import events_pb2_grpc
 
 from lab.errors import Trouble
 from lab.progress import Progress
+from tools.runs import Record
 
 _POLL_SECONDS: Final = 0.2  # how often the end of Pulumi is looked for while it says nothing
 _GRACE_SECONDS: Final = 10.0  # for the last events, when Pulumi has ended
@@ -34,7 +35,7 @@ _MOST_BYTES: Final = 64 << 20  # of one event: it holds a resource's inputs and 
 _REMIND_SECONDS: Final = 30.0
 
 # How the end of an operation is told. Others (same, replace, which only announces) aren't.
-_DONE: Final = {
+DONE: Final = {
     "create": "created",
     "create-replacement": "created anew",
     "update": "updated",
@@ -45,7 +46,7 @@ _DONE: Final = {
     "import": "imported",
 }
 # Of a replacement, the second half counts.
-_COUNTED: Final = frozenset(_DONE) - {"delete-replaced"}
+_COUNTED: Final = frozenset(DONE) - {"delete-replaced"}
 
 # What a component's children are part of, in a person's words; a manifest is called by its name.
 _PHASES: Final = {
@@ -103,6 +104,7 @@ class Watcher:
     """Takes events in their order; says what happens; keeps times, failures and counts."""
 
     progress: Progress
+    record: Record | None = None
     planned: set[str] = field(default_factory=set)
     done: set[str] = field(default_factory=set)
     failed: list[str] = field(default_factory=list)
@@ -120,6 +122,8 @@ class Watcher:
 
     def take(self, event: Mapping[str, Any], now: float) -> None:
         """Take one event, met `now` seconds after the start."""
+        if self.record:
+            self.record.take(event)
         for kind, take in (
             ("resourcePreEvent", self._begin),
             ("resOutputsEvent", self._end),
@@ -140,7 +144,7 @@ class Watcher:
 
     def _begin(self, event: Mapping[str, Any], now: float) -> None:
         step = event["metadata"]
-        if not _is_custom(step) or step["op"] not in _DONE:
+        if not is_custom(step) or step["op"] not in DONE:
             return
         if event.get("planning", False):
             self.planned.add(step["urn"])
@@ -149,13 +153,13 @@ class Watcher:
 
     def _end(self, event: Mapping[str, Any], now: float) -> None:
         step = event["metadata"]
-        if event.get("planning", False) or not _is_custom(step) or step["op"] not in _DONE:
+        if event.get("planning", False) or not is_custom(step) or step["op"] not in DONE:
             return
         began = self._close(step, now)
         if step["op"] in _COUNTED:
             self.done.add(step["urn"])
         count = f"{len(self.done)}/{len(self.planned)} " if self.done <= self.planned else ""
-        self.progress.say(f"{count}{Urn.parse(step['urn']).name} {_DONE[step['op']]} ({now - began:.1f}s)")
+        self.progress.say(f"{count}{Urn.parse(step['urn']).name} {DONE[step['op']]} ({now - began:.1f}s)")
 
     def _fail(self, event: Mapping[str, Any], now: float) -> None:
         step = event["metadata"]
@@ -205,8 +209,8 @@ def phase_of(step: Mapping[str, Any]) -> str:
     return _PHASES.get(parent.type, "other")
 
 
-def _is_custom(step: Mapping[str, Any]) -> bool:
-    # Components and providers are bookkeeping: they take no time and tell a person nothing.
+def is_custom(step: Mapping[str, Any]) -> bool:
+    """Whether an operation is work: components and providers are bookkeeping and take no time."""
     state = step.get("new") or step.get("old") or {}
     return bool(state.get("custom", False)) and not str(step["type"]).startswith("pulumi:")
 
@@ -238,16 +242,21 @@ def _receiving(received: queue.SimpleQueue[Mapping[str, Any]]) -> Iterator[str]:
 
 
 def run(
-    arguments: Sequence[str], environment: Mapping[str, str], folder: Path, progress: Progress
+    arguments: Sequence[str],
+    environment: Mapping[str, str],
+    folder: Path,
+    progress: Progress,
+    record: Record | None = None,
 ) -> Watcher:
     """Run `pulumi ARGUMENTS` (an up, destroy, preview or refresh) and say what it does.
 
     :param environment: the whole environment of Pulumi.
     :param folder: the project's.
+    :param record: where events are written down for later.
     :returns: what was seen; it has no failures.
     :raises Trouble: Pulumi failed. What failed and why has been said, and is repeated in short.
     """
-    watcher = Watcher(progress)
+    watcher = Watcher(progress, record)
     received: queue.SimpleQueue[Mapping[str, Any]] = queue.SimpleQueue()
     begun = reminded = time.monotonic()
     with tempfile.TemporaryFile() as output:

@@ -13,7 +13,8 @@ import pytest
 from lab.errors import Trouble
 from lab.progress import Progress
 from tests.engine.ssh_server import SshServer, ssh_server
-from tools import env, stack, watch
+from tools import env, runs, stack, timeline, watch
+from tools.critical import Timeline
 
 PROGRAM = """
 import json
@@ -65,7 +66,10 @@ class Run:
         }
         variables = env.environment(self.toolbox) | {"GIVEN": json.dumps({**reach, "init": "true", **given})}
         try:
-            seen = watch.run([command, "--yes", "--stack", "t"], variables, self.folder, Progress(stream))
+            with runs.recorded("t", command, variables, self.folder) as record:
+                seen = watch.run(
+                    [command, "--yes", "--stack", "t"], variables, self.folder, Progress(stream), record
+                )
         except Trouble as trouble:
             trouble.add_note(stream.getvalue())
             raise
@@ -131,3 +135,25 @@ def test_a_destroy_tells_what_it_deleted(project: Run) -> None:
     seen, lines = project.pulumi("destroy")
     assert sum(" deleted (" in line for line in lines) == 3
     assert set(seen.changes) == {"delete"}
+
+
+def path_of(run: Timeline) -> list[str]:
+    return [watch.Urn.parse(step.bar.urn).name for step in run.path]
+
+
+def test_a_run_is_kept_with_its_times_and_critical_path_and_without_what_its_resources_hold(
+    project: Run,
+) -> None:
+    project.pulumi("destroy")
+    project.pulumi("up", init="sleep 0.5")
+    made = timeline.last("t")
+    assert path_of(made) == ["master-claim", "master-init", "flannel-object"]
+    assert made.by_dependencies and made.exact
+    assert made.path[1].bar.took >= 0.5
+    assert list(made.groups()) == ["master", "cluster"]
+    project.pulumi("destroy")
+    gone = timeline.last("t")
+    assert (gone.command, path_of(gone)) == ("destroy", path_of(made)[::-1])
+    assert gone.by_dependencies, "asked for before the state was empty"
+    kept = "".join(file.read_text() for file in runs.folder("t").iterdir())
+    assert "looking around" not in kept and "BEGIN OPENSSH" not in kept and "sleep" not in kept

@@ -401,9 +401,17 @@ def test_an_empty_table_has_no_virtual_servers() -> None:
 
 def test_statistics_are_read_rounded_or_exact() -> None:
     counts = ipvs.parse_stats(STATS.replace("      12      900", "     12M      900"))
-    assert counts[("TCP", "10.96.0.1:443")] == {"": 12_000_000, "192.168.166.101:6443": 12_000_000}
-    assert counts[("TCP", "10.100.1.1:80")] == {"": 10, "10.244.1.2:80": 5, "10.244.2.2:80": 5}
+    api = ipvs.Counts(12_000_000, 95_000, 120_000)
+    assert counts[("TCP", "10.96.0.1:443")] == {"": api, "192.168.166.101:6443": api}
+    half = ipvs.Counts(5, 2000, 4500)
+    assert counts[("TCP", "10.100.1.1:80")] == {
+        "": ipvs.Counts(10, 4000, 9000),
+        "10.244.1.2:80": half,
+        "10.244.2.2:80": half,
+    }
     assert len(counts) == 2
+    with pytest.raises(ipvs.UnreadableError, match="five counts"):
+        ipvs.parse_stats("TCP 10.96.0.1:443 12 900 800")
 
 
 def test_interfaces_are_read_with_their_ipv4_addresses() -> None:
@@ -444,15 +452,19 @@ def test_a_report_becomes_plain_rows_in_order_of_address() -> None:
         "TCP 10.111.9.9:8080",
         "TCP 192.168.166.102:30080",
     ]
+    half = {"connections": 5, "bytesIn": 2000, "bytesOut": 4500}
+    nothing = {"connections": None, "bytesIn": None, "bytesOut": None}
     assert rows[5] == {
         "protocol": "TCP",
         "address": "10.100.1.1:80",
         "scheduler": "rr",
         "connections": 10,
+        "bytesIn": 4000,
+        "bytesOut": 9000,
         "realServers": [
-            {"address": "10.244.1.2:80", "forward": "Masq", "weight": 1, "active": 0, "connections": 5},
-            {"address": "10.244.2.2:80", "forward": "Masq", "weight": 1, "active": 0, "connections": 5},
-            {"address": "10.244.2.7:80", "forward": "Masq", "weight": 0, "active": 1, "connections": None},
+            {"address": "10.244.1.2:80", "forward": "Masq", "weight": 1, "active": 0, **half},
+            {"address": "10.244.2.2:80", "forward": "Masq", "weight": 1, "active": 0, **half},
+            {"address": "10.244.2.7:80", "forward": "Masq", "weight": 0, "active": 1, **nothing},
         ],
     }
     assert json.loads(json.dumps(rows)) == rows
@@ -464,23 +476,10 @@ def test_a_report_is_divided_by_its_headings() -> None:
         ipvs.report_tables("nothing\n")
 
 
-def test_people_get_one_table_a_host_with_columns_in_line() -> None:
-    rows = ipvs.rows(ipvs.with_stats(ipvs.parse_list(LISTED), ipvs.parse_stats(STATS)))
-    chosen = [row for row in rows if row["address"] in ("10.96.0.1:443", "10.100.1.1:80", "10.111.9.9:8080")]
-    # Numbers come back from a stack's outputs as floats.
-    chosen[0]["realServers"][0]["active"] = 3.0
-    assert ipvs.table({"node1": chosen, "node2": []}) == (
-        """\
-node1
-  VIRTUAL SERVER       SCHEDULER  REAL SERVER           FORWARD  WEIGHT  ACTIVE  CONNS
-  TCP 10.96.0.1:443    rr         192.168.166.101:6443  Masq          1       3     12
-  TCP 10.100.1.1:80    rr         10.244.1.2:80         Masq          1       0      5
-                                  10.244.2.2:80         Masq          1       0      5
-                                  10.244.2.7:80         Masq          0       1      -
-  TCP 10.111.9.9:8080  rr         -                     -             -       -      -
-
-node2
-  VIRTUAL SERVER       SCHEDULER  REAL SERVER           FORWARD  WEIGHT  ACTIVE  CONNS
-"""
-    )
-    assert ipvs.table({}) == ""
+def test_rows_become_virtual_servers_again_with_the_floats_of_a_stack_output() -> None:
+    rows = ipvs.report_tables(REPORT)
+    back = json.loads(json.dumps(rows), parse_int=float)
+    virtuals = ipvs.from_rows(back)
+    assert ipvs.rows(virtuals) == rows
+    assert isinstance(virtuals[5].reals[0].counts, ipvs.Counts)
+    assert isinstance(virtuals[5].reals[0].weight, int)

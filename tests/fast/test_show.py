@@ -5,15 +5,25 @@ from pathlib import Path
 
 import pytest
 
-from model import show
+from tools import show
 
 ROW = {
     "protocol": "TCP",
     "address": "10.96.0.1:443",
     "scheduler": "rr",
     "connections": 2,
+    "bytesIn": 1400,
+    "bytesOut": 26_000_000,
     "realServers": [
-        {"address": "192.168.166.101:6443", "forward": "Masq", "weight": 1, "active": 0, "connections": 2}
+        {
+            "address": "192.168.166.101:6443",
+            "forward": "Masq",
+            "weight": 1,
+            "active": 0,
+            "connections": 2,
+            "bytesIn": 1400,
+            "bytesOut": 26_000_000,
+        }
     ],
 }
 

@@ -1,0 +1,76 @@
+"""A host read from outside a run: one login for many questions, and a lost one is made up for."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+
+import pytest
+
+from lab.errors import Trouble
+from tests.engine.ssh_server import SshServer
+from tests.engine.test_reach import settings_for
+from tools import reader
+from tools.reader import Reader
+
+
+@pytest.fixture(autouse=True)
+def _short_steps(monkeypatch: pytest.MonkeyPatch) -> None:
+    # The step's text is a value of the test's: what is asked of a real host is the scripts' tests' matter.
+    monkeypatch.setattr(reader, "compose", lambda files, values: values["TEXT"])
+
+
+def test_many_questions_take_one_login_and_a_lost_connection_another(host: SshServer, tmp_path: Path) -> None:
+    settings = settings_for(host, tmp_path)
+
+    async def ask() -> list[str]:
+        async with Reader(settings, settings.hosts[0]) as one:
+            said = [await one.ask("traffic", {"TEXT": f"echo {word}"}) for word in ("one", "two")]
+            assert one._connection is not None
+            one._connection.abort()
+            with pytest.raises(Trouble, match="the connection was lost"):
+                await one.ask("traffic", {"TEXT": "echo lost"})
+            return [*said, await one.ask("traffic", {"TEXT": "echo three"})]
+
+    assert asyncio.run(ask()) == ["one\n", "two\n", "three\n"]
+    assert len(host.logins) == 2
+    assert host.commands[0] == "timeout --kill-after=20 120 bash -s -- create traffic node1"
+
+
+def test_a_step_that_fails_is_told_by_its_last_line(host: SshServer, tmp_path: Path) -> None:
+    settings = settings_for(host, tmp_path)
+
+    async def ask() -> None:
+        async with Reader(settings, settings.hosts[0]) as one:
+            await one.ask("traffic", {"TEXT": "echo first >&2; echo 'node1: FAILED: why' >&2; exit 3"})
+
+    with pytest.raises(Trouble, match=r"^node1: FAILED: why$"):
+        asyncio.run(ask())
+
+
+def test_a_host_that_hangs_is_given_up(
+    host: SshServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(reader, "LIMIT_SECONDS", 0.5)
+    monkeypatch.setattr(reader, "_LOST_SECONDS", 0)
+    monkeypatch.setattr(reader, "command_text", lambda *_: "exec tail -f /dev/null")
+    settings = settings_for(host, tmp_path)
+
+    async def ask() -> None:
+        async with Reader(settings, settings.hosts[0]) as one:
+            await one.ask("traffic", {"TEXT": ""})
+
+    with pytest.raises(Trouble, match="the connection was lost: no answer"):
+        asyncio.run(ask())
+
+
+def test_a_host_that_is_down_is_named_with_its_address(host: SshServer, tmp_path: Path) -> None:
+    host.port = 1  # nobody listens there
+    settings = settings_for(host, tmp_path)
+
+    async def ask() -> None:
+        async with Reader(settings, settings.hosts[0]) as one:
+            await one.ask("traffic", {"TEXT": ""})
+
+    with pytest.raises(Trouble, match=r"no SSH server answers at 127\.0\.0\.1:1: "):
+        asyncio.run(ask())

@@ -1,0 +1,256 @@
+"""What hosts' kernels balance: read, put in a table, and watched."""
+
+from __future__ import annotations
+
+import asyncio
+import io
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from components.remote import SCRIPTS
+from lab.errors import Trouble
+from model import ipvs, traffic
+from model.ipvs import Counts, Real, Virtual
+from model.settings import Host, Settings
+from model.traffic import View
+from tests.fast.test_scripts import bash, with_lib
+from tests.fast.views import NODES, report, views
+from tools import show
+
+WEB = Real("10.244.1.2:80", "Masq", 1, 0, counts=Counts(5, 2000, 4500))
+SERVER = Virtual("TCP", "10.100.1.1:80", "rr", (WEB,), Counts(5, 2000, 4500))
+QUIET = Virtual("TCP", "10.100.1.2:80", "rr", (), Counts(0, 0, 0))
+
+
+def counted(connections: int, total: int) -> View:
+    """One host with one virtual server that has had so much, and two that never had anything."""
+    counts = Counts(connections, total, 0)
+    return View("node1", (replace(SERVER, reals=(replace(WEB, counts=counts),), counts=counts), QUIET, QUIET))
+
+
+def test_a_report_is_read_with_mode_addresses_and_counts() -> None:
+    view = traffic.view_of_report("node2", report("node2"))
+    assert view.mode == "ipvs"
+    assert view.addresses == ("10.96.0.1", "10.96.0.10", "10.100.17.3", "10.104.201.88")
+    api = next(virtual for virtual in view.virtuals if virtual.address == "10.96.0.1:443")
+    assert api.counts == Counts(88, 1_293_600, 3_537_600)
+
+
+def test_the_report_comes_from_the_kernel_whether_kube_proxy_answers_or_not(tmp_path: Path) -> None:
+    body = """
+fetch() { return 1; }
+ipvsadm() { echo "TCP 10.96.0.1:443 $(if [[ $* == *stats* ]]; then echo 1 2 3 40 50; else echo rr; fi)"; }
+ip() { echo "7: kube-ipvs0    inet 10.96.0.1/32 scope global kube-ipvs0"; }
+ipset() { echo KUBE-CLUSTER-IP; }
+eval "$(declare -f create | sed "s:/sys/class/net/kube-ipvs0:$LINK:")"
+"""
+    scripts = "".join((SCRIPTS / name).read_text() for name in ("proof.sh", "traffic.sh"))
+
+    def view(link: Path) -> View:
+        done = bash(with_lib(f"LINK={link}\n{scripts}{body}"), home=tmp_path)
+        return traffic.view_of_report("node1", done.stdout)
+
+    present = tmp_path / "present"
+    present.touch()
+    assert view(tmp_path / "absent") == View("node1", (), (), "unknown")
+    server = Virtual("TCP", "10.96.0.1:443", "rr", (), Counts(1, 40, 50))
+    assert view(present) == View("node1", (server,), ("10.96.0.1",), "unknown")
+
+
+def test_a_report_without_its_sections_is_refused() -> None:
+    with pytest.raises(ipvs.UnreadableError, match="== mode"):
+        traffic.view_of_report("node1", "bash: fetch: command not found\n")
+
+
+def test_real_servers_are_found_on_the_hosts_whose_networks_they_are_in() -> None:
+    found = traffic.hosts_of(views(), {})
+    assert found["192.168.166.101:6443"] == "master"
+    assert found["10.244.0.2:53"] == "master"
+    assert found["10.244.1.2:80"] == "node1"
+    assert found["10.244.2.2:80"] == "node2"
+    assert traffic.hosts_of(views(), NODES) == found
+
+
+def test_a_real_server_outside_of_the_cluster_is_on_no_host() -> None:
+    # In the hosts' own network, which is no host's alone; and elsewhere altogether.
+    for address in ("192.168.166.77:5432", "203.0.113.9:443", "[2001:db8::9]:443"):
+        far = Virtual("TCP", "10.99.9.9:5432", "rr", (replace(WEB, address=address),))
+        seen = [replace(view, virtuals=(*view.virtuals, far)) for view in views()]
+        assert address not in traffic.hosts_of(seen, NODES)
+        assert address not in traffic.hosts_of(seen, {})
+        assert address not in traffic.hosts_of(seen[:1], NODES)
+
+
+def test_a_host_that_could_not_be_looked_at_still_has_its_own_address() -> None:
+    assert traffic.hosts_of(views()[1:], NODES)["192.168.166.101:6443"] == "master"
+
+
+def test_people_get_one_table_a_host_with_columns_in_line() -> None:
+    leaving = Real("10.244.2.7:80", "Masq", 0, 1)
+    view = View("node1", (replace(SERVER, reals=(WEB, leaving)), QUIET))
+    hosts = {"10.244.1.2:80": "node1"}
+    assert traffic.table([view, View("node2", ())], hosts) == (
+        """\
+node1
+  VIRTUAL SERVER     SCHEDULER  REAL SERVER    ON     WEIGHT  ACTIVE  CONNS      IN     OUT
+  TCP 10.100.1.1:80  rr         10.244.1.2:80  node1       1       0      5  2.0 kB  4.5 kB
+                                10.244.2.7:80  -           0       1      -       -       -
+  TCP 10.100.1.2:80  rr         -              -           -       -      -       -       -
+
+node2
+  no virtual servers: kube-proxy's mode was another than ipvs at the last proof
+"""
+    )
+    assert traffic.table([], {}) == ""
+
+
+@pytest.mark.parametrize(
+    ("mode", "words"),
+    [
+        ("nftables", "kube-proxy runs in mode nftables"),
+        ("iptables", "kube-proxy runs in mode iptables"),
+        ("ipvs", "although kube-proxy runs in mode ipvs"),
+        ("unknown", "kube-proxy doesn't answer"),
+    ],
+)
+def test_a_host_where_ipvs_balances_nothing_says_why(mode: str, words: str) -> None:
+    view = traffic.view_of_report("node1", f"== mode\n{mode}\n")
+    assert words in traffic.table([view], {})
+
+
+@pytest.mark.parametrize(
+    ("count", "words"),
+    [(0, "0 B"), (999, "999 B"), (1000, "1.0 kB"), (9_949, "9.9 kB"), (9_951, "10 kB"), (999_499, "999 kB"),
+     (999_501, "1.0 MB"), (187_000_000, "187 MB"), (5e15, "5000 TB")],
+)  # fmt: skip
+def test_bytes_are_said_in_at_most_three_figures(count: float, words: str) -> None:
+    assert traffic.size(count) == words
+
+
+def test_what_was_counted_between_two_looks_is_told_by_the_second() -> None:
+    before, after = (traffic.counts_by_key([counted(*had)]) for had in ((5, 1000), (25, 9000)))
+    table = traffic.table([counted(25, 9000)], {}, traffic.change(before, after, 2.0))
+    assert "CONNS/S  BYTES/S" in table
+    assert table.splitlines()[2].split()[-3:] == ["10.0", "4.0", "kB"]
+
+
+def test_counters_that_began_anew_and_new_servers_are_no_negative_or_huge_rates() -> None:
+    before, after = (traffic.counts_by_key([counted(*had)]) for had in ((500, 100_000), (4, 800)))
+    key = ("node1", "TCP", "10.100.1.1:80", "10.244.1.2:80")
+    assert traffic.change(before, after, 2.0).counts[key] == Counts(4, 800, 0)
+    assert key not in traffic.change({}, after, 2.0).counts
+
+
+class _Stop(Exception):
+    """Ends a watch."""
+
+
+def watched(looks: list[show.Look], stream: io.StringIO, height: int = 50) -> None:
+    """Watch until there is nothing left to see."""
+    left = list(looks)
+
+    async def ask() -> show.Look:
+        return left.pop(0)
+
+    async def pause(seconds: float) -> None:
+        assert seconds == show.WATCH_SECONDS
+        if not left:
+            raise _Stop
+
+    with pytest.raises(_Stop):
+        asyncio.run(show.watch(ask, {}, stream, pause, lambda: height))
+
+
+class _Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+LOOKS = [show.Look((counted(*had),), {}, at) for had, at in (((5, 1000), 100.0), ((25, 9000), 104.0))]
+
+
+def test_a_watch_refreshes_with_what_was_counted_since_the_last_look() -> None:
+    stream = io.StringIO()
+    watched([*LOOKS, show.Look((), {"node1": "no SSH server answers"}, 106.0)], stream)
+    first, second, third = stream.getvalue().split("\n\n")[:3]
+    assert "CONNS/S" not in first
+    assert second.splitlines()[3].split()[-3:] == ["5.0", "2.0", "kB"]
+    assert "node1: not looked at: no SSH server answers" in third
+    assert "\x1b" not in stream.getvalue(), "a pipe gets no orders for a terminal"
+
+
+def test_a_watch_on_a_terminal_draws_over_the_last_table() -> None:
+    stream = _Terminal()
+    watched(LOOKS, stream)
+    frames = stream.getvalue().split("\x1b[H")[1:]
+    assert len(frames) == 2
+    assert all(frame.endswith("\x1b[J") and "\n" in frame for frame in frames)
+    assert all(line.endswith("\x1b[K") for line in frames[1].split("\n")[:-1])
+
+
+def test_where_the_window_is_too_low_idle_servers_go_first_and_then_the_end() -> None:
+    for height, line in ((6, "and 2 without traffic"), (5, "... 2 lines more than this window has")):
+        stream = _Terminal()
+        watched(LOOKS, stream, height)
+        frame = stream.getvalue().split("\x1b[H")[2]
+        assert line in frame
+        assert frame.count("\n") < height
+
+
+class _Readers:
+    """Stands for hosts: what each answers, or why it doesn't."""
+
+    def __init__(self, answers: dict[str, str | Trouble]) -> None:
+        self.answers = answers
+
+    def __call__(self, settings: Settings, host: Host) -> Any:
+        answer = self.answers[host.name]
+
+        class Reader:
+            def __init__(self) -> None:
+                self.host = host
+
+            async def __aenter__(self) -> Reader:
+                return self
+
+            async def __aexit__(self, *_: object) -> None:
+                """Nothing is open."""
+
+            async def ask(self, step: str, values: dict[str, str]) -> str:
+                assert (step, values) == ("traffic", {})
+                if isinstance(answer, Trouble):
+                    raise answer
+                return answer
+
+        return Reader()
+
+
+@pytest.fixture
+def settings(tmp_path: Path) -> Settings:
+    hosts = tuple(
+        Host(name=name, role="worker" if name != "master" else "control-plane", address=address)
+        for name, address in NODES.items()
+    )
+    return Settings(hosts=hosts)
+
+
+def test_a_live_look_names_the_host_that_does_not_answer_and_shows_the_others(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    answers: dict[str, str | Trouble] = {"master": report("master"), "node1": "== mode\nnftables\n"}
+    monkeypatch.setattr(show, "settings_of", lambda stack: settings)
+    monkeypatch.setattr(show, "Reader", _Readers(answers | {"node2": Trouble("no SSH server answers")}))
+    assert show.main(["--stack", "dev", "--live"]) == 1
+    said = capsys.readouterr()
+    assert "node2: not looked at: no SSH server answers" in said.err
+    assert "TCP 192.168.166.101:30080  rr         10.244.1.2:80" in said.out
+    assert "kube-proxy runs in mode nftables here" in said.out
+    page = tmp_path / "page.html"
+    assert show.main(["--stack", "dev", "--live", "--html", str(page)]) == 1
+    assert "This host could not be looked at" in page.read_text()
+    answers["node2"] = report("node2")
+    monkeypatch.setattr(show, "Reader", _Readers(answers))
+    assert show.main(["--stack", "dev", "--live", "--html", str(page)]) == 0

@@ -1,0 +1,75 @@
+"""Reads a host from outside a run: runs a step that changes nothing, and hands out what it printed."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping
+from types import TracebackType
+from typing import TYPE_CHECKING, Self
+
+from components import reach
+from components.remote import STEPS, command_text, compose
+from lab.errors import Trouble
+from model.settings import Host, Settings
+
+if TYPE_CHECKING:
+    import asyncssh
+
+LIMIT_SECONDS = 120
+_LOST_SECONDS = 30  # after the host's own limit: then the connection is dead
+
+
+class Reader:
+    """One host. Logs in at the first question, stays logged in, and logs in again where that was lost."""
+
+    def __init__(self, settings: Settings, host: Host) -> None:
+        self.host = host
+        self._settings = settings
+        self._connection: asyncssh.SSHClientConnection | None = None
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._connection is not None:
+            self._connection.close()
+            await self._connection.wait_closed()
+
+    async def ask(self, step: str, values: Mapping[str, str]) -> str:
+        """What the step prints.
+
+        :param step: one of `STEPS`.
+        :raises Trouble: the host can't be reached, doesn't answer in time, or the step failed there.
+        """
+        import asyncssh
+
+        user = self._settings.ssh_user(self.host)
+        command = command_text("create", step, self.host.name, LIMIT_SECONDS, user)
+        connection = await self._connected()
+        try:
+            async with asyncio.timeout(LIMIT_SECONDS + _LOST_SECONDS):
+                done = await connection.run(command, input=compose(STEPS[step], values), check=False)
+            if done.exit_status is None:
+                raise ConnectionError
+        except (OSError, asyncssh.Error) as error:
+            connection.abort()
+            self._connection = None
+            why = "no answer" if isinstance(error, TimeoutError) else str(error)
+            raise Trouble(f"the connection was lost{why and f': {why}'}") from None
+        if done.exit_status != 0:
+            said = str(done.stderr or "").strip().splitlines()
+            raise Trouble(said[-1] if said else f"the look ended with status {done.exit_status}")
+        return str(done.stdout)
+
+    async def _connected(self) -> asyncssh.SSHClientConnection:
+        if self._connection is None:
+            try:
+                self._connection = await reach.connect(self._settings, self.host)
+            except reach.NotAnsweringError as error:
+                address, port = self._settings.ssh_endpoint(self.host)
+                raise Trouble(f"no SSH server answers at {address}:{port}: {error}") from None
+            except reach.UnreachableError as error:
+                raise Trouble(str(error)) from None
+        return self._connection
