@@ -70,12 +70,17 @@ prune: .bootstrap ## delete from the cache what no lab and no current version ne
 	@$(run) -m lab prune
 
 .PHONY: lint check-code
-lint check-code: .bootstrap ## ruff, ruff format, mypy --strict, shellcheck
+lint check-code: .bootstrap ## ruff, ruff format, mypy --strict, shellcheck, actionlint
 	@$(run) -m tools.lint
 
 .PHONY: fast
 fast: .bootstrap ## the tests that need no engine, no network and no lab (seconds)
 	@$(run) -m pytest tests/fast $(PYTEST_ARGS)
+
+.PHONY: engine
+engine: .bootstrap ## the tests with the real engine, without the lab (minutes; the first time it may be built)
+	@$(run) -m tools install
+	@$(run) -m pytest tests/engine $(PYTEST_ARGS)
 
 .PHONY: format
 format: .bootstrap ## write Python files as ruff formats them

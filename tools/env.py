@@ -7,6 +7,7 @@ import secrets
 import shlex
 import socket
 import sys
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -66,13 +67,13 @@ def backend_dir() -> Path:
     return folder
 
 
-def changes(tools: Toolbox) -> dict[str, str | None]:
-    """Variables to set, and those to unset (`None`), for Pulumi to run here with `tools`."""
+def programs(tools: Toolbox) -> dict[str, str | None]:
+    """Variables to set, and those to unset (`None`), for Pulumi to run with `tools`.
+
+    Where its state is, and its passphrase, is not among them.
+    """
     return {
         "PATH": os.pathsep.join(_path(tools)),
-        "PULUMI_BACKEND_URL": backend_dir().as_uri(),
-        "PULUMI_CONFIG_PASSPHRASE_FILE": str(passphrase_file()),
-        "PULUMI_CONFIG_PASSPHRASE": None,  # it would win over the file
         "PULUMI_SKIP_UPDATE_CHECK": "true",
         "PULUMI_DISABLE_AUTOMATIC_PLUGIN_ACQUISITION": "true",  # they are here; don't ask the network
         # The command plugin fails on an agent that doesn't answer even where it has a key.
@@ -80,15 +81,25 @@ def changes(tools: Toolbox) -> dict[str, str | None]:
     }
 
 
+def changes(tools: Toolbox) -> dict[str, str | None]:
+    """The same, with this project's local backend and its passphrase."""
+    return {
+        **programs(tools),
+        "PULUMI_BACKEND_URL": backend_dir().as_uri(),
+        "PULUMI_CONFIG_PASSPHRASE_FILE": str(passphrase_file()),
+        "PULUMI_CONFIG_PASSPHRASE": None,  # it would win over the file
+    }
+
+
 def environment(tools: Toolbox | None = None) -> dict[str, str]:
     """The whole environment for a child process, from this process's own."""
-    variables = dict(os.environ)
-    for name, value in changes(tools or toolbox()).items():
-        if value is None:
-            variables.pop(name, None)
-        else:
-            variables[name] = value
-    return variables
+    return applied(changes(tools or toolbox()))
+
+
+def applied(variables: Mapping[str, str | None]) -> dict[str, str]:
+    """This process's environment with variables set, and those unset that are `None`."""
+    merged = {**os.environ, **variables}
+    return {name: value for name, value in merged.items() if value is not None}
 
 
 def exports(tools: Toolbox) -> str:

@@ -1,7 +1,8 @@
 """Every check of the code that runs nothing of it: `python -m tools.lint`, or `make lint`.
 
-ruff, ruff's format, mypy in strict mode and shellcheck. All of them run, whatever one of
-them finds, so that one look shows everything; status 1 if any found something.
+ruff, ruff's format, mypy in strict mode, shellcheck, actionlint for the workflows, and GitLab's own
+schema for the example. All of them run, whatever one of them finds, so that one look shows
+everything; status 1 if any found something.
 """
 
 from __future__ import annotations
@@ -13,14 +14,20 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
+from lab import paths
+from lab.artefacts import gobuild
+from lab.errors import Trouble
 from lab.paths import project_dir
+from lab.progress import Progress
+
+GITLAB = "docs/examples/gitlab-ci.yml"
 
 _SHELLS = ("sh", "bash", "dash")
 
 
 @dataclass(frozen=True)
 class Check:
-    """One program of the environment's `bin`, and its arguments."""
+    """One program, of the environment's `bin` or by its whole path, and its arguments."""
 
     name: str
     argv: tuple[str, ...]
@@ -64,7 +71,23 @@ def checks(root: Path) -> tuple[Check, ...]:
         Check(f"shellcheck ({len(scripts)} scripts)", ("shellcheck", "--external-sources", *scripts)),
         Check("ruff check", ("ruff", "check", "--quiet", "--force-exclude", ".")),
         Check("ruff format", ("ruff", "format", "--check", "--quiet", ".")),
+        Check("GitLab's schema", ("check-jsonschema", "--builtin-schema=vendor.gitlab-ci", GITLAB)),
     )
+
+
+def workflow_check(progress: Progress) -> Check:
+    """actionlint on the workflows; built once, where it isn't in the cache and a Go is here.
+
+    :raises Trouble: there is no Go, or the modules can't be had. Nothing is installed for it.
+    """
+    target = gobuild.ACTIONLINT
+    cached = paths.cache_dir() / "go" / target.key
+    if not cached.exists() and gobuild.present_go(target.go_version, progress) is None:
+        raise Trouble("there is no Go to build it with", "install Go, and it is checked too")
+    program = gobuild.build(target, progress) / target.name
+    # Its shell scripts by the locked shellcheck; it finds the workflows by itself.
+    shellcheck = Path(sys.executable).parent / "shellcheck"
+    return Check(f"actionlint {target.version}", (str(program), "-no-color", f"-shellcheck={shellcheck}"))
 
 
 def run(check: Check, root: Path) -> Outcome:
@@ -88,8 +111,13 @@ def main() -> int:
     """Run the checks side by side and print what they found."""
     root = project_dir()
     failed = False
+    found = [*checks(root)]
+    try:
+        found.append(workflow_check(Progress()))
+    except Trouble as trouble:
+        print(f"lint: actionlint: skipped: {trouble}", flush=True)
     with ThreadPoolExecutor(max_workers=2) as pool:
-        for outcome in pool.map(lambda check: run(check, root), checks(root)):
+        for outcome in pool.map(lambda check: run(check, root), found):
             verdict = "ok" if outcome.status == 0 else "FAILED"
             print(f"lint: {outcome.check.name}: {verdict} ({outcome.seconds:.1f}s)", flush=True)
             if outcome.status != 0:

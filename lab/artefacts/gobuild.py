@@ -233,6 +233,9 @@ FLANNEL = Target(
     static_c=True,
 )
 
+# Not for the lab: `make lint` checks the workflows of .github with it.
+ACTIONLINT = Target(name="actionlint", programs={"actionlint": "github.com/rhysd/actionlint/cmd/actionlint"})
+
 
 def version_tuple(text: str) -> tuple[int, ...]:
     """`1.26.8` as (1, 26, 8); what follows the numbers (`rc1`) is ignored."""
@@ -321,11 +324,11 @@ def find_go(needed: tuple[int, ...], progress: Progress) -> Go:
 
     :raises Trouble: none of these can be had.
     """
-    go = _present_go(needed, progress)
+    go = present_go(needed, progress)
     if go is None:
         package = _apt_package()
         _apt_install(package, progress)
-        go = _present_go(needed, progress)
+        go = present_go(needed, progress)
     if go is None:
         wanted = ".".join(str(part) for part in needed)
         raise Trouble(
@@ -335,7 +338,8 @@ def find_go(needed: tuple[int, ...], progress: Progress) -> Go:
     return go
 
 
-def _present_go(needed: tuple[int, ...], progress: Progress) -> Go | None:
+def present_go(needed: tuple[int, ...], progress: Progress) -> Go | None:
+    """A Go that is here and new enough, or able to fetch one that is; nothing is installed."""
     able: list[Path] = []
     for command in _go_commands():
         version = _go_version(command, "local")

@@ -325,7 +325,7 @@ def prune(progress: Progress, in_use: Iterable[Path]) -> None:
     newest = {path.name.rpartition("-")[0]: path.name for path in finished}
     fetched = sorted((path.parent for path in debian_folders.glob(f"*/{cache.MANIFEST}")), key=_used)
     packages = {path.name.partition("-")[0]: path.name for path in fetched}
-    targets = [gobuild.PULUMI, gobuild.PULUMI_LANGUAGE_PYTHON]
+    targets = [gobuild.PULUMI, gobuild.PULUMI_LANGUAGE_PYTHON, gobuild.ACTIONLINT]
     for wrapper in gobuild.WRAPPERS.glob("kubernetes-*"):
         targets += _targets(wrapper.name.removeprefix("kubernetes-"))
     wanted = {

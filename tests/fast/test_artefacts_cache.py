@@ -27,6 +27,7 @@ TARGETS = (
     gobuild.CNI_PLUGINS,
     gobuild.CNI_PLUGIN_FLANNEL,
     gobuild.FLANNEL,
+    gobuild.ACTIONLINT,
 )
 
 

@@ -7,7 +7,10 @@ from pathlib import Path
 
 import pytest
 
+from lab.artefacts import gobuild
+from lab.artefacts.cache import cached
 from lab.paths import project_dir
+from lab.progress import Progress
 from tools import lint
 
 
@@ -54,10 +57,37 @@ def test_a_finding_of_one_check_does_not_hide_another(
         lint.Check("first", ("ruff", "check", "--select", "F", "--no-cache", "a.py")),
         lint.Check("second", ("ruff", "--version")),
     )
-    monkeypatch.setattr(lint, "checks", lambda root: both)
+    monkeypatch.setattr(lint, "checks", lambda root: both[:1])
+    monkeypatch.setattr(lint, "workflow_check", lambda progress: both[1])
     monkeypatch.setattr(lint, "project_dir", lambda: tmp_path)
     assert lint.main() == 1
     said = capsys.readouterr().out
     assert "lint: first: FAILED" in said
     assert "F401" in said
     assert "lint: second: ok" in said
+
+
+def test_without_go_the_workflows_are_not_checked_and_that_is_said(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setattr(gobuild, "present_go", lambda needed, progress: None)
+    monkeypatch.setattr(lint, "checks", lambda root: (lint.Check("other", ("ruff", "--version")),))
+    assert lint.main() == 0
+    said = capsys.readouterr().out
+    assert "lint: actionlint: skipped: there is no Go to build it with" in said
+    assert "-> install Go" in said
+    assert "lint: other: ok" in said
+
+
+def test_a_built_actionlint_needs_no_go(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+
+    def make(folder: Path) -> dict[str, str]:
+        (folder / "actionlint").touch()
+        return {}
+
+    quiet = Progress(quiet=True)
+    folder = cached("go", gobuild.ACTIONLINT.key, quiet, make)
+    monkeypatch.setattr(gobuild, "_go_commands", list)
+    assert lint.workflow_check(quiet).argv[0] == str(folder / "actionlint")

@@ -1,0 +1,268 @@
+"""The workflows' steps, run as a runner runs them: in a checkout of their own, with its variables.
+
+Only the site itself is a stand-in. The environment is `trial`, whose state is a folder of the test's.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from tests.fast.forge_server import TOKEN, Site, serving
+from tests.fast.test_ci import KEY, commit, git
+from tests.fast.test_workflows import PROJECT, gitlab, jobs
+from tools import bootstrap, ci, env, lint
+
+LIMIT_SECONDS = 600
+PASSPHRASE = "open-sesame"
+NOT_HERE = {
+    "make engine": "these tests themselves",
+    ".ci/run": "the run that these tests are a part of",
+    "test ! -e /dev/kvm || sudo chmod a+rw /dev/kvm": "would change this machine",
+}
+SETTINGS = {
+    "kubeadm-ipvs:hosts": [
+        # Nobody answers there: the looks at the host end at once.
+        {"name": "a", "role": "control-plane", "address": "10.0.0.11"}
+        | {"ssh": {"host": "127.0.0.1", "port": 1, "hostKey": KEY}},
+    ]
+}
+needs_report = pytest.mark.skipif(
+    not (PROJECT / "tools/report.py").exists(), reason="there is no tools/report.py yet"
+)
+
+
+@dataclass
+class Runner:
+    """A checkout at the change that a workflow runs for, and what its expressions stand for."""
+
+    checkout: Path
+    base: str
+    site: Site
+    values: dict[str, str]
+    variables: dict[str, str]
+
+    def step(self, workflow: str, text: str, **more: str) -> subprocess.CompletedProcess[str]:
+        """Run the step of a workflow that has this in its script, with its own variables."""
+        [(script, given)] = {
+            (step["run"], tuple(step.get("env", {}).items()))
+            for file, _, _, job in jobs()
+            for step in job["steps"]
+            if file == workflow and text in step.get("run", "")
+        }
+        return self.run(script, {**self.site.github(), **{name: self.value(v) for name, v in given}, **more})
+
+    def value(self, text: str) -> str:
+        """A variable's value: literal, or an expression that the test knows."""
+        expression = re.fullmatch(r"\$\{\{ (.+) \}\}", text)
+        return self.values[expression[1]] if expression else text
+
+    def gitlab(self, job: str, **more: str) -> subprocess.CompletedProcess[str]:
+        """Run a job's script of the GitLab example."""
+        given = {
+            "CI_MERGE_REQUEST_DIFF_BASE_SHA": self.base,
+            "CI_COMMIT_BEFORE_SHA": self.base,
+            "CI_DEFAULT_BRANCH": "main",
+            "CI_MERGE_REQUEST_LABELS": "",
+            "STACK": "trial",
+            **{name: self.values[f"secrets.{name}"] for name in ci.STATE if f"secrets.{name}" in self.values},
+        }
+        return self.run("\n".join(gitlab()[job]["script"]), {**self.site.gitlab(), **given, **more})
+
+    def run(self, script: str, variables: dict[str, str]) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            ["bash", "-e", "-c", script],
+            cwd=self.checkout,
+            env={**self.variables, **variables},
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=LIMIT_SECONDS,
+        )
+
+
+def stack_file(**more: Any) -> str:
+    return yaml.safe_dump({"config": {**SETTINGS, **more}}, sort_keys=False)
+
+
+@pytest.fixture
+def runner(tmp_path: Path, toolbox: env.Toolbox) -> Iterator[Runner]:
+    if not bootstrap.is_current():
+        pytest.fail(
+            ".venv isn't that of the lock, and a step would make it anew -> python3 tools/bootstrap.py"
+        )
+    checkout, backend = tmp_path / "checkout", tmp_path / "backend"
+    backend.mkdir()
+    for path in lint.project_files(PROJECT):
+        copy = checkout / path.relative_to(PROJECT)
+        copy.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy2(path, copy)
+    git(checkout, "init", "--quiet", "--initial-branch=main")
+    (checkout / ".venv").symlink_to(PROJECT / ".venv")
+    (checkout / ".git/info/exclude").write_text("/.venv\n")
+
+    # The stack is made by hand once, as docs/ci.md says; Pulumi leaves its salt in the file.
+    (checkout / "Pulumi.trial.yaml").write_text(stack_file())
+    state = {"PULUMI_BACKEND_URL": backend.as_uri(), "PULUMI_CONFIG_PASSPHRASE": PASSPHRASE}
+    made = subprocess.run(
+        ["pulumi", "stack", "init", "trial", "--no-select", "--non-interactive"],
+        cwd=checkout,
+        env={**env.applied(env.programs(toolbox)), **state},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert made.returncode == 0, made.stderr
+    base = commit(checkout)
+    salt = (checkout / "Pulumi.trial.yaml").read_text().splitlines()[-1]
+    changed = stack_file(**{"kubeadm-ipvs:proxy": {"scheduler": "wrr"}})
+    head = commit(checkout, Pulumi_trial_yaml=f"{changed}{salt}\n")
+    git(checkout, "update-ref", "refs/remotes/origin/main", head)
+    git(checkout, "remote", "add", "origin", str(checkout))
+
+    values = {
+        "github.event.pull_request.base.sha": base,
+        "github.event.before": base,
+        "github.event.pull_request.number": "5",
+        "join(github.event.pull_request.labels.*.name, ',')": "",
+        "github.token": TOKEN,
+        "matrix.environment": "trial",
+        "vars.AWS_REGION": "",
+        **{f"secrets.{name}": state.get(name, "") for name in ci.STATE if name != "AWS_REGION"},
+    }
+    theirs = ("GITHUB_", "CI_", "PULUMI_", "AWS_", "PYTEST_")
+    variables = {name: value for name, value in os.environ.items() if not name.startswith(theirs)}
+    variables["no_proxy"] = "127.0.0.1"
+    # The Python that .venv was made by is the runner's python3.
+    python = str(Path(sys.executable).resolve().parent)
+    variables["PATH"] = os.pathsep.join([python, *os.get_exec_path()])
+    with serving() as site:
+        yield Runner(checkout, base, site, values, variables)
+
+
+def test_every_step_is_run_here_or_is_said_why_not() -> None:
+    run_here = {
+        *("make lint", "make fast", "python3 tools/bootstrap.py"),
+        *(f".venv/bin/python -m tools.ci {name}" for name in ("settings", "preview", "report")),
+        *(f".venv/bin/python -m tools.ci {name}" for name in ("up", "check", "issue")),
+        *(f"environments=$(.venv/bin/python -m tools.ci {name}" for name in ("touched", "environments")),
+    }
+    steps = {step["run"] for _, _, _, job in jobs() for step in job["steps"] if "run" in step}
+    assert {step for step in steps if not step.startswith(tuple(run_here))} == set(NOT_HERE)
+
+
+def test_the_environment_is_made_and_the_checks_pass(runner: Runner) -> None:
+    made = runner.step("preview", "tools/bootstrap.py")
+    assert made.returncode == 0, made.stderr
+    # The same files as here: what mypy knows of them holds.
+    linted = runner.step("test", "make lint", MYPY_CACHE_DIR=str(PROJECT / ".mypy_cache"))
+    assert linted.returncode == 0, linted.stdout + linted.stderr
+    # All of it has just been run, or is being run: here it is only found.
+    fast = runner.step("test", "make fast", PYTEST_ARGS="--collect-only --quiet")
+    assert fast.returncode == 0, fast.stdout + fast.stderr
+    assert "tests/fast/test_settings.py::" in fast.stdout
+
+
+def test_the_settings_of_every_committed_environment_are_good(runner: Runner) -> None:
+    done = runner.step("test", "tools.ci settings")
+    assert done.returncode == 0, done.stdout
+    assert "Pulumi.trial.yaml: ok" in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("workflow", "command", "found"),
+    [
+        ("preview", "touched", ["trial"]),
+        ("up", "touched", ["trial"]),
+        ("drift", "environments", sorted(["trial", *ci.environments(PROJECT)])),
+    ],
+)
+def test_the_environments_reach_the_next_job(
+    runner: Runner, tmp_path: Path, workflow: str, command: str, found: list[str]
+) -> None:
+    output = tmp_path / "output"
+    output.touch()
+    done = runner.step(workflow, f"tools.ci {command}", GITHUB_OUTPUT=str(output))
+    assert done.returncode == 0, done.stderr
+    name, _, value = output.read_text().strip().partition("=")
+    assert (name, json.loads(value)) == ("environments", found)
+
+
+def test_a_preview_is_left_for_the_report(runner: Runner) -> None:
+    done = runner.step("preview", "tools.ci preview")
+    assert done.returncode == 0, done.stderr
+    left = (runner.checkout / "previews/trial.json").read_text()
+    assert PASSPHRASE not in left + done.stdout + done.stderr
+    plan = json.loads(left)
+    assert plan["changeSummary"]["create"] > 20
+    assert "wrr" in plan["config"]["kubeadm-ipvs:proxy"]
+
+
+def test_a_preview_that_fails_leaves_why(runner: Runner) -> None:
+    file = runner.checkout / "Pulumi.trial.yaml"
+    file.write_text(file.read_text().replace("wrr", "wrong"))
+    done = runner.step("preview", "tools.ci preview")
+    assert done.returncode == 1
+    said = (runner.checkout / "previews/trial.errors").read_text()
+    assert "proxy.scheduler: " in said
+    assert not (runner.checkout / "previews/trial.json").exists()
+
+
+def test_a_stack_that_nobody_has_made_is_said(runner: Runner) -> None:
+    assert runner.step("preview", "tools.ci preview", STACK="nobodys").returncode == 1
+    assert "no stack named 'nobodys'" in (runner.checkout / "previews/nobodys.errors").read_text()
+
+
+@needs_report
+def test_the_report_is_one_comment_kept_up_to_date(runner: Runner) -> None:
+    assert runner.step("preview", "tools.ci preview").returncode == 0
+    for _ in range(2):
+        done = runner.step("preview", "tools.ci report")
+        assert done.returncode == 0, done.stderr
+    [comment] = runner.site.comments
+    assert "trial" in comment["body"]
+    assert "wrr" in comment["body"], "the changed setting is shown"
+
+
+@needs_report
+def test_the_gitlab_example_previews_and_reports_alike(runner: Runner) -> None:
+    previewed = runner.gitlab("preview prod")
+    assert previewed.returncode == 0, previewed.stderr
+    reported = runner.gitlab("report")
+    assert reported.returncode == 0, reported.stderr
+    [note] = runner.site.comments
+    assert "wrr" in note["body"]
+
+
+def test_an_update_brings_the_environment_to_what_is_committed(runner: Runner) -> None:
+    # The program needs hosts, which the lab's tests have. The step is the same with a small one.
+    (runner.checkout / "__main__.py").write_text("import pulumi\n\npulumi.export('merged', True)\n")
+    done = runner.step("up", "tools.ci up")
+    assert done.returncode == 0, done.stderr
+    assert "trial: changed: 1 create" in done.stdout
+    again = runner.gitlab("up prod")
+    assert again.returncode == 0, again.stderr
+    assert "trial: changed: nothing" in again.stdout
+
+
+def test_hosts_that_do_not_answer_are_in_the_issue(runner: Runner) -> None:
+    checked = runner.step("drift", "tools.ci check")
+    assert checked.returncode == 1
+    assert "no SSH server answers at 127.0.0.1:1" in checked.stdout
+    done = runner.step("drift", "tools.ci issue")
+    assert done.returncode == 0, done.stderr
+    [issue] = runner.site.issues
+    assert "no SSH server answers at 127.0.0.1:1" in issue["body"]
+    assert "## trial: not looked at wholly" in issue["body"]
