@@ -69,7 +69,7 @@ look_at_packages() {
   local package seen
   for package in kubelet kubeadm kubectl; do
     if [[ $(family) == deb ]]; then
-      seen=$(dpkg-query -W -f '${db:Status-Abbrev}|${Version}' "$package" 2>/dev/null | sed -n 's/^.i *|//p')
+      seen=$(dpkg-query -W -f '${db:Status-Abbrev}|${Version}' "$package" 2>/dev/null | sed -n 's/^.i *|//p') || seen=
     else
       seen=$(rpm -q --qf '%{VERSION}' "$package" 2>/dev/null) || seen=
     fi
