@@ -72,6 +72,10 @@ lint check-code: .bootstrap ## ruff, ruff format, mypy --strict, shellcheck
 fast: .bootstrap ## the tests that need no engine, no network and no lab (seconds)
 	@$(run) -m pytest tests/fast $(PYTEST_ARGS)
 
+.PHONY: docs
+docs: .bootstrap ## write docs/settings.md and the editors' schema anew, from model/settings.py
+	@$(run) -m tools.reference
+
 .PHONY: format
 format: .bootstrap ## write Python files as ruff formats them
 	@.venv/bin/ruff check --fix-only --quiet .
