@@ -441,7 +441,12 @@ Labels = Annotated[dict[str, str], AfterValidator(_labels), Kind("name: text")]
 Taints = Annotated[tuple[str, ...], AfterValidator(_taints), Kind("list of taints")]
 Quantities = Annotated[dict[str, str], AfterValidator(_quantities), Kind("name: quantity")]
 UserName = Annotated[str, AfterValidator(_user_name), Kind("user name")]
-Flag = Annotated[bool, BeforeValidator(_boolean), Kind("true or false")]
+Flag = Annotated[
+    bool,
+    BeforeValidator(_boolean),
+    # Pulumi itself writes a stack file's `true` anew as text.
+    Kind("true or false", type=["boolean", "string"], enum=[True, False, "true", "false"]),
+]
 Percent = Annotated[int, BeforeValidator(_integer), Between(0, 100, "a percentage")]
 Port = Annotated[int, BeforeValidator(_integer), Between(1, 65535, "a port")]
 NodePort = Annotated[int, BeforeValidator(_integer), Between(30000, 32767, "a node port")]
