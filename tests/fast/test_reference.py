@@ -75,7 +75,7 @@ def test_a_wrong_name_or_type_is_marked(name: str, value: object, words: str) ->
 
 def test_the_schema_marks_no_line_of_pulumis_own() -> None:
     salted = {
-        "config": {"pulumi:tags": {"a": "b"}},
+        "config": {"pulumi:tags": {"a": "b"}, f"{PREFIX}production": "true"},
         "encryptionsalt": "v1:x",
         "secretsprovider": "passphrase",
     }
