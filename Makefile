@@ -82,6 +82,10 @@ engine: .bootstrap ## the tests with the real engine, without the lab (minutes; 
 	@$(run) -m tools install
 	@$(run) -m pytest tests/engine $(PYTEST_ARGS)
 
+.PHONY: docs
+docs: .bootstrap ## write docs/settings.md and the editors' schema anew, from model/settings.py
+	@$(run) -m tools.reference
+
 .PHONY: format
 format: .bootstrap ## write Python files as ruff formats them
 	@.venv/bin/ruff check --fix-only --quiet .

@@ -12,7 +12,7 @@ from typing import Any
 
 import pulumi
 
-from model.settings import Settings
+from model.settings import Effect, Settings, effect_of, fields, value_at
 
 VERSION = "kubernetesVersion"
 
@@ -24,16 +24,18 @@ class RefusedChangeError(Exception):
 def identity(settings: Settings) -> dict[str, str]:
     """What can't change in a living cluster, by the setting's path. A change of any makes a new one.
 
-    - Pod and service subnets: addresses are in every node, pod and certificate.
-    - DNS domain: in every pod's resolv.conf and in the API server's certificate.
+    - The settings that say so of themselves (`Effect.NEW_CLUSTER`). Pod and service subnets: addresses
+      are in every node, pod and certificate. DNS domain: in every pod's resolv.conf and in the API
+      server's certificate.
     - The first control plane's name and address: etcd's member and every kubeconfig name them.
     """
     first = settings.control_plane
-    network = settings.network
     return {
-        "network.podSubnet": network.pod_subnet,
-        "network.serviceSubnet": network.service_subnet,
-        "network.dnsDomain": network.dns_domain,
+        **{
+            path: value_at(settings, path)
+            for path, field in fields().items()
+            if effect_of(field) is Effect.NEW_CLUSTER
+        },
         "the control plane's name": first.name,
         "the control plane's address": first.address,
     }

@@ -4,7 +4,11 @@ One place reads configuration: `load` turns the raw values of a
 `Pulumi.<env>.yaml` into `Settings`, or raises `SettingsError` with every problem found,
 each with its path, before anything is touched. Nothing else in the program reads
 configuration, and nothing here touches Pulumi, the network or a host (`load` reads the files
-that the configuration names, and only those).
+that the configuration names, and only those). What environments share is in a file that a
+stack file `extends`.
+
+What a setting means and what a change of it does is said here, once: docs/settings.md and the
+editors' schema are made from it (`make docs`).
 
 Names are camelCase in the YAML and snake_case here. Durations are strings as
 Kubernetes writes them (`5s`, `4m`), addresses and networks are checked strings.
@@ -21,12 +25,15 @@ import types
 import typing
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from enum import Enum
 from ipaddress import IPv4Address, IPv4Network
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from pydantic.alias_generators import to_camel
+from pydantic.fields import FieldInfo
 from pydantic_core import ErrorDetails
 
 from model import knownhosts
@@ -34,6 +41,7 @@ from model.values import (
     Address,
     CertificateName,
     Duration,
+    FilePath,
     Flag,
     HostKey,
     HostPort,
@@ -66,6 +74,30 @@ from model.values import (
     seconds,
 )
 
+PREFIX = "kubeadm-ipvs:"
+"""What each setting's name begins with in a stack file: Pulumi.yaml's name."""
+
+
+class Effect(Enum):
+    """What a change of a setting does to a cluster that lives: a marker in the setting's type.
+
+    The value is the explanation for a person. What a marker promises of the resources is tested
+    (tests/fast/test_effects.py), and what makes a new cluster is taken from here (components/changes.py).
+    """
+
+    NOTHING = "no host is changed; it is how this program works, from the next run on"
+    LATER = "what is there stays as it is; what is made later has it"
+    IN_PLACE = "changed on the hosts and in the cluster as they run"
+    ROLLING = "one node or pod after the other, while the rest answers"
+    NEW_HOST = "the host is given back and made anew; if it is the control plane, that is a new cluster"
+    NEW_CLUSTER = "every host is reset and the cluster made anew: all that is in it is lost"
+    REFUSED = "refused at preview while the cluster lives"
+
+    @property
+    def label(self) -> str:
+        """`in place` of `IN_PLACE`."""
+        return self.name.lower().replace("_", " ")
+
 
 class Section(BaseModel):
     """A part of the configuration: frozen, camelCase outside, no unknown keys."""
@@ -76,63 +108,100 @@ class Section(BaseModel):
 
 
 class Ssh(Section):
-    """How hosts are reached; a host may override `user`, `port` and the rest in its own `ssh`."""
+    """How hosts are reached; a host may override some of it in its own `ssh`."""
 
-    user: UserName = "root"
-    port: Port = 22
-    private_key_file: Text | None = None  # None: the agent named by SSH_AUTH_SOCK
-    known_hosts_file: Text | None = None  # OpenSSH known_hosts; `[host]:port` entries understood
-    # How long a host may take until its SSH server answers at all, as while it boots.
-    wait_seconds: Positive = 180
-    # Of each step's connection. Together they bound how long a dead host is tried: a minute and a half.
-    dial_timeout_seconds: Positive = 5
-    dial_attempts: Positive = 12
+    user: Annotated[UserName, Effect.NOTHING] = Field(
+        "root", description="any other needs sudo without a password"
+    )
+    port: Annotated[Port, Effect.NOTHING] = Field(22, description="where the SSH servers listen")
+    private_key_file: Annotated[FilePath | None, Effect.NOTHING] = Field(
+        None, description="the login key; without it the agent of `SSH_AUTH_SOCK`"
+    )
+    known_hosts_file: Annotated[FilePath | None, Effect.NOTHING] = Field(
+        None, description="OpenSSH's; a host whose key is neither there nor in its `ssh.hostKey` is refused"
+    )
+    wait_seconds: Annotated[Positive, Effect.NOTHING] = Field(
+        180, description="so long may a host take until its SSH server answers at all, as while it boots"
+    )
+    dial_timeout_seconds: Annotated[Positive, Effect.NOTHING] = Field(
+        5, description="one attempt of a step to connect"
+    )
+    dial_attempts: Annotated[Positive, Effect.NOTHING] = Field(
+        12,
+        description="so many failed attempts of a step, and the host counts as dead: by default after a "
+        "minute and a half",
+    )
 
 
 class HostSsh(Section):
     """One host's own way in, where it differs from `ssh`."""
 
-    host: SshHost | None = None  # default: the host's `address`
-    port: Port | None = None
-    user: UserName | None = None
-    host_key: HostKey | None = None  # `ssh-ed25519 AAAA…`; wins over known_hosts_file
+    host: Annotated[SshHost | None, Effect.NOTHING] = Field(
+        None, description="where SSH goes, if not to `address`"
+    )
+    port: Annotated[Port | None, Effect.NOTHING] = Field(None, description="and its port, if not `ssh.port`")
+    user: Annotated[UserName | None, Effect.NOTHING] = Field(None, description="likewise, if not `ssh.user`")
+    host_key: Annotated[HostKey | None, Effect.NOTHING] = Field(
+        None, description="the host's public key, `ssh-ed25519 AAAA...`; wins over the known_hosts file"
+    )
 
 
 class Host(Section):
     """One machine of the cluster."""
 
-    name: Name  # node name and host name in the cluster, RFC 1123
-    role: Literal["control-plane", "worker"]
-    address: Address  # IPv4 on the network that the hosts share: kubelet's node-ip
+    name: Annotated[Name, Effect.NEW_HOST] = Field(description="the node's name")
+    role: Annotated[Literal["control-plane", "worker"], Effect.NEW_HOST] = Field(
+        description="one of the hosts is the control plane"
+    )
+    address: Annotated[Address, Effect.NEW_HOST] = Field(
+        description="on the network that the hosts share: kubelet's node-ip"
+    )
     ssh: HostSsh = HostSsh()
-    labels: Labels = {}
-    taints: Taints = ()  # `key=value:NoSchedule`, besides those that Kubernetes itself sets
-    # Any text that wasn't here before: every step on the host runs again and puts right what differs.
-    repair: Text | None = None
+    labels: Annotated[Labels, Effect.IN_PLACE] = Field({}, description="labels of the node")
+    taints: Annotated[Taints, Effect.IN_PLACE] = Field(
+        (), description="taints of the node, `key=value:NoSchedule`, besides Kubernetes' own"
+    )
+    repair: Annotated[Text | None, Effect.IN_PLACE] = Field(
+        None,
+        description="any text that wasn't there before, such as a date: every step on the host runs again "
+        "and puts right what `make check` has found",
+    )
 
 
 class Timeouts(Section):
-    """kubeadm's own limits (v1beta4 `timeouts`); generous, since a limit that is too short breaks a join."""
+    """kubeadm's own limits (v1beta4 `timeouts`); a limit that is too short breaks a join."""
 
-    control_plane_component_health_check: PositiveDuration = "4m0s"
-    kubelet_health_check: PositiveDuration = "4m0s"
-    kubernetes_api_call: PositiveDuration = "1m0s"
-    etcd_api_call: PositiveDuration = "2m0s"
-    tls_bootstrap: PositiveDuration = "5m0s"
-    discovery: PositiveDuration = "5m0s"
+    control_plane_component_health_check: Annotated[PositiveDuration, Effect.LATER] = Field(
+        "4m0s", description="kubeadm waits so long for a component of the control plane"
+    )
+    kubelet_health_check: Annotated[PositiveDuration, Effect.LATER] = Field(
+        "4m0s", description="and for kubelet"
+    )
+    kubernetes_api_call: Annotated[PositiveDuration, Effect.LATER] = Field(
+        "1m0s", description="for the API server's answer; the provider of the objects waits so long, too"
+    )
+    etcd_api_call: Annotated[PositiveDuration, Effect.LATER] = Field("2m0s", description="for etcd's answer")
+    tls_bootstrap: Annotated[PositiveDuration, Effect.LATER] = Field(
+        "5m0s", description="for kubelet's certificate at a join"
+    )
+    discovery: Annotated[PositiveDuration, Effect.LATER] = Field(
+        "5m0s", description="for the cluster's data at a join"
+    )
 
 
 class Limits(Section):
     """How long each remote step may take, in seconds, before it is killed and reported."""
 
-    inspect: Positive = 300
-    prepare: Positive = 1200
-    init: Positive = 1200
-    join: Positive = 1200
-    rollout: Positive = 900
-    proof: Positive = 600
-    reset: Positive = 900
-    drain: Positive = 300
+    inspect: Annotated[Positive, Effect.NOTHING] = Field(
+        300, description="seconds that a step may take: looking at a host"
+    )
+    prepare: Annotated[Positive, Effect.NOTHING] = Field(1200, description="each step of its preparation")
+    init: Annotated[Positive, Effect.NOTHING] = Field(1200, description="kubeadm init")
+    join: Annotated[Positive, Effect.NOTHING] = Field(1200, description="kubeadm join")
+    rollout: Annotated[Positive, Effect.NOTHING] = Field(900, description="a node until it is Ready")
+    proof: Annotated[Positive, Effect.NOTHING] = Field(600, description="the proof, besides its waiting")
+    reset: Annotated[Positive, Effect.NOTHING] = Field(900, description="giving a host back")
+    drain: Annotated[Positive, Effect.NOTHING] = Field(300, description="draining a node")
 
 
 class Kubelet(Section):
@@ -141,37 +210,74 @@ class Kubelet(Section):
     https://kubernetes.io/docs/reference/config-api/kubelet-config.v1beta1/
     """
 
-    max_pods: Positive | None = None
-    pod_pids_limit: Positive | None = None
-    system_reserved: Quantities | None = None
-    kube_reserved: Quantities | None = None
-    eviction_hard: Quantities | None = None
-    image_gc_high_threshold_percent: Percent | None = None
-    container_log_max_files: Positive | None = None
-    container_log_max_size: Text | None = None
-    serialize_image_pulls: Flag | None = None
-    shutdown_grace_period: PositiveDuration | None = None
+    max_pods: Annotated[Positive | None, Effect.IN_PLACE] = Field(
+        None, description="pods on a node; as all of `cluster.kubelet`, kubelet's own default without it"
+    )
+    pod_pids_limit: Annotated[Positive | None, Effect.IN_PLACE] = Field(
+        None, description="processes in a pod"
+    )
+    system_reserved: Annotated[Quantities | None, Effect.IN_PLACE] = Field(
+        None, description="kept from pods for the system: `{cpu: 200m, memory: 256Mi}`"
+    )
+    kube_reserved: Annotated[Quantities | None, Effect.IN_PLACE] = Field(
+        None, description="likewise for kubelet and the container runtime"
+    )
+    eviction_hard: Annotated[Quantities | None, Effect.IN_PLACE] = Field(
+        None, description="with less left, pods are evicted: `{memory.available: 100Mi}`"
+    )
+    image_gc_high_threshold_percent: Annotated[Percent | None, Effect.IN_PLACE] = Field(
+        None, description="of the disk in use, and unused images are deleted"
+    )
+    container_log_max_files: Annotated[Positive | None, Effect.IN_PLACE] = Field(
+        None, description="log files kept of a container"
+    )
+    container_log_max_size: Annotated[Text | None, Effect.IN_PLACE] = Field(
+        None, description="of each: `10Mi`"
+    )
+    serialize_image_pulls: Annotated[Flag | None, Effect.IN_PLACE] = Field(
+        None, description="one image at a time"
+    )
+    shutdown_grace_period: Annotated[PositiveDuration | None, Effect.IN_PLACE] = Field(
+        None, description="for pods when the host is shut down"
+    )
 
 
 class Cluster(Section):
     """What kubeadm is told about the cluster as a whole."""
 
-    name: Name = "kubernetes"
-    kubernetes_version: KubernetesVersion = "1.37.2"
-    # `host:port` that people and the provider use; default the control plane's address:6443
-    api_server: HostPort | None = None
-    certificate_names: tuple[CertificateName, ...] = ()  # extra SANs of the API server's certificate
-    certificate_algorithm: Literal["RSA-2048", "RSA-3072", "RSA-4096", "ECDSA-P256", "ECDSA-P384"] = (
-        "ECDSA-P256"
+    name: Annotated[Name, Effect.LATER] = Field("kubernetes", description="in the kubeconfig")
+    kubernetes_version: Annotated[KubernetesVersion, Effect.REFUSED] = Field(
+        "1.37.2", description="1.34 to 1.39: there is no IPVS mode by default from 1.40 on"
     )
-    # Emulated or very slow hosts: control plane components get ten minutes, not one, before they are
-    # restarted for not answering, and kubelet looks after its containers less often.
-    slow_hosts: Flag = False
-    leader_election: Flag = True  # False on one slow control plane: lost leases restart the controllers
-    join_token_minutes: TokenMinutes = 15
-    # A worker that leaves is drained by eviction, which a disruption budget may forbid for ever. True:
-    # its pods are deleted instead.
-    override_disruption_budgets: Flag = False
+    api_server: Annotated[HostPort | None, Effect.IN_PLACE] = Field(
+        None,
+        description="where people and the provider reach the API; without it the control plane's address, "
+        "port 6443",
+    )
+    certificate_names: Annotated[tuple[CertificateName, ...], Effect.IN_PLACE] = Field(
+        (), description="more names of the API server's certificate"
+    )
+    certificate_algorithm: Annotated[
+        Literal["RSA-2048", "RSA-3072", "RSA-4096", "ECDSA-P256", "ECDSA-P384"], Effect.LATER
+    ] = Field("ECDSA-P256", description="of the cluster's keys")
+    slow_hosts: Annotated[Flag, Effect.LATER] = Field(
+        default=False,
+        description="for emulated or very slow hosts: components get ten minutes to answer before they are "
+        "restarted",
+    )
+    leader_election: Annotated[Flag, Effect.LATER] = Field(
+        default=True,
+        description="`false` for one control plane on a slow machine, where a lost lease restarts the "
+        "controllers",
+    )
+    join_token_minutes: Annotated[TokenMinutes, Effect.NOTHING] = Field(
+        15, description="how long a token is valid; it is revoked when its join is done"
+    )
+    override_disruption_budgets: Annotated[Flag, Effect.NOTHING] = Field(
+        default=False,
+        description="a worker that leaves is drained by eviction, which a disruption budget may forbid; "
+        "`true` deletes its pods instead",
+    )
     kubelet: Kubelet = Kubelet()
     timeouts: Timeouts = Timeouts()
 
@@ -179,81 +285,132 @@ class Cluster(Section):
 class Flannel(Section):
     """The pod network."""
 
-    backend: Literal["vxlan", "host-gw"] = "vxlan"
-    # Matched against interface addresses, then names; default: the networks of the hosts' addresses.
-    interface_regex: Regex | None = None
-    image: Image = "ghcr.io/flannel-io/flannel:v0.28.9"
-    cni_plugin_image: Image = "ghcr.io/flannel-io/flannel-cni-plugin:v1.9.1-flannel1"
+    backend: Annotated[Literal["vxlan", "host-gw"], Effect.ROLLING] = Field(
+        "vxlan", description="`host-gw` where all hosts share one layer 2"
+    )
+    interface_regex: Annotated[Regex | None, Effect.ROLLING] = Field(
+        None,
+        description="matched against interface addresses, then names; without it the networks of the hosts' "
+        "addresses",
+    )
+    image: Annotated[Image, Effect.ROLLING] = Field(
+        "ghcr.io/flannel-io/flannel:v0.28.9", description="flannel's"
+    )
+    cni_plugin_image: Annotated[Image, Effect.ROLLING] = Field(
+        "ghcr.io/flannel-io/flannel-cni-plugin:v1.9.1-flannel1", description="its CNI plugin's"
+    )
 
 
 class Network(Section):
     """Addresses inside the cluster."""
 
-    pod_subnet: PodSubnet = "10.244.0.0/16"
-    service_subnet: ServiceSubnet = "10.96.0.0/12"
-    dns_domain: Subdomain = "cluster.local"
+    pod_subnet: Annotated[PodSubnet, Effect.NEW_CLUSTER] = Field(
+        "10.244.0.0/16", description="a /24 of it for each host"
+    )
+    service_subnet: Annotated[ServiceSubnet, Effect.NEW_CLUSTER] = Field(
+        "10.96.0.0/12", description="its first address is the API's, its tenth the DNS service's"
+    )
+    dns_domain: Annotated[Subdomain, Effect.NEW_CLUSTER] = Field(
+        "cluster.local", description="in every pod's resolv.conf"
+    )
     flannel: Flannel = Flannel()
 
 
 class Proxy(Section):
     """kube-proxy."""
 
-    mode: Literal["ipvs", "nftables", "iptables"] = "ipvs"
-    scheduler: Literal["rr", "wrr", "lc", "wlc", "sh", "dh", "sed", "nq", "lblc", "lblcr", "mh"] = "rr"
-    sync_period: PositiveDuration = "5s"
-    min_sync_period: Duration = "5s"
-    strict_arp: Flag = False
-    # `0s` leaves what the kernel has.
-    tcp_timeout: Duration = "0s"
-    tcp_fin_timeout: Duration = "0s"
-    udp_timeout: Duration = "0s"
-    exclude_cidrs: tuple[Network4, ...] = ()
+    mode: Annotated[Literal["ipvs", "nftables", "iptables"], Effect.ROLLING] = Field(
+        "ipvs", description="changed live, one node after the other"
+    )
+    scheduler: Annotated[
+        Literal["rr", "wrr", "lc", "wlc", "sh", "dh", "sed", "nq", "lblc", "lblcr", "mh"], Effect.ROLLING
+    ] = Field("rr", description="of IPVS")
+    sync_period: Annotated[PositiveDuration, Effect.ROLLING] = Field(
+        "5s", description="all rules are looked over so often"
+    )
+    min_sync_period: Annotated[Duration, Effect.ROLLING] = Field("5s", description="at most `syncPeriod`")
+    strict_arp: Annotated[Flag, Effect.ROLLING] = Field(
+        default=False, description="`true` for MetalLB or kube-vip in ARP mode"
+    )
+    tcp_timeout: Annotated[Duration, Effect.ROLLING] = Field(
+        "0s", description="IPVS's own timeouts; `0s` leaves the kernel's"
+    )
+    tcp_fin_timeout: Annotated[Duration, Effect.ROLLING] = Field("0s", description="likewise")
+    udp_timeout: Annotated[Duration, Effect.ROLLING] = Field("0s", description="likewise")
+    exclude_cidrs: Annotated[tuple[Network4, ...], Effect.ROLLING] = Field(
+        (), description="virtual servers in these networks are none of kube-proxy's"
+    )
 
 
 class Packages(Section):
     """Where kubelet, kubeadm and kubectl come from."""
 
-    # `{minor}` stands for the version's minor (`1.37`), `{format}` for deb or rpm.
-    repository: RepositoryUrl = "https://pkgs.k8s.io/core:/stable:/v{minor}/{format}/"
-    # URL or file of the repository's signing key (armored); default: the one beside the repository.
-    key: PackageKey | None = None
-    revision: PackageRevision = "*"  # package revision after the version: `1.37.2-*`
-    manage: Flag = True  # False: packages are already there, at that version
+    repository: Annotated[RepositoryUrl, Effect.IN_PLACE] = Field(
+        "https://pkgs.k8s.io/core:/stable:/v{minor}/{format}/",
+        description="`{minor}`: `1.37`; `{format}`: `deb` or `rpm`",
+    )
+    key: Annotated[PackageKey | None, Effect.IN_PLACE] = Field(
+        None, description="its armored signing key; without it the one in the repository"
+    )
+    revision: Annotated[PackageRevision, Effect.IN_PLACE] = Field(
+        "*", description="of the package, after the version"
+    )
+    manage: Annotated[Flag, Effect.IN_PLACE] = Field(
+        default=True, description="`false`: kubelet, kubeadm and kubectl are there already, at that version"
+    )
 
 
 class Registry(Section):
     """Where images come from."""
 
-    image_repository: ImageRepository = "registry.k8s.io"
-    mirrors: Mirrors = {}  # upstream registry -> mirror URLs, tried in order
+    image_repository: Annotated[ImageRepository, Effect.LATER] = Field(
+        "registry.k8s.io", description="of Kubernetes' own images; a pod's sandbox image changes in place"
+    )
+    mirrors: Annotated[Mirrors, Effect.IN_PLACE] = Field(
+        {}, description="upstream registry to a list of mirrors, tried in order"
+    )
 
 
 class Nginx(Section):
     """The application that the walk-through deploys."""
 
-    image: Image = "docker.io/library/nginx:1.29"
-    replicas: Positive = 2
-    node_port: NodePort = 30080
+    image: Annotated[Image, Effect.ROLLING] = Field("docker.io/library/nginx:1.29", description="nginx's")
+    replicas: Annotated[Positive, Effect.IN_PLACE] = Field(2, description="spread over the workers")
+    node_port: Annotated[NodePort, Effect.IN_PLACE] = Field(
+        30080, description="where every host answers, 30000 to 32767"
+    )
 
 
 class Proof(Section):
     """What is asked of the finished cluster."""
 
-    requests: Positive = 10
-    wait_seconds: Positive = 300
+    requests: Annotated[Positive, Effect.NOTHING] = Field(
+        10, description="to each of the ClusterIP and the NodePort, from every host"
+    )
+    wait_seconds: Annotated[Positive, Effect.NOTHING] = Field(300, description="for what converges")
 
 
 class Settings(Section):
     """A whole environment."""
 
+    extends: Annotated[FilePath | None, Effect.NOTHING] = Field(
+        None,
+        description="a file with what environments share, in the form of a stack file; what the stack file "
+        "says wins, name by name, and a list takes the whole place of the other",
+    )
     cluster: Cluster = Cluster()
     network: Network = Network()
     proxy: Proxy = Proxy()
     ssh: Ssh = Ssh()
     packages: Packages = Packages()
     registry: Registry = Registry()
-    firewall: Literal["open", "disable", "leave"] = "open"
-    production: Flag = False  # what can't be had back is protected from deletion and replacement
+    firewall: Annotated[Literal["open", "disable", "leave"], Effect.IN_PLACE] = Field(
+        "open", description="`open` the ports that are needed, `disable` it, or `leave` it"
+    )
+    production: Annotated[Flag, Effect.NOTHING] = Field(
+        default=False,
+        description="protects the control plane: no run deletes or replaces it until this is `false` again",
+    )
     hosts: tuple[Host, ...]
     nginx: Nginx = Nginx()
     proof: Proof = Proof()
@@ -378,6 +535,32 @@ class Settings(Section):
         return host.ssh.host_key
 
 
+def fields(model: type[Section] = Settings, prefix: str = "") -> dict[str, FieldInfo]:
+    """Every setting by its path (`proxy.mode`, `hosts[].name`), in the order of the types."""
+    found: dict[str, FieldInfo] = {}
+    for name, field in model.model_fields.items():
+        path = prefix + str(field.alias or name)
+        section, several = section_of(field.annotation)
+        found |= (
+            {path: field} if section is None else fields(section, f"{path}[]." if several else f"{path}.")
+        )
+    return found
+
+
+def effect_of(field: FieldInfo) -> Effect:
+    """What a change of the setting does."""
+    return next(marker for marker in field.metadata if isinstance(marker, Effect))
+
+
+def value_at(settings: Settings, path: str) -> Any:
+    """The value of a setting that is in no list, by its path."""
+    section: Any = settings
+    for alias in path.split("."):
+        names = {str(field.alias): name for name, field in type(section).model_fields.items()}
+        section = getattr(section, names[alias])
+    return section
+
+
 # PauseVersion in kubeadm's constants (cmd/kubeadm/app/constants), read at v1.34.4, v1.35.1, v1.36.3, v1.37.2.
 _PAUSE = {"1.34": "3.10.1", "1.35": "3.10.1", "1.36": "3.10.2", "1.37": "3.10.2"}
 _NEWEST_PAUSE = "3.10.2"
@@ -389,10 +572,20 @@ def _alternatives(patterns: list[str], end: str) -> str:
 
 @dataclass(frozen=True)
 class Problem:
-    """One thing wrong in the configuration: where (`hosts[1].address`), what, and what to write instead."""
+    """One thing wrong in the configuration.
+
+    Attributes:
+        path: Where: `hosts[1].address`.
+        text: What, and what to write instead.
+        file: `in environments/common.yaml` (or `partly in`) where it is not in the stack file alone.
+    """
 
     path: str
     text: str
+    file: str = ""
+
+    def __str__(self) -> str:
+        return f"{self.path}{f' ({self.file})' if self.file else ''}: {self.text}"
 
 
 class SettingsError(Exception):
@@ -401,7 +594,7 @@ class SettingsError(Exception):
     def __init__(self, problems: list[Problem]) -> None:
         self.problems = sorted(problems, key=lambda problem: (_natural(problem.path), problem.text))
         count = "1 problem" if len(self.problems) == 1 else f"{len(self.problems)} problems"
-        lines = "\n".join(f"  {problem.path}: {problem.text}" for problem in self.problems)
+        lines = "\n".join(f"  {problem}" for problem in self.problems)
         super().__init__(f"The configuration has {count}; nothing was touched.\n{lines}")
 
 
@@ -409,31 +602,99 @@ def load(raw: Mapping[str, object], base: Path) -> Settings:
     """The settings of a stack, or `SettingsError` with everything that is wrong with them.
 
     `raw` maps the configuration's names (`hosts`, `cluster`, ..., without the project's prefix) to
-    their values, parsed or as the JSON text that Pulumi hands out. Relative paths in it start at
-    `base`, the folder of the stack's file; `~` is the user's home. In the result every path is
-    absolute and every host has its host key.
+    their values, parsed or as the JSON text that Pulumi hands out. Relative paths in it, and in
+    the file that it extends, start at `base`, the folder of the stack's file; `~` is the user's home.
+    In the result every other path is absolute and every host has its host key.
     """
-    problems: list[Problem] = []
-    data: dict[str, Any] = _plain({name: _parsed(name, value) for name, value in raw.items()})
-    _drop_unknown(Settings, data, (), problems)
-    _absolute_paths(data, base, problems)
+    findings: list[_Finding] = []
+    own = {name: _parsed(name, value) for name, value in raw.items()}
+    shared = _shared(own.get("extends"), base, findings)
+    data: dict[str, Any] = _plain(_merged(shared, own))
+    _drop_unknown(Settings, data, (), findings)
+    _absolute_paths(data, base, findings)
+
+    def refusal() -> SettingsError:
+        extended = str(own.get("extends"))
+        return SettingsError(
+            [
+                Problem(_path(location), text, f"{written} {extended}" if written else "")
+                for location, text in findings
+                for written in [_written(location, own, shared)]
+            ]
+        )
 
     settings, errors = _validate(data)
     broken: set[_Location] = set()
     if settings is None:
-        problems += [_problem(error) for error in errors]
+        findings += [_finding(error) for error in errors]
         # What concerns several values is still checked, on the values that are good in themselves.
         settings, errors = _validate(_without_broken(data, errors, broken))
         if settings is None:
-            raise SettingsError(problems)
-    checks = _Checks(settings, broken, problems, base)
-    settings = checks.run()
-    if problems:
-        raise SettingsError(problems)
+            raise refusal()
+    settings = _Checks(settings, broken, findings).run()
+    if findings:
+        raise refusal()
     return settings
 
 
 _Location = tuple[str | int, ...]
+_Finding = tuple[_Location, str]
+
+
+def _shared(name: object, base: Path, findings: list[_Finding]) -> dict[str, Any]:
+    """What the file called `name` says, without the prefixes; nothing where no file is extended."""
+    if not isinstance(name, str) or not name:
+        return {}
+    problem = "is no stack file: write `config:`, and under it the settings as in a stack file"
+    try:
+        document = yaml.safe_load(_read(base / Path(name).expanduser()))
+    except (_UnreadableError, RuntimeError) as error:
+        document, problem = None, f"{error}; write the path of a file"
+    except yaml.YAMLError as error:
+        document, problem = None, f"is no YAML: {' '.join(str(error).split())}"
+    config = document.get("config") if isinstance(document, dict) and set(document) == {"config"} else None
+    if not isinstance(config, dict):
+        findings.append((("extends",), f"is {name}, which {problem}"))
+        return {}
+    strange = [str(key) for key in config if not str(key).startswith(PREFIX) or key == f"{PREFIX}extends"]
+    if strange:
+        text = f"has {', '.join(strange)}; only settings of {PREFIX} can be shared, and only one level deep"
+        findings.append((("extends",), f"is {name}, which {text}"))
+    return {str(key).removeprefix(PREFIX): value for key, value in config.items() if str(key) not in strange}
+
+
+def _merged(shared: Any, own: Any) -> Any:
+    if isinstance(shared, Mapping) and isinstance(own, Mapping):
+        return {**shared, **{key: _merged(shared.get(key), value) for key, value in own.items()}}
+    return own
+
+
+def _written(location: _Location, own: Any, shared: Any) -> Literal["", "in", "partly in"]:
+    """Whether what counts at a place is the stack file's own, is in the shared file, or is made of both."""
+    for part in location:
+        if not isinstance(own, Mapping) or not isinstance(shared, Mapping) or part not in shared:
+            return ""
+        if part not in own:
+            return "in"
+        own, shared = own[part], shared[part]
+    return "partly in" if isinstance(own, Mapping) and isinstance(shared, Mapping) else ""
+
+
+class _UnreadableError(Exception):
+    """A file without text; the message goes on from `which`."""
+
+
+def _read(file: Path) -> str:
+    try:
+        return file.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        raise _UnreadableError("is not there") from None
+    except IsADirectoryError:
+        raise _UnreadableError("is a folder") from None
+    except OSError as error:
+        raise _UnreadableError(f"can't be read ({error.strerror})") from None
+    except UnicodeDecodeError:
+        raise _UnreadableError("is no text file") from None
 
 
 def _natural(path: str) -> list[tuple[int, str]]:
@@ -474,15 +735,15 @@ def _plain(value: Any) -> Any:
     return value if isinstance(value, (str, int, float, type(None))) else str(value)
 
 
-def _section(annotation: Any) -> tuple[type[Section] | None, bool]:
+def section_of(annotation: Any) -> tuple[type[Section] | None, bool]:
     """The section that a field holds, if any, and whether it holds a list of them."""
     origin = typing.get_origin(annotation)
     if origin is tuple:
-        section, _ = _section(typing.get_args(annotation)[0])
+        section, _ = section_of(typing.get_args(annotation)[0])
         return section, True
     if origin in (types.UnionType, typing.Union):
         for part in typing.get_args(annotation):
-            found = _section(part)
+            found = section_of(part)
             if found[0] is not None:
                 return found
     if isinstance(annotation, type) and issubclass(annotation, Section):
@@ -490,34 +751,34 @@ def _section(annotation: Any) -> tuple[type[Section] | None, bool]:
     return None, False
 
 
-def _drop_unknown(model: type[Section], data: Any, location: _Location, problems: list[Problem]) -> None:
+def _drop_unknown(model: type[Section], data: Any, location: _Location, findings: list[_Finding]) -> None:
     """Take the names out of `data` that `model` doesn't have, and report each."""
     if not isinstance(data, dict):
         return
-    fields = {str(field.alias or name): field for name, field in model.model_fields.items()}
-    for name in [name for name in data if name not in fields]:
+    known = {str(field.alias or name): field for name, field in model.model_fields.items()}
+    for name in [name for name in data if name not in known]:
         # Names are looked up as people mistype them: another case, snake_case, a letter off.
-        folded = {known.lower(): known for known in fields}
+        folded = {setting.lower(): setting for setting in known}
         key = name.replace("_", "").replace("-", "").lower()
         near = difflib.get_close_matches(key, list(folded), n=1, cutoff=0.6)
-        advice = f"write `{folded[near[0]]}`" if near else f"known here: {', '.join(sorted(fields))}"
-        problems.append(Problem(_path((*location, name)), f"is not a setting; {advice}"))
+        advice = f"write `{folded[near[0]]}`" if near else f"known here: {', '.join(sorted(known))}"
+        findings.append(((*location, name), f"is not a setting; {advice}"))
         del data[name]
-    for name, field in fields.items():
-        section, several = _section(field.annotation)
+    for name, field in known.items():
+        section, several = section_of(field.annotation)
         if section is None or name not in data:
             continue
         if not several:
-            _drop_unknown(section, data[name], (*location, name), problems)
+            _drop_unknown(section, data[name], (*location, name), findings)
         elif isinstance(data[name], list):
             for index, item in enumerate(data[name]):
-                _drop_unknown(section, item, (*location, name, index), problems)
+                _drop_unknown(section, item, (*location, name, index), findings)
 
 
 _FILES = (("ssh", "privateKeyFile"), ("ssh", "knownHostsFile"), ("packages", "key"))
 
 
-def _absolute_paths(data: dict[str, Any], base: Path, problems: list[Problem]) -> None:
+def _absolute_paths(data: dict[str, Any], base: Path, findings: list[_Finding]) -> None:
     for section, name in _FILES:
         values = data.get(section)
         if not isinstance(values, dict):
@@ -528,9 +789,7 @@ def _absolute_paths(data: dict[str, Any], base: Path, problems: list[Problem]) -
         try:
             values[name] = str((base / Path(value).expanduser()).absolute())
         except RuntimeError:
-            problems.append(
-                Problem(f"{section}.{name}", f"is {value!r}, and that user has no home here; write a path")
-            )
+            findings.append(((section, name), f"is {value!r}, and that user has no home here; write a path"))
             del values[name]
 
 
@@ -550,9 +809,9 @@ _EXAMPLES = {
 }
 
 
-def _problem(error: ErrorDetails) -> Problem:
+def _finding(error: ErrorDetails) -> _Finding:
     location = error["loc"]
-    return Problem(_path(location), _text_of(error["type"], error.get("input"), location, error))
+    return location, _text_of(error["type"], error.get("input"), location, error)
 
 
 def _text_of(kind: str, value: Any, location: _Location, error: ErrorDetails) -> str:
@@ -622,15 +881,12 @@ def _forget(data: dict[str, Any], location: _Location) -> None:
 
 
 class _Checks:
-    """What concerns more than one value, or a file: each check reports to `problems`."""
+    """What concerns more than one value, or a file: each check reports to `findings`."""
 
-    def __init__(
-        self, settings: Settings, broken: set[_Location], problems: list[Problem], base: Path
-    ) -> None:
+    def __init__(self, settings: Settings, broken: set[_Location], findings: list[_Finding]) -> None:
         self.settings = settings
         self.broken = broken
-        self.problems = problems
-        self.base = base
+        self.findings = findings
 
     def run(self) -> Settings:
         """The settings with their host keys filled in; of use only where no problem was found."""
@@ -648,7 +904,7 @@ class _Checks:
         return all(location[:end] not in self.broken for end in range(1, len(location) + 1))
 
     def _add(self, location: _Location, text: str) -> None:
-        self.problems.append(Problem(_path(location), text))
+        self.findings.append((location, text))
 
     def _roles(self) -> None:
         hosts = self.settings.hosts
@@ -743,13 +999,9 @@ class _Checks:
         if file is None or is_url(file) or not self._good(section, name):
             return None
         try:
-            return Path(file).read_text(encoding="utf-8")
-        except OSError as error:
-            reason = {FileNotFoundError: "is not there", IsADirectoryError: "is a folder"}.get(
-                type(error), f"can't be read ({error.strerror})"
-            )
-        except UnicodeDecodeError:
-            reason = "is no text file"
+            return _read(Path(file))
+        except _UnreadableError as error:
+            reason = error
         lab = (
             "; `python -m lab up` makes it" if "/kubeadm-ipvs/labs/" in file else "; write the path of a file"
         )

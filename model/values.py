@@ -12,7 +12,8 @@ from ipaddress import AddressValueError, IPv4Address, IPv4Network
 from typing import Annotated, Any
 from urllib.parse import urlsplit
 
-from pydantic import AfterValidator, BeforeValidator
+from pydantic import AfterValidator, BeforeValidator, GetCoreSchemaHandler, GetJsonSchemaHandler
+from pydantic_core import core_schema
 
 from model import knownhosts
 
@@ -59,15 +60,6 @@ def _integer(value: Any) -> Any:
 
 def _boolean(value: Any) -> Any:
     return {"true": True, "false": False}.get(value, value) if isinstance(value, str) else value
-
-
-def _between(low: int, high: int, what: str) -> AfterValidator:
-    def check(value: int) -> int:
-        if not low <= value <= high:
-            raise ValueError(f"is {value}; write {what} from {low} to {high}")
-        return value
-
-    return AfterValidator(check)
 
 
 def _text(value: str) -> str:
@@ -372,37 +364,91 @@ def _user_name(value: str) -> str:
     return value
 
 
-Text = Annotated[str, AfterValidator(_text)]
-Name = Annotated[str, AfterValidator(_name)]
-Subdomain = Annotated[str, AfterValidator(_subdomain)]
-Address = Annotated[str, AfterValidator(_address)]
-Network4 = Annotated[str, AfterValidator(_network)]
-PodSubnet = Annotated[str, AfterValidator(_pod_subnet)]
-ServiceSubnet = Annotated[str, AfterValidator(_service_subnet)]
-KubernetesVersion = Annotated[str, AfterValidator(_kubernetes_version)]
-HostPort = Annotated[str, AfterValidator(_host_port)]
-SshHost = Annotated[str, AfterValidator(_ssh_host)]
-CertificateName = Annotated[str, AfterValidator(_certificate_name)]
-Duration = Annotated[str, BeforeValidator(_duration_text), AfterValidator(_duration)]
-PositiveDuration = Annotated[str, BeforeValidator(_duration_text), AfterValidator(_positive_duration)]
-RepositoryUrl = Annotated[str, AfterValidator(_repository_url)]
-PackageRevision = Annotated[str, AfterValidator(_revision)]
-PackageKey = Annotated[str, AfterValidator(_package_key)]
-Image = Annotated[str, AfterValidator(_image)]
-ImageRepository = Annotated[str, AfterValidator(_image_repository)]
-Mirrors = Annotated[
-    dict[str, tuple[Annotated[str, AfterValidator(_mirror_url)], ...]], AfterValidator(_mirrors)
-]
-HostKey = Annotated[str, AfterValidator(_host_key)]
-Regex = Annotated[str, AfterValidator(_regex)]
-Labels = Annotated[dict[str, str], AfterValidator(_labels)]
-Taints = Annotated[tuple[str, ...], AfterValidator(_taints)]
-Quantities = Annotated[dict[str, str], AfterValidator(_quantities)]
-Percent = Annotated[int, BeforeValidator(_integer), _between(0, 100, "a percentage")]
-Flag = Annotated[bool, BeforeValidator(_boolean)]
-Port = Annotated[int, BeforeValidator(_integer), _between(1, 65535, "a port")]
-NodePort = Annotated[int, BeforeValidator(_integer), _between(30000, 32767, "a node port")]
-Positive = Annotated[int, BeforeValidator(_integer), _between(1, 1_000_000, "a whole number")]
-TokenMinutes = Annotated[int, BeforeValidator(_integer), _between(1, 1440, "minutes")]
+class Kind:
+    """What a type is called in the docs, and what an editor may check of it, as JSON schema's keywords.
 
-UserName = Annotated[str, AfterValidator(_user_name)]
+    The check is the validator beside it; the keywords refuse nothing that the validator accepts.
+    """
+
+    def __init__(self, name: str, **keywords: Any) -> None:
+        self.name = name
+        self.keywords = keywords
+
+    def __get_pydantic_json_schema__(
+        self, schema: core_schema.CoreSchema, handler: GetJsonSchemaHandler
+    ) -> dict[str, Any]:
+        """pydantic's, for a JSON schema."""
+        return {**handler(schema), **self.keywords}
+
+
+class Between(Kind):
+    """A whole number within bounds; this one checks it, too."""
+
+    def __init__(self, low: int, high: int, what: str) -> None:
+        super().__init__(what.removeprefix("a "), minimum=low, maximum=high)
+        self._low, self._high, self._what = low, high, what
+
+    def __get_pydantic_core_schema__(
+        self, source: Any, handler: GetCoreSchemaHandler
+    ) -> core_schema.CoreSchema:
+        """pydantic's, for the check."""
+        return core_schema.no_info_after_validator_function(self._check, handler(source))
+
+    def _check(self, value: int) -> int:
+        if not self._low <= value <= self._high:
+            raise ValueError(f"is {value}; write {self._what} from {self._low} to {self._high}")
+        return value
+
+
+_NETWORK_KIND = Kind("IPv4 network", pattern=r"^[\d.]+/\d+$")
+_DURATION_KIND = Kind("duration", pattern=f"^({_DURATION.pattern})+$")
+
+Text = Annotated[str, AfterValidator(_text), Kind("text", minLength=1)]
+FilePath = Annotated[str, AfterValidator(_text), Kind("path", minLength=1)]
+Name = Annotated[
+    str,
+    AfterValidator(_name),
+    Kind("node name", pattern=rf"^{_SUBDOMAIN.pattern}$", maxLength=63),
+]
+Subdomain = Annotated[str, AfterValidator(_subdomain), Kind("DNS name", pattern=rf"^{_SUBDOMAIN.pattern}$")]
+Address = Annotated[str, AfterValidator(_address), Kind("IPv4 address", format="ipv4")]
+Network4 = Annotated[str, AfterValidator(_network), _NETWORK_KIND]
+PodSubnet = Annotated[str, AfterValidator(_pod_subnet), _NETWORK_KIND]
+ServiceSubnet = Annotated[str, AfterValidator(_service_subnet), _NETWORK_KIND]
+KubernetesVersion = Annotated[
+    str, AfterValidator(_kubernetes_version), Kind("version", pattern=r"^\d+\.\d+\.\d+$")
+]
+HostPort = Annotated[str, AfterValidator(_host_port), Kind("host:port", pattern=r"^[^:/]+:\d+$")]
+SshHost = Annotated[str, AfterValidator(_ssh_host), Kind("address or DNS name")]
+CertificateName = Annotated[str, AfterValidator(_certificate_name), Kind("address or DNS name")]
+Duration = Annotated[str, BeforeValidator(_duration_text), AfterValidator(_duration), _DURATION_KIND]
+PositiveDuration = Annotated[
+    str, BeforeValidator(_duration_text), AfterValidator(_positive_duration), _DURATION_KIND
+]
+RepositoryUrl = Annotated[str, AfterValidator(_repository_url), Kind("URL", pattern="://")]
+PackageRevision = Annotated[str, AfterValidator(_revision), Kind("revision")]
+PackageKey = Annotated[str, AfterValidator(_package_key), Kind("path or URL")]
+Image = Annotated[str, AfterValidator(_image), Kind("image with tag or digest", pattern="[:@]")]
+ImageRepository = Annotated[str, AfterValidator(_image_repository), Kind("registry and path")]
+Mirrors = Annotated[
+    dict[str, tuple[Annotated[str, AfterValidator(_mirror_url)], ...]],
+    AfterValidator(_mirrors),
+    Kind("registry: list of URLs"),
+]
+HostKey = Annotated[str, AfterValidator(_host_key), Kind("public key", pattern=r"^\s*(ssh|ecdsa)-\S+\s+AAAA")]
+Regex = Annotated[str, AfterValidator(_regex), Kind("regular expression")]
+Labels = Annotated[dict[str, str], AfterValidator(_labels), Kind("name: text")]
+Taints = Annotated[tuple[str, ...], AfterValidator(_taints), Kind("list of taints")]
+Quantities = Annotated[dict[str, str], AfterValidator(_quantities), Kind("name: quantity")]
+UserName = Annotated[str, AfterValidator(_user_name), Kind("user name")]
+Flag = Annotated[
+    bool,
+    BeforeValidator(_boolean),
+    # Pulumi itself writes a stack file's `true` anew as text.
+    Kind("true or false", type=["boolean", "string"], enum=[True, False, "true", "false"]),
+]
+Percent = Annotated[int, BeforeValidator(_integer), Between(0, 100, "a percentage")]
+Port = Annotated[int, BeforeValidator(_integer), Between(1, 65535, "a port")]
+NodePort = Annotated[int, BeforeValidator(_integer), Between(30000, 32767, "a node port")]
+Positive = Annotated[int, BeforeValidator(_integer), Between(1, 1_000_000, "a whole number")]
+TokenMinutes = Annotated[int, BeforeValidator(_integer), Between(1, 1440, "minutes")]

@@ -142,8 +142,8 @@ run_step() {
   if locking; then
     exec 9>"$LOCK"
     until flock -w 20 9; do
-      ((SECONDS < LOCK_SECONDS)) || fail "another run of this program is still at work here" "wait for it to end (fuser -v $LOCK), then run again"
       say "an earlier run is still at work here; waiting for its end"
+      ((SECONDS < LOCK_SECONDS)) || fail "another run of this program is still at work here" "wait for it to end (fuser -v $LOCK), then run again"
     done
   fi
   "$1"

@@ -22,7 +22,7 @@ from datetime import UTC, datetime
 from lab.errors import Trouble
 from lab.paths import project_dir
 from model import drift
-from model.settings import Host, Settings, SettingsError, load
+from model.settings import PREFIX, Host, Settings, SettingsError, load
 from tools.reader import Reader
 
 
@@ -47,11 +47,10 @@ def settings_of(stack: str, environment: Mapping[str, str] | None = None) -> Set
     if done.returncode != 0:
         raise Trouble(f"the settings of the stack {stack} can't be read: {done.stderr.strip()}")
     config = json.loads(done.stdout)
-    prefix = "kubeadm-ipvs:"
     raw = {
-        name.removeprefix(prefix): item.get("value")
+        name.removeprefix(PREFIX): item.get("value")
         for name, item in config.items()
-        if name.startswith(prefix)
+        if name.startswith(PREFIX)
     }
     try:
         return load(raw, project_dir())

@@ -78,12 +78,13 @@ class Run:
 
 @dataclass
 class Stack:
-    """A project folder with one stack, `test`, in a file backend of its own."""
+    """A project folder with one stack in a file backend of its own."""
 
     folder: Path
     environment: dict[str, str]
     extra: dict[str, str] = field(default_factory=dict)  # variables that the next runs get in addition
     language_host: bool = False  # run programs by the language host, as a person's run does
+    name: str = "test"
 
     def program(self, text: str) -> Stack:
         """Write the program."""
@@ -124,7 +125,7 @@ class Stack:
 
     def _call(self, *arguments: str) -> subprocess.CompletedProcess[str]:
         return subprocess.run(
-            ["pulumi", *arguments, "--stack", "test", "--non-interactive"],
+            ["pulumi", *arguments, "--stack", self.name, "--non-interactive"],
             cwd=self.folder,
             env={**self.environment, **self.extra},
             stdin=subprocess.DEVNULL,
@@ -172,19 +173,25 @@ class Stack:
 
 def make_stack(folder: Path, environment: dict[str, str]) -> Stack:
     """A new project with an empty stack."""
-    project, backend = folder / "project", folder / "backend"
+    project = folder / "project"
     project.mkdir(parents=True)
-    backend.mkdir()
     (project / "Pulumi.yaml").write_text("name: conformance\nruntime: python\n")
+    return make_stack_of(project, environment)
+
+
+def make_stack_of(project: Path, environment: dict[str, str], name: str = "test") -> Stack:
+    """An empty stack of a project that is there; its backend lies beside the project's folder."""
+    backend = project.parent / "backend"
+    backend.mkdir()
     variables = {
         **environment,
         "PULUMI_BACKEND_URL": backend.as_uri(),
         "PULUMI_CONFIG_PASSPHRASE": "conformance",
     }
     variables.pop("PULUMI_CONFIG_PASSPHRASE_FILE", None)
-    stack = Stack(project, variables)
+    stack = Stack(project, variables, name=name)
     made = subprocess.run(
-        ["pulumi", "stack", "init", "test", "--non-interactive"],
+        ["pulumi", "stack", "init", name, "--non-interactive"],
         cwd=project,
         env=variables,
         capture_output=True,

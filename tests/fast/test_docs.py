@@ -4,52 +4,20 @@ from __future__ import annotations
 
 import argparse
 import re
+import shutil
 from pathlib import Path
 
 import pytest
 import yaml
-from pydantic.fields import FieldInfo
 
 from lab import ports
 from lab.__main__ import _parser as lab_parser
-from model.settings import Section, Settings, _section, load
+from model.settings import PREFIX, load
+from tests.fast.test_reference import faults
 
 PROJECT = Path(__file__).resolve().parents[2]
 PAGES = [PROJECT / "README.md", *sorted((PROJECT / "docs").rglob("*.md"))]
-ROW = re.compile(r"^\| `([A-Za-z.\[\]]+)` \|(.*?)\|", re.MULTILINE)
 KEY = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIJx1BZx8x1Ch1v0mVRy2F1S7ZrYHn3bQJtY4Q5o1V8pK"
-
-
-def fields(model: type[Section], prefix: str = "") -> dict[str, FieldInfo]:
-    """Every setting by its path, as the page writes it."""
-    found: dict[str, FieldInfo] = {}
-    for name, field in model.model_fields.items():
-        section, several = _section(field.annotation)
-        path = prefix + (field.alias or name)
-        if section is None:
-            found[path] = field
-        else:
-            found |= fields(section, f"{path}[]." if several else f"{path}.")
-    return found
-
-
-def written(field: FieldInfo) -> str:
-    """A default as the page writes it."""
-    if field.is_required():
-        return "required"
-    if field.default is None:
-        return ""
-    shown = (
-        {(): "[]", True: "true", False: "false"}.get(field.default, field.default)
-        if not isinstance(field.default, dict)
-        else "{}"
-    )
-    return f"`{shown}`"
-
-
-def test_the_settings_page_lists_every_setting_with_its_default() -> None:
-    listed = {path: cell.strip() for path, cell in ROW.findall((PROJECT / "docs/settings.md").read_text())}
-    assert listed == {path: written(field) for path, field in fields(Settings).items()}
 
 
 def examples() -> list[tuple[str, dict[str, object]]]:
@@ -57,9 +25,7 @@ def examples() -> list[tuple[str, dict[str, object]]]:
     for page in PAGES:
         for block in re.findall(r"^ *```yaml\n(.*?)^ *```", page.read_text(), re.MULTILINE | re.DOTALL):
             config = yaml.safe_load(block)["config"]
-            found.append(
-                (page.name, {name.removeprefix("kubeadm-ipvs:"): value for name, value in config.items()})
-            )
+            found.append((page.name, {name.removeprefix(PREFIX): value for name, value in config.items()}))
     return found
 
 
@@ -72,15 +38,22 @@ def test_an_example_configuration_is_accepted(
     (tmp_path / ".ssh/id_ed25519").write_text("-----BEGIN OPENSSH PRIVATE KEY-----\n")
     reached = ["10.0.0.11", "10.0.0.12", "10.0.0.13", "[node2.example.com]:2222"]
     (tmp_path / ".ssh/known_hosts").write_text("".join(f"{host} {KEY}\n" for host in reached))
+    shutil.copytree(PROJECT / "environments", tmp_path / "environments")
     (tmp_path / "mirror.asc").write_text("-----BEGIN PGP PUBLIC KEY BLOCK-----\n")
     # An example of one part of the settings stands beside a person's own hosts.
     hosts = [{"name": "a", "role": "control-plane", "address": "10.0.0.11", "ssh": {"hostKey": KEY}}]
     settings = load({"hosts": hosts, **config}, tmp_path)
+    assert faults({"config": {PREFIX + name: value for name, value in config.items()}}) == []
     assert settings.control_plane.address == "10.0.0.11"
 
 
 def test_there_are_examples() -> None:
-    assert {page for page, _ in examples()} >= {"README.md", "own-machines.md", "air-gap.md"}
+    assert {page for page, _ in examples()} >= {
+        "README.md",
+        "own-machines.md",
+        "air-gap.md",
+        "environments.md",
+    }
 
 
 def test_the_images_of_an_air_gapped_site_are_those_of_the_defaults() -> None:
@@ -108,6 +81,7 @@ def test_the_lab_commands_of_the_pages_exist() -> None:
 def test_files_that_the_pages_name_exist() -> None:
     for page in PAGES:
         for name in re.findall(
-            r"`((?:scripts|model|components|manifests|lab|tools|tests|docs)/[\w./-]*)`", page.read_text()
+            r"`((?:scripts|model|components|manifests|lab|tools|tests|docs|environments)/[\w./-]*)`",
+            page.read_text(),
         ):
             assert (PROJECT / name).exists(), f"{page.relative_to(PROJECT)} names {name}"

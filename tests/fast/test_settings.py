@@ -16,7 +16,7 @@ import pytest
 import yaml
 
 from model import knownhosts
-from model.settings import Problem, Settings, SettingsError, load
+from model.settings import PREFIX, Problem, Settings, SettingsError, load
 from model.values import seconds
 
 Raw = dict[str, Any]
@@ -356,6 +356,86 @@ def test_sections_may_be_json_text_as_pulumi_hands_them_out(raw: Raw, tmp_path: 
 
 def test_a_name_without_a_value_counts_as_not_written(raw: Raw, tmp_path: Path) -> None:
     assert load(raw | {"proxy": None, "nginx": {"image": None}}, tmp_path) == load(raw, tmp_path)
+
+
+def share(folder: Path, **sections: Any) -> str:
+    """Writes a file for a stack file to extend; its name."""
+    config = {f"{PREFIX}{name}": value for name, value in sections.items()}
+    (folder / "common.yaml").write_text(yaml.safe_dump({"config": config}))
+    return "common.yaml"
+
+
+def test_what_is_extended_counts_where_the_stack_file_says_nothing(raw: Raw, tmp_path: Path) -> None:
+    raw["extends"] = share(
+        tmp_path,
+        firewall="leave",
+        cluster={"kubelet": {"maxPods": 50, "podPidsLimit": 9}, "certificateNames": ["a", "b"]},
+        registry={"mirrors": {"docker.io": ["http://d"], "ghcr.io": ["http://g"]}},
+        packages={"key": "nowhere.asc"},
+    )
+    raw["cluster"] = {"kubelet": {"maxPods": 70}, "certificateNames": ["c"]}
+    raw["registry"] = {"mirrors": {"docker.io": ["http://own"]}}
+    settings = load(raw, tmp_path)
+    assert settings.firewall == "leave"
+    assert (settings.cluster.kubelet.max_pods, settings.cluster.kubelet.pod_pids_limit) == (70, 9)
+    assert settings.cluster.certificate_names == ("c",)
+    assert settings.registry.mirrors == {"docker.io": ("http://own",), "ghcr.io": ("http://g",)}
+    assert settings.packages.key == str(tmp_path / "packages.asc")
+
+
+def test_a_name_without_a_value_takes_back_what_is_extended(raw: Raw, tmp_path: Path) -> None:
+    raw["extends"] = share(tmp_path, nginx={"replicas": 5, "nodePort": 30100})
+    settings = load(raw | {"nginx": {"replicas": None}}, tmp_path)
+    assert (settings.nginx.replicas, settings.nginx.node_port) == (2, 30100)
+
+
+def test_a_problem_names_the_file_that_it_is_in(raw: Raw, tmp_path: Path) -> None:
+    raw["extends"] = share(
+        tmp_path,
+        cluster={"kubernetesVersion": "1.40.0", "nope": 1, "joinTokenMinutes": 0},
+        registry={"mirrors": {"docker.io": []}},
+        nginx="web",
+        ssh={"knownHostsFile": "absent", "privateKeyFile": "absent"},
+    )
+    raw["cluster"] = {"joinTokenMinutes": 5000}
+    raw["registry"] = {"mirrors": {"ghcr.io": ["http://m"]}}
+    raw["proxy"] = {"scheduler": "random"}
+    del raw["ssh"]["knownHostsFile"]
+    problems = problems_of(raw, tmp_path)
+    assert [(problem.path, problem.file) for problem in problems] == [
+        ("cluster.joinTokenMinutes", ""),
+        ("cluster.kubernetesVersion", "in common.yaml"),
+        ("cluster.nope", "in common.yaml"),
+        ("nginx", "in common.yaml"),
+        ("proxy.scheduler", ""),
+        ("registry.mirrors", "partly in common.yaml"),
+        ("ssh.knownHostsFile", "in common.yaml"),
+    ]
+    assert "  cluster.kubernetesVersion (in common.yaml): is 1.40.0" in str(SettingsError(problems))
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        (None, "is not there"),
+        ("config: [", "no YAML"),
+        ("kubeadm-ipvs:firewall: leave\n", "`config:`"),
+        ("config: text\n", "`config:`"),
+        ("config: {}\nencryptionsalt: v1:x\n", "`config:`"),
+        ("config: {aws:region: eu-west-1}\n", "aws:region"),
+        ("config: {firewall: leave}\n", "has firewall"),
+        ("config: {kubeadm-ipvs:extends: other.yaml}\n", "one level"),
+    ],
+)
+def test_a_file_that_can_not_be_extended_is_the_only_problem(
+    raw: Raw, tmp_path: Path, text: str | None, words: str
+) -> None:
+    if text is not None:
+        (tmp_path / "common.yaml").write_text(text)
+    [problem] = problems_of(raw | {"extends": "common.yaml"}, tmp_path)
+    assert (problem.path, problem.file) == ("extends", "")
+    assert problem.text.startswith("is common.yaml, which ")
+    assert words in problem.text
 
 
 def test_loading_leaves_what_it_was_given_alone(raw: Raw, tmp_path: Path) -> None:

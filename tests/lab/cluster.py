@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -56,12 +57,15 @@ class Cluster:
     def state_of(self, hosts: Iterable[str]) -> dict[str, set[str]]:
         """Some hosts' state now."""
         script = STATE_SCRIPT.read_text()
-        states = {}
-        for host in hosts:
+
+        def look(host: str) -> set[str]:
             done = self.lab.ssh(host, ["bash", "-s"], input=script, timeout=900)
             assert done.returncode == 0, f"{host}: {done.stderr}"
-            states[host] = set(done.stdout.splitlines())
-        return states
+            return set(done.stdout.splitlines())
+
+        names = tuple(hosts)
+        with ThreadPoolExecutor(len(names)) as pool:
+            return dict(zip(names, pool.map(look, names), strict=True))
 
     def run(self, host: str, command: str, timeout: float = 300) -> str:
         """A shell command's output on a host; it must succeed."""

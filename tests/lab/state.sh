@@ -38,7 +38,7 @@ kernel() {
   # Numbers that the kernel itself keeps moving are no settings.
   find /proc/sys/net /proc/sys/vm /proc/sys/kernel -type f -perm -u+r 2>/dev/null |
     grep -vE 'random/|ns_last_pid|_count$|netdev_rss_key|tcp_fastopen_key|stat_refresh|drop_caches|compact_memory|entropy|pty/nr|cad_pid|flush$|perf_event_max_sample|sched_|nf_log|pid_max|hung_task_detect' |
-    while read -r path; do printf '%s = %s\n' "$path" "$(tr '\n\t' '  ' <"$path" 2>/dev/null)"; done | section sysctl
+    { xargs grep -sH '' || :; } | section sysctl
   awk 'NR > 1 {print $1, $2, $3, $5}' /proc/swaps | section swap
   if [[ -r /sys/fs/selinux/enforce ]]; then section selinux </sys/fs/selinux/enforce; fi
 }

@@ -1,0 +1,69 @@
+"""Every committed stack can be previewed, by the real engine, on a copy of the checkout."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from model.settings import load
+from tests import stacks
+from tests.engine.stack import make_stack_of
+from tools import env
+
+
+@pytest.mark.parametrize("name", stacks.committed())
+def test_a_committed_stack_is_previewed_as_a_new_cluster_with_its_own_and_the_shared_settings(
+    name: str, toolbox: env.Toolbox, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    project, home = tmp_path / "project", tmp_path / "home"
+    for file in stacks.tracked():
+        (project / file).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(stacks.PROJECT / file, project / file)
+    # Pulumi's own lines are of the state that a person has; this one's state is another.
+    file = project / f"Pulumi.{name}.yaml"
+    lines = file.read_text().splitlines(keepends=True)
+    own = ("encryptionsalt:", "encryptedkey:", "secretsprovider:")
+    file.write_text("".join(line for line in lines if not line.startswith(own)))
+    (project / ".venv").symlink_to(stacks.PROJECT / ".venv")
+    home.mkdir()
+    stacks.make_home(home, name)
+    environment = env.environment(toolbox)
+    environment |= {
+        "PULUMI_HOME": os.environ.get("PULUMI_HOME", str(Path.home() / ".pulumi")),
+        "HOME": str(home),
+    }
+    stack = make_stack_of(project, environment, name)
+    stack.language_host = True
+
+    run = stack.preview()
+
+    monkeypatch.setenv("HOME", str(home))
+    settings = load(stacks.settings_of(name), stacks.PROJECT)
+    assert {step.op for step in run.steps} == {"create"}
+    for host in settings.hosts:
+        firewall = run.step(f"{host.name}-firewall").state["inputs"]
+        assert f"FIREWALL={settings.firewall}\n" in firewall["stdin"]
+        assert firewall["create"].startswith("sudo ") == (settings.ssh_user(host) != "root")
+    assert bool(run.step(f"{settings.control_plane.name}-init").state.get("protect")) == settings.production
+    assert run.step("Deployment/default/nginx").state["inputs"]["spec"]["replicas"] == settings.nginx.replicas
+
+
+def test_the_engine_makes_no_stack_in_a_file_backend_without_a_passphrase_or_a_key_service(
+    toolbox: env.Toolbox, tmp_path: Path
+) -> None:
+    variables = env.environment(toolbox) | {"PULUMI_BACKEND_URL": tmp_path.as_uri()}
+    del variables["PULUMI_CONFIG_PASSPHRASE_FILE"]
+    (tmp_path / "Pulumi.yaml").write_text("name: secrets\nruntime: python\n")
+
+    def made(*arguments: str) -> subprocess.CompletedProcess[str]:
+        argv = ["pulumi", "stack", "init", "prod", "--non-interactive", *arguments]
+        return subprocess.run(argv, cwd=tmp_path, env=variables, capture_output=True, text=True)
+
+    without = made()
+    assert without.returncode != 0
+    assert "passphrase must be set" in without.stderr
+    assert "unknown secrets provider" in made("--secrets-provider", "none").stderr

@@ -1,0 +1,173 @@
+"""What a setting's type says a change of it does is what the change does to the resources."""
+
+from __future__ import annotations
+
+import functools
+import re
+import types
+import typing
+from pathlib import Path
+from typing import Any
+
+import pytest
+from pydantic.fields import FieldInfo
+
+from components.changes import kept
+from components.remote import REPAIRING
+from model import kubeadm
+from model.settings import Effect, Settings, effect_of, fields, load
+from tests.fast import graph
+from tests.fast.test_graph import raw_settings, run
+
+# Another value than the default, where none follows from the type.
+OTHERS: dict[str, Any] = {
+    "cluster.apiServer": "api.example.com:6443",
+    "cluster.certificateNames": ["k8s.example.com"],
+    "cluster.kubelet.containerLogMaxSize": "20Mi",
+    "cluster.kubelet.evictionHard": {"memory.available": "1%"},
+    "cluster.kubelet.kubeReserved": {"cpu": "100m"},
+    "cluster.kubelet.shutdownGracePeriod": "9s",
+    "cluster.kubelet.systemReserved": {"cpu": "100m"},
+    "cluster.kubernetesVersion": "1.36.3",
+    "cluster.name": "other",
+    "hosts[].address": "192.168.166.9",
+    "hosts[].labels": {"disk": "ssd"},
+    "hosts[].name": "other",
+    "hosts[].repair": "2026-01-01",
+    "hosts[].ssh.host": "192.0.2.9",
+    "hosts[].ssh.user": "ops",
+    "hosts[].taints": ["a=b:NoSchedule"],
+    "network.dnsDomain": "k8s.example",
+    "network.flannel.cniPluginImage": "example.com/cni:1",
+    "network.flannel.image": "example.com/flannel:1",
+    "network.flannel.interfaceRegex": "^eth1$",
+    "network.podSubnet": "10.200.0.0/16",
+    "network.serviceSubnet": "10.112.0.0/12",
+    "nginx.image": "example.com/nginx:1",
+    "packages.key": "https://example.com/key.asc",
+    "packages.repository": "https://example.com/{minor}/",
+    "packages.revision": "1.1",
+    "proxy.excludeCidrs": ["10.9.0.0/16"],
+    "proxy.syncPeriod": "9s",
+    "registry.imageRepository": "example.com",
+    "registry.mirrors": {"docker.io": ["https://example.com"]},
+    "ssh.user": "ops",
+}
+# What these hosts can't show: files that are read while settings are loaded, and a second control plane.
+UNSEEN = {"extends", "ssh.privateKeyFile", "ssh.knownHostsFile", "hosts[].ssh.hostKey", "hosts[].role"}
+
+
+def other(path: str, field: FieldInfo) -> Any:
+    if path in OTHERS:
+        return OTHERS[path]
+    annotation = field.annotation
+    if typing.get_origin(annotation) in (types.UnionType, typing.Union):
+        annotation = typing.get_args(annotation)[0]
+    if typing.get_origin(annotation) is typing.Annotated:
+        annotation = typing.get_args(annotation)[0]
+    if typing.get_origin(annotation) is typing.Literal:
+        return next(choice for choice in typing.get_args(annotation) if choice != field.default)
+    if annotation is bool:
+        return not field.default
+    if annotation is int:
+        return (field.default or 50) + 1
+    assert str(field.default).endswith("s"), f"write another value than {path}'s default into OTHERS"
+    return "3s"
+
+
+def changed(tmp_path: Path, *paths: str) -> Settings:
+    """The usual settings, with another value at each path; of a host, of the first worker."""
+    raw = raw_settings(tmp_path)
+    for path in paths:
+        place = raw
+        *parents, last = path.replace("hosts[]", "hosts").split(".")
+        for part in parents:
+            place = place[part][1] if part == "hosts" else place.setdefault(part, {})
+        place[last] = other(path, fields()[path])
+    return load(raw, tmp_path)
+
+
+def with_effect(*effects: Effect) -> list[str]:
+    return [p for p, field in fields().items() if effect_of(field) in effects and p not in UNSEEN]
+
+
+@functools.cache
+def before(tmp_path: Path) -> graph.Recorder:
+    return run(changed(tmp_path))
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("effects")
+
+
+def triggers(recorded: graph.Recorder) -> dict[str, Any]:
+    return {name: inputs["triggers"] for name, inputs in recorded.inputs.items() if "triggers" in inputs}
+
+
+def without_limits(text: str) -> str:
+    """A step's text without how long it waits for what."""
+    return re.sub(r"^\w+_SECONDS=.*$", "", text, flags=re.MULTILINE)
+
+
+@pytest.mark.parametrize("path", with_effect(Effect.NEW_CLUSTER))
+def test_a_setting_that_needs_a_new_cluster_replaces_init(folder: Path, path: str) -> None:
+    after = run(changed(folder, path))
+    assert triggers(after)["master-init"] != triggers(before(folder))["master-init"]
+
+
+def test_a_version_is_what_a_living_cluster_refuses(folder: Path) -> None:
+    assert with_effect(Effect.REFUSED) == ["cluster.kubernetesVersion"]
+    assert kept(changed(folder, "cluster.kubernetesVersion")) != kept(changed(folder))
+
+
+@pytest.mark.parametrize("path", with_effect(Effect.NEW_HOST))
+def test_a_setting_that_makes_a_host_anew_leaves_its_cluster(folder: Path, path: str) -> None:
+    after, now = run(changed(folder, path)), before(folder)
+    assert triggers(after)["master-init"] == triggers(now)["master-init"]
+    assert (
+        set(after.requests) != set(now.requests)
+        or triggers(after)["node1-claim"] != triggers(now)["node1-claim"]
+    )
+
+
+def test_no_other_setting_replaces_anything(folder: Path) -> None:
+    rest = set(Effect) - {Effect.NEW_CLUSTER, Effect.NEW_HOST, Effect.REFUSED}
+    after = run(changed(folder, *with_effect(*rest)))
+    assert triggers(after) == triggers(before(folder))
+    assert {name for name in after.requests if "test" not in name} == {
+        name for name in before(folder).requests if "test" not in name
+    }
+
+
+def test_a_setting_that_changes_no_host_is_in_no_step_that_makes_one_and_in_no_object(folder: Path) -> None:
+    after = run(changed(folder, *with_effect(Effect.NOTHING)))
+    for name, inputs in before(folder).inputs.items():
+        step = name.rpartition("-")[2]
+        if "/" in name:
+            assert after.inputs[name] == inputs, name
+        elif step in REPAIRING - {"init", "kubeconfig"}:
+            assert without_limits(after.inputs[name]["stdin"]) == without_limits(inputs["stdin"]), name
+    assert kubeadm.kubelet_config(changed(folder, *with_effect(Effect.NOTHING))) == kubeadm.kubelet_config(
+        changed(folder)
+    )
+
+
+@pytest.mark.parametrize("path", with_effect(Effect.IN_PLACE, Effect.ROLLING))
+def test_a_setting_that_is_changed_while_all_runs_reaches_a_step_or_an_object(
+    folder: Path, path: str
+) -> None:
+    after = run(changed(folder, path))
+    now = before(folder)
+    differing = [name for name in now.inputs if after.inputs[name] != now.inputs[name]]
+    assert [name for name in differing if "/" in name or name.rpartition("-")[2] in {*REPAIRING, "member"}]
+
+
+@pytest.mark.parametrize("path", fields())
+def test_what_kube_proxy_is_told_changes_node_by_node(folder: Path, path: str) -> None:
+    if path in UNSEEN or effect_of(fields()[path]) is Effect.NEW_CLUSTER:
+        return
+    differs = kubeadm.proxy_config(changed(folder, path)) != kubeadm.proxy_config(changed(folder))
+    assert differs == path.startswith("proxy.")
+    if differs:
+        assert effect_of(fields()[path]) is Effect.ROLLING
