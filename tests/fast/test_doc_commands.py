@@ -31,6 +31,19 @@ MADE = (CLUSTER, "test_make_up_ends_with_each_hosts_virtual_servers_and_an_answe
 RUN_BY = {
     r"make up": MADE,
     r"make show": MADE,
+    r"make show ARGS=(--live|\"--live --html show.html\")": (
+        CLUSTER,
+        "test_a_live_look_draws_what_each_kernel_balances",
+    ),
+    r"make show ARGS=--watch": (
+        "tests/fast/test_traffic.py",
+        "test_a_watch_refreshes_with_what_was_counted_since_the_last_look",
+    ),
+    r"make timeline( ARGS=.*)?": (
+        "tests/fast/test_timeline.py",
+        "test_the_command_shows_the_last_run_or_a_given_log",
+    ),
+    r"pulumi up --yes --skip-preview --json > events\.json": ("tests/lab/cluster.py", "__init__"),
     r"make test": (".ci/run", "make test"),
     r"make down": (
         "tests/engine/test_down.py",

@@ -6,11 +6,15 @@ The tests run in the order in which they stand here: at the end the hosts are gi
 from __future__ import annotations
 
 import re
+import subprocess
+import sys
 import time
 import urllib.request
+from pathlib import Path
 
 import yaml
 
+from lab.paths import project_dir
 from lab.progress import Progress
 from tests.lab.cluster import (
     Cluster,
@@ -65,6 +69,26 @@ def test_the_kernel_balances_and_iptables_does_not(cluster: Cluster) -> None:
         rules = cluster.run(host, "iptables-save")
         assert not re.search(r"KUBE-(SVC|SEP)-", rules)
         assert "--match-set KUBE-CLUSTER-IP" in rules
+
+
+def test_a_live_look_draws_what_each_kernel_balances(cluster: Cluster, tmp_path: Path) -> None:
+    page = tmp_path / "show.html"
+    done = subprocess.run(
+        [sys.executable, "-m", "tools.show", "--stack", cluster.stack, "--live", "--html", str(page)],
+        cwd=project_dir(),
+        env=cluster.environment,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    drawn = page.read_text()
+    for number, host in enumerate(cluster.hosts):
+        assert host in drawn
+        assert f"192.168.166.{101 + number}" in drawn
+    pods = cluster.kubectl("get pods -l app.kubernetes.io/name=nginx -o jsonpath='{.items[*].status.podIP}'")
+    for pod in pods.split():
+        assert f"{pod}:80" in drawn
 
 
 def test_nodes_have_their_addresses_on_the_hosts_own_network(cluster: Cluster) -> None:
