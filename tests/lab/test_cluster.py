@@ -27,7 +27,6 @@ from tests.lab.cluster import (
     repaired,
     up,
 )
-from tests.lab.kills import killed_at_each_line
 from tests.lab.prober import probing
 
 NO_OP_SECONDS = 60.0
@@ -248,11 +247,3 @@ def test_destroy_gives_every_host_back_as_it_was(cluster: Cluster) -> None:
     assert done.returncode == 0, done.stdout + done.stderr
     assert differences(cluster.before, cluster.state()) == ""
     assert {host: own_process(cluster, host) for host in cluster.hosts} == cluster.own, "not even restarted"
-
-
-def test_steps_that_are_killed_at_each_of_their_lines_come_to_the_same_end(
-    cluster: Cluster, progress: Progress
-) -> None:
-    kills = killed_at_each_line(cluster, cluster.hosts[-1], ("claim", "kernel", "firewall"))
-    progress.say(f"killed at so many lines: {kills}")
-    assert all(count > 10 for count in kills.values())
