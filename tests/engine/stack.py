@@ -1,45 +1,50 @@
 """Runs the real engine and the present plugins on small programs, each with state of its own.
 
-The programs run in the test's own process, as the Automation API does it with inline
-programs: a process and the list of its packages for each run would take longer than the
-run. A test of the language host itself asks for it (`Stack.language_host`).
+The programs run as the Automation API runs inline programs, in a process that is forked from one
+that has imported the SDK already: a new interpreter with the list of its packages for each run
+would take longer than the run. Not in the test's own process: what a program that failed leaves
+behind, half-run coroutines and threads among it, disturbed tests that came after. A test of the
+language host itself asks for it (`Stack.language_host`).
 """
 
 from __future__ import annotations
 
-import gc
 import json
+import multiprocessing
 import os
 import subprocess
-import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
-import grpc
-from pulumi.automation._server import LanguageServer
-from pulumi.runtime.proto import language_pb2_grpc
-
 LIMIT_SECONDS = 300  # for one engine run: generous, since the machine may be busy
 
+_processes = multiprocessing.get_context("forkserver")
+_processes.set_forkserver_preload(["__main__", "pulumi.automation", "pulumi_command", "pulumi_kubernetes"])
 
-class _Language(LanguageServer):
-    """Runs a program in this process, and tells when it has ended."""
 
-    def __init__(self, program: Callable[[], None]) -> None:
-        super().__init__(program)
-        self.ended = threading.Event()
-        self.ended.set()  # the engine may fail before it asks for a run
+def _serve(source: str, environment: Mapping[str, str], said: Connection) -> None:
+    """Be the language host of one program until killed; says its port first."""
+    import grpc
+    from pulumi.automation._server import LanguageServer
+    from pulumi.runtime.proto import language_pb2_grpc
 
-    def Run(self, request: Any, context: Any) -> Any:  # noqa: N802 - the protocol's name
-        self.ended.clear()
-        try:
-            return super().Run(request, context)  # type: ignore[no-untyped-call]
-        finally:
-            self.ended.set()
+    os.environ.clear()
+    os.environ.update(environment)
+    code = compile(source, "__main__.py", "exec")
+
+    def program() -> None:
+        exec(code, {"__name__": "__main__"})
+
+    server = grpc.server(ThreadPoolExecutor(max_workers=4))
+    language_pb2_grpc.add_LanguageRuntimeServicer_to_server(LanguageServer(program), server)
+    said.send(server.add_insecure_port("127.0.0.1:0"))
+    server.start()
+    server.wait_for_termination()
 
 
 @dataclass(frozen=True)
@@ -145,25 +150,21 @@ class Stack:
 
     @contextmanager
     def _inline(self) -> Iterator[str]:
-        source = compile((self.folder / "__main__.py").read_text(), "__main__.py", "exec")
-
-        def program() -> None:
-            os.environ.update(self.extra)
-            exec(source, {"__name__": "__main__"})
-
-        language = _Language(program)
-        server = grpc.server(ThreadPoolExecutor(max_workers=4))
-        language_pb2_grpc.add_LanguageRuntimeServicer_to_server(language, server)
-        port = server.add_insecure_port("127.0.0.1:0")
-        server.start()
+        hears, says = _processes.Pipe(duplex=False)
+        source = (self.folder / "__main__.py").read_text()
+        process = _processes.Process(
+            target=_serve, args=(source, {**os.environ, **self.extra}, says), daemon=True
+        )
+        process.start()
+        says.close()
         try:
-            yield f"127.0.0.1:{port}"
+            # Ends by EOFError where the process can't start: its traceback is above.
+            yield f"127.0.0.1:{hears.recv()}"
         finally:
-            # A failed run leaves the program in the middle of a request, which now fails. Its
-            # coroutines must not live on: collected within another test, they disturb it.
-            language.ended.wait(timeout=30)
-            server.stop(0).wait()
-            gc.collect()
+            # The engine has ended, so nothing of the program is still wanted.
+            process.kill()
+            process.join()
+            hears.close()
 
     @staticmethod
     def _expected(run: Run, fails: bool) -> Run:

@@ -88,15 +88,16 @@ def run(
     program: Callable[[], None], outputs: Callable[[str], dict[str, Any]], preview: bool = False
 ) -> Recorder:
     """Runs `program` as Pulumi would and returns what it registered."""
-    asyncio.set_event_loop(asyncio.new_event_loop())
     recorder = Recorder(outputs)
-    settings.reset_options()
-    mocks.set_mocks(_Mocks(outputs), project="kubeadm-ipvs", stack=STACK, preview=preview, monitor=recorder)
-    settings.SETTINGS.rpc_manager.clear()
-    settings.SETTINGS.outputs.clear()
 
     async def whole() -> None:
+        settings.reset_options()
+        values = _Mocks(outputs)
+        mocks.set_mocks(values, project="kubeadm-ipvs", stack=STACK, preview=preview, monitor=recorder)
+        settings.SETTINGS.rpc_manager.clear()
+        settings.SETTINGS.outputs.clear()
         await stack.run_pulumi_func(program)
 
-    asyncio.get_event_loop().run_until_complete(whole())
+    # Closes the loop and ends its threads: hundreds of runs in one process add up.
+    asyncio.run(whole())
     return recorder

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 from typing import Any
+from zlib import crc32
 
 from model.settings import load
 from tests.fast import test_graph
@@ -42,8 +43,11 @@ def up(tmp_path: Path, seconds: dict[str, float] | None = None) -> tuple[list[di
             last = max(needs[key] & set(custom), key=end, default=None)
             kept_by[key] = last or ""
             began[key] = end(last) + STARTS if last else 1.0
-            # No two end at once: then there would be two critical paths.
-            took = next((took for name, took in TOOK if name in key), OBJECT) + custom.index(key) / 1000
+            # No two end at once: then there would be two critical paths. By name, since the order in
+            # which resources are registered is that of threads, and sums of it can be equal.
+            took = (
+                next((took for name, took in TOOK if name in key), OBJECT) + crc32(key.encode()) % 9973 / 9973
+            )
             ended[key] = began[key] + ((seconds or {}).get(key, took) if key in work else 0)
         return ended[key]
 

@@ -4,6 +4,7 @@ import base64
 import datetime as dt
 import functools
 import json
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -134,6 +135,13 @@ def recorded(settings: Settings) -> graph.Recorder:
 
 def commands(recorded: graph.Recorder) -> dict[str, Any]:
     return {n: r for n, r in recorded.requests.items() if r.type == "command:remote:Command"}
+
+
+def test_a_recorded_run_leaves_no_thread_behind(settings: Settings) -> None:
+    run(settings)  # gRPC keeps one thread for the whole process
+    before = threading.active_count()
+    run(settings)
+    assert threading.active_count() <= before, threading.enumerate()
 
 
 def test_each_host_is_prepared_without_waiting_for_another(recorded: graph.Recorder) -> None:
