@@ -29,7 +29,9 @@ _DIGEST = re.compile(r"@sha(256|512):[0-9a-f]{64,128}$")
 _SECRET_NAME = re.compile(r"kubeconfig|password|passphrase|private_?key|secret|token", re.IGNORECASE)
 _SECRET_TEXT = {
     "a private key": re.compile(r"-----BEGIN [A-Z ]*PRIVATE KEY-----\s+[A-Za-z0-9+/=]{16}"),
-    "a kubeconfig's credentials": re.compile(r"\b(client-key-data|token)[\"']?: *[\"']?[A-Za-z0-9+/=._-]{16}"),
+    "a kubeconfig's credentials": re.compile(
+        r"\b(client-key-data|token)[\"']?: *[\"']?[A-Za-z0-9+/=._-]{16}"
+    ),
     "a bootstrap token": re.compile(r"(?<![\w.])[a-z0-9]{6}\.[a-z0-9]{16}(?![\w.])"),
 }
 
@@ -119,7 +121,7 @@ class Rule:
         return self.production if environment.production else self.elsewhere
 
 
-def host_keys(environment: Environment, resource: Resource) -> Iterator[str]:
+def host_keys(_: Environment, resource: Resource) -> Iterator[str]:
     """A command on a host names the only key that the host may show."""
     if not resource.type.startswith("command:remote:"):
         return
@@ -131,8 +133,9 @@ def host_keys(environment: Environment, resource: Resource) -> Iterator[str]:
         key = way.get("hostKey")
         if not isinstance(key, Unknown) and not _PUBLIC_KEY.fullmatch(_text(key)):
             yield (
-                f"{place}.hostKey of {resource.name} is no public key, so any machine at that address would be "
-                "believed -> set hosts[].ssh.hostKey, or ssh.knownHostsFile, and connect by components/remote.py"
+                f"{place}.hostKey of {resource.name} is no public key, so any machine at that address "
+                "would be believed -> set hosts[].ssh.hostKey or ssh.knownHostsFile, and connect by "
+                "components/remote.py"
             )
 
 
@@ -150,7 +153,7 @@ def protected(environment: Environment, resource: Resource) -> Iterator[str]:
         yield f"{resource.name} may be deleted, and the cluster with it -> kubeadm-ipvs:production: true"
 
 
-def images(environment: Environment, resource: Resource) -> Iterator[str]:
+def images(_: Environment, resource: Resource) -> Iterator[str]:
     """Each container's image has a tag other than `latest`, or a digest."""
     if not resource.type.startswith("kubernetes:"):
         return
@@ -161,8 +164,9 @@ def images(environment: Environment, resource: Resource) -> Iterator[str]:
         problem = unpinned(_text(image))
         if problem:
             yield (
-                f"the image {_shown(image)} of the container {_shown(container.get('name'))} in {resource.name} "
-                f"{problem}, so that two nodes may run different ones -> give it a version's tag or a digest"
+                f"the image {_shown(image)} of the container {_shown(container.get('name'))} in "
+                f"{resource.name} {problem}, so that two nodes may run different ones "
+                "-> give it a version's tag or a digest"
             )
 
 
@@ -170,15 +174,15 @@ def unpinned(image: str) -> str:
     """Why the image's name doesn't say which image it is; empty if it does."""
     if not image:
         return "is missing"
-    if _DIGEST.search(image):
-        return ""
+    if "@" in image:
+        return "" if _DIGEST.search(image) else "has a digest that is none"
     tag = _TAG.search(image.rpartition("/")[2])
     if tag is None:
         return "has no tag"
     return "has the tag latest" if tag[1] == "latest" else ""
 
 
-def node_ports(environment: Environment, resource: Resource) -> Iterator[str]:
+def node_ports(_: Environment, resource: Resource) -> Iterator[str]:
     """A Service's NodePorts are chosen, within the range, and said what they are for."""
     spec = _mapping(resource.properties.get("spec"))
     if resource.type != "kubernetes:core/v1:Service" or spec.get("type") not in ("NodePort", "LoadBalancer"):
@@ -191,8 +195,8 @@ def node_ports(environment: Environment, resource: Resource) -> Iterator[str]:
         if not isinstance(number, (int, float)) or number not in NODE_PORTS:
             said = "is left to the cluster" if number is None else f"is {_shown(number)}"
             yield (
-                f"a nodePort of {resource.name} {said} -> write one from {NODE_PORTS[0]} to {NODE_PORTS[-1]}, "
-                "so that firewalls and people know it"
+                f"a nodePort of {resource.name} {said} -> write one from {NODE_PORTS[0]} to "
+                f"{NODE_PORTS[-1]}, so that firewalls and people know it"
             )
     annotations = _mapping(_mapping(resource.properties.get("metadata")).get("annotations"))
     purpose = annotations.get(PURPOSE)
@@ -213,8 +217,8 @@ def ipvs(environment: Environment, resource: Resource) -> Iterator[str]:
         )
 
 
-def secrets(environment: Environment, resource: Resource) -> Iterator[str]:
-    """What is secret, by its name or its look, is marked as a secret: else it is in the state for all to read."""
+def secrets(_: Environment, resource: Resource) -> Iterator[str]:
+    """What is secret, by its name or its look, is marked so: else it is in the state for all to read."""
     # By its name only where a person chose the name for others to read: a stack's own outputs.
     named = resource.type == STACK
     for path, value in _leaves(resource.properties):
@@ -222,9 +226,9 @@ def secrets(environment: Environment, resource: Resource) -> Iterator[str]:
             continue
         look = next((what for what, pattern in _SECRET_TEXT.items() if pattern.search(_text(value))), "")
         if look or (named and value not in ("", None) and _SECRET_NAME.search(path)):
+            why = f"holds {look}" if look else "is secret by its name"
             yield (
-                f"the output {path} of {resource.name} {f'holds {look}' if look else 'is secret by its name'} "
-                "and is plain -> wrap it in pulumi.Output.secret"
+                f"the output {path} of {resource.name} {why} and is plain -> wrap it in pulumi.Output.secret"
             )
 
 
@@ -232,8 +236,8 @@ def single_control_plane(environment: Environment, resource: Resource) -> Iterat
     """Production doesn't hang on one machine."""
     if resource.type == CLUSTER and environment.production and environment.control_planes < 2:
         yield (
-            "one host holds etcd and the API: while it is away nothing can be changed, and without a backup its "
-            "loss is the cluster's -> this program has no second control plane yet; keep backups of etcd"
+            "one host holds etcd and the API: while it is away nothing can be changed, and without a backup "
+            "its loss is the cluster's -> this program has no second control plane yet; keep backups of etcd"
         )
 
 

@@ -48,7 +48,7 @@ def judged(stack: Stack) -> tuple[Run, dict[str, str]]:
     """A preview with the pack, and each broken rule's level."""
     done = stack._call("preview", "--policy-pack", str(stack.folder / "policy"))
     text = done.stdout + done.stderr
-    found = re.findall(r"\[(mandatory|advisory)\] +kubeadm-ipvs\S* +([a-z-]+)", text)
+    found = re.findall(r"\[(mandatory|advisory)\] +([a-z-]+) ", text)
     return Run(done.returncode, text, (), (), ()), {rule: level for level, rule in found}
 
 
@@ -68,13 +68,12 @@ def test_the_committed_production_keeps_the_mandatory_rules_and_is_warned_of_its
 
 def test_a_production_that_breaks_the_rules_fails_the_preview_by_each_of_them(copy: Copy) -> None:
     stack = copy("prod")
-    replace(stack.folder / "Pulumi.prod.yaml", "kubeadm-ipvs:production: true", "kubeadm-ipvs:production: false")
+    replace(
+        stack.folder / "Pulumi.prod.yaml", "kubeadm-ipvs:production: true", "kubeadm-ipvs:production: false"
+    )
     replace(stack.folder / "Pulumi.prod.yaml", "replicas: 6", "replicas: 6\n    image: nginx:latest")
     replace(stack.folder / "manifests/nginx.yaml", "kubeadm-ipvs/node-port", "example.com/other")
     replace(stack.folder / "components/remote.py", "host_key=settings.host_key(host)", 'host_key=""')
-    with (stack.folder / "__main__.py").open("a") as program:
-        program.write('pulumi.export("password", "plain")\n')
-        program.write('pulumi.export("token", pulumi.Output.secret("marked"))\n')
 
     run, levels = judged(stack)
 
@@ -85,8 +84,9 @@ def test_a_production_that_breaks_the_rules_fails_the_preview_by_each_of_them(co
     assert set(levels.values()) == {"mandatory"}
 
 
-def test_a_plain_secret_is_refused_and_a_marked_one_is_not(copy: Copy) -> None:
+def test_elsewhere_a_plain_secret_is_refused_and_a_port_without_a_purpose_only_told(copy: Copy) -> None:
     stack = copy("staging")
+    replace(stack.folder / "manifests/nginx.yaml", "kubeadm-ipvs/node-port", "example.com/other")
     with (stack.folder / "__main__.py").open("a") as program:
         program.write('pulumi.export("password", "plain")\n')
         program.write('pulumi.export("token", pulumi.Output.secret("marked"))\n')
@@ -94,16 +94,7 @@ def test_a_plain_secret_is_refused_and_a_marked_one_is_not(copy: Copy) -> None:
     run, levels = judged(stack)
 
     assert run.status != 0
-    assert levels == {"no-plain-secrets": "mandatory"}, run.text
+    # The first didn't end the preview: the second is found at its end.
+    assert levels == {"node-ports-documented": "advisory", "no-plain-secrets": "mandatory"}, run.text
     assert "the output password of" in run.text
     assert "the output token of" not in run.text
-
-
-def test_elsewhere_the_same_mistake_is_told_and_the_preview_goes_on(copy: Copy) -> None:
-    stack = copy("staging")
-    replace(stack.folder / "manifests/nginx.yaml", "kubeadm-ipvs/node-port", "example.com/other")
-
-    run, levels = judged(stack)
-
-    assert run.status == 0, run.text
-    assert levels == {"node-ports-documented": "advisory"}, run.text

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import subprocess
 import sys
@@ -92,7 +93,7 @@ def test_a_protected_control_plane_and_a_command_that_makes_no_cluster_are_right
         ("nginx", "has no tag"),
         ("nginx:latest", "tag latest"),
         ("localhost:5000/nginx", "has no tag"),
-        ("nginx@sha256:12", "has no tag"),
+        ("nginx:1@sha256:12", "has a digest that is none"),
         (None, "is missing"),
     ],
 )
@@ -173,7 +174,9 @@ def test_a_plain_secret_among_the_outputs_is_refused_and_not_repeated(
 
 def test_a_marked_secret_and_ordinary_outputs_are_right() -> None:
     ordinary = {"nodePorts": ["http://10.0.0.1:30080/"], "tables": {"node1": "TCP 10.96.0.1:443 rr"}}
-    outputs = of_stack(kubeconfig=Hidden("client-key-data: LS0tLS1CRUdJTiBSU0E="), later=Unknown(), **ordinary)
+    outputs = of_stack(
+        kubeconfig=Hidden("client-key-data: LS0tLS1CRUdJTiBSU0E="), later=Unknown(), **ordinary
+    )
     assert found("no-plain-secrets", DEV, outputs) == []
 
 
@@ -203,9 +206,10 @@ def test_the_facts_are_the_settings_those_of_the_shared_file_included(tmp_path: 
     (tmp_path / "shared.yaml").write_text(
         "config:\n  kubeadm-ipvs:production: true\n  kubeadm-ipvs:proxy: {mode: nftables}\n"
     )
-    host = f'[{{"name": "a", "role": "control-plane", "address": "10.0.0.1", "ssh": {{"hostKey": "{stacks.HOST_KEY}"}}}}]'
+    ssh = {"hostKey": stacks.HOST_KEY}
+    host = {"name": "a", "role": "control-plane", "address": "10.0.0.1", "ssh": ssh}
     config = {
-        "kubeadm-ipvs:hosts": host,
+        "kubeadm-ipvs:hosts": json.dumps([host]),
         "kubeadm-ipvs:extends": "shared.yaml",
         "kubeadm-ipvs:cluster": '{"kubernetesVersion": "1.36.3"}',
         "other:name": "x",
@@ -222,7 +226,10 @@ def test_settings_that_can_not_be_used_get_the_strictest_levels(tmp_path: Path) 
 
 def test_the_manifests_of_this_project_keep_the_rules() -> None:
     parameters: dict[str, documents.Parameter] = {
-        "image": "docker.io/library/nginx:1.29", "replicas": 2, "node_port": 30080, "spread": 2
+        "image": "docker.io/library/nginx:1.29",
+        "replicas": 2,
+        "node_port": 30080,
+        "spread": 2,
     }
     for document in documents.load(stacks.PROJECT / "manifests/nginx.yaml", parameters):
         resource = Resource(document.type, document.name, document.body)
