@@ -55,7 +55,8 @@ def of_stack(**outputs: Any) -> Resource:
 
 @pytest.mark.parametrize("key", [None, "", "none", "AAAAC3Nza"])
 def test_a_command_on_a_host_without_its_key_is_refused(key: str | None) -> None:
-    (said,) = found("ssh-host-keys-pinned", DEV, command(**({} if key is None else {"hostKey": key})))
+    way: dict[str, Any] = {} if key is None else {"hostKey": key}
+    (said,) = found("ssh-host-keys-pinned", DEV, command(**way))
     assert "connection.hostKey of master-init" in said
 
 
