@@ -59,6 +59,10 @@ preview: .bootstrap ## what `pulumi up` would do (STACK=dev)
 	@$(run) -m tools stack $(STACK)
 	@$(env) pulumi preview --stack $(STACK) --diff
 
+.PHONY: policy
+policy: .bootstrap ## the preview with the policy pack; not 0 if a mandatory rule is broken (STACK=dev)
+	@$(run) -m tools.policy --stack $(STACK) $(ARGS)
+
 .PHONY: destroy
 destroy: .bootstrap ## give the hosts back as they were; the lab stays (STACK=dev)
 	@$(run) -m tools install
@@ -91,15 +95,16 @@ format: .bootstrap ## write Python files as ruff formats them
 	@.venv/bin/ruff check --fix-only --quiet .
 	@.venv/bin/ruff format .
 
-# Anyone's uv will do: it only writes the two files. The next make installs them.
+# Anyone's uv will do: it only writes the files. The next make installs them.
 uv_compile := uv pip compile --quiet --universal --generate-hashes --python-version 3.11 \
-  --no-emit-index-url --no-emit-find-links --no-header pyproject.toml
+  --no-emit-index-url --no-emit-find-links --no-header
 
 .PHONY: lock
 lock: ## lock the dependencies of pyproject.toml again (needs uv; UPGRADE=--upgrade for newer ones)
 	@command -v uv > /dev/null || { echo "make lock needs uv -> .venv/bin/pip install uv, and put .venv/bin on PATH" >&2; exit 1; }
-	@$(uv_compile) $(UPGRADE) --output-file requirements.txt
-	@$(uv_compile) $(UPGRADE) --group dev --constraint requirements.txt --output-file requirements-dev.txt
+	@$(uv_compile) $(UPGRADE) pyproject.toml --output-file requirements.txt
+	@$(uv_compile) $(UPGRADE) pyproject.toml --group dev --constraint requirements.txt --output-file requirements-dev.txt
+	@$(uv_compile) $(UPGRADE) policy/requirements.in --output-file policy/requirements.txt
 
 .PHONY: .bootstrap
 .bootstrap:

@@ -44,6 +44,10 @@ RUN_BY = {
         "test_the_command_shows_the_last_run_or_a_given_log",
     ),
     r"pulumi up --yes --skip-preview --json > events\.json": ("tests/lab/cluster.py", "__init__"),
+    r"make policy( .*)?": (
+        "tests/engine/test_policy.py",
+        "test_the_committed_production_keeps_the_mandatory_rules_and_is_warned_of_its_one_control_plane",
+    ),
     r"make test": (".ci/run", "make test"),
     r"make down": (
         "tests/engine/test_down.py",

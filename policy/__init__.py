@@ -1,0 +1,1 @@
+"""The policy pack: what a reviewer would look for by hand, asked of every preview (docs/policy.md)."""

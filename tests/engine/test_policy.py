@@ -1,0 +1,103 @@
+"""The policy pack, run by the real engine on copies of the checkout."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from lab.progress import Progress
+from tests import stacks
+from tests.engine.stack import Run, Stack, make_stack_of
+from tools import env, policy
+
+Copy = Callable[[str], Stack]
+
+
+@pytest.fixture
+def copy(toolbox: env.Toolbox, tmp_path: Path) -> Copy:
+    """A committed stack in a project of its own, with what the engine needs to run the pack."""
+    variables = policy.with_pack(env.environment(toolbox), Progress())
+
+    def make(name: str) -> Stack:
+        project, home = tmp_path / "project", tmp_path / "home"
+        for file in stacks.tracked():
+            (project / file).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(stacks.PROJECT / file, project / file)
+        # Pulumi's own lines are of the state that a person has; this one's state is another.
+        file = project / f"Pulumi.{name}.yaml"
+        own = ("encryptionsalt:", "encryptedkey:", "secretsprovider:")
+        kept = [line for line in file.read_text().splitlines(keepends=True) if not line.startswith(own)]
+        file.write_text("".join(kept))
+        (project / ".venv").symlink_to(stacks.PROJECT / ".venv")
+        home.mkdir()
+        stacks.make_home(home, name)
+        pulumi_home = os.environ.get("PULUMI_HOME", str(Path.home() / ".pulumi"))
+        stack = make_stack_of(project, {**variables, "PULUMI_HOME": pulumi_home, "HOME": str(home)}, name)
+        stack.language_host = True
+        return stack
+
+    return make
+
+
+def judged(stack: Stack) -> tuple[Run, dict[str, str]]:
+    """A preview with the pack, and each broken rule's level."""
+    done = stack._call("preview", "--policy-pack", str(stack.folder / "policy"))
+    text = done.stdout + done.stderr
+    found = re.findall(r"\[(mandatory|advisory)\] +([a-z-]+) ", text)
+    return Run(done.returncode, text, (), (), ()), {rule: level for level, rule in found}
+
+
+def replace(file: Path, old: str, new: str) -> None:
+    text = file.read_text()
+    assert old in text
+    file.write_text(text.replace(old, new))
+
+
+def test_the_committed_production_keeps_the_mandatory_rules_and_is_warned_of_its_one_control_plane(
+    copy: Copy,
+) -> None:
+    run, levels = judged(copy("prod"))
+    assert run.status == 0, run.text
+    assert levels == {"single-control-plane": "advisory"}, run.text
+
+
+def test_a_production_that_breaks_the_rules_fails_the_preview_by_each_of_them(copy: Copy) -> None:
+    stack = copy("prod")
+    # Making a stack, Pulumi writes its file anew, in its own form.
+    file = stack.folder / "Pulumi.prod.yaml"
+    written = r"^ *kubeadm-ipvs:production: .*\n"
+    text, count = re.subn(written, "", file.read_text(), flags=re.MULTILINE)
+    assert count == 1
+    file.write_text(text)
+    replace(stack.folder / "Pulumi.prod.yaml", "replicas: 6", "replicas: 6\n    image: nginx:latest")
+    replace(stack.folder / "manifests/nginx.yaml", "kubeadm-ipvs/node-port", "example.com/other")
+    replace(stack.folder / "components/remote.py", "host_key=settings.host_key(host)", 'host_key=""')
+
+    run, levels = judged(stack)
+
+    assert run.status != 0
+    assert levels.pop("single-control-plane") == "advisory"
+    broken = {"ssh-host-keys-pinned", "production-protected", "images-pinned", "node-ports-documented"}
+    assert broken <= set(levels), run.text
+    assert set(levels.values()) == {"mandatory"}
+
+
+def test_elsewhere_a_plain_secret_is_refused_and_a_port_without_a_purpose_only_told(copy: Copy) -> None:
+    stack = copy("staging")
+    replace(stack.folder / "manifests/nginx.yaml", "kubeadm-ipvs/node-port", "example.com/other")
+    with (stack.folder / "__main__.py").open("a") as program:
+        program.write('pulumi.export("password", "plain")\n')
+        program.write('pulumi.export("token", pulumi.Output.secret("marked"))\n')
+
+    run, levels = judged(stack)
+
+    assert run.status != 0
+    # The first didn't end the preview: the second is found at its end.
+    assert levels == {"node-ports-documented": "advisory", "no-plain-secrets": "mandatory"}, run.text
+    assert "the output password of" in run.text
+    assert "the output token of" not in run.text
