@@ -1,4 +1,4 @@
-"""What a change does to a living cluster, in words: for the hook at preview and for the report in pull requests.
+"""What a change does to a living cluster, in words: for the hook at preview and for the report of a change.
 
 The words are here once, by what the engine knows: a step's name, and which of its values differ.
 `components/changes.py` refuses or tells with them as a run begins, `model/report.py` makes a page of them.
@@ -56,7 +56,9 @@ STEPS: Mapping[str, Mapping[str, Words]] = {
     },
     "firewall": {"FIREWALL": Words(Level.IN_PLACE, "the firewall's rules change on {hosts}")},
     "packages": {
-        name: Words(Level.IN_PLACE, "packages are looked for in another place, or at another version, on {hosts}")
+        name: Words(
+            Level.IN_PLACE, "packages are looked for in another place, or at another version, on {hosts}"
+        )
         for name in ("VERSION", "REVISION", "REPOSITORY_DEB", "REPOSITORY_RPM", "KEY", "KEY_URL", "MANAGE")
     },
     "runtime": {
@@ -74,7 +76,9 @@ STEPS: Mapping[str, Mapping[str, Words]] = {
         "CERTIFICATE_NAMES": Words(
             Level.IN_PLACE, "the API server's certificate is made anew on {hosts}, with other names"
         ),
-        "KUBELET": Words(Level.ROLLING, "kubelet restarts on every node, with other settings", after="Pods go on."),
+        "KUBELET": Words(
+            Level.ROLLING, "kubelet restarts on every node, with other settings", after="Pods go on."
+        ),
         "PROXY": Words(Level.QUIET, "kube-proxy's settings are uploaded on {hosts}"),
         "CONFIG": Words(Level.QUIET, "kubeadm's settings are uploaded on {hosts}"),
     },
@@ -114,18 +118,20 @@ STEPS: Mapping[str, Mapping[str, Words]] = {
     "look": {},
     "proof": {},
 }
-"""By a step's name, and the value of it that differs or that it then has (components/remote.py has the steps).
-The first that differs is told; a step without one says nothing of itself."""
+"""By a step's name, and the value of it that differs, or that and what it then is (`MODE=nftables`).
+
+components/remote.py has the steps. The first that differs is told; where none does, nothing is."""
 
 REPAIR = Words(Level.IN_PLACE, "every step on {hosts} runs again, to put right what has drifted")
 AGAIN = Words(Level.QUIET, "steps run again on {hosts}, with the settings that they had")
 PROVED = Words(Level.QUIET, "what the kernel balances is proved again on {hosts}")
 ELSEWHERE = (
-    "Its pods start on other nodes; what they keep on the node itself (emptyDir, hostPath, local volumes) is lost."
+    "Its pods start on other nodes; what they keep on the node itself (emptyDir, hostPath, local volumes) "
+    "is lost."
 )
 SAME_MACHINE = (
-    "{new} is the machine that is {old} now, and the new is made before the old is given back: the join finds a "
-    "finished node and the run stops. Take {old} out in one change, add {new} in the next."
+    "{new} is the machine that is {old} now, and the new is made before the old is given back: the join "
+    "finds a finished node and the run stops. Take {old} out in one change, add {new} in the next."
 )
 
 

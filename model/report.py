@@ -11,7 +11,10 @@ import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
+
+from pydantic.fields import FieldInfo
 
 from model import consequences
 from model.consequences import Level, Words
@@ -66,6 +69,18 @@ class Change:
             return ""
         return "look" if self.name == "promises" else self.name.rpartition("-")[2]
 
+    @cached_property
+    def differing(self) -> dict[str, tuple[str, str]] | None:
+        """A step's values that differ, before and after; None where they can't be seen."""
+        old, new = (values_of(str(inputs.get("stdin", ""))) for inputs in (self.old, self.new))
+        if old is None or new is None:
+            return None
+        return {
+            name: (old.get(name, ""), new.get(name, ""))
+            for name in sorted(old.keys() | new.keys())
+            if old.get(name) != new.get(name)
+        }
+
 
 @dataclass(frozen=True)
 class Happening:
@@ -92,13 +107,16 @@ class Environment:
     before: Mapping[str, Any] | None = None
     after: Mapping[str, Any] = field(default_factory=dict)
 
-    @property
+    @cached_property
+    def changes(self) -> list[Change]:
+        """What isn't left as it is."""
+        return [] if self.plan is None else changes_of(self.plan)
+
+    @cached_property
     def happenings(self) -> list[Happening]:
         """What would happen, worst first."""
-        if self.plan is None:
-            return []
         order = [str(host.get("name")) for host in self.after.get("hosts") or [] if isinstance(host, Mapping)]
-        return happenings(changes_of(self.plan), order)
+        return happenings(self.changes, order)
 
     @property
     def destructive(self) -> bool:
@@ -129,7 +147,62 @@ _CALL = "STEP=$2 HOST=$3\n"
 _ASSIGNMENTS = re.compile(
     r"""^(?:[A-Z][A-Z0-9_]*=(?:[\w@%+=:,./-]*|(?:'[^']*'|"'")+)\n)+\Z""", re.MULTILINE | re.ASCII
 )
-_ASSIGNMENT = re.compile(r"""^([A-Z][A-Z0-9_]*)=([\w@%+=:,./-]*|(?:'[^']*'|"'")+)\n""", re.MULTILINE | re.ASCII)
+_ASSIGNMENT = re.compile(
+    r"""^([A-Z][A-Z0-9_]*)=([\w@%+=:,./-]*|(?:'[^']*'|"'")+)\n""", re.MULTILINE | re.ASCII
+)
+
+
+def values_of(text: str) -> dict[str, str] | None:
+    """The values at the end of a step's text (`components.remote.compose`); None where they can't be seen."""
+    body, call, _ = text.rpartition(_CALL)
+    if not call:
+        return None
+    block = _ASSIGNMENTS.search(body)
+    if block is None:
+        return {}
+    return {
+        name: re.sub(r"""'([^']*)'|"(')\"""", lambda part: part[1] or part[2] or "", value)
+        for name, value in _ASSIGNMENT.findall(block[0])
+    }
+
+
+def happenings(self) -> list[Happening]:
+        """What would happen, worst first."""
+        order = [str(host.get("name")) for host in self.after.get("hosts") or [] if isinstance(host, Mapping)]
+        return happenings(self.changes, order)
+
+    @property
+    def destructive(self) -> bool:
+        """Whether anything is gone afterwards."""
+        return any(happening.level is Level.LOSS for happening in self.happenings)
+
+
+def changes_of(plan: Mapping[str, Any]) -> list[Change]:
+    """What is not left as it is: a change for each resource, by name within the engine's order of types."""
+    found: dict[str, Change] = {}
+    for entry in plan.get("steps") or []:
+        if entry["op"] in ("same", "refresh"):
+            continue
+        old, new = entry.get("oldState") or {}, entry.get("newState") or {}
+        state = new or old
+        former = found.get(entry["urn"])
+        found[entry["urn"]] = Change(
+            op=_OPS.get(entry["op"], entry["op"]),
+            name=entry["urn"].rpartition("::")[2],
+            type=str(state.get("type", "")),
+            old=old.get("inputs") or (former.old if former else {}),
+            new=new.get("inputs") or (former.new if former else {}),
+        )
+    return list(found.values())
+
+
+_CALL = "STEP=$2 HOST=$3\n"
+_ASSIGNMENTS = re.compile(
+    r"""^(?:[A-Z][A-Z0-9_]*=(?:[\w@%+=:,./-]*|(?:'[^']*'|"'")+)\n)+\Z""", re.MULTILINE | re.ASCII
+)
+_ASSIGNMENT = re.compile(
+    r"""^([A-Z][A-Z0-9_]*)=([\w@%+=:,./-]*|(?:'[^']*'|"'")+)\n""", re.MULTILINE | re.ASCII
+)
 
 
 def values_of(text: str) -> dict[str, str] | None:
@@ -214,8 +287,8 @@ class _Told:
         anew = f" Reset and made anew: {', '.join([*made, *joined])}." if made else ""
         yield Happening(
             Level.LOSS,
-            f"**the cluster is {done}: every workload in it is lost**{because}. Lost with it: {consequences.LOST}."
-            f"{anew} {consequences.SILENT}.",
+            f"**the cluster is {done}: every workload in it is lost**{because}. Lost with it: "
+            f"{consequences.LOST}.{anew} {consequences.SILENT}.",
         )
 
     def hosts(self) -> Iterator[Happening]:
@@ -229,14 +302,15 @@ class _Told:
             for change in self._of("claim", "replace"):
                 yield Happening(
                     Level.LOSS,
-                    f"**{change.host} is drained, removed, given back**, then prepared and joined anew as another "
-                    f"machine. {consequences.ELSEWHERE}",
+                    f"**{change.host} is drained, removed, given back**, then prepared and joined anew as "
+                    f"another machine. {consequences.ELSEWHERE}",
                 )
             for host in self._hosts("join", "replace"):
                 if host not in again:
                     yield Happening(
                         Level.LOSS,
-                        f"**{host} is drained, removed from the cluster**, and joins anew. {consequences.ELSEWHERE}",
+                        f"**{host} is drained, removed from the cluster**, and joins anew. "
+                        f"{consequences.ELSEWHERE}",
                     )
         for change in self._of("claim", "create"):
             if not self._fresh and "init" not in {c.step for c in self._changes if c.host == change.host}:
@@ -267,7 +341,7 @@ class _Told:
                 hosts.append(host)
 
         updated = [change for change in self._changes if change.step and change.op == "update"]
-        seen = {change.name: differing(change) for change in updated}
+        seen = {change.name: change.differing for change in updated}
         uploads = any(seen[change.name] for change in updated if change.step == "init")
         repaired = {change.host for change in updated if "REPAIR" in (seen[change.name] or {})}
         for change in updated:
@@ -278,7 +352,7 @@ class _Told:
                 if change.step == "proof":
                     tell(consequences.PROVED, change.host)
             elif values is None:
-                # A join's text is secret. What init is told anew, each join is; without that it is its script.
+                # A join's text is secret. What init is told anew, each join is; else its script is another.
                 if change.step == "join" and not uploads:
                     tell(consequences.AGAIN, change.host)
             elif values:
@@ -327,7 +401,9 @@ def _update_of_object(change: Change) -> Happening:
     paths = [path for path, _, _ in _differences(change.old, change.new)]
     kind, *_ = change.name.split("/")
     name, what = f"`{change.name}`", _properties(change)
-    if kind in ("Deployment", "DaemonSet", "StatefulSet") and any(p.startswith("spec.template.") for p in paths):
+    if kind in ("Deployment", "DaemonSet", "StatefulSet") and any(
+        p.startswith("spec.template.") for p in paths
+    ):
         return Happening(Level.ROLLING, f"**the pods of {name} are replaced, one after the other**: {what}.")
     return Happening(Level.IN_PLACE, f"{name} changes in place: {what}.")
 
@@ -370,15 +446,31 @@ def settings_diff(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[s
     for path in [*new, *(path for path in old if path not in new)]:
         if old.get(path, _ABSENT) == new.get(path, _ABSENT):
             continue
-        setting = known.get(re.sub(r"\[.*?\]", "[]", path)) or known.get(path.rpartition(".")[0])
-        default = setting.default if setting and not setting.is_required() else None
-        effect = f"  # {effect_of(setting).label}" if setting else ""
+        setting, default = _setting(path, known)
+        effect = effect_of(setting).label if setting else ""
         for sign, values in (("-", old), ("+", new)):
+            notes = [effect] if sign == "+" or (path not in new and default is None) else []
             if path in values:
-                lines.append(f"{sign}{path}: {_secretless(values[path])}{effect if sign == '+' or path not in new else ''}")
-            elif default not in (None, {}, ()) and "[" not in path:
-                lines.append(f"{sign}{path}: {_secretless(default)}  # by default{effect.replace('  #', ',') if sign == '+' else ''}")
+                value = values[path]
+            elif default is not None:
+                value, notes = default, ["by default", *notes]
+            else:
+                continue
+            note = f"  # {', '.join(notes)}" if any(notes) else ""
+            lines.append(f"{sign}{path}: {_secretless(value)}{note}")
     return lines
+
+
+def _setting(path: str, known: Mapping[str, FieldInfo]) -> tuple[FieldInfo | None, Any]:
+    """The setting that a path is of, or lies in (`registry.mirrors.docker.io`), and its default."""
+    name = re.sub(r"\[.*?\]", "[]", path)
+    while name and name not in known:
+        name = name.rpartition(".")[0]
+    if not name:
+        return None, None
+    setting = known[name]
+    whole = name == path and not setting.is_required()
+    return setting, setting.default if whole and setting.default not in ({}, ()) else None
 
 
 _ABSENT = object()
@@ -407,14 +499,21 @@ def _secretless(value: Any) -> str:
 def _shown(value: Any) -> str:
     if value is None:
         return "nothing"
-    text = value if isinstance(value, str) and value and "\n" not in value else json.dumps(value, ensure_ascii=False)
+    text = (
+        value
+        if isinstance(value, str) and value and "\n" not in value
+        else json.dumps(value, ensure_ascii=False)
+    )
     text = mask(text)
     return text if len(text) <= _VALUE_CHARACTERS else f"{text[: _VALUE_CHARACTERS - 3]}..."
 
 
 _SECRETS = (
     # A PEM's private part, cut short or not.
-    (re.compile(r"-----BEGIN [A-Z ]*PRIVATE KEY-----.*?(-----END [A-Z ]*PRIVATE KEY-----|\Z)", re.DOTALL), "[secret]"),
+    (
+        re.compile(r"-----BEGIN [A-Z ]*PRIVATE KEY-----.*?(-----END [A-Z ]*PRIVATE KEY-----|\Z)", re.DOTALL),
+        "[secret]",
+    ),
     # Name and password in a URL.
     (re.compile(r"(?<=://)[^/\s@\"']+(?=@)"), "[secret]"),
     # kubeadm's join token.
@@ -482,10 +581,13 @@ def _head(destructive: Sequence[str], meant: bool) -> list[str]:
         return []
     where = _and(list(destructive))
     if meant:
-        return [f"> [!WARNING]\n> **This destroys something in {where}**, and the label `{MEANT}` says that it is meant."]
+        return [
+            f"> [!WARNING]\n> **This destroys something in {where}**, and the label `{MEANT}` says that it "
+            "is meant."
+        ]
     return [
-        f"> [!CAUTION]\n> **This destroys something in {where}.** The check fails until the pull request has the "
-        f"label `{MEANT}`."
+        f"> [!CAUTION]\n> **This destroys something in {where}.** The check fails until the pull request has "
+        f"the label `{MEANT}`."
     ]
 
 
@@ -503,7 +605,7 @@ def _section(environment: Environment, most: int) -> str:
         if lines:
             parts += ["**Settings**", _fenced("diff", _cut(lines, most))]
     if environment.plan is not None:
-        parts += _resources(environment.plan, most)
+        parts += _resources(environment.changes, most)
     return "\n\n".join(parts)
 
 
@@ -530,7 +632,7 @@ def _title(environment: Environment) -> str:
         if found:
             return f"no preview, the configuration has {found[1]}"
         return "refused" if _REFUSED in environment.errors else "no preview"
-    if not changes_of(environment.plan):
+    if not environment.changes:
         return "nothing changes"
     found_levels = [happening.level for happening in environment.happenings] or [Level.QUIET]
     return {
@@ -549,12 +651,17 @@ def _warnings(plan: Mapping[str, Any]) -> list[str]:
         if entry.get("severity") == "warning"
     ]
     # Of where plugins are; and the hook's own, which stands above in the same words.
-    own = ("warning: using pulumi-", "this change makes a new cluster", "warning: this change makes a new cluster")
+    own = (
+        "warning: using pulumi-",
+        "this change makes a new cluster",
+        "warning: this change makes a new cluster",
+    )
     return list(dict.fromkeys(mask(text) for text in said if not text.startswith(own)))
 
 
-def _resources(plan: Mapping[str, Any], most: int) -> list[str]:
-    changes = [change for change in changes_of(plan) if not change.type.startswith(("kubeadm-ipvs:", "pulumi:pulumi:"))]
+def _resources(changed: Sequence[Change], most: int) -> list[str]:
+    components = ("kubeadm-ipvs:", "pulumi:pulumi:")
+    changes = [change for change in changed if not change.type.startswith(components)]
     if not changes:
         return []
     ranks = list(_SIGNS)
@@ -563,10 +670,13 @@ def _resources(plan: Mapping[str, Any], most: int) -> list[str]:
     summary = ", ".join(f"{count} {op}" for op, count in counts.items())
     width = max(len(change.op) for change in changes)
     lines = [
-        f"{_SIGNS.get(change.op, '?')} {change.op.ljust(width)} {mask(change.name)}{_which(change)}" for change in changes
+        f"{_SIGNS.get(change.op, '?')} {change.op.ljust(width)} {mask(change.name)}{_which(change)}"
+        for change in changes
     ]
     body = _fenced("text", _cut(lines, most))
-    return [f"<details><summary>{_count(len(changes), 'resource')}: {summary}</summary>\n\n{body}\n\n</details>"]
+    return [
+        f"<details><summary>{_count(len(changes), 'resource')}: {summary}</summary>\n\n{body}\n\n</details>"
+    ]
 
 
 def _which(change: Change) -> str:
@@ -575,7 +685,7 @@ def _which(change: Change) -> str:
     if change.op != "update":
         return ""
     if change.step:
-        values = differing(change)
+        values = change.differing
         words = ["not shown"] if values is None else list(values) or ["its script, a limit or its way in"]
     else:
         words = [path for path, _, _ in _differences(change.old, change.new)]

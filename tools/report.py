@@ -91,9 +91,7 @@ def _parser() -> argparse.ArgumentParser:
     )
 
     def files(option: str, text: str) -> None:
-        parser.add_argument(
-            option, metavar="STACK=FILE", type=_pair, action="append", default=[], help=text
-        )
+        parser.add_argument(option, metavar="STACK=FILE", type=_pair, action="append", default=[], help=text)
 
     files("--preview", "what `pulumi preview --json` printed; may be given for several stacks")
     files("--errors", "why a stack's preview failed")

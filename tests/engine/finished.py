@@ -1,4 +1,4 @@
-"""A cluster as the state has it after a first `up`, made by the real engine from the real program, without machines.
+"""A cluster as the state has it after a first `up`: the real engine and program, without machines.
 
 The hosts are SSH servers that answer each step as a finished host does; the Kubernetes objects go to
 a real API server. What is previewed against that state is the engine's and the plugins' own judgement.

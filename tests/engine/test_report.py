@@ -74,11 +74,14 @@ KINDS = {
     "registry-mirror": Kind(settings(registry={"mirrors": {"docker.io": ["https://mirror.example.com"]}})),
     "manifest-edit": Kind(in_file("manifests/nginx.yaml", "cpu: 20m", "cpu: 50m")),
     "service-removed": Kind(
-        lambda written, there: _without_last_document(there.stack.folder / "manifests/nginx.yaml"), DESTRUCTIVE
+        lambda written, there: _without_last_document(there.stack.folder / "manifests/nginx.yaml"),
+        DESTRUCTIVE,
     ),
     "replicas": Kind(settings(nginx={"replicas": 3})),
     "pod-subnet": Kind(settings(network={"podSubnet": "10.200.0.0/16"}), DESTRUCTIVE),
-    "script": Kind(in_file("scripts/lib.sh", "# shellcheck shell=bash", "# shellcheck shell=bash\n# Another.")),
+    "script": Kind(
+        in_file("scripts/lib.sh", "# shellcheck shell=bash", "# shellcheck shell=bash\n# Another.")
+    ),
     "bad-configuration": Kind(
         settings(proxy={"scheduler": "wrong", "mod": "ipvs"}, network={"podSubnet": "10.0.0.0/30"}), FAILED
     ),
