@@ -131,10 +131,8 @@ def test_a_step_that_runs_again_for_its_script_alone_is_told_as_such() -> None:
 
 def test_a_changed_limit_is_not_told_as_nothing() -> None:
     old, new = ({**script(), "create": f"timeout {limit} bash"} for limit in (1, 2))
-    assert (
-        "nothing changes"
-        not in page([environment("prod", step("node1-kernel", "update", old, new))], meant=True).text
-    )
+    found = environment("prod", step("node1-kernel", "update", old, new))
+    assert "nothing changes" not in page([found], meant=True).text
 
 
 def test_the_value_of_a_secret_object_is_not_shown() -> None:
