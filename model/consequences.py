@@ -99,7 +99,7 @@ STEPS: Mapping[str, Mapping[str, Words]] = {
             Level.ROLLING,
             "kube-proxy restarts on {hosts}",
             one_by_one=True,
-            after="The kernel goes on with what it has meanwhile.",
+            after="Meanwhile the kernel balances as before.",
         ),
     },
     "member": {

@@ -18,7 +18,7 @@ from pydantic.fields import FieldInfo
 
 from model import consequences
 from model.consequences import Level, Words
-from model.settings import effect_of, fields
+from model.settings import Effect, effect_of, fields
 
 LIMIT_CHARACTERS = 60_000
 """Of a whole page: GitHub takes 65,536 characters in a comment, GitLab a million."""
@@ -382,7 +382,7 @@ def settings_diff(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[s
         if old.get(path, _ABSENT) == new.get(path, _ABSENT):
             continue
         setting, default = _setting(path, known)
-        effect = effect_of(setting).label if setting else ""
+        effect = _effect(setting) if setting else ""
         for sign, values in (("-", old), ("+", new)):
             notes = [effect] if sign == "+" or (path not in new and default is None) else []
             if path in values:
@@ -394,6 +394,11 @@ def settings_diff(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[s
             note = f"  # {', '.join(notes)}" if any(notes) else ""
             lines.append(f"{sign}{path}: {_secretless(value)}{note}")
     return lines
+
+
+def _effect(setting: FieldInfo) -> str:
+    effect = effect_of(setting)
+    return "changes no host" if effect is Effect.NOTHING else effect.label
 
 
 def _setting(path: str, known: Mapping[str, FieldInfo]) -> tuple[FieldInfo | None, Any]:

@@ -72,7 +72,7 @@ KINDS = {
     "proxy-mode": Kind(settings(proxy={"mode": "nftables"})),
     "scheduler": Kind(settings(proxy={"scheduler": "wrr"})),
     "registry-mirror": Kind(settings(registry={"mirrors": {"docker.io": ["https://mirror.example.com"]}})),
-    "manifest-edit": Kind(in_file("manifests/nginx.yaml", "cpu: 20m", "cpu: 50m")),
+    "manifest-edit": Kind(in_file("manifests/nginx.yaml", "port: 80", "port: 81")),
     "service-removed": Kind(
         lambda written, there: _without_last_document(there.stack.folder / "manifests/nginx.yaml"),
         DESTRUCTIVE,
@@ -83,7 +83,7 @@ KINDS = {
         in_file("scripts/lib.sh", "# shellcheck shell=bash", "# shellcheck shell=bash\n# Another.")
     ),
     "bad-configuration": Kind(
-        settings(proxy={"scheduler": "wrong", "mod": "ipvs"}, network={"podSubnet": "10.0.0.0/30"}), FAILED
+        settings(proxy={"scheduler": "wrong"}, network={"podSubnet": "10.0.0.0/16"}), FAILED
     ),
 }
 

@@ -16,6 +16,7 @@ from model.consequences import Level
 from model.report import Environment, changes_of, happenings, mask, page, settings_diff, values_of
 from model.settings import PREFIX, load
 from tests.fast.test_graph import raw_settings, run
+from tests.stacks import PROJECT
 from tools import report
 
 HOSTS = ["master", "node1", "node2"]
@@ -80,8 +81,8 @@ def test_the_values_of_a_steps_text_are_read_as_bash_reads_them(value: str) -> N
 
 def test_a_changed_scheduler_restarts_kube_proxy_node_by_node() -> None:
     assert told(*proxies()) == [
-        "**kube-proxy restarts on 3 nodes, one by one**: master, node1, node2. The kernel goes on with what it "
-        "has meanwhile."
+        "**kube-proxy restarts on 3 nodes, one by one**: master, node1, node2. "
+        "Meanwhile the kernel balances as before."
     ]
     assert told(*proxies(1))[0].startswith("**kube-proxy restarts on master**. ")
 
@@ -242,6 +243,11 @@ def test_problems_of_the_configuration_are_the_comment() -> None:
     text = page([Environment("prod", None, errors=errors)], meant=False).text
     assert "## prod: no preview, the configuration has 2 problems" in text
     assert "  a: is wrong\n  b: is wrong" in text
+
+
+def test_the_example_of_the_pages_is_what_the_engines_preview_gave() -> None:
+    example = (PROJECT / "tests/engine/data/report/worker-removed.md").read_text()
+    assert f"````markdown\n{example}````\n" in (PROJECT / "docs/reviewing.md").read_text()
 
 
 # -- the command line
