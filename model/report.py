@@ -382,7 +382,10 @@ def settings_diff(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[s
         if old.get(path, _ABSENT) == new.get(path, _ABSENT):
             continue
         setting, default = _setting(path, known)
-        effect = _effect(setting) if setting else ""
+        # A host that comes or goes as a whole is told in words above.
+        host = re.match(r"hosts\[.*?\]", path)
+        both = host is None or all(any(p.startswith(host[0]) for p in values) for values in (old, new))
+        effect = _effect(setting) if setting and both else ""
         for sign, values in (("-", old), ("+", new)):
             notes = [effect] if sign == "+" or (path not in new and default is None) else []
             if path in values:

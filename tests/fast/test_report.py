@@ -166,7 +166,7 @@ def test_hosts_are_compared_by_name() -> None:
     after = {"hosts": [{"name": "b", "address": "2", "labels": {"disk": "ssd"}}]}
     assert settings_diff(before, after) == [
         "+hosts[b].labels.disk: ssd  # in place",
-        "-hosts[a].address: 1  # new host",
+        "-hosts[a].address: 1",
     ]
 
 
