@@ -291,10 +291,9 @@ class _Told:
                 if change.step == "join" and not uploads:
                     tell(consequences.AGAIN, change.host)
             elif values:
-                words = _first(change.step, values)
-                if words is not None:
-                    name, told = words
-                    tell(told, change.host, *values[name])
+                first = _first(change.step, values)
+                if first is not None:
+                    tell(first[1], change.host, *values[first[0]])
                 elif all(name.endswith("_SECONDS") for name in values):
                     tell(consequences.AGAIN, change.host)
             else:

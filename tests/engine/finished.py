@@ -81,7 +81,7 @@ def environment(folder: Path, variables: dict[str, str], cluster: ApiServer) -> 
     login = asyncssh.generate_private_key("ssh-ed25519")
     (project / "login-key").write_text(private(login))
     with ExitStack() as running:
-        hosts = []
+        hosts: list[dict[str, Any]] = []
         for name, address in HOSTS.items():
             server = running.enter_context(
                 ssh_server(folder / name, login=login, answer=lambda command: answer(command, cluster))

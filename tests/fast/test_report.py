@@ -287,7 +287,7 @@ def test_the_status_says_what_the_check_is(
 def test_what_is_no_preview_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     paths = files(tmp_path)
     assert report.main(["--preview", f"prod={paths['errors']}"]) == 1
-    assert "is no preview -> `pulumi preview --json` writes one" in capsys.readouterr().err
+    assert "is no preview\n  -> `pulumi preview --json` writes one" in capsys.readouterr().err
     assert report.main(["--preview", f"a={paths['plan']}", "--errors", f"a={paths['errors']}"]) == 1
     assert "a has a preview and errors" in capsys.readouterr().err
 
