@@ -65,18 +65,12 @@ KINDS = {
     "worker-removed": Kind(lambda written, _: written["hosts"].pop(), DESTRUCTIVE),
     "host-renamed": Kind(in_host(2, name="node9"), DESTRUCTIVE),
     "host-moved": Kind(in_host(2, address="10.0.0.99"), DESTRUCTIVE),
-    "host-labelled": Kind(in_host(1, labels={"disk": "ssd"})),
-    "host-repaired": Kind(in_host(1, repair="2026-02-01")),
     "version": Kind(lambda written, _: written["cluster"].update(kubernetesVersion="1.38.0"), FAILED),
     "kubelet": Kind(lambda written, _: written["cluster"].update(kubelet={"maxPods": 60})),
     "proxy-mode": Kind(settings(proxy={"mode": "nftables"})),
     "scheduler": Kind(settings(proxy={"scheduler": "wrr"})),
     "registry-mirror": Kind(settings(registry={"mirrors": {"docker.io": ["https://mirror.example.com"]}})),
     "manifest-edit": Kind(in_file("manifests/nginx.yaml", "port: 80", "port: 81")),
-    "service-removed": Kind(
-        lambda written, there: _without_last_document(there.stack.folder / "manifests/nginx.yaml"),
-        DESTRUCTIVE,
-    ),
     "replicas": Kind(settings(nginx={"replicas": 3})),
     "pod-subnet": Kind(settings(network={"podSubnet": "10.200.0.0/16"}), DESTRUCTIVE),
     "script": Kind(
@@ -86,10 +80,6 @@ KINDS = {
         settings(proxy={"scheduler": "wrong"}, network={"podSubnet": "10.0.0.0/16"}), FAILED
     ),
 }
-
-
-def _without_last_document(file: Path) -> None:
-    file.write_text(file.read_text().rpartition("\n---\n")[0] + "\n")
 
 
 @dataclass(frozen=True)
