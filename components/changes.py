@@ -2,7 +2,8 @@
 
 The cluster's component keeps what can't change in place as its inputs, so the engine knows the
 former values. Its hook runs before any other resource is registered, in a preview too: what it
-refuses has touched nothing, whichever way the run was started.
+refuses has touched nothing, whichever way the run was started. The words are those of the report in pull
+requests (model/consequences.py).
 """
 
 from __future__ import annotations
@@ -12,9 +13,8 @@ from typing import Any
 
 import pulumi
 
+from model.consequences import VERSION, identity_changes, new_cluster
 from model.settings import Effect, Settings, effect_of, fields, value_at
-
-VERSION = "kubernetesVersion"
 
 
 class RefusedChangeError(Exception):
@@ -73,12 +73,5 @@ def judged(old: Mapping[str, Any], new: Mapping[str, Any], settings: Settings) -
             f"program doesn't upgrade a living cluster yet. Nothing was touched. Write {old.get(VERSION)} "
             "again, or make a new cluster in another stack"
         )
-    changed = [f"{name} {old[name]} -> {new[name]}" for name in old if name in new and old[name] != new[name]]
-    if not changed:
-        return ""
-    hosts = ", ".join(host.name for host in settings.hosts)
-    return (
-        f"this change makes a new cluster: {'; '.join(changed)}. Lost with the old one: every object and all "
-        "data in it, etcd's included, its certificates and kubeconfigs, and whatever else was deployed. "
-        f"Reset and made anew: {hosts}. Nothing in it answers meanwhile"
-    )
+    changed = identity_changes(old, new)
+    return new_cluster(changed, [host.name for host in settings.hosts]) if changed else ""

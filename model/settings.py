@@ -663,6 +663,21 @@ def _shared(name: object, base: Path, findings: list[_Finding]) -> dict[str, Any
     return {str(key).removeprefix(PREFIX): value for key, value in config.items() if str(key) not in strange}
 
 
+def written(config: Mapping[str, Any], base: Path) -> dict[str, Any]:
+    """What a stack file's `config` and the file that it extends say together: unchecked, without prefixes.
+
+    `extends` itself is gone from it: what it adds is there. A file that can't be read adds nothing.
+    """
+    own = {name.removeprefix(PREFIX): value for name, value in config.items() if name.startswith(PREFIX)}
+    return joined(_shared(own.get("extends"), base, []), own)
+
+
+def joined(shared: Mapping[str, Any], own: Mapping[str, Any]) -> dict[str, Any]:
+    """What a stack's `own` settings and those it extends are together; the name `extends` is dropped."""
+    whole: dict[str, Any] = _merged(shared, own)
+    return {name: value for name, value in whole.items() if name != "extends"}
+
+
 def _merged(shared: Any, own: Any) -> Any:
     if isinstance(shared, Mapping) and isinstance(own, Mapping):
         return {**shared, **{key: _merged(shared.get(key), value) for key, value in own.items()}}

@@ -22,7 +22,8 @@ import yaml
 from lab.errors import Trouble
 from lab.paths import DEFAULT_LAB, project_dir, stack_name
 from lab.progress import Progress
-from model.settings import SettingsError, load
+from model.report import MEANT
+from model.settings import PREFIX, SettingsError, joined, load
 from tools import env, forge, watch
 from tools.__main__ import table
 
@@ -35,8 +36,6 @@ APART_FILES = frozenset(
         *("pyproject.toml", "requirements-dev.txt"),
     }
 )
-MEANT = "destructive"
-"""The label of a pull request whose author means what it destroys."""
 
 _STACK_FILE = re.compile(r"Pulumi\.([A-Za-z0-9_-]+)\.yaml")
 _FILES = ("ssh.privateKeyFile", "ssh.knownHostsFile", "packages.key")
@@ -174,9 +173,25 @@ def report_arguments(root: Path, base: str, previews: Path, labels: Sequence[str
             arguments += ["--errors", f"{stack}={failed}"]
         before = previews / f"{stack}.before.yaml"
         if _is_commit(root, base) and _has(root, base, f"Pulumi.{stack}.yaml"):
-            before.write_text(_git(root, "show", f"{base}:Pulumi.{stack}.yaml"))
+            before.write_text(_settings_at(root, base, stack))
             arguments += ["--settings-before", f"{stack}={before}"]
     return [*arguments, "--allow-destructive"] if arguments and MEANT in labels else arguments
+
+
+def _settings_at(root: Path, commit: str, stack: str) -> str:
+    """A stack file as it was, with what it extended as that was: the checkout has only what it is now."""
+    text = _git(root, "show", f"{commit}:Pulumi.{stack}.yaml")
+    own, extends = _config(text), _config(text).get(f"{PREFIX}extends")
+    if not isinstance(extends, str) or not _has(root, commit, extends):
+        return text
+    shared = _config(_git(root, "show", f"{commit}:{extends}"))
+    return yaml.safe_dump({"config": joined(shared, own) | {f"{PREFIX}extends": None}}, sort_keys=False)
+
+
+def _config(text: str) -> dict[str, Any]:
+    document = yaml.safe_load(text)
+    config = document.get("config") if isinstance(document, dict) else None
+    return config if isinstance(config, dict) else {}
 
 
 def report(root: Path, base: str, previews: Path, labels: Sequence[str]) -> int:

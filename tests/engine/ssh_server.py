@@ -2,7 +2,7 @@
 
 It stands for a host in the engine tests: real SSH, a host key that can be pinned, one login
 key, and a record of what was run. Commands run by `bash -c` with the folder as working
-directory and HOME.
+directory and HOME; or nothing runs, and what each prints is said by the test.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import os
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -37,6 +37,10 @@ class SshServer:
         return file.read_text().splitlines() if file.exists() else []
 
 
+Answer = Callable[[str], str]
+"""What a command prints: by its text, what it is fed is read and left. It ends with status 0."""
+
+
 class _Server(asyncssh.SSHServer):
     def __init__(self, seen: SshServer) -> None:
         self._seen = seen
@@ -51,9 +55,15 @@ class _Server(asyncssh.SSHServer):
         return True  # a proxy's work: direct-tcpip
 
 
-async def _serve_command(process: Any, seen: SshServer) -> None:
+async def _serve_command(process: Any, seen: SshServer, answer: Answer | None) -> None:
     command = process.command or ""
     seen.commands.append(command)
+    if answer is not None:
+        while await process.stdin.read(65536):
+            pass
+        process.stdout.write(answer(command).encode())
+        process.exit(0)
+        return
     child = await asyncio.create_subprocess_exec(
         "bash",
         "-c",
@@ -107,6 +117,7 @@ def ssh_server(
     port: int = 0,
     host_key: asyncssh.SSHKey | None = None,
     login: asyncssh.SSHKey | None = None,
+    answer: Answer | None = None,
 ) -> Iterator[SshServer]:
     """Serve until the block ends.
 
@@ -114,6 +125,7 @@ def ssh_server(
     :param port: 0 for a free one.
     :param host_key: the server's key; a new one if none is given.
     :param login: the user's key; a new one if none is given.
+    :param answer: what commands print, where none is to run.
     """
     folder.mkdir(parents=True, exist_ok=True)
     server_key = host_key or asyncssh.generate_private_key("ssh-ed25519")
@@ -135,7 +147,7 @@ def ssh_server(
             port,
             server_host_keys=[server_key],
             authorized_client_keys=authorized,
-            process_factory=lambda process: _serve_command(process, seen),
+            process_factory=lambda process: _serve_command(process, seen, answer),
             encoding=None,
         )
         seen.port = acceptor.get_port()

@@ -112,6 +112,10 @@ class Stack:
         """`pulumi preview`."""
         return self._expected(self._run("preview", "--json", *arguments), fails)
 
+    def preview_as_written(self) -> subprocess.CompletedProcess[str]:
+        """`pulumi preview --json` as a workflow's step runs it, with what it prints as it is."""
+        return self._call("preview", "--json")
+
     def state(self) -> list[dict[str, Any]]:
         """The resources in the state, as stored: secrets are ciphertext."""
         exported = json.loads(self._call("stack", "export").stdout)

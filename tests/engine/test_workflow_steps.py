@@ -38,9 +38,6 @@ SETTINGS = {
         | {"ssh": {"host": "127.0.0.1", "port": 1, "hostKey": KEY}},
     ]
 }
-needs_report = pytest.mark.skipif(
-    not (PROJECT / "tools/report.py").exists(), reason="there is no tools/report.py yet"
-)
 
 
 @dataclass
@@ -225,7 +222,6 @@ def test_a_stack_that_nobody_has_made_is_said(runner: Runner) -> None:
     assert "no stack named 'nobodys'" in (runner.checkout / "previews/nobodys.errors").read_text()
 
 
-@needs_report
 def test_the_report_is_one_comment_kept_up_to_date(runner: Runner) -> None:
     assert runner.step("preview", "tools.ci preview").returncode == 0
     for _ in range(2):
@@ -236,7 +232,6 @@ def test_the_report_is_one_comment_kept_up_to_date(runner: Runner) -> None:
     assert "wrr" in comment["body"], "the changed setting is shown"
 
 
-@needs_report
 def test_the_gitlab_example_previews_and_reports_alike(runner: Runner) -> None:
     previewed = runner.gitlab("preview prod")
     assert previewed.returncode == 0, previewed.stderr

@@ -9,8 +9,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 from lab.errors import Trouble
+from model.settings import PREFIX, written
 from tests.fast.forge_server import Site, serving
 from tools import ci, env, lint
 from tools.engine import Tool
@@ -207,6 +209,23 @@ def test_the_report_is_asked_for_with_what_each_preview_left(repository: Path, t
     assert "ended before Pulumi did" in (previews / "lost.errors").read_text()
     meant = ci.report_arguments(repository, base, previews, ["bug", "destructive"])
     assert meant == [*arguments, "--allow-destructive"]
+
+
+def test_the_settings_before_a_change_are_with_what_they_extended_then(
+    repository: Path, tmp_path: Path
+) -> None:
+    def shared(scheduler: str) -> str:
+        return yaml.safe_dump({"config": {f"{PREFIX}proxy": {"scheduler": scheduler}}})
+
+    own = yaml.safe_dump({"config": {f"{PREFIX}extends": "common.yaml", f"{PREFIX}firewall": "open"}})
+    base = commit(repository, Pulumi_prod_yaml=own, common_yaml=shared("rr"))
+    commit(repository, common_yaml=shared("wrr"))
+    previews = tmp_path / "previews"
+    previews.mkdir()
+    (previews / "prod.json").write_text("{}")
+    ci.report_arguments(repository, base, previews, [])
+    before = yaml.safe_load((previews / "prod.before.yaml").read_text())
+    assert written(before["config"], repository) == {"proxy": {"scheduler": "rr"}, "firewall": "open"}
 
 
 def test_a_change_that_touches_no_environment_any_more_says_so_in_the_comment_that_is_there(

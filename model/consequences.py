@@ -1,0 +1,155 @@
+"""What a change does to a living cluster, in words: for the hook at preview and for the report of a change.
+
+The words are here once, by what the engine knows: a step's name, and which of its values differ.
+`components/changes.py` refuses or tells with them as a run begins, `model/report.py` makes a page of them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from enum import IntEnum
+from typing import Any
+
+VERSION = "kubernetesVersion"
+LOST = (
+    "every object and all data in it, etcd's included, its certificates and kubeconfigs, and whatever else "
+    "was deployed"
+)
+SILENT = "Nothing in it answers meanwhile"
+
+
+class Level(IntEnum):
+    """How much is at stake; the report's order, worst first."""
+
+    QUIET = 0  # nobody notices
+    IN_PLACE = 1  # something is another than before
+    ROLLING = 2  # pods or processes start anew, one after the other
+    MADE = 3  # a host or a cluster is made
+    LOSS = 4  # something is gone afterwards
+
+
+@dataclass(frozen=True)
+class Words:
+    """What happens on some hosts.
+
+    Attributes:
+        text: A sentence's begin, in which `{hosts}` stands for `node1` or `3 nodes`, `{old}` and `{new}` for
+            the value's.
+        one_by_one: Whether a host waits for the one before.
+        after: What a reader should know beyond it.
+    """
+
+    level: Level
+    text: str
+    one_by_one: bool = False
+    after: str = ""
+
+
+STEPS: Mapping[str, Mapping[str, Words]] = {
+    # What is looked at when a host is claimed; the claim itself stays as it is.
+    "claim": {},
+    "kernel": {
+        "MODE": Words(Level.QUIET, "kernel modules of the other proxy mode are loaded on {hosts}"),
+        "SCHEDULER": Words(Level.QUIET, "the kernel module of the other scheduler is loaded on {hosts}"),
+        "BACKEND": Words(Level.QUIET, "kernel modules of flannel's backend are loaded on {hosts}"),
+    },
+    "firewall": {"FIREWALL": Words(Level.IN_PLACE, "the firewall's rules change on {hosts}")},
+    "packages": {
+        name: Words(
+            Level.IN_PLACE, "packages are looked for in another place, or at another version, on {hosts}"
+        )
+        for name in ("VERSION", "REVISION", "REPOSITORY_DEB", "REPOSITORY_RPM", "KEY", "KEY_URL", "MANAGE")
+    },
+    "runtime": {
+        "MIRRORS": Words(
+            Level.IN_PLACE,
+            "containerd pulls by other registry mirrors on {hosts}",
+            after="Nothing restarts: containerd reads them at each pull.",
+        ),
+        "SANDBOX_IMAGE": Words(
+            Level.ROLLING, "containerd restarts on {hosts}, with another sandbox image", after="Pods go on."
+        ),
+        "IMAGES": Words(Level.QUIET, "images are pulled on {hosts}, before a pod asks for them"),
+    },
+    "init": {
+        "CERTIFICATE_NAMES": Words(
+            Level.IN_PLACE, "the API server's certificate is made anew on {hosts}, with other names"
+        ),
+        "KUBELET": Words(
+            Level.ROLLING, "kubelet restarts on every node, with other settings", after="Pods go on."
+        ),
+        "PROXY": Words(Level.QUIET, "kube-proxy's settings are uploaded on {hosts}"),
+        "CONFIG": Words(Level.QUIET, "kubeadm's settings are uploaded on {hosts}"),
+    },
+    "proxy": {
+        "MODE=nftables": Words(
+            Level.ROLLING,
+            "kube-proxy changes from {old} to {new} on {hosts}",
+            one_by_one=True,
+            after="On each node services don't answer until its kube-proxy has programmed them anew.",
+        ),
+        "MODE": Words(
+            Level.ROLLING,
+            "kube-proxy changes from {old} to {new} on {hosts}",
+            one_by_one=True,
+            after="Connections that the former mode has balanced may end; new ones don't fail.",
+        ),
+        "PROXY": Words(
+            Level.ROLLING,
+            "kube-proxy restarts on {hosts}",
+            one_by_one=True,
+            after="Meanwhile the kernel balances as before.",
+        ),
+    },
+    "member": {
+        "LABELS": Words(Level.IN_PLACE, "labels of {hosts} change"),
+        "TAINTS": Words(
+            Level.IN_PLACE,
+            "taints of {hosts} change",
+            after="A NoExecute taint evicts pods that don't tolerate it.",
+        ),
+    },
+    # Read again, made valid again, proved again: nothing of the cluster is another by them.
+    "admin": {},
+    "kubeconfig": {},
+    "token": {},
+    "join": {},
+    "look": {},
+    "proof": {},
+}
+"""By a step's name, and the value of it that differs, or that and what it then is (`MODE=nftables`).
+
+components/remote.py has the steps. The first that differs is told; where none does, nothing is."""
+
+REPAIR = Words(Level.IN_PLACE, "every step on {hosts} runs again, to put right what has drifted")
+AGAIN = Words(Level.QUIET, "steps run again on {hosts}, with the settings that they had")
+PROVED = Words(Level.QUIET, "what the kernel balances is proved again on {hosts}")
+ELSEWHERE = (
+    "Its pods start on other nodes; what they keep on the node itself (emptyDir, hostPath, local volumes) "
+    "is lost."
+)
+SAME_MACHINE = (
+    "{new} is the machine that is {old} now, and the new is made before the old is given back: the join "
+    "finds a finished node and the run stops. Take {old} out in one change, add {new} in the next."
+)
+
+
+def identity_changes(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
+    """`network.podSubnet 10.244.0.0/16 -> 10.200.0.0/16`: what of a cluster's identity differs.
+
+    Both are the inputs of the cluster's component, as `components.changes.kept` makes them.
+    """
+    return [
+        f"{name} {old[name]} -> {new[name]}"
+        for name in old
+        if name in new and name != VERSION and old[name] != new[name]
+    ]
+
+
+def new_cluster(changes: list[str], hosts: list[str]) -> str:
+    """The words for a cluster that is made anew because of `changes`."""
+    return (
+        f"this change makes a new cluster: {'; '.join(changes)}. Lost with the old one: {LOST}. "
+        f"Reset and made anew: {', '.join(hosts)}. {SILENT}"
+    )

@@ -1,0 +1,183 @@
+"""The report of a change, by what the real engine previews of the real program.
+
+The cluster is in the state as after a first `up` (tests/engine/finished.py). What is expected of each kind
+of change is a page in data/report. To write them anew, and then review the difference:
+
+    GOLDEN=write .venv/bin/python -m pytest tests/engine/test_report.py
+"""
+
+from __future__ import annotations
+
+import copy
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.engine import finished
+from tests.engine.api_server import ApiServer
+from tests.engine.finished import NAME, Environment
+from tests.fast.test_graph import TOKEN
+from tools import ci, env
+
+PAGES = Path(__file__).parent / "data" / "report"
+FINE, FAILED, DESTRUCTIVE = 0, 1, 3
+
+Edit = Callable[[dict[str, Any], Environment], None]
+
+
+@dataclass(frozen=True)
+class Kind:
+    """A kind of change, and the status of the check."""
+
+    edit: Edit
+    status: int = FINE
+
+
+def settings(**sections: Any) -> Edit:
+    return lambda written, _: written.update({**sections})
+
+
+def in_file(path: str, old: str, new: str) -> Edit:
+    def edit(_: dict[str, Any], there: Environment) -> None:
+        file = there.stack.folder / path
+        text = file.read_text()
+        assert old in text
+        file.write_text(text.replace(old, new))
+
+    return edit
+
+
+def in_host(number: int, **values: Any) -> Edit:
+    return lambda written, _: written["hosts"][number].update(values)
+
+
+KINDS = {
+    "nothing": Kind(settings()),
+    "worker-added": Kind(lambda written, there: written["hosts"].append(there.spare)),
+    "worker-removed": Kind(lambda written, _: written["hosts"].pop(), DESTRUCTIVE),
+    "host-renamed": Kind(in_host(2, name="node9"), DESTRUCTIVE),
+    "host-moved": Kind(in_host(2, address="10.0.0.99"), DESTRUCTIVE),
+    "version": Kind(lambda written, _: written["cluster"].update(kubernetesVersion="1.38.0"), FAILED),
+    "kubelet": Kind(lambda written, _: written["cluster"].update(kubelet={"maxPods": 60})),
+    "proxy-mode": Kind(settings(proxy={"mode": "nftables"})),
+    "scheduler": Kind(settings(proxy={"scheduler": "wrr"})),
+    "registry-mirror": Kind(settings(registry={"mirrors": {"docker.io": ["https://mirror.example.com"]}})),
+    "manifest-edit": Kind(in_file("manifests/nginx.yaml", "port: 80", "port: 81")),
+    "replicas": Kind(settings(nginx={"replicas": 3})),
+    "pod-subnet": Kind(settings(network={"podSubnet": "10.200.0.0/16"}), DESTRUCTIVE),
+    "script": Kind(
+        in_file("scripts/lib.sh", "# shellcheck shell=bash", "# shellcheck shell=bash\n# Another.")
+    ),
+    "bad-configuration": Kind(
+        settings(proxy={"scheduler": "wrong"}, network={"podSubnet": "10.0.0.0/16"}), FAILED
+    ),
+}
+
+
+@dataclass(frozen=True)
+class Known:
+    """The environment before its cluster was made, and after."""
+
+    fresh: Environment
+    finished: Environment
+    secrets: tuple[str, ...]
+
+
+@pytest.fixture(scope="module")
+def known(
+    tmp_path_factory: pytest.TempPathFactory, toolbox: env.Toolbox, cluster: ApiServer
+) -> Iterator[Known]:
+    folder = tmp_path_factory.mktemp("report")
+    variables = env.environment(toolbox)
+    variables.pop("SSH_AUTH_SOCK", None)
+    with ExitStack() as open_hosts:
+        made = open_hosts.enter_context(finished.environment(folder / "made", variables, cluster))
+        fresh = made.copy(folder / "fresh")
+        for namespace in ("kube-flannel", "default"):
+            open_hosts.enter_context(cluster.pods_ready(namespace))
+        made.stack.up()
+        login = (made.stack.folder / "login-key").read_text().splitlines()
+        yield Known(fresh, made, (TOKEN, cluster.token, *login[1:-1]))
+
+
+def reported(there: Environment, before: str | None, *options: str) -> subprocess.CompletedProcess[str]:
+    """Preview as `tools.ci` does, and report as a workflow's step does."""
+    previews = there.stack.folder.parent / "previews"
+    previews.mkdir()
+    run = there.stack.preview_as_written()
+    if run.returncode == 0:
+        (previews / "preview.json").write_text(run.stdout)
+        arguments = ["--preview", f"{NAME}={previews / 'preview.json'}"]
+    else:
+        (previews / "errors").write_text(ci.errors(run.stdout, run.stderr))
+        arguments = ["--errors", f"{NAME}={previews / 'errors'}"]
+    if before is not None:
+        (previews / "before.yaml").write_text(before)
+        arguments += ["--settings-before", f"{NAME}={previews / 'before.yaml'}"]
+    return subprocess.run(
+        [sys.executable, "-m", "tools.report", *arguments, *options],
+        cwd=there.stack.folder,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+def steady(text: str) -> str:
+    """Without what each run has of its own: ports and keys."""
+    text = re.sub(r"(ssh\.port: )\d+", r"\1PORT", text)
+    return re.sub(r"ssh-ed25519 [A-Za-z0-9+/=]+", "ssh-ed25519 KEY", text)
+
+
+def compare(name: str, text: str) -> None:
+    page = PAGES / f"{name}.md"
+    if os.environ.get("GOLDEN") == "write":
+        page.parent.mkdir(parents=True, exist_ok=True)
+        page.write_text(steady(text))
+    assert steady(text) == page.read_text(), f"{page} has it otherwise"
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_a_kind_of_change_is_told_in_words(name: str, known: Known, tmp_path: Path) -> None:
+    there = known.finished.copy(tmp_path / "copy")
+    before = there.file.read_text()
+    written = copy.deepcopy(there.settings)
+    KINDS[name].edit(written, there)
+    there.write(written)
+    done = reported(there, before)
+    assert done.stderr == ""
+    assert done.returncode == KINDS[name].status
+    assert [secret for secret in known.secrets if secret in done.stdout] == []
+    compare(name, done.stdout)
+
+
+def test_a_new_cluster_is_told_with_every_object_of_the_manifests(known: Known, tmp_path: Path) -> None:
+    there = known.fresh.copy(tmp_path / "copy")
+    done = reported(there, None)
+    assert done.returncode == FINE, done.stderr
+    for manifest in sorted((there.stack.folder / "manifests").glob("*.yaml")):
+        for kind in re.findall(r"^kind: (\w+)$", manifest.read_text(), re.MULTILINE):
+            assert f"+ create {kind}/" in done.stdout
+    compare("new-cluster", done.stdout)
+
+
+def test_what_is_meant_passes_and_is_still_told(known: Known, tmp_path: Path) -> None:
+    there = known.finished.copy(tmp_path / "copy")
+    before = there.file.read_text()
+    there.write({**there.settings, "hosts": there.settings["hosts"][:2]})
+    done = reported(there, before, "--allow-destructive")
+    assert done.returncode == FINE, done.stderr
+    compare("worker-removed-and-meant", done.stdout)
+
+
+def test_every_page_is_of_a_kind() -> None:
+    made = {*KINDS, "new-cluster", "worker-removed-and-meant"}
+    assert {page.stem for page in PAGES.glob("*.md")} == made
