@@ -130,8 +130,8 @@ ELSEWHERE = (
     "is lost."
 )
 SAME_MACHINE = (
-    "{new} is the machine that is {old} now, and the new is made before the old is given back: the join "
-    "finds a finished node and the run stops. Take {old} out in one change, add {new} in the next."
+    "{new} is the machine that is {old} now: its claim is refused, and the run stops there. Take {old} out "
+    "in one change, and add {new} in the next."
 )
 
 

@@ -30,6 +30,11 @@ refuse_other_owners() {
     owner=$(cat "$HOME_DIR/owner")
     [[ $owner == "$STACK" ]] || fail "the host belongs to the stack $owner" \
       "run pulumi destroy on that stack, or take $HOST out of this one; nothing was changed here"
+    # Its own claim would be given back after this one was made, and all of this one's work with it.
+    local name
+    name=$(cat "$HOME_DIR/name" 2>/dev/null || echo "$HOST")
+    [[ $name == "$HOST" ]] || fail "the host is $name of this same stack" \
+      "take $name out of the configuration in one change, and add $HOST in the next; nothing was changed here"
   elif [[ -e /etc/kubernetes/kubelet.conf || -e /etc/kubernetes/admin.conf ]] ||
     compgen -G '/etc/kubernetes/manifests/*' >/dev/null; then
     fail "the host is a node of another cluster (/etc/kubernetes has its files)" \
@@ -155,6 +160,7 @@ record_state() {
     sync -f .
   )
   mv "$HOME_DIR/record.new" "$RECORD"
+  printf '%s\n' "$HOST" | put_file "$HOME_DIR/name" 0600 || :
   printf '%s\n' "$STACK" | put_file "$HOME_DIR/owner" 0600 || :
 }
 

@@ -22,6 +22,27 @@ def part(script: str, body: str, tmp_path: Path, **values: str) -> str:
     return bash(with_lib((SCRIPTS / script).read_text() + body, **values), home=tmp_path).stdout
 
 
+@pytest.mark.parametrize(
+    ("owner", "name", "said"),
+    [
+        ("dev", "node1", ""),
+        ("dev", None, ""),
+        ("dev", "node2", "the host is node2 of this same stack"),
+        ("prod", "node1", "the host belongs to the stack prod"),
+    ],
+)
+def test_a_host_that_has_another_name_or_owner_is_refused(
+    tmp_path: Path, owner: str, name: str | None, said: str
+) -> None:
+    (tmp_path / "owner").write_text(f"{owner}\n")
+    if name:
+        (tmp_path / "name").write_text(f"{name}\n")
+    text = with_lib((SCRIPTS / "claim.sh").read_text() + "create() { refuse_other_owners; }\n", STACK="dev")
+    done = bash(text, home=tmp_path, check=False)
+    assert done.returncode == (1 if said else 0), done.stderr
+    assert said in done.stderr
+
+
 def test_iptables_rules_are_read_as_services_node_ports_and_endpoints(tmp_path: Path) -> None:
     (tmp_path / "rules").write_text(IPTABLES)
     body = f"iptables-save() {{ cat {tmp_path}/rules; }}\ncreate() {{ seen; }}\n"
