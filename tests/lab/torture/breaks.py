@@ -16,7 +16,7 @@ from lab import services
 from lab.errors import Trouble
 from lab.paths import project_dir, stack_file
 from lab.progress import Progress
-from tests.lab.cluster import Cluster, Config, Engine, differences, edited, identity, repaired, up
+from tests.lab.cluster import Cluster, Config, Engine, differences, drift, edited, identity, repaired, up
 from tests.lab.kills import killed_at_each_line
 from tools import env, stack
 
@@ -265,6 +265,21 @@ def test_a_second_up_and_another_stack_are_refused(cluster: Cluster) -> None:
         for h, lines in cluster.state().items()
     }
     assert differences(kept, now) == ""
+
+
+def test_a_renamed_worker_is_refused_and_stays_the_node_that_it_was(cluster: Cluster) -> None:
+    """A worker gets another name: refused before it is touched, and the old name is as good as before"""
+    host = cluster.hosts[-1]
+    same = identity(cluster)
+
+    def rename(config: Config) -> None:
+        config["hosts"][-1]["name"] = "another"
+
+    with edited(cluster, rename):
+        assert f"the host is {host} of this same stack" in failing(cluster)
+    up(cluster)
+    assert identity(cluster) == same
+    assert not any(drift(cluster).values())
 
 
 def key_pair() -> tuple[str, str]:
