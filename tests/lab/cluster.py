@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 import time
@@ -24,6 +25,10 @@ OWN_SCRIPT = Path(__file__).parent / "own.sh"
 Config = dict[str, Any]
 # Emulated hosts on a busy machine: generous, a run that fails by luck costs more than a slow one.
 RUN_SECONDS = 3000.0
+NO_CONNECTION_SECONDS = 300.0
+NO_CONNECTION = re.compile(
+    r"TLS handshake timeout|connection refused|was refused|i/o timeout|unexpected EOF|Client\.Timeout"
+)
 
 
 @dataclass
@@ -74,9 +79,18 @@ class Cluster:
         return done.stdout
 
     def kubectl(self, command: str) -> str:
-        """kubectl's output on the control plane; its cache must not be taken for something left over."""
-        prefix = "KUBECACHEDIR=/run/kubectl kubectl --kubeconfig /etc/kubernetes/admin.conf"
-        return self.run(self.hosts[0], f"{prefix} {command}")
+        """kubectl's output on the control plane; its cache must not be taken for something left over.
+
+        Asked again while there is no connection: a busy API server takes longer than kubectl's own limits.
+        """
+        line = f"KUBECACHEDIR=/run/kubectl kubectl --kubeconfig /etc/kubernetes/admin.conf {command}"
+        began = time.monotonic()
+        while True:
+            done = self.lab.ssh(self.hosts[0], ["bash", "-c", line], timeout=300)
+            if done.returncode == 0:
+                return done.stdout
+            late = time.monotonic() - began > NO_CONNECTION_SECONDS
+            assert not late and NO_CONNECTION.search(done.stderr), f"{command}: {done.stderr}"
 
     def pulumi(self, *arguments: str, on: str = "") -> subprocess.CompletedProcess[str]:
         """A plain Pulumi command on the stack, or on another one."""

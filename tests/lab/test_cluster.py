@@ -29,7 +29,8 @@ from tests.lab.cluster import (
 )
 from tests.lab.prober import probing
 
-NO_OP_SECONDS = 60.0
+# Five seconds on an idle machine, a minute beside hosts whose emulation takes all of it.
+NO_OP_SECONDS = 300.0
 
 
 def test_make_up_ends_with_each_hosts_virtual_servers_and_an_answer(cluster: Cluster) -> None:
@@ -204,13 +205,13 @@ def test_a_rebooted_worker_comes_back_by_itself(cluster: Cluster) -> None:
     cluster.own[host] = own_process(cluster, host)
 
 
-def test_a_second_up_changes_nothing_and_takes_seconds(cluster: Cluster) -> None:
+def test_a_second_up_changes_nothing_and_takes_seconds(cluster: Cluster, progress: Progress) -> None:
     before = cluster.state()
     began = time.monotonic()
     done = cluster.pulumi("up", "--yes", "--expect-no-changes", "--skip-preview")
     took = time.monotonic() - began
     assert done.returncode == 0, done.stdout + done.stderr
-    print(f"a no-op up: {took:.1f} s")
+    progress.say(f"a no-op up: {took:.1f} s")
     assert took < NO_OP_SECONDS
     moving = re.compile(r"^(hash|file)\|.*/var/lib/(etcd|kubelet)/|^(active|sysctl|mount|route)\|")
     kept = [
