@@ -592,9 +592,10 @@ def _warnings(plan: Mapping[str, Any]) -> list[str]:
         for entry in plan.get("diagnostics") or []
         if entry.get("severity") == "warning"
     ]
-    # Of where plugins are; and the hook's own, which stands above in the same words.
+    # Of where plugins are on that machine; and the hook's own, which stands above in the same words.
     own = (
         "warning: using pulumi-",
+        "warning: resource plugin ",
         "this change makes a new cluster",
         "warning: this change makes a new cluster",
     )

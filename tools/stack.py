@@ -67,9 +67,10 @@ def unlock(name: str, tools: Toolbox, progress: Progress, project: Path | None =
 def _abandoned(lock: Path) -> bool:
     try:
         held = json.loads(lock.read_text())
-        return (
-            bool(held["hostname"] == socket.gethostname()) and not Path(f"/proc/{int(held['pid'])}").exists()
-        )
+        command_line = Path(f"/proc/{int(held['pid'])}/cmdline")
+        # Of a process that has ended and that nobody has waited for yet it is there, and empty.
+        alive = command_line.exists() and command_line.read_bytes() != b""
+        return bool(held["hostname"] == socket.gethostname()) and not alive
     except (OSError, ValueError, KeyError, TypeError):
         return False
 

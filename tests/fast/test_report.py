@@ -233,6 +233,17 @@ def test_a_page_stays_below_its_limit_and_keeps_what_happens() -> None:
     assert "This destroys something" in tiny
 
 
+def test_where_plugins_come_from_is_no_reviewers_matter_and_other_warnings_are() -> None:
+    said = ("using pulumi-resource-command from $PATH", "resource plugin kubernetes is expected to have")
+    warnings = [
+        {"severity": "warning", "message": f"warning: {text}"} for text in (*said, "a setting is deprecated")
+    ]
+    plan = {"steps": REMOVAL, "diagnostics": warnings}
+    text = page([Environment("prod", plan)], meant=False).text
+    assert "> warning: a setting is deprecated" in text
+    assert not any(words in text for words in said)
+
+
 def test_nothing_in_an_error_ends_its_block() -> None:
     text = page([Environment("prod", None, errors="a\n```\n# title\n````\n")], meant=False).text
     assert "\n`````text\na\n```\n# title\n````\n`````" in text

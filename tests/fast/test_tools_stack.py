@@ -178,3 +178,13 @@ def test_the_lock_of_a_run_that_lives_or_is_elsewhere_stays(
     lock(checkout, 2**22 + 1, "another machine")
     ensure(checkout, tools)
     assert not cancelled(tmp_path)
+
+
+def test_the_lock_of_a_run_that_has_ended_and_was_not_waited_for_is_abandoned(tmp_path: Path) -> None:
+    lock = tmp_path / "lock.json"
+    with subprocess.Popen(["sleep", "600"]) as ended:
+        lock.write_text(json.dumps({"hostname": socket.gethostname(), "pid": ended.pid}))
+        assert not stack._abandoned(lock)
+        ended.kill()
+        os.waitid(os.P_PID, ended.pid, os.WEXITED | os.WNOWAIT)
+        assert stack._abandoned(lock)
