@@ -23,6 +23,17 @@ def running(pid_file: Path, mark: str) -> int | None:
     return pid if mark.encode() in words else None
 
 
+def alive(pid: int) -> bool:
+    """Whether a process runs; one that has ended and that nobody has waited for yet doesn't."""
+    try:
+        # Its name, in parentheses, may hold anything; the state is the word after it. The command line
+        # would not do: it is empty for a moment while a program starts, too.
+        state = Path(f"/proc/{pid}/stat").read_text(errors="replace").rpartition(")")[2].split()[0]
+    except OSError:
+        return False
+    return state not in ("Z", "X")
+
+
 def wait_end(pid: int, seconds: float) -> bool:
     """Wait until a process has ended; False if it hasn't in that time."""
     deadline = time.monotonic() + seconds
@@ -33,7 +44,7 @@ def wait_end(pid: int, seconds: float) -> bool:
                 return True
         except ChildProcessError:
             pass
-        if not Path(f"/proc/{pid}").exists():
+        if not alive(pid):
             return True
         time.sleep(0.05)
     return False

@@ -16,7 +16,7 @@ import subprocess
 import tempfile
 from pathlib import Path
 
-from lab import paths
+from lab import paths, processes
 from lab.errors import Trouble
 from lab.progress import Progress
 from tools import env
@@ -67,10 +67,7 @@ def unlock(name: str, tools: Toolbox, progress: Progress, project: Path | None =
 def _abandoned(lock: Path) -> bool:
     try:
         held = json.loads(lock.read_text())
-        command_line = Path(f"/proc/{int(held['pid'])}/cmdline")
-        # Of a process that has ended and that nobody has waited for yet it is there, and empty.
-        alive = command_line.exists() and command_line.read_bytes() != b""
-        return bool(held["hostname"] == socket.gethostname()) and not alive
+        return bool(held["hostname"] == socket.gethostname()) and not processes.alive(int(held["pid"]))
     except (OSError, ValueError, KeyError, TypeError):
         return False
 

@@ -184,7 +184,8 @@ def test_the_lock_of_a_run_that_has_ended_and_was_not_waited_for_is_abandoned(tm
     lock = tmp_path / "lock.json"
     with subprocess.Popen(["sleep", "600"]) as ended:
         lock.write_text(json.dumps({"hostname": socket.gethostname(), "pid": ended.pid}))
-        assert not stack._abandoned(lock)
+        while_it_ran = stack._abandoned(lock)
         ended.kill()
         os.waitid(os.P_PID, ended.pid, os.WEXITED | os.WNOWAIT)
+        assert not while_it_ran
         assert stack._abandoned(lock)
