@@ -663,12 +663,27 @@ def _shared(name: object, base: Path, findings: list[_Finding]) -> dict[str, Any
     return {str(key).removeprefix(PREFIX): value for key, value in config.items() if str(key) not in strange}
 
 
+def config_of(text: str) -> dict[str, Any]:
+    """What stands under `config` in a stack file's text; nothing where there is none.
+
+    :raises yaml.YAMLError: it is no YAML.
+    """
+    document = yaml.safe_load(text)
+    config = document.get("config") if isinstance(document, dict) else None
+    return config if isinstance(config, dict) else {}
+
+
+def own_settings(config: Mapping[str, Any]) -> dict[str, Any]:
+    """This program's settings of a stack file's `config`, without prefixes."""
+    return {name.removeprefix(PREFIX): value for name, value in config.items() if name.startswith(PREFIX)}
+
+
 def written(config: Mapping[str, Any], base: Path) -> dict[str, Any]:
     """What a stack file's `config` and the file that it extends say together: unchecked, without prefixes.
 
     `extends` itself is gone from it: what it adds is there. A file that can't be read adds nothing.
     """
-    own = {name.removeprefix(PREFIX): value for name, value in config.items() if name.startswith(PREFIX)}
+    own = own_settings(config)
     return joined(_shared(own.get("extends"), base, []), own)
 
 

@@ -12,15 +12,15 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+import pulumi_policy
+import pulumi_policy.policy
+from pulumi_policy.proxy import UnknownValueError
+
 # The engine starts this file by its folder: what it shares with the program is beside that.
 PROJECT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(PROJECT))
 
-import pulumi_policy  # noqa: E402 - the path comes first
-import pulumi_policy.policy  # noqa: E402
-from pulumi_policy.proxy import UnknownValueError  # noqa: E402
-
-from policy import engine_values, rules  # noqa: E402
+from policy import engine_values, rules  # noqa: E402 - the path comes first
 
 # pulumi_policy shows a policy the content of secrets and doesn't tell which those are. The rule against plain
 # secrets asks just that: so they are marked where its server reads the engine's message.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
@@ -22,6 +23,14 @@ def tracked(*patterns: str) -> list[Path]:
     argv = ["git", "ls-files", "-z", "--", *patterns]
     listed = subprocess.run(argv, cwd=PROJECT, check=True, capture_output=True, text=True).stdout
     return [Path(name) for name in listed.split("\0") if name]
+
+
+def copy_checkout(project: Path) -> None:
+    """Put the committed files into a folder, with this checkout's Python environment."""
+    for file in tracked():
+        (project / file).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(PROJECT / file, project / file)
+    (project / ".venv").symlink_to(PROJECT / ".venv")
 
 
 def committed() -> list[str]:

@@ -97,6 +97,17 @@ def ensure_ensurepip() -> None:
             fail(f"'{' '.join(argv)}' failed (its messages are above)", f"mend that, or run as root: {shown}")
 
 
+def install_locked(lock: Path) -> list[str]:
+    """pip's words for installing exactly what a lock holds, each file checked by its hash."""
+    return [
+        *("install", "--quiet", "--no-input"),
+        # Compiled at the first import instead: the Kubernetes SDK has thousands of modules
+        # of which a handful is used, and compiling all of them takes minutes.
+        *("--disable-pip-version-check", "--no-deps", "--only-binary", ":all:", "--no-compile"),
+        *("--require-hashes", "--requirement", str(lock)),
+    ]
+
+
 def make_environment() -> None:
     """Make `.venv` and install exactly what the lock holds, each file checked by its hash."""
     begun = time.monotonic()
@@ -105,13 +116,7 @@ def make_environment() -> None:
     steps = (
         ([sys.executable, "-m", "venv", "--clear", str(VENV)], "making the virtual environment"),
         (
-            [
-                *(str(VENV / "bin/python"), "-m", "pip", "install", "--quiet", "--no-input"),
-                # Compiled at the first import instead: the Kubernetes SDK has thousands of modules
-                # of which a handful is used, and compiling all of them takes minutes.
-                *("--disable-pip-version-check", "--no-deps", "--only-binary", ":all:", "--no-compile"),
-                *("--require-hashes", "--requirement", str(LOCK)),
-            ],
+            [str(VENV / "bin/python"), "-m", "pip", *install_locked(LOCK)],
             "installing the locked packages",
         ),
     )

@@ -23,7 +23,7 @@ from lab.errors import Trouble
 from lab.paths import DEFAULT_LAB, project_dir, stack_name
 from lab.progress import Progress
 from model.report import MEANT
-from model.settings import PREFIX, SettingsError, joined, load
+from model.settings import PREFIX, SettingsError, config_of, joined, load, own_settings
 from tools import env, forge, watch
 from tools.__main__ import table
 
@@ -84,12 +84,9 @@ def settings_problems(root: Path, stack: str) -> list[str]:
 
     A file that the settings name, such as the login key, need not be here.
     """
-    document = yaml.safe_load((root / f"Pulumi.{stack}.yaml").read_text())
-    config: dict[str, Any] = (document or {}).get("config") or {}
-    prefix = "kubeadm-ipvs:"
-    raw = {key.removeprefix(prefix): value for key, value in config.items() if key.startswith(prefix)}
+    config = config_of((root / f"Pulumi.{stack}.yaml").read_text())
     try:
-        load(raw, root)
+        load(own_settings(config), root)
     except SettingsError as error:
         return [
             f"{problem.path}: {problem.text}"
@@ -181,17 +178,12 @@ def report_arguments(root: Path, base: str, previews: Path, labels: Sequence[str
 def _settings_at(root: Path, commit: str, stack: str) -> str:
     """A stack file as it was, with what it extended as that was: the checkout has only what it is now."""
     text = _git(root, "show", f"{commit}:Pulumi.{stack}.yaml")
-    own, extends = _config(text), _config(text).get(f"{PREFIX}extends")
+    own = config_of(text)
+    extends = own.get(f"{PREFIX}extends")
     if not isinstance(extends, str) or not _has(root, commit, extends):
         return text
-    shared = _config(_git(root, "show", f"{commit}:{extends}"))
+    shared = config_of(_git(root, "show", f"{commit}:{extends}"))
     return yaml.safe_dump({"config": joined(shared, own) | {f"{PREFIX}extends": None}}, sort_keys=False)
-
-
-def _config(text: str) -> dict[str, Any]:
-    document = yaml.safe_load(text)
-    config = document.get("config") if isinstance(document, dict) else None
-    return config if isinstance(config, dict) else {}
 
 
 def report(root: Path, base: str, previews: Path, labels: Sequence[str]) -> int:

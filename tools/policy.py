@@ -20,7 +20,8 @@ from lab import paths
 from lab.errors import Trouble
 from lab.files import locked, write_atomic
 from lab.progress import Progress
-from tools import env, stack
+from tools import bootstrap, env, stack
+from tools.plugins import install
 
 PACK = paths.project_dir() / "policy"
 LOCK = PACK / "requirements.txt"
@@ -60,15 +61,10 @@ def python(progress: Progress, lock: Path = LOCK) -> Path:
 def _make(folder: Path, program: Path, lock: Path) -> None:
     if folder.exists():
         shutil.rmtree(folder)
-    pip = [sys.executable, "-m", "pip", "--python", str(program), "install", "--quiet", "--no-input"]
     for argv in (
         # This Python's own pip installs into it: one less to unpack.
         [sys.executable, "-m", "venv", "--without-pip", str(folder)],
-        [
-            *pip,
-            *("--disable-pip-version-check", "--no-deps", "--only-binary", ":all:", "--no-compile"),
-            *("--require-hashes", "--requirement", str(lock)),
-        ],
+        [sys.executable, "-m", "pip", "--python", str(program), *bootstrap.install_locked(lock)],
     ):
         done = subprocess.run(argv, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False)
         if done.returncode != 0:
@@ -84,13 +80,7 @@ def launcher(interpreter: Path) -> Path:
     """The folder that holds only the program that the engine starts a pack of this project by."""
     # The engine hands over its address and the pack's folder, in which it starts this.
     text = f'#!/bin/sh\nexec {shlex.quote(str(interpreter))} -u -m pulumi.policy "$@"\n'
-    key = hashlib.sha256(text.encode()).hexdigest()[:16]
-    folder = paths.cache_dir() / "plugins" / f"policy-{key}"
-    program = folder / ANALYZER
-    if not program.exists() or program.read_text() != text:
-        folder.mkdir(parents=True, exist_ok=True)
-        write_atomic(program, text, 0o755)
-    return folder
+    return install.placed(_KIND, ANALYZER, text)
 
 
 def with_pack(variables: dict[str, str], progress: Progress) -> dict[str, str]:

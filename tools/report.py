@@ -18,7 +18,7 @@ import yaml
 from lab.errors import Trouble
 from lab.paths import project_dir
 from model.report import Environment, page
-from model.settings import written
+from model.settings import config_of, written
 
 FAILED, DESTRUCTIVE = 1, 3
 
@@ -64,11 +64,9 @@ def _settings(file: Path, root: Path) -> dict[str, Any]:
     if not file.exists():
         return {}
     try:
-        document = yaml.safe_load(_read(file))
+        return written(config_of(_read(file)), root)
     except yaml.YAMLError:
         return {}
-    config = document.get("config") if isinstance(document, dict) else None
-    return written(config, root) if isinstance(config, dict) else {}
 
 
 def _read(file: Path) -> str:

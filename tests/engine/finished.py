@@ -74,10 +74,7 @@ def environment(folder: Path, variables: dict[str, str], cluster: ApiServer) -> 
     :param cluster: what the control plane's kubeconfig leads to.
     """
     project = folder / "project"
-    for file in stacks.tracked():
-        (project / file).parent.mkdir(parents=True, exist_ok=True)
-        shutil.copy(stacks.PROJECT / file, project / file)
-    (project / ".venv").symlink_to(stacks.PROJECT / ".venv")
+    stacks.copy_checkout(project)
     login = asyncssh.generate_private_key("ssh-ed25519")
     (project / "login-key").write_text(private(login))
     with ExitStack() as running:

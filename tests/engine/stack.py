@@ -21,6 +21,8 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
+from tests import stacks
+
 LIMIT_SECONDS = 300  # for one engine run: generous, since the machine may be busy
 
 _processes = multiprocessing.get_context("forkserver")
@@ -204,6 +206,24 @@ def make_stack_of(project: Path, environment: dict[str, str], name: str = "test"
         timeout=LIMIT_SECONDS,
     )
     assert made.returncode == 0, made.stderr
+    return stack
+
+
+def make_committed_stack(folder: Path, environment: dict[str, str], name: str) -> Stack:
+    """A committed stack in `folder/project`, empty; what its settings name in a home is in `folder/home`."""
+    project, home = folder / "project", folder / "home"
+    stacks.copy_checkout(project)
+    # Pulumi's own lines are of the state that a person has; this one's state is another.
+    file = project / f"Pulumi.{name}.yaml"
+    own = ("encryptionsalt:", "encryptedkey:", "secretsprovider:")
+    lines = file.read_text().splitlines(keepends=True)
+    file.write_text("".join(line for line in lines if not line.startswith(own)))
+    home.mkdir()
+    stacks.make_home(home, name)
+    # Where plugins may be is the person's own all the same.
+    plugins = os.environ.get("PULUMI_HOME", str(Path.home() / ".pulumi"))
+    stack = make_stack_of(project, {**environment, "PULUMI_HOME": plugins, "HOME": str(home)}, name)
+    stack.language_host = True
     return stack
 
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import shutil
 import subprocess
 from pathlib import Path
 
@@ -11,7 +9,7 @@ import pytest
 
 from model.settings import load
 from tests import stacks
-from tests.engine.stack import make_stack_of
+from tests.engine.stack import make_committed_stack
 from tools import env
 
 
@@ -19,29 +17,11 @@ from tools import env
 def test_a_committed_stack_is_previewed_as_a_new_cluster_with_its_own_and_the_shared_settings(
     name: str, toolbox: env.Toolbox, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    project, home = tmp_path / "project", tmp_path / "home"
-    for file in stacks.tracked():
-        (project / file).parent.mkdir(parents=True, exist_ok=True)
-        shutil.copy(stacks.PROJECT / file, project / file)
-    # Pulumi's own lines are of the state that a person has; this one's state is another.
-    file = project / f"Pulumi.{name}.yaml"
-    lines = file.read_text().splitlines(keepends=True)
-    own = ("encryptionsalt:", "encryptedkey:", "secretsprovider:")
-    file.write_text("".join(line for line in lines if not line.startswith(own)))
-    (project / ".venv").symlink_to(stacks.PROJECT / ".venv")
-    home.mkdir()
-    stacks.make_home(home, name)
-    environment = env.environment(toolbox)
-    environment |= {
-        "PULUMI_HOME": os.environ.get("PULUMI_HOME", str(Path.home() / ".pulumi")),
-        "HOME": str(home),
-    }
-    stack = make_stack_of(project, environment, name)
-    stack.language_host = True
+    stack = make_committed_stack(tmp_path, env.environment(toolbox), name)
 
     run = stack.preview()
 
-    monkeypatch.setenv("HOME", str(home))
+    monkeypatch.setenv("HOME", stack.environment["HOME"])
     settings = load(stacks.settings_of(name), stacks.PROJECT)
     assert {step.op for step in run.steps} == {"create"}
     for host in settings.hosts:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import re
-import shutil
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
@@ -14,15 +13,10 @@ import pytest
 from lab import paths
 from lab.progress import Progress
 from tests import stacks
-from tests.engine.stack import LIMIT_SECONDS, Run, Stack, make_stack_of
+from tests.engine.stack import LIMIT_SECONDS, Run, Stack, make_committed_stack
 from tools import env, policy
 
 Copy = Callable[[str], Stack]
-
-
-def pulumi_home() -> str:
-    """Where plugins may be, which is the person's own."""
-    return os.environ.get("PULUMI_HOME", str(Path.home() / ".pulumi"))
 
 
 @pytest.fixture
@@ -30,24 +24,7 @@ def copy(toolbox: env.Toolbox, tmp_path: Path) -> Copy:
     """A committed stack in a project of its own, with what the engine needs to run the pack."""
     variables = policy.with_pack(env.environment(toolbox), Progress())
 
-    def make(name: str) -> Stack:
-        project, home = tmp_path / "project", tmp_path / "home"
-        for file in stacks.tracked():
-            (project / file).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copy(stacks.PROJECT / file, project / file)
-        # Pulumi's own lines are of the state that a person has; this one's state is another.
-        file = project / f"Pulumi.{name}.yaml"
-        own = ("encryptionsalt:", "encryptedkey:", "secretsprovider:")
-        kept = [line for line in file.read_text().splitlines(keepends=True) if not line.startswith(own)]
-        file.write_text("".join(kept))
-        (project / ".venv").symlink_to(stacks.PROJECT / ".venv")
-        home.mkdir()
-        stacks.make_home(home, name)
-        stack = make_stack_of(project, {**variables, "PULUMI_HOME": pulumi_home(), "HOME": str(home)}, name)
-        stack.language_host = True
-        return stack
-
-    return make
+    return lambda name: make_committed_stack(tmp_path, variables, name)
 
 
 def judged(stack: Stack) -> tuple[Run, dict[str, str]]:
@@ -70,15 +47,14 @@ def replace(file: Path, old: str, new: str) -> None:
 def test_the_committed_production_keeps_the_mandatory_rules_and_is_warned_of_its_one_control_plane(
     copy: Copy, tmp_path: Path
 ) -> None:
-    project = copy("prod").folder
+    stack = copy("prod")
     done = subprocess.run(
         [str(stacks.PROJECT / ".venv/bin/python"), "-m", "tools.policy", "--stack", "prod"],
-        cwd=project,
+        cwd=stack.folder,
         # The command makes its stack in the state that every command of the project has.
         env={
             **os.environ,
-            "HOME": str(tmp_path / "home"),
-            "PULUMI_HOME": pulumi_home(),
+            **{name: stack.environment[name] for name in ("HOME", "PULUMI_HOME")},
             "XDG_CACHE_HOME": str(paths.cache_dir().parent),
             "XDG_STATE_HOME": str(tmp_path / "state"),
         },

@@ -15,6 +15,7 @@ import sys
 from pathlib import Path
 
 from lab import paths
+from lab.files import write_atomic
 from lab.progress import Progress
 from tools import engine, versions
 from tools.engine import Tool
@@ -89,14 +90,19 @@ def launcher(name: str) -> Path:
         f"export PYTHONPATH={shlex.quote(str(paths.project_dir()))}${{PYTHONPATH:+:$PYTHONPATH}}\n"
         f'exec {shlex.quote(sys.executable)} -P -m tools.plugins.{name} "$@"\n'
     )
+    return placed(name, f"pulumi-resource-{name}", text)
+
+
+def placed(name: str, program: str, text: str) -> Path:
+    """A folder of the cache, by its content, that holds only a script that the engine finds by its name.
+
+    :param name: the folder's, before the content's hash.
+    :param program: the script's.
+    """
     key = hashlib.sha256(text.encode()).hexdigest()[:16]
-    folder = paths.cache_dir() / "plugins" / f"{name}-{key}"
-    program = folder / f"pulumi-resource-{name}"
-    if not program.exists() or program.read_text() != text:
-        folder.mkdir(parents=True, exist_ok=True)
+    file = paths.cache_dir() / "plugins" / f"{name}-{key}" / program
+    if not file.exists() or file.read_text() != text:
+        file.parent.mkdir(parents=True, exist_ok=True)
         # Another process may make the same one at the same time, or be starting it.
-        partial = folder / f".{program.name}.{os.getpid()}"
-        partial.write_text(text)
-        partial.chmod(0o755)
-        partial.replace(program)
-    return folder
+        write_atomic(file, text, 0o755)
+    return file.parent
