@@ -15,6 +15,8 @@ readonly HOME_DIR=${KUBEADM_IPVS_HOME:-/var/lib/kubeadm-ipvs}
 readonly RECORD=$HOME_DIR/record
 # kubectl would leave its cache in root's home.
 export KUBECACHEDIR=$HOME_DIR/cache
+# A starved host's systemd answers late; its usual limit of 25 s would fail a step for that alone.
+export SYSTEMD_BUS_TIMEOUT=120s
 readonly LOCK=${KUBEADM_IPVS_LOCK:-/run/kubeadm-ipvs.lock}
 
 say() { printf '%s: %s: %s\n' "$HOST" "$STEP" "$*" >&2; }

@@ -139,7 +139,8 @@ def runner(tmp_path: Path, toolbox: env.Toolbox) -> Iterator[Runner]:
         "vars.AWS_REGION": "",
         **{f"secrets.{name}": state.get(name, "") for name in ci.STATE if name != "AWS_REGION"},
     }
-    theirs = ("GITHUB_", "CI_", "PULUMI_", "AWS_", "PYTEST_")
+    # MAKEFLAGS would carry the outer `make test`'s PYTEST_ARGS into a step's `make`.
+    theirs = ("GITHUB_", "CI_", "PULUMI_", "AWS_", "PYTEST_", "MAKE")
     variables = {name: value for name, value in os.environ.items() if not name.startswith(theirs)}
     variables["no_proxy"] = "127.0.0.1"
     # The Python that .venv was made by is the runner's python3.

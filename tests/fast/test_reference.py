@@ -40,13 +40,17 @@ def test_the_schema_is_one() -> None:
 
 
 @pytest.mark.parametrize("file", FILES, ids=str)
-def test_a_committed_stack_file_passes_the_schema_that_its_first_line_names(file: Path) -> None:
-    text = (stacks.PROJECT / file).read_text()
-    named = re.fullmatch(r"# yaml-language-server: \$schema=(.+)", text.splitlines()[0])
-    assert named
-    schema = (stacks.PROJECT / file).parent / named[1]
-    assert schema.resolve() == stacks.PROJECT / "docs/stack.schema.json"
-    assert faults(yaml.safe_load(text)) == []
+def test_a_committed_stack_file_passes_the_schema(file: Path) -> None:
+    assert faults(yaml.safe_load((stacks.PROJECT / file).read_text())) == []
+
+
+@pytest.mark.parametrize("file", FILES, ids=str)
+def test_a_first_line_that_names_a_schema_names_this_one(file: Path) -> None:
+    """Its editors find it. Who adds an environment may leave the line out."""
+    first, _, _ = (stacks.PROJECT / file).read_text().partition("\n")
+    if named := re.fullmatch(r"# yaml-language-server: \$schema=(.+)", first):
+        schema = (stacks.PROJECT / file).parent / named[1]
+        assert schema.resolve() == stacks.PROJECT / "docs/stack.schema.json"
 
 
 @pytest.mark.parametrize(

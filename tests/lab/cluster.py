@@ -17,6 +17,7 @@ from typing import Any
 import yaml
 
 from lab.api import Lab
+from lab.errors import Trouble
 from lab.paths import project_dir, stack_file, stack_name
 from lab.progress import Progress
 
@@ -113,8 +114,24 @@ class Cluster:
             for number in range(len(self.hosts)):
                 argv = ["timeout", "15", "bash", "-ec", ask, f"192.168.166.{101 + number}"]
                 while self.lab.ssh(host, argv).returncode != 0:
-                    assert time.monotonic() - began < seconds, f"{host}: {argv[-1]} doesn't answer"
+                    late = time.monotonic() - began > seconds
+                    assert not late, f"{host}: {argv[-1]} doesn't answer\n{self.at_work()}"
         return time.monotonic() - began
+
+    def at_work(self) -> str:
+        """What each host is busy with, for a test that has waited too long."""
+        look = (
+            "head -n 1 /proc/uptime /proc/loadavg /proc/pressure/*; "
+            "ps -eo etimes,time,args --sort=-time | head -n 9 | cut -c -100; "
+            "timeout 60 crictl ps -a | cut -c 1-14,36-; timeout 30 ipvsadm -Ln"
+        )
+        said = []
+        for host in self.hosts:
+            try:
+                said.append(f"{host}:\n{self.lab.ssh(host, ['bash', '-c', look], timeout=200).stdout}")
+            except Trouble as error:
+                said.append(f"{host}: {error}")
+        return "\n".join(said)
 
     def output(self, name: str) -> Any:
         """A stack output, revealed."""

@@ -2,7 +2,8 @@
 # A host's whole state as lines `section|thing`, sorted, for comparing before and after. Left
 # out: logs, caches, /run, temporary files, and what changes by itself on an idle host.
 set -euo pipefail
-export LC_ALL=C PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin
+# Emulated hosts can be too busy to answer within systemd's usual 25 s.
+export LC_ALL=C PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin SYSTEMD_BUS_TIMEOUT=300s
 
 section() { sed "s/^/$1|/"; }
 
