@@ -112,10 +112,16 @@ class _Record:
     def read(path: Path) -> _Record:
         raw: dict[str, Any] = json.loads(path.read_text())
         raw["options"] = Options(**raw["options"])
-        plain: dict[str, Any] = raw["ports"]
-        plain |= {key: tuple(value) for key, value in plain.items() if isinstance(value, list)}
-        raw["ports"] = Ports(**plain)
+        raw["ports"] = _Record.ports_of(raw)
         return _Record(**raw)
+
+    @staticmethod
+    def ports_of(raw: dict[str, Any]) -> Ports:
+        """The ports alone: another version of this program may have written the rest otherwise."""
+        plain = {
+            key: tuple(value) if isinstance(value, list) else value for key, value in raw["ports"].items()
+        }
+        return Ports(**plain)
 
     def write(self, path: Path) -> None:
         write_atomic(path, json.dumps(asdict(self), indent=2) + "\n", 0o600)
@@ -279,7 +285,11 @@ class Lab:
             return chosen
         reserved: set[int] = set()
         for path in paths.labs_dir().glob("*/lab.json"):
-            other = _Record.read(path).ports
+            try:
+                other = _Record.ports_of(json.loads(path.read_text()))
+            except (OSError, ValueError, TypeError, KeyError) as error:
+                self._progress.say(f"{path} can't be understood, so its ports may be taken again: {error}")
+                continue
             reserved |= {*other.tcp(), other.lan}
         return ports.free(count, reserved)
 

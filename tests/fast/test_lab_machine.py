@@ -9,6 +9,7 @@ import subprocess
 import sys
 import tarfile
 import time
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
@@ -356,6 +357,19 @@ def test_a_lab_with_other_options_is_not_changed_but_refused() -> None:
     api._Record(Options(name="blue", count=2), fixed(2)).write(lab.folder / "lab.json")
     with pytest.raises(Trouble, match="count: is 2, asked for 3"):
         lab.up(count=3)
+
+
+def test_another_versions_lab_keeps_its_ports_and_a_broken_one_is_in_nobodys_way() -> None:
+    labs = Lab.load("blue", Progress(quiet=True)).folder.parent
+    first = Lab.load("red", Progress(quiet=True))._choose_ports(2)
+    for name, text in (
+        ("newer", json.dumps({"options": {"name": "newer", "colour": "red"}, "ports": asdict(first)})),
+        ("broken", "{"),
+    ):
+        (labs / name).mkdir(parents=True)
+        (labs / name / "lab.json").write_text(text)
+    chosen = Lab.load("red", Progress(quiet=True))._choose_ports(2)
+    assert not set(chosen.tcp()) & set(first.tcp())
 
 
 @pytest.mark.parametrize("tag", ["", "a b", "a,b", "12", "ü"])
