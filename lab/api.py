@@ -118,9 +118,8 @@ class _Record:
     @staticmethod
     def ports_of(raw: dict[str, Any]) -> Ports:
         """The ports alone: another version of this program may have written the rest otherwise."""
-        plain = {
-            key: tuple(value) if isinstance(value, list) else value for key, value in raw["ports"].items()
-        }
+        plain: dict[str, Any] = dict(raw["ports"])
+        plain |= {key: tuple(value) for key, value in plain.items() if isinstance(value, list)}
         return Ports(**plain)
 
     def write(self, path: Path) -> None:
