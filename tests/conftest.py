@@ -88,6 +88,13 @@ def pytest_configure(config: pytest.Config) -> None:
         signal.setitimer(signal.ITIMER_REAL, minutes * 60)
 
 
+@pytest.fixture
+def minutes_left() -> float:
+    """Until the deadline of the whole run, for a test that a slow machine can do without."""
+    seconds, _ = signal.getitimer(signal.ITIMER_REAL)
+    return seconds / 60 if seconds else float("inf")
+
+
 def pytest_unconfigure() -> None:
     signal.setitimer(signal.ITIMER_REAL, 0)
 

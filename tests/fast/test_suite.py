@@ -107,6 +107,18 @@ def test_a_deadline_is_counted_in_minutes_from_the_start(suite: Path) -> None:
     assert run(suite, "--deadline-minutes=50", "tests/fast/test_alarm.py").returncode == 0
 
 
+@pytest.mark.parametrize(
+    ("arguments", "low", "high"), [(["--deadline-minutes=50"], 48, 50), ([], 1e9, 1e999)]
+)
+def test_a_test_can_ask_how_long_there_is_left(
+    suite: Path, arguments: list[str], low: float, high: float
+) -> None:
+    (suite / "tests/fast/test_left.py").write_text(
+        f"def test_left(minutes_left):\n    assert {low} < minutes_left <= float('{high}')\n"
+    )
+    assert run(suite, *arguments, "tests/fast/test_left.py").returncode == 0
+
+
 def test_a_run_that_is_terminated_tears_its_fixtures_down(suite: Path) -> None:
     torn_down = hang(suite)
     process = subprocess.Popen(

@@ -12,6 +12,7 @@ import time
 import urllib.request
 from pathlib import Path
 
+import pytest
 import yaml
 
 from lab.paths import project_dir
@@ -31,6 +32,9 @@ from tests.lab.prober import probing
 
 # Five seconds on an idle machine, a minute beside hosts whose emulation takes all of it.
 NO_OP_SECONDS = 300.0
+REBOOT_SECONDS = 1800.0
+# What the change of mode, and what comes after it, have taken on the slowest machine so far.
+MODE_CHANGE_MINUTES = 25.0
 
 
 def test_make_up_ends_with_each_hosts_virtual_servers_and_an_answer(cluster: Cluster) -> None:
@@ -198,7 +202,7 @@ def test_what_was_changed_by_hand_is_found_and_put_right(cluster: Cluster) -> No
 def test_a_rebooted_worker_comes_back_by_itself(cluster: Cluster) -> None:
     host = cluster.hosts[-1]
     cluster.lab.reboot(host)
-    cluster.wait_for_answers(900)
+    cluster.wait_for_answers(REBOOT_SECONDS)
     assert cluster.run(host, "sed 1d /proc/swaps") == ""
     assert " rr" in cluster.run(host, "ipvsadm -Ln")
     assert not any(drift(cluster).values())
@@ -222,8 +226,10 @@ def test_a_second_up_changes_nothing_and_takes_seconds(cluster: Cluster, progres
 
 
 def test_the_proxy_mode_changes_live_on_one_host_after_the_other(
-    cluster: Cluster, progress: Progress
+    cluster: Cluster, progress: Progress, minutes_left: float
 ) -> None:
+    if minutes_left < MODE_CHANGE_MINUTES:
+        pytest.skip(f"{minutes_left:.0f} minutes are left, not enough here; `make torture` has a longer case")
     same = identity(cluster)
 
     def nftables(config: Config) -> None:
