@@ -19,6 +19,7 @@ from pydantic.fields import FieldInfo
 from model import consequences
 from model.consequences import Level, Words
 from model.settings import Effect, effect_of, fields
+from model.verdict import Finding
 
 LIMIT_CHARACTERS = 60_000
 """Of a whole page: GitHub takes 65,536 characters in a comment, GitLab a million."""
@@ -38,6 +39,7 @@ _OPS = {
 }
 _SIGNS = {"replace": "±", "delete": "-", "create": "+", "update": "~"}
 _VALUE_CHARACTERS = 120
+_OF_A_RULE = 3  # resources that break the same rule and are told each by itself
 _WORDS_AT_MOST = 40  # lines of what happens, where even folded lists don't make the page short enough
 
 
@@ -99,6 +101,7 @@ class Environment:
         errors: Why it failed.
         before: Its settings as they were, whole and without prefixes; None where nobody knows them.
         after: Its settings as they would be.
+        findings: The rules of the policy pack that it breaks.
     """
 
     name: str
@@ -106,6 +109,7 @@ class Environment:
     errors: str = ""
     before: Mapping[str, Any] | None = None
     after: Mapping[str, Any] = field(default_factory=dict)
+    findings: Sequence[Finding] = ()
 
     @cached_property
     def changes(self) -> list[Change]:
@@ -122,6 +126,11 @@ class Environment:
     def destructive(self) -> bool:
         """Whether anything is gone afterwards."""
         return any(happening.level is Level.LOSS for happening in self.happenings)
+
+    @property
+    def refused(self) -> bool:
+        """Whether a mandatory rule is broken."""
+        return any(finding.mandatory for finding in self.findings)
 
 
 def changes_of(plan: Mapping[str, Any]) -> list[Change]:
@@ -482,7 +491,7 @@ class Page:
 
     Attributes:
         destructive: Something would be gone afterwards.
-        failed: A preview has failed.
+        failed: A preview has failed, or a mandatory rule is broken.
     """
 
     text: str
@@ -498,7 +507,8 @@ def page(environments: Sequence[Environment], *, meant: bool, limit: int = LIMIT
     """
     ordered = sorted(environments, key=lambda environment: _natural(environment.name))
     destructive = [environment.name for environment in ordered if environment.destructive]
-    head = _head(destructive, meant)
+    refused = [environment.name for environment in ordered if environment.refused]
+    head = [*_head(destructive, meant), *_refusal(refused)]
     text = ""
     for most in (2000, 400, 100, 25, 0):
         sections = [_section(environment, most) for environment in ordered]
@@ -514,7 +524,7 @@ def page(environments: Sequence[Environment], *, meant: bool, limit: int = LIMIT
             note = f"Too long for a comment, and not shown: {rest}. The job's log has the previews."
             text = "\n\n".join([*head, *shown, note]) + "\n"
         text = text[:limit]
-    failed = any(environment.plan is None for environment in ordered)
+    failed = bool(refused) or any(environment.plan is None for environment in ordered)
     return Page(text, bool(destructive), failed)
 
 
@@ -533,6 +543,15 @@ def _head(destructive: Sequence[str], meant: bool) -> list[str]:
     ]
 
 
+def _refusal(refused: Sequence[str]) -> list[str]:
+    if not refused:
+        return []
+    return [
+        f"> [!CAUTION]\n> **The policy refuses this in {_and(list(refused))}.** The check fails until no "
+        "mandatory rule is broken; no label changes that."
+    ]
+
+
 def _section(environment: Environment, most: int) -> str:
     parts = [f"## {environment.name}: {_title(environment)}"]
     if environment.plan is None:
@@ -542,6 +561,9 @@ def _section(environment: Environment, most: int) -> str:
         if told:
             parts.append("\n".join(told if most else _cut(told, _WORDS_AT_MOST)))
         parts += [f"> {line}" for line in _warnings(environment.plan)[:10]]
+    if environment.findings:
+        told = _verdict(environment.findings)
+        parts += ["**Policy**", "\n".join(told if most else _cut(told, _WORDS_AT_MOST))]
     if environment.before is not None:
         lines = settings_diff(environment.before, environment.after)
         if lines:
@@ -568,7 +590,31 @@ def _said(errors: str) -> list[str]:
     return [_AROUND.sub("", line) for line in lines] or mask(errors.strip()).splitlines()
 
 
+def _verdict(findings: Sequence[Finding]) -> list[str]:
+    lines: list[str] = []
+    for rule in dict.fromkeys(finding.rule for finding in findings):
+        of_rule = [finding for finding in findings if finding.rule == rule]
+        for finding in of_rule[:_OF_A_RULE]:
+            words = f"`{finding.rule}` on `{finding.resource}`: {mask(finding.wrong)}."
+            todo = f" To do: {mask(finding.todo)}." if finding.todo else ""
+            says = "**Refused** by" if finding.mandatory else "Warning of"
+            lines.append(f"- {says} {words}{todo}")
+        more = [f"`{finding.resource}`" for finding in of_rule[_OF_A_RULE:]]
+        if more:
+            lines.append(f"- `{rule}` likewise on {_and([*more[:10], *_rest(more[10:])])}.")
+    return lines
+
+
+def _rest(names: Sequence[str]) -> list[str]:
+    return [f"{len(names)} more"] if names else []
+
+
 def _title(environment: Environment) -> str:
+    title = _worst(environment)
+    return f"{title}; refused by the policy" if environment.refused else title
+
+
+def _worst(environment: Environment) -> str:
     if environment.plan is None:
         found = re.search(r"The configuration has (\d+ problems?)", environment.errors)
         if found:

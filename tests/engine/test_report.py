@@ -21,14 +21,16 @@ from typing import Any
 
 import pytest
 
+from lab.progress import Progress
 from tests.engine import finished
 from tests.engine.api_server import ApiServer
 from tests.engine.finished import NAME, Environment
 from tests.fast.test_graph import TOKEN
-from tools import ci, env
+from tools import ci, env, policy
 
 PAGES = Path(__file__).parent / "data" / "report"
 FINE, FAILED, DESTRUCTIVE = 0, 1, 3
+LATEST = "docker.io/library/nginx:latest"
 
 Edit = Callable[[dict[str, Any], Environment], None]
 
@@ -76,6 +78,8 @@ KINDS = {
     "script": Kind(
         in_file("scripts/lib.sh", "# shellcheck shell=bash", "# shellcheck shell=bash\n# Another.")
     ),
+    "policy-warned": Kind(settings(nginx={"image": LATEST})),
+    "policy-refused": Kind(settings(production=True, nginx={"image": LATEST}), FAILED),
     "bad-configuration": Kind(
         settings(proxy={"scheduler": "wrong"}, network={"podSubnet": "10.0.0.0/16"}), FAILED
     ),
@@ -96,7 +100,7 @@ def known(
     tmp_path_factory: pytest.TempPathFactory, toolbox: env.Toolbox, cluster: ApiServer
 ) -> Iterator[Known]:
     folder = tmp_path_factory.mktemp("report")
-    variables = env.environment(toolbox)
+    variables = policy.with_pack(env.environment(toolbox), Progress())
     variables.pop("SSH_AUTH_SOCK", None)
     with ExitStack() as open_hosts:
         made = open_hosts.enter_context(finished.environment(folder / "made", variables, cluster))
@@ -111,14 +115,12 @@ def known(
 def reported(there: Environment, before: str | None, *options: str) -> subprocess.CompletedProcess[str]:
     """Preview as `tools.ci` does, and report as a workflow's step does."""
     previews = there.stack.folder.parent / "previews"
-    previews.mkdir()
-    run = there.stack.preview_as_written()
-    if run.returncode == 0:
-        (previews / "preview.json").write_text(run.stdout)
-        arguments = ["--preview", f"{NAME}={previews / 'preview.json'}"]
-    else:
-        (previews / "errors").write_text(ci.errors(run.stdout, run.stderr))
-        arguments = ["--errors", f"{NAME}={previews / 'errors'}"]
+    good = ci.previewed(there.stack.folder, NAME, previews, there.stack.environment)
+    planned, errors = previews / f"{NAME}.json", previews / f"{NAME}.errors"
+    assert planned.exists() != errors.exists()
+    assert planned.exists() or not good
+    arguments = ["--preview", f"{NAME}={planned}"] if planned.exists() else ["--errors", f"{NAME}={errors}"]
+    arguments += ["--policy", f"{NAME}={previews / f'{NAME}.policy.json'}"]
     if before is not None:
         (previews / "before.yaml").write_text(before)
         arguments += ["--settings-before", f"{NAME}={previews / 'before.yaml'}"]
