@@ -265,7 +265,14 @@ class _Told:
                     yield Happening(Level.LOSS, f"⚠ {text}")
 
     def objects(self) -> Iterator[Happening]:
-        for change in [] if self._fresh or self._lost else self._objects:
+        changes = [] if self._fresh or self._lost else self._objects
+        # While the provider's own inputs aren't known yet, as in a repair, each object seems to change.
+        unseen = [change for change in changes if change.op == "update" and not _visibly(change)]
+        if unseen:
+            yield Happening(
+                Level.QUIET, f"{_count(len(unseen), 'Kubernetes object')} may be written again, unchanged"
+            )
+        for change in [change for change in changes if change not in unseen]:
             name = f"`{change.name}`"
             if change.op == "create":
                 yield Happening(Level.IN_PLACE, f"{name} is made.")
@@ -287,6 +294,8 @@ class _Told:
         updated = [change for change in self._changes if change.step and change.op == "update"]
         seen = {change.name: change.differing for change in updated}
         uploads = any(seen[change.name] for change in updated if change.step == "init")
+        # A join registers the node with the labels and taints that its member then keeps: told by the member.
+        nodes = {change.host for change in updated if change.step == "member" and seen[change.name]}
         repaired = {change.host for change in updated if "REPAIR" in (seen[change.name] or {})}
         for change in updated:
             values = seen[change.name]
@@ -297,7 +306,7 @@ class _Told:
                     tell(consequences.PROVED, change.host)
             elif values is None:
                 # A join's text is secret. What init is told anew, each join is; else its script is another.
-                if change.step == "join" and not uploads:
+                if change.step == "join" and not uploads and change.host not in nodes:
                     tell(consequences.AGAIN, change.host)
             elif values:
                 first = _first(change.step, values)
@@ -372,6 +381,10 @@ def _differences(old: Any, new: Any, path: str = "") -> Iterator[tuple[str, Any,
             yield from _differences(*pair, f"{path}[{index}]")
     elif old != new:
         yield path, old, new
+
+
+def _visibly(change: Change) -> bool:
+    return any(True for _ in _differences(change.old, change.new))
 
 
 def _address(inputs: Mapping[str, Any]) -> str:
