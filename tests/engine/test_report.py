@@ -71,6 +71,7 @@ def in_host(number: int, **values: Any) -> Edit:
     return lambda written, _: written["hosts"][number].update(values)
 
 
+WAY_IN = settings(ssh={"privateKeyFile": "login-key", "dialAttempts": 20})
 KINDS = {
     "nothing": Kind(settings()),
     "worker-added": Kind(lambda written, there: written["hosts"].append(there.spare)),
@@ -83,6 +84,7 @@ KINDS = {
     "host-repaired": Kind(in_host(1, repair="2026-01-31")),
     "control-plane-repaired": Kind(in_host(0, repair="2026-01-31")),
     "firewall": Kind(settings(firewall="leave")),
+    "way-in": Kind(WAY_IN),
     "certificate-names": Kind(lambda written, _: written["cluster"].update(certificateNames=["api.test"])),
     "sandbox-image": Kind(settings(registry={"imageRepository": "registry.example.com/k8s"})),
     # Its ConfigMap is made anew: the provider changes none in place.
@@ -191,6 +193,17 @@ def test_a_new_cluster_is_told_with_every_object_of_the_manifests(known: Known, 
         for kind in re.findall(r"^kind: (\w+)$", manifest.read_text(), re.MULTILINE):
             assert f"+ create {kind}/" in done.stdout
     compare("new-cluster", done.stdout)
+
+
+def test_objects_that_the_engine_replaces_in_a_preview_alone_stay(known: Known, tmp_path: Path) -> None:
+    there = known.finished.copy(tmp_path / "copy")
+    written = copy.deepcopy(there.settings)
+    WAY_IN(written, there)
+    there.write(written)
+    planned, done = there.stack.preview(), there.stack.up()
+    objects = {step.name for step in planned.steps if step.type.startswith("kubernetes:")}
+    assert {step.op for step in planned.steps if step.name in objects} & {"replace", "delete-replaced"}
+    assert {step.op for step in done.steps if step.name in objects} == {"same"}
 
 
 def test_what_is_meant_passes_and_is_still_told(known: Known, tmp_path: Path) -> None:
