@@ -115,7 +115,7 @@ def test_without_a_known_base_all_are_touched(repository: Path, base: str) -> No
     "path",
     [
         *("components/cluster.py", "model/kubeadm.py", "scripts/lib.sh", "manifests/flannel.yaml"),
-        *("Pulumi.yaml", "requirements.txt", "__main__.py"),
+        *("Pulumi.yaml", "requirements.txt", "__main__.py", "policy/rules.py"),
     ],
 )
 def test_what_a_cluster_is_made_of_concerns_all(path: str) -> None:
