@@ -19,6 +19,7 @@ from pydantic.fields import FieldInfo
 from model import consequences
 from model.consequences import Level, Words
 from model.settings import Effect, effect_of, fields
+from model.verdict import Finding
 
 LIMIT_CHARACTERS = 60_000
 """Of a whole page: GitHub takes 65,536 characters in a comment, GitLab a million."""
@@ -27,6 +28,8 @@ MEANT = "destructive"
 
 COMMAND = "command:remote:Command"
 _CLUSTER = "kubeadm-ipvs:index:Cluster"
+_PROVIDER = "pulumi:providers:kubernetes"
+_UNKNOWN = "04da6b54-80e4-46f7-96ec-b56ff0331ba9"  # what the engine writes for a value that isn't known yet
 _OPS = {
     "create": "create",
     "update": "update",
@@ -38,6 +41,7 @@ _OPS = {
 }
 _SIGNS = {"replace": "±", "delete": "-", "create": "+", "update": "~"}
 _VALUE_CHARACTERS = 120
+_OF_A_RULE = 3  # resources that break the same rule and are told each by itself
 _WORDS_AT_MOST = 40  # lines of what happens, where even folded lists don't make the page short enough
 
 
@@ -99,6 +103,7 @@ class Environment:
         errors: Why it failed.
         before: Its settings as they were, whole and without prefixes; None where nobody knows them.
         after: Its settings as they would be.
+        findings: The rules of the policy pack that it breaks.
     """
 
     name: str
@@ -106,6 +111,7 @@ class Environment:
     errors: str = ""
     before: Mapping[str, Any] | None = None
     after: Mapping[str, Any] = field(default_factory=dict)
+    findings: Sequence[Finding] = ()
 
     @cached_property
     def changes(self) -> list[Change]:
@@ -122,6 +128,11 @@ class Environment:
     def destructive(self) -> bool:
         """Whether anything is gone afterwards."""
         return any(happening.level is Level.LOSS for happening in self.happenings)
+
+    @property
+    def refused(self) -> bool:
+        """Whether a mandatory rule is broken."""
+        return any(finding.mandatory for finding in self.findings)
 
 
 def changes_of(plan: Mapping[str, Any]) -> list[Change]:
@@ -256,7 +267,21 @@ class _Told:
                     yield Happening(Level.LOSS, f"⚠ {text}")
 
     def objects(self) -> Iterator[Happening]:
-        for change in [] if self._fresh or self._lost else self._objects:
+        changes = [] if self._fresh or self._lost else self._objects
+        # While the provider's own inputs aren't known yet, as in a repair, each object seems to change.
+        unseen = [change for change in changes if change.op == "update" and not _visibly(change)]
+        if unseen:
+            yield Happening(
+                Level.QUIET, f"{_count(len(unseen), 'Kubernetes object')} may be written again, unchanged"
+            )
+        kept = self._kept(changes)
+        if kept:
+            yield Happening(
+                Level.QUIET,
+                f"{_count(len(kept), 'Kubernetes object')} that the list has as replaced stay as they are: "
+                "before the run the engine can't know that the cluster is the same",
+            )
+        for change in [change for change in changes if change not in [*unseen, *kept]]:
             name = f"`{change.name}`"
             if change.op == "create":
                 yield Happening(Level.IN_PLACE, f"{name} is made.")
@@ -266,6 +291,18 @@ class _Told:
                 yield Happening(Level.LOSS, f"**{name} is deleted and made anew**: {_properties(change)}.")
             else:
                 yield _update_of_object(change)
+
+    def _kept(self, changes: Sequence[Change]) -> list[Change]:
+        """The objects whose replacement only seems so.
+
+        Where the step that says who the cluster is runs again, that is unknown in a preview, and the engine
+        replaces what lies in the provider's cluster. Only another init makes another cluster.
+        """
+        unknown = any(
+            change.type == _PROVIDER and change.new.get("clusterIdentifier") == _UNKNOWN
+            for change in self._changes
+        )
+        return [c for c in changes if c.op == "replace" and not _visibly(c)] if unknown else []
 
     def steps(self) -> Iterator[Happening]:
         found: dict[tuple[Words, str, str], list[str]] = {}
@@ -278,6 +315,8 @@ class _Told:
         updated = [change for change in self._changes if change.step and change.op == "update"]
         seen = {change.name: change.differing for change in updated}
         uploads = any(seen[change.name] for change in updated if change.step == "init")
+        # A join registers the node with the labels and taints that its member then keeps: told by the member.
+        nodes = {change.host for change in updated if change.step == "member" and seen[change.name]}
         repaired = {change.host for change in updated if "REPAIR" in (seen[change.name] or {})}
         for change in updated:
             values = seen[change.name]
@@ -288,7 +327,7 @@ class _Told:
                     tell(consequences.PROVED, change.host)
             elif values is None:
                 # A join's text is secret. What init is told anew, each join is; else its script is another.
-                if change.step == "join" and not uploads:
+                if change.step == "join" and not uploads and change.host not in nodes:
                     tell(consequences.AGAIN, change.host)
             elif values:
                 first = _first(change.step, values)
@@ -363,6 +402,10 @@ def _differences(old: Any, new: Any, path: str = "") -> Iterator[tuple[str, Any,
             yield from _differences(*pair, f"{path}[{index}]")
     elif old != new:
         yield path, old, new
+
+
+def _visibly(change: Change) -> bool:
+    return any(True for _ in _differences(change.old, change.new))
 
 
 def _address(inputs: Mapping[str, Any]) -> str:
@@ -482,7 +525,7 @@ class Page:
 
     Attributes:
         destructive: Something would be gone afterwards.
-        failed: A preview has failed.
+        failed: A preview has failed, or a mandatory rule is broken.
     """
 
     text: str
@@ -498,7 +541,8 @@ def page(environments: Sequence[Environment], *, meant: bool, limit: int = LIMIT
     """
     ordered = sorted(environments, key=lambda environment: _natural(environment.name))
     destructive = [environment.name for environment in ordered if environment.destructive]
-    head = _head(destructive, meant)
+    refused = [environment.name for environment in ordered if environment.refused]
+    head = [*_head(destructive, meant), *_refusal(refused)]
     text = ""
     for most in (2000, 400, 100, 25, 0):
         sections = [_section(environment, most) for environment in ordered]
@@ -514,7 +558,7 @@ def page(environments: Sequence[Environment], *, meant: bool, limit: int = LIMIT
             note = f"Too long for a comment, and not shown: {rest}. The job's log has the previews."
             text = "\n\n".join([*head, *shown, note]) + "\n"
         text = text[:limit]
-    failed = any(environment.plan is None for environment in ordered)
+    failed = bool(refused) or any(environment.plan is None for environment in ordered)
     return Page(text, bool(destructive), failed)
 
 
@@ -533,6 +577,15 @@ def _head(destructive: Sequence[str], meant: bool) -> list[str]:
     ]
 
 
+def _refusal(refused: Sequence[str]) -> list[str]:
+    if not refused:
+        return []
+    return [
+        f"> [!CAUTION]\n> **The policy refuses this in {_and(list(refused))}.** The check fails until no "
+        "mandatory rule is broken; no label changes that."
+    ]
+
+
 def _section(environment: Environment, most: int) -> str:
     parts = [f"## {environment.name}: {_title(environment)}"]
     if environment.plan is None:
@@ -542,6 +595,9 @@ def _section(environment: Environment, most: int) -> str:
         if told:
             parts.append("\n".join(told if most else _cut(told, _WORDS_AT_MOST)))
         parts += [f"> {line}" for line in _warnings(environment.plan)[:10]]
+    if environment.findings:
+        told = _verdict(environment.findings)
+        parts += ["**Policy**", "\n".join(told if most else _cut(told, _WORDS_AT_MOST))]
     if environment.before is not None:
         lines = settings_diff(environment.before, environment.after)
         if lines:
@@ -568,7 +624,31 @@ def _said(errors: str) -> list[str]:
     return [_AROUND.sub("", line) for line in lines] or mask(errors.strip()).splitlines()
 
 
+def _verdict(findings: Sequence[Finding]) -> list[str]:
+    lines: list[str] = []
+    for rule in dict.fromkeys(finding.rule for finding in findings):
+        of_rule = [finding for finding in findings if finding.rule == rule]
+        for finding in of_rule[:_OF_A_RULE]:
+            words = f"`{finding.rule}` on `{finding.resource}`: {mask(finding.wrong)}."
+            todo = f" To do: {mask(finding.todo)}." if finding.todo else ""
+            says = "**Refused** by" if finding.mandatory else "Warning of"
+            lines.append(f"- {says} {words}{todo}")
+        more = [f"`{finding.resource}`" for finding in of_rule[_OF_A_RULE:]]
+        if more:
+            lines.append(f"- `{rule}` likewise on {_and([*more[:10], *_rest(more[10:])])}.")
+    return lines
+
+
+def _rest(names: Sequence[str]) -> list[str]:
+    return [f"{len(names)} more"] if names else []
+
+
 def _title(environment: Environment) -> str:
+    title = _worst(environment)
+    return f"{title}; refused by the policy" if environment.refused else title
+
+
+def _worst(environment: Environment) -> str:
     if environment.plan is None:
         found = re.search(r"The configuration has (\d+ problems?)", environment.errors)
         if found:

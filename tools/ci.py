@@ -13,6 +13,7 @@ import os
 import re
 import subprocess
 import sys
+import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -24,8 +25,10 @@ from lab.paths import DEFAULT_LAB, project_dir, stack_name
 from lab.progress import Progress
 from model.report import MEANT
 from model.settings import PREFIX, SettingsError, config_of, joined, load, own_settings
-from tools import env, forge, watch
+from model.verdict import findings_in
+from tools import env, forge, policy, watch
 from tools.__main__ import table
+from tools.report import findings_text
 
 # Folders and files that no cluster is made from. Whatever is in neither list concerns all of them:
 # a preview too many costs a minute, one too few hides a change.
@@ -38,6 +41,7 @@ APART_FILES = frozenset(
 )
 
 _STACK_FILE = re.compile(r"Pulumi\.([A-Za-z0-9_-]+)\.yaml")
+_FAILED = "error: preview failed"  # the engine's last words, whatever the cause
 _FILES = ("ssh.privateKeyFile", "ssh.knownHostsFile", "packages.key")
 # A secret that isn't set arrives as an empty variable, which for most of these means something else.
 STATE = (
@@ -114,31 +118,73 @@ def pulumi_environment(tools: env.Toolbox) -> dict[str, str]:
 
 
 def preview(root: Path, stack: str, output: Path) -> bool:
-    """Write the stack's preview to `STACK.json`, or why there is none to `STACK.errors`.
+    """Preview the stack with the policy pack, for the report.
 
-    :returns: whether there is one.
-    :raises Trouble: Pulumi can't be had.
+    :returns: whether there is a preview that breaks no mandatory rule.
+    :raises Trouble: Pulumi or the pack's environment can't be had.
     """
     progress = Progress()
     tools = env.toolbox(progress, ask_upstream=True)
     progress.say(table(tools))
-    done = subprocess.run(
-        ["pulumi", "preview", "--stack", stack, "--json", "--non-interactive"],
-        cwd=root,
-        env=pulumi_environment(tools),
-        stdin=subprocess.DEVNULL,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    return previewed(root, stack, output, policy.with_pack(pulumi_environment(tools), progress))
+
+
+def previewed(root: Path, stack: str, output: Path, variables: Mapping[str, str]) -> bool:
+    """Write the stack's preview to `STACK.json`, or why there is none to `STACK.errors`.
+
+    What the policy pack has found goes to `STACK.policy.json`.
+
+    :param variables: the environment for Pulumi and the pack.
+    :returns: whether there is a preview that breaks no mandatory rule.
+    """
+    with tempfile.TemporaryDirectory(prefix="kubeadm-ipvs-preview-") as folder:
+        events = Path(folder) / "events"
+        # The JSON says nothing of policies: the events do.
+        judged = ["--policy-pack", str(root / policy.PACK.name), "--event-log", str(events)]
+        done = subprocess.run(
+            ["pulumi", "preview", "--stack", stack, "--json", "--non-interactive", *judged],
+            cwd=root,
+            # The flag is only known where commands for debugging are.
+            env={**variables, "PULUMI_DEBUG_COMMANDS": "true"},
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        found = findings_in(_events(events))
     output.mkdir(parents=True, exist_ok=True)
-    if done.returncode == 0:
+    (output / f"{stack}.policy.json").write_text(findings_text(found))
+    for finding in found:
+        print(finding, file=sys.stderr)
+    refused = any(finding.mandatory for finding in found)
+    # A broken rule fails the preview at its end: all of the plan is there, and worth being shown.
+    if done.returncode == 0 or (refused and not _failed_otherwise(done.stdout)):
         (output / f"{stack}.json").write_text(done.stdout)
-        return True
+        return not refused
     text = errors(done.stdout, done.stderr)
     (output / f"{stack}.errors").write_text(text)
     print(text, file=sys.stderr)
     return False
+
+
+def _events(log: Path) -> list[Any]:
+    """The engine's events; none where it ended before its first. Of a killed one the last is cut short."""
+    lines = log.read_text().splitlines(keepends=True) if log.exists() else []
+    return [json.loads(line) for line in lines if line.endswith("\n")]
+
+
+def _failed_otherwise(stdout: str) -> bool:
+    """Whether a preview has an error beside the last one, which only says that it failed."""
+    try:
+        plan = json.loads(stdout[stdout.index("{\n") :])
+    except ValueError:
+        return True
+    said = [str(entry.get("message", "")) for entry in plan.get("diagnostics") or [] if _is_error(entry)]
+    return "steps" not in plan or any(message.strip() != _FAILED for message in said)
+
+
+def _is_error(diagnostic: Mapping[str, Any]) -> bool:
+    return diagnostic.get("severity") == "error"
 
 
 def errors(stdout: str, stderr: str) -> str:
@@ -148,7 +194,7 @@ def errors(stdout: str, stderr: str) -> str:
         said = json.loads(stdout[start:])["diagnostics"] if start >= 0 else []
     except (ValueError, KeyError):
         said = []
-    messages = [entry["message"].strip() for entry in said if entry.get("severity") == "error"]
+    messages = [entry["message"].strip() for entry in said if _is_error(entry)]
     return "\n".join(messages or [(stderr.strip() or stdout.strip())]) + "\n"
 
 
@@ -168,6 +214,9 @@ def report_arguments(root: Path, base: str, previews: Path, labels: Sequence[str
                 failed.parent.mkdir(parents=True, exist_ok=True)
                 failed.write_text("The preview's job ended before Pulumi did: see its log.\n")
             arguments += ["--errors", f"{stack}={failed}"]
+        verdict = previews / f"{stack}.policy.json"
+        if verdict.exists():
+            arguments += ["--policy", f"{stack}={verdict}"]
         before = previews / f"{stack}.before.yaml"
         if _is_commit(root, base) and _has(root, base, f"Pulumi.{stack}.yaml"):
             before.write_text(_settings_at(root, base, stack))
@@ -206,19 +255,22 @@ def report(root: Path, base: str, previews: Path, labels: Sequence[str]) -> int:
 
 
 def up(root: Path, stack: str, newest: str) -> None:
-    """`pulumi up`, unless a newer change of this environment waits for its own run.
+    """`pulumi up` with the policy pack, unless a newer change of this environment waits for its own run.
 
     Approvals may come in any order, and an older one must not undo what is newer.
 
     :param newest: the branch as it is now.
-    :raises Trouble: there is a newer change, or the update failed.
+    :raises Trouble: there is a newer change, the update failed, or a mandatory rule is broken: in nearly all
+        cases the engine finds that in the preview with which an update begins, and touches nothing.
     """
     if stack in touched(root, "HEAD", newest):
         raise Trouble(f"{newest} holds a newer change of {stack}", "approve that one's run instead")
     progress = Progress()
     tools = env.toolbox(progress, ask_upstream=True)
     progress.say(table(tools))
-    seen = watch.run(["up", "--yes", "--stack", stack], pulumi_environment(tools), root, progress)
+    variables = policy.with_pack(pulumi_environment(tools), progress)
+    pack = ["--policy-pack", str(root / policy.PACK.name)]
+    seen = watch.run(["up", "--yes", "--stack", stack, *pack], variables, root, progress)
     summary = ", ".join(f"{count} {kind}" for kind, count in sorted(seen.changes.items()))
     print(f"{stack}: changed: {summary or 'nothing'}")
 

@@ -1,7 +1,8 @@
 """`python -m tools.report`: what a change would do to its environments, as Markdown for a pull request.
 
 Made from each environment's `pulumi preview --json`, or from why that failed. docs/reviewing.md says how
-to read it. Status 3: something is destroyed and nobody has said that it is meant; 1: a preview failed.
+to read it. Status 3: something is destroyed and nobody has said that it is meant; 1: a preview failed,
+or a mandatory rule of the policy pack is broken.
 """
 
 from __future__ import annotations
@@ -14,22 +15,30 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from pydantic import TypeAdapter, ValidationError
 
 from lab.errors import Trouble
 from lab.paths import project_dir
 from model.report import Environment, page
 from model.settings import config_of, written
+from model.verdict import Finding
 
 FAILED, DESTRUCTIVE = 1, 3
+_FINDINGS = TypeAdapter(list[Finding])
 
 
 def environments(
-    root: Path, previews: Mapping[str, Path], errors: Mapping[str, Path], before: Mapping[str, Path]
+    root: Path,
+    previews: Mapping[str, Path],
+    errors: Mapping[str, Path],
+    before: Mapping[str, Path],
+    policy: Mapping[str, Path],
 ) -> list[Environment]:
     """What is known of each environment.
 
     :param root: the checkout, whose stack files say what is wanted.
     :param before: stack files as they were.
+    :param policy: what the policy pack has found, as `findings_text` writes it.
     :raises Trouble: a file can't be read, or an environment has both a preview and errors.
     """
     both = sorted(previews.keys() & errors.keys())
@@ -42,6 +51,7 @@ def environments(
             errors=_read(errors[name]) if name in errors else "",
             before=_settings(before[name], root) if name in before else None,
             after=_settings(root / f"Pulumi.{name}.yaml", root),
+            findings=_findings(policy[name]) if name in policy else (),
         )
         for name in [*previews, *errors]
     ]
@@ -57,6 +67,18 @@ def _plan(file: Path) -> dict[str, Any]:
     if not isinstance(plan, dict) or "steps" not in plan:
         raise Trouble(f"{file} is no preview", "`pulumi preview --json` writes one")
     return plan
+
+
+def findings_text(findings: Sequence[Finding]) -> str:
+    """What the policy pack has found, as `--policy` reads it."""
+    return _FINDINGS.dump_json(list(findings), indent=2).decode() + "\n"
+
+
+def _findings(file: Path) -> list[Finding]:
+    try:
+        return _FINDINGS.validate_json(_read(file))
+    except ValidationError as error:
+        raise Trouble(f"{file} is no verdict of the policy pack", "`tools.ci preview` writes one") from error
 
 
 def _settings(file: Path, root: Path) -> dict[str, Any]:
@@ -94,6 +116,7 @@ def _parser() -> argparse.ArgumentParser:
     files("--preview", "what `pulumi preview --json` printed; may be given for several stacks")
     files("--errors", "why a stack's preview failed")
     files("--settings-before", "the stack file as it was")
+    files("--policy", "what the policy pack has found in a stack's preview")
     parser.add_argument(
         "--allow-destructive", action="store_true", help="what is destroyed is meant: it fails nothing"
     )
@@ -106,7 +129,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     chosen = _parser().parse_args(argv)
     try:
         found = environments(
-            project_dir(), dict(chosen.preview), dict(chosen.errors), dict(chosen.settings_before)
+            project_dir(),
+            dict(chosen.preview),
+            dict(chosen.errors),
+            dict(chosen.settings_before),
+            dict(chosen.policy),
         )
     except Trouble as trouble:
         print(f"error: {trouble}", file=sys.stderr)

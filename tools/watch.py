@@ -27,6 +27,7 @@ from pulumi.runtime.proto import events_pb2_grpc
 
 from lab.errors import Trouble
 from lab.progress import Progress
+from model.verdict import finding_in
 from tools.runs import Record
 
 _POLL_SECONDS: Final = 0.2  # how often the end of Pulumi is looked for while it says nothing
@@ -133,6 +134,7 @@ class Watcher:
         ):
             if kind in event:
                 take(event[kind], now)
+        self._judge(event)
 
     def remind(self, now: float) -> None:
         """Say what is being waited for, longest first."""
@@ -192,6 +194,16 @@ class Watcher:
             self.errors.append(text)
         mark = {"error": "ERROR: ", "warning": "warning: "}.get(severity, "")
         self.progress.say(f"{mark}{text}")
+
+    def _judge(self, event: Mapping[str, Any]) -> None:
+        finding = finding_in(event)
+        # What the preview has found, the update finds again.
+        if finding is None or str(finding) in self._warned:
+            return
+        self._warned.add(str(finding))
+        if finding.mandatory:
+            self.errors.append(str(finding))
+        self.progress.say(f"{'ERROR' if finding.mandatory else 'warning'}: {finding}")
 
     def _sum_up(self, event: Mapping[str, Any], _: float) -> None:
         if not event.get("isPreview", False):

@@ -114,9 +114,9 @@ class Stack:
         """`pulumi preview`."""
         return self._expected(self._run("preview", "--json", *arguments), fails)
 
-    def preview_as_written(self) -> subprocess.CompletedProcess[str]:
-        """`pulumi preview --json` as a workflow's step runs it, with what it prints as it is."""
-        return self._call("preview", "--json")
+    def preview_as_written(self, *arguments: str) -> subprocess.CompletedProcess[str]:
+        """`pulumi preview` with the language host, as a person or a step runs it: what it prints as it is."""
+        return self._call("preview", *arguments)
 
     def state(self) -> list[dict[str, Any]]:
         """The resources in the state, as stored: secrets are ciphertext."""

@@ -13,7 +13,7 @@ import pytest
 from lab import paths
 from lab.progress import Progress
 from tests import stacks
-from tests.engine.stack import LIMIT_SECONDS, Run, Stack, make_committed_stack
+from tests.engine.stack import LIMIT_SECONDS, Stack, make_committed_stack
 from tools import env, policy
 
 Copy = Callable[[str], Stack]
@@ -27,11 +27,10 @@ def copy(toolbox: env.Toolbox, tmp_path: Path) -> Copy:
     return lambda name: make_committed_stack(tmp_path, variables, name)
 
 
-def judged(stack: Stack) -> tuple[Run, dict[str, str]]:
-    """A preview with the pack, and each broken rule's level."""
-    done = stack._call("preview", "--policy-pack", str(stack.folder / "policy"))
-    text = done.stdout + done.stderr
-    return Run(done.returncode, text, (), (), ()), levels_in(text)
+def judged(stack: Stack) -> tuple[subprocess.CompletedProcess[str], dict[str, str]]:
+    """A preview with the pack, as a person runs it, and each broken rule's level."""
+    done = stack.preview_as_written("--policy-pack", str(stack.folder / "policy"))
+    return done, levels_in(done.stdout)
 
 
 def levels_in(text: str) -> dict[str, str]:
@@ -83,10 +82,10 @@ def test_a_production_that_breaks_the_rules_fails_the_preview_by_each_of_them(co
 
     run, levels = judged(stack)
 
-    assert run.status != 0
+    assert run.returncode != 0
     assert levels.pop("single-control-plane") == "advisory"
     broken = {"ssh-host-keys-pinned", "production-protected", "images-pinned", "node-ports-documented"}
-    assert broken <= set(levels), run.text
+    assert broken <= set(levels), run.stdout
     assert set(levels.values()) == {"mandatory"}
 
 
@@ -99,8 +98,8 @@ def test_elsewhere_a_plain_secret_is_refused_and_a_port_without_a_purpose_only_t
 
     run, levels = judged(stack)
 
-    assert run.status != 0
+    assert run.returncode != 0
     # The first didn't end the preview: the second is found at its end.
-    assert levels == {"node-ports-documented": "advisory", "no-plain-secrets": "mandatory"}, run.text
-    assert "the output password of" in run.text
-    assert "the output token of" not in run.text
+    assert levels == {"node-ports-documented": "advisory", "no-plain-secrets": "mandatory"}, run.stdout
+    assert "the output password of" in run.stdout
+    assert "the output token of" not in run.stdout + run.stderr

@@ -21,14 +21,16 @@ from typing import Any
 
 import pytest
 
+from lab.progress import Progress
 from tests.engine import finished
 from tests.engine.api_server import ApiServer
 from tests.engine.finished import NAME, Environment
 from tests.fast.test_graph import TOKEN
-from tools import ci, env
+from tools import ci, env, policy
 
 PAGES = Path(__file__).parent / "data" / "report"
 FINE, FAILED, DESTRUCTIVE = 0, 1, 3
+LATEST = "docker.io/library/nginx:latest"
 
 Edit = Callable[[dict[str, Any], Environment], None]
 
@@ -55,27 +57,53 @@ def in_file(path: str, old: str, new: str) -> Edit:
     return edit
 
 
+def without_object(path: str, number: int) -> Edit:
+    def edit(_: dict[str, Any], there: Environment) -> None:
+        file = there.stack.folder / path
+        documents = file.read_text().split("---\n")
+        del documents[number]
+        file.write_text("---\n".join(documents))
+
+    return edit
+
+
 def in_host(number: int, **values: Any) -> Edit:
     return lambda written, _: written["hosts"][number].update(values)
 
 
+WAY_IN = settings(ssh={"privateKeyFile": "login-key", "dialAttempts": 20})
 KINDS = {
     "nothing": Kind(settings()),
     "worker-added": Kind(lambda written, there: written["hosts"].append(there.spare)),
     "worker-removed": Kind(lambda written, _: written["hosts"].pop(), DESTRUCTIVE),
     "host-renamed": Kind(in_host(2, name="node9"), DESTRUCTIVE),
     "host-moved": Kind(in_host(2, address="10.0.0.99"), DESTRUCTIVE),
+    "control-plane-renamed": Kind(in_host(0, name="first"), DESTRUCTIVE),
+    "host-labels": Kind(in_host(2, labels={"example.com/disk": "ssd"})),
+    "host-taints": Kind(in_host(2, taints=["example.com/only=web:NoSchedule"])),
+    "host-repaired": Kind(in_host(1, repair="2026-01-31")),
+    "control-plane-repaired": Kind(in_host(0, repair="2026-01-31")),
+    "firewall": Kind(settings(firewall="leave")),
+    "way-in": Kind(WAY_IN),
+    "certificate-names": Kind(lambda written, _: written["cluster"].update(certificateNames=["api.test"])),
+    "sandbox-image": Kind(settings(registry={"imageRepository": "registry.example.com/k8s"})),
+    # Its ConfigMap is made anew: the provider changes none in place.
+    "flannel-backend": Kind(settings(network={"flannel": {"backend": "host-gw"}}), DESTRUCTIVE),
     "version": Kind(lambda written, _: written["cluster"].update(kubernetesVersion="1.38.0"), FAILED),
     "kubelet": Kind(lambda written, _: written["cluster"].update(kubelet={"maxPods": 60})),
     "proxy-mode": Kind(settings(proxy={"mode": "nftables"})),
     "scheduler": Kind(settings(proxy={"scheduler": "wrr"})),
     "registry-mirror": Kind(settings(registry={"mirrors": {"docker.io": ["https://mirror.example.com"]}})),
     "manifest-edit": Kind(in_file("manifests/nginx.yaml", "port: 80", "port: 81")),
+    "service-port": Kind(settings(nginx={"nodePort": 30081})),
+    "service-removed": Kind(without_object("manifests/nginx.yaml", 1), DESTRUCTIVE),
     "replicas": Kind(settings(nginx={"replicas": 3})),
     "pod-subnet": Kind(settings(network={"podSubnet": "10.200.0.0/16"}), DESTRUCTIVE),
     "script": Kind(
         in_file("scripts/lib.sh", "# shellcheck shell=bash", "# shellcheck shell=bash\n# Another.")
     ),
+    "policy-warned": Kind(settings(nginx={"image": LATEST})),
+    "policy-refused": Kind(settings(production=True, nginx={"image": LATEST}), FAILED),
     "bad-configuration": Kind(
         settings(proxy={"scheduler": "wrong"}, network={"podSubnet": "10.0.0.0/16"}), FAILED
     ),
@@ -96,7 +124,7 @@ def known(
     tmp_path_factory: pytest.TempPathFactory, toolbox: env.Toolbox, cluster: ApiServer
 ) -> Iterator[Known]:
     folder = tmp_path_factory.mktemp("report")
-    variables = env.environment(toolbox)
+    variables = policy.with_pack(env.environment(toolbox), Progress())
     variables.pop("SSH_AUTH_SOCK", None)
     with ExitStack() as open_hosts:
         made = open_hosts.enter_context(finished.environment(folder / "made", variables, cluster))
@@ -111,14 +139,12 @@ def known(
 def reported(there: Environment, before: str | None, *options: str) -> subprocess.CompletedProcess[str]:
     """Preview as `tools.ci` does, and report as a workflow's step does."""
     previews = there.stack.folder.parent / "previews"
-    previews.mkdir()
-    run = there.stack.preview_as_written()
-    if run.returncode == 0:
-        (previews / "preview.json").write_text(run.stdout)
-        arguments = ["--preview", f"{NAME}={previews / 'preview.json'}"]
-    else:
-        (previews / "errors").write_text(ci.errors(run.stdout, run.stderr))
-        arguments = ["--errors", f"{NAME}={previews / 'errors'}"]
+    good = ci.previewed(there.stack.folder, NAME, previews, there.stack.environment)
+    planned, errors = previews / f"{NAME}.json", previews / f"{NAME}.errors"
+    assert planned.exists() != errors.exists()
+    assert planned.exists() or not good
+    arguments = ["--preview", f"{NAME}={planned}"] if planned.exists() else ["--errors", f"{NAME}={errors}"]
+    arguments += ["--policy", f"{NAME}={previews / f'{NAME}.policy.json'}"]
     if before is not None:
         (previews / "before.yaml").write_text(before)
         arguments += ["--settings-before", f"{NAME}={previews / 'before.yaml'}"]
@@ -154,7 +180,7 @@ def test_a_kind_of_change_is_told_in_words(name: str, known: Known, tmp_path: Pa
     there.write(written)
     done = reported(there, before)
     assert done.stderr == ""
-    assert done.returncode == KINDS[name].status
+    assert done.returncode == KINDS[name].status, done.stdout
     assert [secret for secret in known.secrets if secret in done.stdout] == []
     compare(name, done.stdout)
 
@@ -167,6 +193,17 @@ def test_a_new_cluster_is_told_with_every_object_of_the_manifests(known: Known, 
         for kind in re.findall(r"^kind: (\w+)$", manifest.read_text(), re.MULTILINE):
             assert f"+ create {kind}/" in done.stdout
     compare("new-cluster", done.stdout)
+
+
+def test_objects_that_the_engine_replaces_in_a_preview_alone_stay(known: Known, tmp_path: Path) -> None:
+    there = known.finished.copy(tmp_path / "copy")
+    written = copy.deepcopy(there.settings)
+    WAY_IN(written, there)
+    there.write(written)
+    planned, done = there.stack.preview(), there.stack.up()
+    objects = {step.name for step in planned.steps if step.type.startswith("kubernetes:")}
+    assert {step.op for step in planned.steps if step.name in objects} & {"replace", "delete-replaced"}
+    assert {step.op for step in done.steps if step.name in objects} == {"same"}
 
 
 def test_what_is_meant_passes_and_is_still_told(known: Known, tmp_path: Path) -> None:

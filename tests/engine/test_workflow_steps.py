@@ -223,6 +223,38 @@ def test_a_stack_that_nobody_has_made_is_said(runner: Runner) -> None:
     assert "no stack named 'nobodys'" in (runner.checkout / "previews/nobodys.errors").read_text()
 
 
+@pytest.mark.parametrize("site", ["github", "gitlab"])
+def test_a_preview_that_breaks_a_mandatory_rule_fails_and_the_comment_says_what_to_do(
+    runner: Runner, site: str
+) -> None:
+    def step(github: str, gitlab: str) -> subprocess.CompletedProcess[str]:
+        return runner.step("preview", github) if site == "github" else runner.gitlab(gitlab)
+
+    with (runner.checkout / "__main__.py").open("a") as program:
+        program.write('\nimport pulumi\n\npulumi.export("password", "plain")\n')
+
+    previewed = step("tools.ci preview", "preview prod")
+    assert previewed.returncode == 1
+    assert "policy no-plain-secrets refuses kubeadm-ipvs-trial" in previewed.stderr
+    reported = step("tools.ci report", "report")
+    assert reported.returncode == 1, reported.stderr
+    [comment] = runner.site.comments
+    assert "**The policy refuses this in trial.**" in comment["body"]
+    assert "**Refused** by `no-plain-secrets` on `kubeadm-ipvs-trial`: the output password" in comment["body"]
+    assert "To do: wrap it in pulumi.Output.secret." in comment["body"]
+    assert "+ create a-init" in comment["body"], "what would happen is shown all the same"
+
+
+def test_a_preview_that_breaks_an_advisory_rule_passes_and_the_comment_warns(runner: Runner) -> None:
+    manifest = runner.checkout / "manifests/nginx.yaml"
+    manifest.write_text(manifest.read_text().replace("kubeadm-ipvs/node-port", "example.com/other"))
+    assert runner.step("preview", "tools.ci preview").returncode == 0
+    done = runner.step("preview", "tools.ci report")
+    assert done.returncode == 0, done.stderr
+    [comment] = runner.site.comments
+    assert "- Warning of `node-ports-documented` on `Service/default/nginx-nodeport`" in comment["body"]
+
+
 def test_the_report_is_one_comment_kept_up_to_date(runner: Runner) -> None:
     assert runner.step("preview", "tools.ci preview").returncode == 0
     for _ in range(2):
@@ -231,6 +263,7 @@ def test_the_report_is_one_comment_kept_up_to_date(runner: Runner) -> None:
     [comment] = runner.site.comments
     assert "trial" in comment["body"]
     assert "wrr" in comment["body"], "the changed setting is shown"
+    assert "olicy" not in comment["body"], "no rule is broken, and none is told"
 
 
 def test_the_gitlab_example_previews_and_reports_alike(runner: Runner) -> None:
@@ -251,6 +284,17 @@ def test_an_update_brings_the_environment_to_what_is_committed(runner: Runner) -
     again = runner.gitlab("up prod")
     assert again.returncode == 0, again.stderr
     assert "trial: changed: nothing" in again.stdout
+
+
+def test_an_update_that_breaks_a_mandatory_rule_makes_nothing(runner: Runner) -> None:
+    (runner.checkout / "__main__.py").write_text("import pulumi\n\npulumi.export('password', 'plain')\n")
+    for done in (runner.step("up", "tools.ci up"), runner.gitlab("up prod")):
+        assert done.returncode == 1
+        assert "policy no-plain-secrets refuses kubeadm-ipvs-trial" in done.stderr
+        assert "trial: changed" not in done.stdout
+    (runner.checkout / "__main__.py").write_text("")
+    mended = runner.step("up", "tools.ci up")
+    assert "trial: changed: 1 create" in mended.stdout, "the stack itself wasn't there yet"
 
 
 def test_hosts_that_do_not_answer_are_in_the_issue(runner: Runner) -> None:

@@ -115,7 +115,7 @@ def test_without_a_known_base_all_are_touched(repository: Path, base: str) -> No
     "path",
     [
         *("components/cluster.py", "model/kubeadm.py", "scripts/lib.sh", "manifests/flannel.yaml"),
-        *("Pulumi.yaml", "requirements.txt", "__main__.py"),
+        *("Pulumi.yaml", "requirements.txt", "__main__.py", "policy/rules.py"),
     ],
 )
 def test_what_a_cluster_is_made_of_concerns_all(path: str) -> None:
@@ -192,7 +192,7 @@ def test_the_report_is_asked_for_with_what_each_preview_left(repository: Path, t
     commit(repository, Pulumi_yaml="2", Pulumi_prod_yaml="new", Pulumi_fresh_yaml="1")
     previews = tmp_path / "previews"
     previews.mkdir()
-    for name in ("prod.json", "fresh.json", "staging.errors"):
+    for name in ("prod.json", "prod.policy.json", "fresh.json", "staging.errors"):
         (previews / name).write_text(name)
     arguments = ci.report_arguments(repository, base, previews, ["bug"])
     pairs = dict(zip(arguments[1::2], arguments[::2], strict=True))
@@ -201,6 +201,7 @@ def test_the_report_is_asked_for_with_what_each_preview_left(repository: Path, t
         f"lost={previews}/lost.errors": "--errors",
         f"lost={previews}/lost.before.yaml": "--settings-before",
         f"prod={previews}/prod.json": "--preview",
+        f"prod={previews}/prod.policy.json": "--policy",
         f"prod={previews}/prod.before.yaml": "--settings-before",
         f"staging={previews}/staging.errors": "--errors",
         f"staging={previews}/staging.before.yaml": "--settings-before",

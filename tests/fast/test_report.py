@@ -15,6 +15,7 @@ from model import consequences
 from model.consequences import Level
 from model.report import Environment, changes_of, happenings, mask, page, settings_diff, values_of
 from model.settings import PREFIX, load
+from model.verdict import Finding, findings_in
 from tests.fast.test_graph import raw_settings, run
 from tests.stacks import PROJECT
 from tools import report
@@ -108,6 +109,23 @@ def test_an_object_that_is_lost_fails_the_check(op: str, words: str) -> None:
     found = environment("prod", step(name, op, old, None if op == "delete" else new, kind))
     assert found.destructive
     assert words in page([found], meant=False).text
+
+
+def test_an_object_whose_replacement_is_sure_or_visible_is_a_loss() -> None:
+    spec, other = {"spec": {"x": 1}}, {"spec": {"x": 2}}
+    kind = "kubernetes:core/v1:Service"
+    unknown = {"clusterIdentifier": "04da6b54-80e4-46f7-96ec-b56ff0331ba9"}
+    known = {"clusterIdentifier": "sha256:2"}
+    for identity, new, lost in (
+        (unknown, spec, False),  # only seemingly: the run finds the same cluster
+        (unknown, other, True),
+        (known, spec, True),
+    ):
+        provider = step(
+            "k", "replace", {"clusterIdentifier": "sha256:1"}, identity, "pulumi:providers:kubernetes"
+        )
+        found = environment("prod", provider, step("Service/default/web", "replace", spec, new, kind))
+        assert found.destructive is lost
 
 
 def test_a_replacement_is_one_change_however_many_steps_it_takes() -> None:
@@ -261,6 +279,70 @@ def test_the_example_of_the_pages_is_what_the_engines_preview_gave() -> None:
     assert f"````markdown\n{example}````\n" in (PROJECT / "docs/reviewing.md").read_text()
 
 
+# -- the policy
+
+
+def policy_event(level: str, rule: str, resource: str, violation: str) -> dict[str, Any]:
+    said = {
+        "resourceUrn": f"urn:pulumi:p::k::t::{resource}",
+        "message": f"What is asked.\n{violation}\n",
+        "policyName": rule,
+        "enforcementLevel": level,
+    }
+    return {"policyEvent": said}
+
+
+def test_what_the_engine_says_of_rules_is_read_once_and_what_refuses_first() -> None:
+    warning = policy_event("advisory", "a-rule", "x", "x is odd -> mend x")
+    refusal = policy_event("mandatory", "b-rule", "y", "y is bad")
+    passed = {"policyAnalyzeSummaryEvent": {"passed": ["a-rule"]}}
+    assert findings_in([warning, passed, refusal, warning]) == [
+        Finding("b-rule", True, "y", "y is bad"),
+        Finding("a-rule", False, "x", "x is odd -> mend x"),
+    ]
+
+
+def test_a_broken_mandatory_rule_refuses_whatever_is_meant_and_says_what_to_do() -> None:
+    broken = Finding("images-pinned", True, "Deployment/default/web", "web has no tag -> give it one")
+    made = page([environment("prod", *proxies(), findings=[broken])], meant=True)
+    assert made.failed and not made.destructive
+    assert "**The policy refuses this in prod.**" in made.text
+    assert "## prod: restarts, one after the other; refused by the policy\n" in made.text
+    assert (
+        "- **Refused** by `images-pinned` on `Deployment/default/web`: web has no tag. To do: give it one."
+    ) in made.text
+
+
+def test_an_advisory_rule_is_a_warning_and_refuses_nothing() -> None:
+    odd = Finding("single-control-plane", False, "prod", "one host holds etcd -> keep backups")
+    made = page([environment("prod", findings=[odd])], meant=False)
+    assert not made.failed
+    assert "refuse" not in made.text.lower()
+    assert (
+        "- Warning of `single-control-plane` on `prod`: one host holds etcd. To do: keep backups."
+        in made.text
+    )
+
+
+def test_rules_that_a_failed_preview_got_to_are_told_beside_its_errors() -> None:
+    odd = Finding("a-rule", False, "x", "x is odd")
+    text = page([Environment("prod", None, errors="no stack", findings=[odd])], meant=False).text
+    assert text.index("no stack") < text.index("- Warning of `a-rule` on `x`: x is odd.")
+
+
+def test_a_rule_that_many_resources_break_is_told_once_with_their_names() -> None:
+    many = [Finding("a-rule", True, f"node{n}", f"node{n} is odd") for n in range(400)]
+    text = page([environment("prod", findings=many)], meant=False).text
+    assert text.count("is odd.") == 3
+    assert "- `a-rule` likewise on `node3`, `node4`" in text
+    assert "and 387 more." in text
+
+
+def test_a_secret_that_a_rule_repeats_is_masked() -> None:
+    told_all = Finding("a-rule", True, "x", "x holds password=hush -> take password=hush away")
+    assert "hush" not in page([environment("prod", findings=[told_all])], meant=False).text
+
+
 # -- the command line
 
 
@@ -295,6 +377,25 @@ def test_the_status_says_what_the_check_is(
     assert ("no stack named" in text) == fails
 
 
+def test_the_verdict_of_the_policy_is_read_and_a_mandatory_rule_fails_the_check(tmp_path: Path) -> None:
+    paths = files(tmp_path)
+    for mandatory in (False, True):
+        (tmp_path / "policy").write_text(
+            report.findings_text([Finding("a-rule", mandatory, "x", "x is odd")])
+        )
+        arguments = ["--preview", f"prod={paths['plan']}", "--policy", f"prod={tmp_path / 'policy'}"]
+        done = report.main([*arguments, "--output", str(tmp_path / "out"), "--allow-destructive"])
+        assert done == (1 if mandatory else 0)
+        assert "x is odd" in (tmp_path / "out").read_text()
+
+
+def test_what_is_no_verdict_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    paths = files(tmp_path)
+    pair = f"prod={paths['plan']}"
+    assert report.main(["--preview", pair, "--policy", pair]) == 1
+    assert "is no verdict of the policy pack" in capsys.readouterr().err
+
+
 def test_what_is_no_preview_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     paths = files(tmp_path)
     assert report.main(["--preview", f"prod={paths['errors']}"]) == 1
@@ -311,7 +412,7 @@ def test_what_is_extended_counts_as_said(tmp_path: Path) -> None:
     (tmp_path / "before.yaml").write_text(yaml.safe_dump(shared))
     paths = files(tmp_path)
     [found] = report.environments(
-        tmp_path, {"prod": Path(paths["plan"])}, {}, {"prod": tmp_path / "before.yaml"}
+        tmp_path, {"prod": Path(paths["plan"])}, {}, {"prod": tmp_path / "before.yaml"}, {}
     )
     assert settings_diff(found.before or {}, found.after) == [
         "-proxy.scheduler: rr",

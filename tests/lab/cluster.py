@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import json
+import os
 import re
+import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -26,6 +28,8 @@ OWN_SCRIPT = Path(__file__).parent / "own.sh"
 Config = dict[str, Any]
 # Emulated hosts on a busy machine: generous, a run that fails by luck costs more than a slow one.
 RUN_SECONDS = 3000.0
+# For Pulumi to write its state down, of a run that is left; a deadline of the whole run waits for it too.
+STOP_SECONDS = 60.0
 NO_CONNECTION_SECONDS = 300.0
 NO_CONNECTION = re.compile(
     r"TLS handshake timeout|connection refused|was refused|i/o timeout|unexpected EOF|Client\.Timeout"
@@ -154,21 +158,49 @@ def differences(before: dict[str, set[str]], after: dict[str, set[str]]) -> str:
 
 def command(progress: Progress, *argv: str) -> str:
     """One of the project's commands, its output seen as it comes and returned."""
+    return said_by(progress, [sys.executable, "-u", "-m", *argv])
+
+
+def said_by(progress: Progress, argv: Sequence[str], stop_seconds: float = STOP_SECONDS) -> str:
+    """A program's output, seen as it comes; it must succeed.
+
+    Left by an exception, which a signal to pytest raises too, it doesn't let the program go on: that would
+    keep the stack's lock. The program and what it has started are interrupted, and killed if they stay.
+
+    :param stop_seconds: they have so long.
+    """
     lines = []
     with subprocess.Popen(
-        [sys.executable, "-u", "-m", *argv],
+        argv,
         cwd=project_dir(),
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
+        # A group of its own, which is interrupted as a terminal interrupts: Pulumi gets the signal too.
+        start_new_session=True,
     ) as process:
-        assert process.stdout is not None
-        for line in process.stdout:
-            progress.say(line.rstrip())
-            lines.append(line)
+        try:
+            assert process.stdout is not None
+            for line in process.stdout:
+                progress.say(line.rstrip())
+                lines.append(line)
+        except BaseException:
+            _stop(process, stop_seconds)
+            raise
     assert process.returncode == 0, "".join(lines[-80:])
     return "".join(lines)
+
+
+def _stop(process: subprocess.Popen[str], seconds: float) -> None:
+    # Not where all of it has ended meanwhile.
+    with suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGINT)
+        try:
+            # It may have more to say than the pipe holds.
+            process.communicate(timeout=seconds)
+        except subprocess.TimeoutExpired:
+            os.killpg(process.pid, signal.SIGKILL)
 
 
 @contextmanager
