@@ -73,6 +73,9 @@ def dress(root: Path) -> None:
     (place / "base.spec").write_text(rpmspec.text(base_spec(listed, fields["VERSION_ID"].strip('"'))))
     _in(root, "rpmbuild", "-bb", "--quiet", "--define", "_topdir /run/base", "/run/base/base.spec")
     (built,) = place.glob("RPMS/noarch/*.rpm")
+    # Debian's policy keeps firewalld from its work; the family's own doesn't. The rest is enforced.
+    (place / "lab.cil").write_text("(typepermissive firewalld_t)\n")
+    _in(root, "semodule", "--noreload", "--install", "/run/base/lab.cil")
     _in(root, "rpm", "--initdb")
     _in(root, "rpm", "--install", "--notriggers", f"/run/base/RPMS/noarch/{built.name}")
     if not (root / _DATABASE.lstrip("/") / "rpmdb.sqlite").exists():

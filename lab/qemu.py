@@ -36,7 +36,7 @@ _KERNEL_ARGUMENTS = (
 )
 
 # Debian's kernel has SELinux in it, and takes another module unless it is told so.
-_FAMILY_ARGUMENTS: dict[Family, str] = {"deb": "", "dnf": " security=selinux selinux=1"}
+_FAMILY_ARGUMENTS: dict[Family, str] = {"deb": "", "dnf": " security=selinux"}
 
 # No legacy devices: each is probed at boot.
 MACHINE = "q35,sata=off,smbus=off,usb=off,vmport=off"
