@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import io
 import json
 import os
@@ -73,6 +74,21 @@ def test_the_seed_gives_a_host_its_name_keys_address_and_package_source() -> Non
     assert "URIs: http://10.0.2.2:22080/debian/trixie/" in texts["etc/apt/sources.list.d/site.sources"]
     assert files["etc/ssh/ssh_host_ed25519_key"].mode == 0o600
     assert all(entry.uid == entry.gid == 0 for entry in files.values())
+
+
+def test_a_host_of_the_dnf_family_gets_a_repository_whose_lists_and_packages_are_checked() -> None:
+    files = seed.contents(dataclasses.replace(IDENTITY, family="dnf"))
+    assert not [path for path in files if "apt" in path]
+    _, text = files["etc/yum.repos.d/site.repo"]
+    assert "baseurl=http://10.0.2.2:22080/rpm/trixie/\n" in text
+    assert "\ngpgcheck=1\nrepo_gpgcheck=1\ngpgkey=file:///etc/pki/rpm-gpg/site.asc\n" in text
+    assert files["etc/pki/rpm-gpg/site.asc"] == (0o644, IDENTITY.packages_key)
+
+
+def test_only_the_dnf_family_boots_with_selinux() -> None:
+    plain, dnf = machine(), dataclasses.replace(machine(), family="dnf")
+    assert "selinux" not in " ".join(qemu.command(plain))
+    assert "security=selinux" in " ".join(qemu.command(dnf))
 
 
 def test_a_seed_is_the_same_bytes_for_the_same_identity_and_fits_whole_sectors() -> None:
@@ -356,6 +372,8 @@ def test_a_lab_with_other_options_is_not_changed_but_refused() -> None:
     api._Record(Options(name="blue", count=2), fixed(2)).write(lab.folder / "lab.json")
     with pytest.raises(Trouble, match="count: is 2, asked for 3"):
         lab.up(count=3)
+    with pytest.raises(Trouble, match="family: is deb, asked for dnf"):
+        lab.up(family="dnf")
 
 
 @pytest.mark.parametrize("tag", ["", "a b", "a,b", "12", "ü"])
@@ -399,12 +417,24 @@ def test_pruning_keeps_what_a_lab_serves_and_removes_the_past(tmp_path: Path, ev
     old_image, new_image = made(cache / "image/old", 100), made(cache / "image/new", 0)
     served, idle = made(cache / "site/served", 300), made(cache / "site/idle", 200)
     newest = made(cache / "site/newest", 100)
+    served_rpms, idle_rpms = made(cache / "rpm/served", 300), made(cache / "rpm/idle", 200)
+    newest_rpms, registry = made(cache / "rpm/newest", 100), made(cache / "site/registry", 400)
     lab = Lab.load("blue", Progress(quiet=True))
     lab.folder.mkdir(parents=True)
     record = api._Record(Options(name="blue"), fixed(3), site_root=str(served / "www"), image="none")
     record.write(lab.folder / "lab.json")
+    other = Lab.load("red", Progress(quiet=True))
+    other.folder.mkdir(parents=True)
+    roots = {"site_root": str(served_rpms / "www"), "registry_data": str(registry / "registry")}
+    api._Record(Options(name="red", family="dnf"), fixed(3), image="none", **roots).write(
+        other.folder / "lab.json"
+    )
     api.prune(Progress(quiet=True), everything=everything)
     assert served.exists()
+    assert served_rpms.exists(), "the other lab serves it"
+    assert registry.exists(), "and the registry of this one"
+    assert not idle_rpms.exists()
+    assert newest_rpms.exists() is not everything
     assert not idle.exists()
     assert not old_image.exists()
     assert new_image.exists() is newest.exists() is not everything
@@ -412,7 +442,7 @@ def test_pruning_keeps_what_a_lab_serves_and_removes_the_past(tmp_path: Path, ev
 
 def test_a_full_disk_is_said_before_anything_is_begun(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(api, "_DISK_NEEDED", 1 << 60)
-    monkeypatch.setattr("lab.requirements.check", lambda: None)
+    monkeypatch.setattr("lab.requirements.check", lambda family: None)
     monkeypatch.setattr("lab.ports.check_free", lambda wanted: None)
     lab = Lab.load("blue", Progress(quiet=True))
     with pytest.raises(Trouble, match="make room"):
