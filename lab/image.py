@@ -76,27 +76,37 @@ def debian_mirror() -> str:
     return os.environ.get("KUBEADM_IPVS_DEBIAN_MIRROR", "http://deb.debian.org/debian")
 
 
-def as_root(progress: Progress) -> list[str]:
+def as_root(progress: Progress, *, labels: bool = False) -> list[str]:
     """The words before a command that make it run as root in namespaces of its own.
 
     As root, that is `unshare`; for others a user namespace, where the system allows it, else
     sudo, which is said.
 
+    :param labels: SELinux's will be written, which a user namespace doesn't allow.
     :raises Trouble: none of them works.
     """
     unshare = [requirements.program("unshare"), "--mount", "--pid", "--fork", "--kill-child"]
     if os.geteuid() == 0:
         return unshare
     rootless = [*unshare, "--map-root-user", "--map-auto"]
-    if subprocess.run([*rootless, "true"], capture_output=True, check=False).returncode == 0:
+    allowed = subprocess.run([*rootless, "true"], capture_output=True, check=False).returncode == 0
+    if allowed and not labels:
         return rootless
     sudo = requirements.find("sudo")
+    if labels and sudo is None:
+        raise Trouble(
+            "the image can't be made: SELinux's labels are written by root alone, and there is no sudo",
+            "run as root, or take --family deb",
+        )
     if sudo is None:
         raise Trouble(
             "the image can't be made: user namespaces aren't allowed, and there is no sudo",
             "allow user namespaces (package uidmap, entries in /etc/subuid and /etc/subgid), or run as root",
         )
-    progress.say("image: this system allows no user namespaces to you, so sudo is used to make the image")
+    reason = (
+        "root alone writes SELinux's labels" if labels else "this system allows no user namespaces to you"
+    )
+    progress.say(f"image: {reason}, so sudo is used to make the image")
     return [sudo, *unshare]
 
 
@@ -212,7 +222,7 @@ def ensure_image(release: str, preload: tuple[Path, ...], family: Family, progre
         if _verified(folder, progress):
             return Image(key, folder)
         base = ensure_base(release, family, progress)
-        privilege = as_root(progress)
+        privilege = as_root(progress, labels=family == "dnf")
         for stale in _cache().glob("work-*"):
             _run([*privilege, "rm", "-rf", str(stale)], "removing an interrupted build")
         work = _cache() / f"work-{key}"

@@ -195,9 +195,15 @@ def test_the_index_and_every_rpm_are_signed_by_the_published_key(tmp_path: Path)
         )
         assert "Signature, key ID" in checked.stdout
     keyring = tmp_path / "key.gpg"
-    gpg = ["gpg", "--homedir", tmp_path, "--batch", "--output", keyring, "--dearmor", key]
+    gpg: list[str | Path] = ["gpg", "--homedir", tmp_path, "--batch", "--output", keyring, "--dearmor", key]
     subprocess.run(gpg, check=True, capture_output=True)
-    gpgv = ["gpgv", "--keyring", keyring, repodata / "repomd.xml.asc", repodata / "repomd.xml"]
+    gpgv: list[str | Path] = [
+        "gpgv",
+        "--keyring",
+        keyring,
+        repodata / "repomd.xml.asc",
+        repodata / "repomd.xml",
+    ]
     assert subprocess.run(gpgv, capture_output=True, check=False).returncode == 0
     index = ET.parse(repodata / "repomd.xml")
     kinds = {element.get("type") for element in index.getroot() if element.get("type")}

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from lab import accelerator, api, image_root, processes, qemu, seed
+from lab import accelerator, api, image, image_root, processes, qemu, seed
 from lab.api import Lab
 from lab.errors import Trouble
 from lab.files import locked, sparse_digest, write_atomic
@@ -263,6 +263,19 @@ def test_the_initramfs_is_an_archive_that_cpio_tools_can_read(tmp_path: Path) ->
     assert names == ["bin", "bin/x", "init", "TRAILER!!!"]
 
 
+def test_an_image_with_selinuxs_labels_is_made_by_root_or_says_why_not(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("os.geteuid", lambda: 1000)
+    monkeypatch.setattr("lab.requirements.program", lambda name: "true")
+    monkeypatch.setattr("lab.requirements.find", lambda name: None)
+    assert "--map-root-user" in image.as_root(Progress(quiet=True))
+    with pytest.raises(Trouble, match="labels are written by root alone"):
+        image.as_root(Progress(quiet=True), labels=True)
+    monkeypatch.setattr("lab.requirements.find", lambda name: "/usr/bin/sudo")
+    assert image.as_root(Progress(quiet=True), labels=True)[0] == "/usr/bin/sudo"
+
+
 def test_the_partition_table_leaves_no_gap_between_root_and_swap() -> None:
     table = image_root.partition_table(8 << 30, 512 << 20)
     assert len(table) == 512
@@ -425,10 +438,13 @@ def test_pruning_keeps_what_a_lab_serves_and_removes_the_past(tmp_path: Path, ev
     record.write(lab.folder / "lab.json")
     other = Lab.load("red", Progress(quiet=True))
     other.folder.mkdir(parents=True)
-    roots = {"site_root": str(served_rpms / "www"), "registry_data": str(registry / "registry")}
-    api._Record(Options(name="red", family="dnf"), fixed(3), image="none", **roots).write(
-        other.folder / "lab.json"
-    )
+    api._Record(
+        Options(name="red", family="dnf"),
+        fixed(3),
+        image="none",
+        site_root=str(served_rpms / "www"),
+        registry_data=str(registry / "registry"),
+    ).write(other.folder / "lab.json")
     api.prune(Progress(quiet=True), everything=everything)
     assert served.exists()
     assert served_rpms.exists(), "the other lab serves it"
