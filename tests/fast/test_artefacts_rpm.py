@@ -18,6 +18,7 @@ from lab.artefacts.debs import pack as pack_debs
 from lab.artefacts.rpmrepo import Base, write_index
 from lab.progress import Progress
 from lab.rpmspec import Version
+from tests.fast.test_script_parts import part
 
 QUIET = Progress(quiet=True)
 
@@ -208,3 +209,17 @@ def test_the_index_and_every_rpm_are_signed_by_the_published_key(tmp_path: Path)
     index = ET.parse(repodata / "repomd.xml")
     kinds = {element.get("type") for element in index.getroot() if element.get("type")}
     assert {"primary", "filelists"} <= kinds
+
+
+def test_a_key_is_known_by_its_name_in_rpms_database_before_it_is_there(tmp_path: Path) -> None:
+    need_rpm()
+    key = Signer(QUIET).public
+    shown = ["gpg", "--homedir", tmp_path, "--batch", "--with-colons", "--show-keys", key]
+    listed = subprocess.run(shown, capture_output=True, text=True, check=True).stdout
+    identity = next(line.split(":")[4] for line in listed.splitlines() if line.startswith("pub:"))
+    body = f"create() {{ rpm_keys {key}; }}\n"
+    name = part("packages.sh", body, tmp_path, REPOSITORY_RPM="x").strip()
+    assert name.startswith(f"gpg-pubkey-{identity[-8:].lower()}-")
+    assert not (tmp_path / "keys").exists()
+    rpm("--dbpath", tmp_path / "database", "--import", key)
+    assert rpm("--dbpath", tmp_path / "database", "-qa", "gpg-pubkey").strip() == name
