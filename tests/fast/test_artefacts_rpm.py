@@ -214,7 +214,7 @@ def test_the_index_and_every_rpm_are_signed_by_the_published_key(tmp_path: Path)
 def test_a_key_is_known_by_its_name_in_rpms_database_before_it_is_there(tmp_path: Path) -> None:
     need_rpm()
     key = Signer(QUIET).public
-    shown = ["gpg", "--homedir", tmp_path, "--batch", "--with-colons", "--show-keys", key]
+    shown: list[str | Path] = ["gpg", "--homedir", tmp_path, "--batch", "--with-colons", "--show-keys", key]
     listed = subprocess.run(shown, capture_output=True, text=True, check=True).stdout
     identity = next(line.split(":")[4] for line in listed.splitlines() if line.startswith("pub:"))
     body = f"create() {{ rpm_keys {key}; }}\n"
