@@ -27,15 +27,15 @@ up: .bootstrap ## tools, three lab hosts, `pulumi up` on the stack dev
 .PHONY: test
 test: .bootstrap ## every check and every test: fast, engine, lab
 	@$(run) -m tools.lint
-	@$(run) -m lab requirements --install
+	@$(run) -m lab requirements --install --family dnf
 	@$(run) -m tools install
 	@$(run) -m pytest $(PYTEST_ARGS)
 
 .PHONY: torture
 torture: .bootstrap ## long cases on a lab that stays: change, break, drift (PYTEST_ARGS="-k NAME" for one)
-	@$(run) -m lab requirements --install
+	@$(run) -m lab requirements --install --family dnf
 	@$(run) -m tools install
-	@$(run) -m pytest tests/lab/torture/{changes,breaks}.py $(PYTEST_ARGS)
+	@$(run) -m pytest tests/lab/torture/{changes,breaks,dnf}.py $(PYTEST_ARGS)
 
 .PHONY: down
 down: .bootstrap ## `pulumi destroy` on the stack dev, then the lab's end

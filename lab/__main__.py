@@ -11,7 +11,7 @@ from pathlib import Path
 from lab import api, requirements
 from lab.api import Lab, LabStatus
 from lab.errors import Trouble
-from lab.options import RELEASES
+from lab.options import FAMILIES, RELEASES
 from lab.paths import DEFAULT_LAB
 from lab.progress import Progress
 
@@ -39,7 +39,8 @@ def table(status: LabStatus) -> str:
     lines.append(f"{'API':<11} {status.api}")
     lines.append(f"{'NodePort':<11} {'  '.join(status.node_ports)}")
     lines.append(f"{'runs by':<11} {status.accelerator} ({status.accelerator_reason})")
-    lines.append(f"{'image':<11} Debian {status.release}, {status.image}")
+    kind = "" if status.family == "deb" else f", {status.family} family"
+    lines.append(f"{'image':<11} Debian {status.release}{kind}, {status.image}")
     lines.append(f"{'site':<11} {status.packages_from}")
     lines.append(f"{'snapshots':<11} {', '.join(status.snapshots) or 'none'}")
     lines.append(f"lab '{status.name}' is {'up' if status.ready else 'not up'}")
@@ -65,6 +66,7 @@ def _parser() -> argparse.ArgumentParser:
     up.add_argument("--memory", type=int, metavar="MIB", help="for each host (default: 3072 and 2048)")
     up.add_argument("--cpus", type=int, help="for each host (default: 2 and 1)")
     up.add_argument("--release", choices=RELEASES, help="Debian's code name (default: trixie)")
+    up.add_argument("--family", choices=FAMILIES, help="what the hosts' packages are (default: deb)")
     up.add_argument(
         "--source",
         choices=("auto", "build", "upstream"),
@@ -90,6 +92,7 @@ def _parser() -> argparse.ArgumentParser:
     prune.add_argument("--all", action="store_true", help="the whole cache")
     needs = command("requirements", "The programs that the lab needs.")
     needs.add_argument("--install", action="store_true", help="install what is missing, with apt")
+    needs.add_argument("--family", choices=FAMILIES, default="deb", help="of the labs (default: deb)")
     return parser
 
 
@@ -106,6 +109,7 @@ def run(arguments: argparse.Namespace, progress: Progress) -> int:
                 memory=arguments.memory,
                 cpus=arguments.cpus,
                 release=arguments.release,
+                family=arguments.family,
                 source=arguments.source,
             )
             print(table(status))
@@ -138,9 +142,9 @@ def run(arguments: argparse.Namespace, progress: Progress) -> int:
             api.prune(progress, everything=arguments.all)
         case "requirements":
             if arguments.install:
-                requirements.install(progress)
-            requirements.check()
-            for requirement in requirements.wanted():
+                requirements.install(progress, family=arguments.family)
+            requirements.check(arguments.family)
+            for requirement in requirements.wanted(arguments.family):
                 print(f"{requirement.what} (package {requirement.package}) is there")
     return 0
 

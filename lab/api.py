@@ -20,7 +20,7 @@ from lab.errors import Trouble
 from lab.files import digest_of, locked, write_atomic
 from lab.image import Image, ensure_base, ensure_image
 from lab.machine import Vm, make_key
-from lab.options import Options
+from lab.options import Family, Options
 from lab.paths import DEFAULT_LAB
 from lab.ports import LOOPBACK, Ports
 from lab.progress import Progress
@@ -80,6 +80,7 @@ class LabStatus:
     name: str
     ready: bool  # every host answers and every service too
     release: str
+    family: str  # of the hosts' packages
     accelerator: str
     accelerator_reason: str
     image: str  # the image's key
@@ -202,6 +203,7 @@ class Lab:
                     kernel=Path("../base/vmlinuz"),
                     initrd=Path("../base/initrd"),
                     network_id=number,
+                    family=record.options.family,
                 ),
             )
             for host in hosts
@@ -217,7 +219,7 @@ class Lab:
         if not record.site_root:
             return ()
         root, data = Path(record.site_root), Path(record.registry_data)
-        return services.services(record.ports, root, data, record.options.release)
+        return services.services(record.ports, root, data, record.options.release, record.options.family)
 
     def _lock_path(self) -> Path:
         # Beside the lab's folder, which `down` removes.
@@ -232,6 +234,7 @@ class Lab:
         memory: int | None = None,
         cpus: int | None = None,
         release: str | None = None,
+        family: Family | None = None,
         source: Source = "auto",
     ) -> LabStatus:
         """Make the lab, or what is missing of it; a lab that is up is left alone.
@@ -240,10 +243,11 @@ class Lab:
         :param memory: MiB for each host; likewise.
         :param cpus: CPUs for each host; likewise.
         :param release: Debian's code name; likewise.
+        :param family: what the hosts' packages are; likewise.
         :param source: where packages and images come from: `auto`, `build` or `upstream`.
         :raises Trouble: something can't be done, or the lab exists with other options.
         """
-        asked = {"count": count, "memory": memory, "cpus": cpus, "release": release}
+        asked = {"count": count, "memory": memory, "cpus": cpus, "release": release, "family": family}
         wanted = {key: value for key, value in asked.items() if value is not None}
         with locked(self._lock_path(), self._progress, f"lab {self.name}"):
             record = self._begin(wanted)
@@ -339,21 +343,24 @@ class Lab:
     def _provide(self, record: _Record, source: Source) -> _Record:
         """Everything that must be there before hosts start: site, image, keys, disks."""
         # Here and not above: the site's builders are needed only where something is made.
-        from lab.artefacts import ensure_site
+        from lab.artefacts import ensure_repositories, ensure_site
 
-        requirements.check()
+        release, family = record.options.release, record.options.family
+        requirements.check(family)
         self._check_ports(record)
         self._check_room(record)
-        release = record.options.release
         progress = self._progress
         with ThreadPoolExecutor(1) as beside:
             # The base system is downloads and unpacking mostly; the site is compiling.
-            base = beside.submit(ensure_base, release, progress)
+            base = beside.submit(ensure_base, release, family, progress)
             site = ensure_site(progress, source=source, debian_release=release)
-            base.result()
+            archive = base.result()
+        root, archives = site.root, tuple(sorted(path for path in site.preload.iterdir() if path.is_file()))
+        if family == "dnf":
+            # Hosts without a runtime hold no images either.
+            root, archives = ensure_repositories(site, release, archive, progress), ()
         if not (self.folder / "base/complete").exists():
-            archives = tuple(sorted(path for path in Path(site.preload).iterdir() if path.is_file()))
-            self._adopt(ensure_image(release, archives, progress))
+            self._adopt(ensure_image(release, archives, family, progress))
         record = dataclasses.replace(record, image=(self.folder / "base/complete").read_text())
         base_folder = self.folder / "base"
         decision: Decision = choose(base_folder / "vmlinuz", base_folder / "initrd", progress)
@@ -364,7 +371,7 @@ class Lab:
                 record, accelerator=decision.accelerator, accelerator_reason=decision.reason
             )
         record = dataclasses.replace(
-            record, site=site.source, site_root=str(site.root), registry_data=str(site.registry_data)
+            record, site=site.source, site_root=str(root), registry_data=str(site.registry_data)
         )
         record.write(self._record_path)
         make_key(self.folder / "id_ed25519", self.name)
@@ -506,6 +513,7 @@ class Lab:
             name=self.name,
             ready=bool(lines) and all(h.state == "ready" for h in hosts) and all(s.answers for s in lines),
             release=record.options.release,
+            family=record.options.family,
             accelerator=record.accelerator,
             accelerator_reason=record.accelerator_reason,
             image=record.image,
@@ -688,18 +696,26 @@ def prune(progress: Progress, *, everything: bool = False) -> None:
     cache = paths.cache_dir()
     before = _disk_use(cache)
     records = [_Record.read(path) for path in paths.labs_dir().glob("*/lab.json")]
-    served = {Path(record.site_root) for record in records if record.site_root}
-    images = [path for path in (cache / "image").glob("*") if (path / "manifest.json").exists()]
-    sites = [path for path in (cache / "site").glob("*") if (path / "manifest.json").exists()]
-    idle = [path for path in sites if not any(root.is_relative_to(path) for root in served)]
+    served = {Path(p) for record in records for p in (record.site_root, record.registry_data) if p}
+    images = _finished(cache / "image")
+    # Kinds of folders that labs serve: apt's site with the registry, and the repositories of RPMs.
+    kinds = {kind: _finished(cache / kind) for kind in ("site", "rpm")}
+    idle = {
+        path
+        for folders in kinds.values()
+        for path in folders
+        if not any(root.is_relative_to(path) for root in served)
+    }
     if everything:
-        targets = [path for path in cache.iterdir() if path.name != "site"]
-        targets += [path for path in (cache / "site").glob("*") if path in idle or path not in sites]
+        targets = [path for path in cache.iterdir() if path.name not in kinds]
+        for kind, folders in kinds.items():
+            targets += [path for path in (cache / kind).glob("*") if path in idle or path not in folders]
     else:
         # The newest of each stays: it is what the next `up` would take.
         used = {record.image for record in records}
         targets = [path for path in _all_but_newest(images) if path.name not in used]
-        targets += [path for path in _all_but_newest(sites) if path in idle]
+        for folders in kinds.values():
+            targets += [path for path in _all_but_newest(folders) if path in idle]
         targets += (cache / "image").glob("work-*")
     for path in targets:
         if path.is_dir():
@@ -708,6 +724,10 @@ def prune(progress: Progress, *, everything: bool = False) -> None:
         else:
             path.unlink()
     progress.say(f"prune: {(before - _disk_use(cache)) >> 20} MiB freed in {cache}")
+
+
+def _finished(folder: Path) -> list[Path]:
+    return [path for path in folder.glob("*") if (path / "manifest.json").exists()]
 
 
 def _all_but_newest(folders: Sequence[Path]) -> list[Path]:

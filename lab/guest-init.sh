@@ -45,6 +45,12 @@ mount -t ext4 -o rw,noatime /dev/vda1 /root || die "the root disk can't be mount
 
 if [ ! -s /root/etc/machine-id ]; then
     tar -x -f /dev/vdb -C /root || die "the seed disk can't be read"
+    # Without a label, SELinux would keep everybody from what the seed has brought.
+    contexts=/etc/selinux/default/contexts/files/file_contexts
+    if [ -s "/root$contexts" ]; then
+        tar -t -f /dev/vdb | sed 's,^,/,' | chroot /root /usr/sbin/setfiles -F -f - "$contexts" ||
+            die "the seed's files can't be labelled"
+    fi
     # Last, since it marks the seed as complete: a boot that is cut short begins it again.
     mv /root/etc/machine-id.seed /root/etc/machine-id || die "the seed holds no machine id"
     sync

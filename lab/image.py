@@ -20,12 +20,19 @@ from lab import paths, requirements
 from lab.errors import Trouble
 from lab.files import digest_of, locked, sparse_digest, tree_digest, write_atomic
 from lab.image_root import Plan
+from lab.options import Family
 from lab.progress import Progress
 
 PACKAGES = (
     "systemd", "systemd-sysv", "udev", "dbus", "openssh-server", "containerd", "runc", "firewalld",
     "kmod", "iproute2", "iputils-ping", "procps", "netbase", "busybox-static", "linux-image-cloud-amd64",
 )  # fmt: skip
+# A host of the dnf family has no container runtime before the program comes.
+_DNF_PACKAGES = (
+    *(name for name in PACKAGES if name not in ("containerd", "runc")),
+    "dnf", "rpm", "selinux-policy-default", "selinux-utils", "policycoreutils",
+)  # fmt: skip
+_PACKAGES: dict[Family, tuple[str, ...]] = {"deb": PACKAGES, "dnf": _DNF_PACKAGES}
 
 # Files that no test looks at; they would double the time that a disk takes to be written.
 _DPKG_OPTIONS = (
@@ -69,44 +76,65 @@ def debian_mirror() -> str:
     return os.environ.get("KUBEADM_IPVS_DEBIAN_MIRROR", "http://deb.debian.org/debian")
 
 
-def as_root(progress: Progress) -> list[str]:
+def as_root(progress: Progress, *, labels: bool = False) -> list[str]:
     """The words before a command that make it run as root in namespaces of its own.
 
     As root, that is `unshare`; for others a user namespace, where the system allows it, else
     sudo, which is said.
 
+    :param labels: SELinux's will be written, which a user namespace doesn't allow.
     :raises Trouble: none of them works.
     """
     unshare = [requirements.program("unshare"), "--mount", "--pid", "--fork", "--kill-child"]
     if os.geteuid() == 0:
         return unshare
     rootless = [*unshare, "--map-root-user", "--map-auto"]
-    if subprocess.run([*rootless, "true"], capture_output=True, check=False).returncode == 0:
+    allowed = subprocess.run([*rootless, "true"], capture_output=True, check=False).returncode == 0
+    if allowed and not labels:
         return rootless
     sudo = requirements.find("sudo")
+    if labels and sudo is None:
+        raise Trouble(
+            "the image can't be made: SELinux's labels are written by root alone, and there is no sudo",
+            "run as root, or take --family deb",
+        )
     if sudo is None:
         raise Trouble(
             "the image can't be made: user namespaces aren't allowed, and there is no sudo",
             "allow user namespaces (package uidmap, entries in /etc/subuid and /etc/subgid), or run as root",
         )
-    progress.say("image: this system allows no user namespaces to you, so sudo is used to make the image")
+    reason = (
+        "root alone writes SELinux's labels" if labels else "this system allows no user namespaces to you"
+    )
+    progress.say(f"image: {reason}, so sudo is used to make the image")
     return [sudo, *unshare]
 
 
-def _base_key(release: str) -> str:
-    return digest_of("base 1", release, debian_mirror(), *PACKAGES, *_DPKG_OPTIONS)[:16]
+def _base_key(release: str, family: Family) -> str:
+    return digest_of("base 1", release, debian_mirror(), *_PACKAGES[family], *_DPKG_OPTIONS)[:16]
 
 
-def image_key(release: str, preload: tuple[Path, ...]) -> str:
+# By family: folders whose files are put over the base system, and the programs that make the image.
+_GUEST: dict[Family, tuple[Path, ...]] = {
+    "deb": (_LAB / "guest",),
+    "dnf": (_LAB / "guest", _LAB / "guest-dnf"),
+}
+_MAKERS: dict[Family, tuple[str, ...]] = {
+    "deb": ("image_root.py",),
+    "dnf": ("image_root.py", "image_dnf.py", "rpmspec.py"),
+}
+
+
+def image_key(release: str, preload: tuple[Path, ...], family: Family) -> str:
     """The key of the image that these inputs make.
 
     :param preload: archives of container images; their contents count.
     """
     return digest_of(
-        _base_key(release),
-        tree_digest(_LAB / "guest"),
+        _base_key(release, family),
+        *(tree_digest(folder) for folder in _GUEST[family]),
         (_LAB / "guest-init.sh").read_bytes(),
-        (_LAB / "image_root.py").read_bytes(),
+        *((_LAB / name).read_bytes() for name in _MAKERS[family]),
         f"{DISK_BYTES} {SWAP_BYTES}",
         *(part for path in preload for part in (path.name, sparse_digest(path))),
     )[:16]
@@ -135,12 +163,12 @@ def _run(argv: list[str], what: str) -> None:
         )
 
 
-def ensure_base(release: str, progress: Progress) -> Path:
+def ensure_base(release: str, family: Family, progress: Progress) -> Path:
     """The base system as a tar archive; made with mmdebstrap if it isn't there yet.
 
     :raises Trouble: Debian's packages can't be fetched or installed.
     """
-    target = _cache() / f"base-{release}-{_base_key(release)}.tar"
+    target = _cache() / f"base-{release}-{_base_key(release, family)}.tar"
     with locked(_cache() / ".base.lock", progress, "image"):
         if target.exists():
             return target
@@ -154,7 +182,7 @@ def ensure_base(release: str, progress: Progress) -> Path:
             requirements.program("mmdebstrap"),
             f"--mode={'unshare' if rootless else 'root'}",
             "--variant=minbase", "--format=tar", "--quiet",
-            f"--include={','.join(PACKAGES)}",
+            f"--include={','.join(_PACKAGES[family])}",
             "--keyring=/usr/share/keyrings/debian-archive-keyring.gpg",
             *options, release, str(draft), debian_mirror(),
         ]  # fmt: skip
@@ -181,20 +209,20 @@ def _verified(folder: Path, progress: Progress) -> bool:
     return True
 
 
-def ensure_image(release: str, preload: tuple[Path, ...], progress: Progress) -> Image:
+def ensure_image(release: str, preload: tuple[Path, ...], family: Family, progress: Progress) -> Image:
     """The image for a release with these container images; made if it isn't there, verified if it is.
 
     May be interrupted at any point: a finished image appears under its name at once.
 
     :raises Trouble: it can't be made.
     """
-    key = image_key(release, preload)
+    key = image_key(release, preload, family)
     folder = _cache() / key
     with locked(_cache() / ".image.lock", progress, "image"):
         if _verified(folder, progress):
             return Image(key, folder)
-        base = ensure_base(release, progress)
-        privilege = as_root(progress)
+        base = ensure_base(release, family, progress)
+        privilege = as_root(progress, labels=family == "dnf")
         for stale in _cache().glob("work-*"):
             _run([*privilege, "rm", "-rf", str(stale)], "removing an interrupted build")
         work = _cache() / f"work-{key}"
@@ -203,7 +231,7 @@ def ensure_image(release: str, preload: tuple[Path, ...], progress: Progress) ->
         outside = os.geteuid() == 0 or "sudo" in privilege[0]
         plan = Plan(
             base=str(base),
-            guest=str(_LAB / "guest"),
+            guest=tuple(map(str, _GUEST[family])),
             init=str(_LAB / "guest-init.sh"),
             preload=tuple(map(str, preload)),
             work=str(work / "tree"),
@@ -216,7 +244,12 @@ def ensure_image(release: str, preload: tuple[Path, ...], progress: Progress) ->
         (work / "plan.json").write_text(json.dumps(asdict(plan)))
         images = f", with {len(preload)} archives of container images" if preload else ""
         with progress.step(f"image: making disk, kernel and initramfs{images}"):
-            command = [sys.executable, "-m", "lab.image_root", str(work / "plan.json")]
+            command = [
+                sys.executable,
+                "-m",
+                f"lab.{'image_root' if family == 'deb' else 'image_dnf'}",
+                str(work / "plan.json"),
+            ]
             _run([*privilege, *command], "making the image")
             out = work / "out"
             sums = {name: sparse_digest(out / name) for name in _RESULTS}

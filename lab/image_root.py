@@ -19,7 +19,7 @@ import struct
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -33,9 +33,6 @@ _SBIN = "/usr/local/sbin:/usr/sbin:/sbin"
 
 # What initramfs needs to mount the root disk; what they depend on is found by modprobe.
 _BOOT_MODULES = ("virtio_pci", "virtio_blk", "ext4")
-
-# What a plain host runs.
-_ENABLED = ("systemd-networkd.service", "ssh.service", "containerd.service", "firewalld.service")
 
 # Not needed by a lab's host, and each costs an emulated one a part of a second or more.
 _MASKED = (
@@ -105,7 +102,7 @@ class Plan:
     """What to make, as `lab.image` writes it: all paths absolute."""
 
     base: str  # tar archive of the base system
-    guest: str  # folder whose files are put over it
+    guest: tuple[str, ...]  # folders whose files are put over it, one after the other
     init: str  # the initramfs' init
     preload: tuple[str, ...]  # archives of container images
     work: str  # empty folder to work in
@@ -113,6 +110,15 @@ class Plan:
     disk_bytes: int  # size of the root file system
     swap_bytes: int
     owner: tuple[int, int]  # uid and gid, as seen here, to whom the results are given
+
+
+@dataclass(frozen=True)
+class System:
+    """What differs between the families of hosts."""
+
+    enabled: tuple[str, ...]  # services of a plain host
+    dress: Callable[[Path], None]  # done in the root while the kernel's file systems are mounted there
+    finish: Callable[[Path], None]  # the last change, when they no longer are
 
 
 def run(argv: list[str], *, text: str | None = None) -> str:
@@ -144,7 +150,7 @@ def copy_guest_files(guest: Path, root: Path) -> None:
         target.chmod(0o644)
 
 
-def settle(root: Path) -> None:
+def settle(root: Path, enabled: tuple[str, ...]) -> None:
     """Make the system a plain one without identity: services chosen, keys and caches gone."""
     for unit in _MASKED:
         link = root / "etc/systemd/system" / unit
@@ -159,7 +165,7 @@ def settle(root: Path) -> None:
     generators.mkdir(exist_ok=True)
     for name in _GENERATORS:
         (generators / name).symlink_to("/dev/null")
-    run(["chroot", str(root), "systemctl", "enable", *_ENABLED])
+    run(["chroot", str(root), "systemctl", "enable", *enabled])
     run(["chroot", str(root), "systemctl", "set-default", "multi-user.target"])
     for path in (
         *root.glob("etc/ssh/ssh_host_*"),
@@ -313,7 +319,18 @@ def write_disk(root: Path, disk: Path, root_bytes: int, swap_bytes: int) -> None
     header.unlink()
 
 
-def make(plan: Plan) -> None:
+def _nothing(_: Path) -> None:
+    """Where a family needs no more."""
+
+
+DEBIAN = System(
+    enabled=("systemd-networkd.service", "ssh.service", "containerd.service", "firewalld.service"),
+    dress=_nothing,
+    finish=_nothing,
+)
+
+
+def make(plan: Plan, system: System) -> None:
     """Make everything that the plan names; the results are complete when it returns.
 
     :raises Trouble: a program fails, or the base system isn't as expected.
@@ -329,11 +346,14 @@ def make(plan: Plan) -> None:
     if len(kernels) != 1:
         raise Trouble(f"the base system should hold one kernel, and holds {kernels}")
     with mounted(root):
-        copy_guest_files(Path(plan.guest), root)
-        settle(root)
+        for folder in plan.guest:
+            copy_guest_files(Path(folder), root)
+        settle(root, system.enabled)
+        system.dress(root)
         preload(root, plan.preload)
         (out / "initrd").write_bytes(initramfs(root, kernels[0], Path(plan.init)))
         packages = run(["chroot", str(root), "dpkg-query", "-W", "-f", "${Package} ${Version}\n"])
+    system.finish(root)
     (out / "packages.txt").write_text(packages)
     shutil.copyfile(root / f"boot/vmlinuz-{kernels[0]}", out / "vmlinuz")
     write_disk(root, out / "disk.raw", plan.disk_bytes, plan.swap_bytes)
@@ -341,12 +361,13 @@ def make(plan: Plan) -> None:
         os.chown(path, *plan.owner)
 
 
-def main() -> int:
+def main(system: System = DEBIAN) -> int:
     """Read the plan named on the command line and make the image."""
     fields = json.loads(Path(sys.argv[1]).read_text())
-    fields["preload"], fields["owner"] = tuple(fields["preload"]), tuple(fields["owner"])
+    fields |= {key: tuple(value) for key, value in fields.items() if isinstance(value, list)}
+    plan = Plan(**fields)
     try:
-        make(Plan(**fields))
+        make(plan, system)
     except Trouble as trouble:
         print(trouble, file=sys.stderr)
         return 1

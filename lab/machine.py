@@ -86,6 +86,7 @@ class Vm:
                 packages_port=self.machine.ports.packages,
                 packages_key=packages_key,
                 release=release,
+                family=self.machine.family,
             )
             write_atomic(self.folder / "packages.known", packages_key)
             write_atomic(self.folder / "seed.tar", seed.archive(identity), 0o600)
@@ -189,7 +190,7 @@ class Vm:
         known = self.folder / "packages.known"
         if known.exists() and known.read_text() == key:
             return
-        command = ["tee", "/usr/share/keyrings/site.asc"]
+        command = ["tee", f"/{seed.KEY_PLACE[self.machine.family]}"]
         done = ssh.run(self.lab_folder, self.ssh_port, command, input=key, timeout=120)
         if done.returncode != 0:
             raise Trouble(f"{self.host.name} doesn't take the packages' key: {done.stderr.strip()}")

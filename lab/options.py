@@ -9,7 +9,11 @@ from lab.errors import Trouble
 from lab.paths import DEFAULT_LAB, lab_dir
 
 Role = Literal["control-plane", "worker"]
+Family = Literal["deb", "dnf"]
 RELEASES = ("trixie", "bookworm")
+FAMILIES: tuple[Family, ...] = ("deb", "dnf")
+# dnf and SELinux's policy as they are in it.
+_DNF_RELEASE = "trixie"
 
 # kubeadm asks for two CPUs on a control plane, and with one emulated CPU the API server
 # doesn't get healthy in minutes; a worker boots faster with one.
@@ -45,6 +49,7 @@ class Options:
     memory: int | None = None  # MiB for each host; None: 3072 for a control plane, 2048 for a worker
     cpus: int | None = None  # for each host; None: 2 for a control plane, 1 for a worker
     release: str = "trixie"  # Debian's code name
+    family: Family = "deb"  # what the hosts' packages are; `dnf`: RPMs, dnf and SELinux
 
     def __post_init__(self) -> None:
         lab_dir(self.name)  # checks the name
@@ -57,6 +62,10 @@ class Options:
             problems.append(f"cpus: {self.cpus} is not between 1 and 64")
         if self.release not in RELEASES:
             problems.append(f"release: {self.release!r} is none of {', '.join(RELEASES)}")
+        if self.family not in FAMILIES:
+            problems.append(f"family: {self.family!r} is none of {', '.join(FAMILIES)}")
+        elif self.family == "dnf" and self.release != _DNF_RELEASE:
+            problems.append(f"family: dnf is made from {_DNF_RELEASE} alone, not from {self.release}")
         if problems:
             raise Trouble("the lab can't be made so:\n" + "\n".join(problems))
 

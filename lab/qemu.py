@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from lab.options import Host
+from lab.options import Family, Host
 from lab.ports import LOOPBACK, Ports
 
 BINARY = "qemu-system-x86_64"
@@ -29,11 +29,14 @@ _NO_MODULES = (
     "button,evdev,serio_raw,qemu_fw_cfg,vmw_vsock_vmci_transport,vsock_loopback,vsock"
 )
 
-KERNEL_ARGUMENTS = (
+_KERNEL_ARGUMENTS = (
     "root=/dev/vda1 rw console=ttyS0 net.ifnames=0 loglevel=4 panic=0 "
     "systemd.show_status=true systemd.log_color=0 mitigations=off nowatchdog audit=0 "
     f"modprobe.blacklist={_NO_MODULES}"
 )
+
+# Debian's kernel has SELinux in it, and takes another module unless it is told so.
+_FAMILY_ARGUMENTS: dict[Family, str] = {"deb": "", "dnf": " security=selinux"}
 
 # No legacy devices: each is probed at boot.
 MACHINE = "q35,sata=off,smbus=off,usb=off,vmport=off"
@@ -56,6 +59,7 @@ class Machine:
     kernel: Path
     initrd: Path
     network_id: int  # 0 to 255, differs between labs: part of the hardware addresses
+    family: Family = "deb"
 
 
 def guest_name(lab: str, host: str) -> str:
@@ -87,7 +91,7 @@ def command(machine: Machine, *, paused: bool = False) -> list[str]:
         "-m", f"{host.memory}M",
         "-kernel", str(machine.kernel),
         "-initrd", str(machine.initrd),
-        "-append", KERNEL_ARGUMENTS,
+        "-append", _KERNEL_ARGUMENTS + _FAMILY_ARGUMENTS[machine.family],
         # Nothing is flushed: a lab's disk need not survive the developer's machine losing power.
         "-blockdev", f"driver=qcow2,node-name={DISK},discard=unmap,cache.no-flush=on,"
         "file.driver=file,file.filename=disk.qcow2,file.cache.no-flush=on",

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from lab.errors import Trouble
+from lab.options import Family
 from lab.progress import Progress
 
 # Users' PATH often lacks the folders of administration programs; those needed here run as anyone.
@@ -52,6 +53,12 @@ REQUIREMENTS = (
 )
 # For those who aren't root: user namespaces with more than one user.
 ROOTLESS = (Requirement("newuidmap", "uidmap"),)
+# For labs of the dnf family: their packages and their repository.
+_DNF = (
+    Requirement("rpmbuild", "rpm"),
+    Requirement("rpmsign", "rpm"),
+    Requirement("createrepo_c", "createrepo-c"),
+)
 
 
 def find(program: str) -> str | None:
@@ -66,33 +73,35 @@ def program(name: str) -> str:
     """
     path = find(name)
     if path is None:
-        package = next((r.package for r in (*REQUIREMENTS, *ROOTLESS) if r.what == name), None)
+        package = next((r.package for r in (*REQUIREMENTS, *ROOTLESS, *_DNF) if r.what == name), None)
         raise Trouble(f"the program {name} isn't installed", f"apt install {package or name}")
     return path
 
 
-def wanted() -> tuple[Requirement, ...]:
-    """What this user needs."""
-    return REQUIREMENTS if os.geteuid() == 0 else (*REQUIREMENTS, *ROOTLESS)
+def wanted(family: Family = "deb") -> tuple[Requirement, ...]:
+    """What this user needs for labs of a family."""
+    rootless = () if os.geteuid() == 0 else ROOTLESS
+    return (*REQUIREMENTS, *rootless, *(_DNF if family == "dnf" else ()))
 
 
-def missing() -> tuple[Requirement, ...]:
+def missing(family: Family = "deb") -> tuple[Requirement, ...]:
     """What isn't there."""
     return tuple(
-        r for r in wanted() if not (Path(r.what).exists() if r.what.startswith("/") else find(r.what))
+        r for r in wanted(family) if not (Path(r.what).exists() if r.what.startswith("/") else find(r.what))
     )
 
 
-def check() -> None:
+def check(family: Family = "deb") -> None:
     """Refuse if something is missing.
 
     :raises Trouble: naming every program and its package.
     """
-    lacking = missing()
+    lacking = missing(family)
     if lacking:
+        choice = "" if family == "deb" else f" --family {family}"
         lines = "\n".join(f"{r.what} isn't installed (package {r.package})" for r in lacking)
         packages = " ".join(dict.fromkeys(r.package for r in lacking))
-        raise Trouble(lines, f"python3 -m lab requirements --install, or: apt install {packages}")
+        raise Trouble(lines, f"python3 -m lab requirements --install{choice}, or: apt install {packages}")
 
 
 def qemu_version() -> tuple[int, str] | None:
@@ -139,13 +148,14 @@ def _apt(progress: Progress, argv: Sequence[str]) -> None:
         raise Trouble(f"apt-get {' '.join(argv)} failed:\n{last}", "see what apt says; run it by hand")
 
 
-def install(progress: Progress, extra: Sequence[str] = ()) -> None:
+def install(progress: Progress, extra: Sequence[str] = (), family: Family = "deb") -> None:
     """Install what is missing, as root or by sudo; nothing happens where nothing is missing.
 
     :param extra: further packages, of other parts of this project, that the caller knows to be missing.
+    :param family: of the hosts.
     :raises Trouble: there is no apt, no right to use it, or it fails.
     """
-    packages = list(dict.fromkeys([*(r.package for r in missing()), *extra]))
+    packages = list(dict.fromkeys([*(r.package for r in missing(family)), *extra]))
     backports = _wants_backports(packages)
     if backports:
         packages = list(dict.fromkeys([*packages, *_QEMU_PACKAGES]))
@@ -176,4 +186,4 @@ def install(progress: Progress, extra: Sequence[str] = ()) -> None:
         if others:
             _apt(progress, ["install", "-y", "--no-install-recommends", *others])
     # The packages bring a service of their own, which would hold no port of ours but needs none either.
-    check()
+    check(family)

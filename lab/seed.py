@@ -10,6 +10,8 @@ import io
 import tarfile
 from dataclasses import dataclass
 
+from lab.options import Family
+
 GATEWAY = "10.0.2.2"  # the developer's machine, as QEMU's user network shows it to guests
 
 
@@ -26,10 +28,31 @@ class Identity:
     packages_port: int  # of the lab's package repository
     packages_key: str  # its armored public key
     release: str
+    family: Family = "deb"
+
+
+# Where a host keeps the key of the lab's package repository.
+KEY_PLACE: dict[Family, str] = {"deb": "usr/share/keyrings/site.asc", "dnf": "etc/pki/rpm-gpg/site.asc"}
+
+
+def _package_source(identity: Identity) -> tuple[str, str]:
+    """The file that names the distribution's packages, and its text."""
+    url = f"http://{GATEWAY}:{identity.packages_port}"
+    key = f"/{KEY_PLACE[identity.family]}"
+    if identity.family == "dnf":
+        return "etc/yum.repos.d/site.repo", (
+            "[site]\nname=The site's packages\n"
+            f"baseurl={url}/rpm/{identity.release}/\n"
+            f"enabled=1\ngpgcheck=1\nrepo_gpgcheck=1\ngpgkey=file://{key}\n"
+        )
+    return "etc/apt/sources.list.d/site.sources", (
+        f"Types: deb\nURIs: {url}/debian/{identity.release}/\nSuites: ./\nSigned-By: {key}\n"
+    )
 
 
 def contents(identity: Identity) -> dict[str, tuple[int, str]]:
     """The files: path relative to the root -> (mode, text)."""
+    source, text = _package_source(identity)
     return {
         "etc/hostname": (0o644, f"{identity.name}\n"),
         "etc/hosts": (
@@ -49,14 +72,8 @@ def contents(identity: Identity) -> dict[str, tuple[int, str]]:
             "[Match]\nName=eth1\n\n"
             f"[Network]\nAddress={identity.address}/24\nLinkLocalAddressing=no\nIPv6AcceptRA=no\n",
         ),
-        "etc/apt/sources.list.d/site.sources": (
-            0o644,
-            "Types: deb\n"
-            f"URIs: http://{GATEWAY}:{identity.packages_port}/debian/{identity.release}/\n"
-            "Suites: ./\n"
-            "Signed-By: /usr/share/keyrings/site.asc\n",
-        ),
-        "usr/share/keyrings/site.asc": (0o644, identity.packages_key),
+        source: (0o644, text),
+        KEY_PLACE[identity.family]: (0o644, identity.packages_key),
     }
 
 

@@ -17,6 +17,7 @@ from pathlib import Path
 from lab import paths, processes, requirements
 from lab.errors import Trouble
 from lab.files import write_atomic
+from lab.options import Family
 from lab.ports import LOOPBACK, Ports
 
 _START_SECONDS = 20.0
@@ -53,14 +54,17 @@ class Service:
     health: str  # a path that must be answered with 200
 
 
-def services(ports: Ports, root: Path, registry_data: Path, release: str) -> tuple[Service, ...]:
+def services(
+    ports: Ports, root: Path, registry_data: Path, release: str, family: Family
+) -> tuple[Service, ...]:
     """The lab's services for a site's folders.
 
     :param root: the folder of package repositories.
     :param registry_data: docker-registry's storage.
     """
+    index = f"/rpm/{release}/repodata/repomd.xml" if family == "dnf" else f"/debian/{release}/InRelease"
     return (
-        Service("packages", ports.packages, root, f"/debian/{release}/InRelease"),
+        Service("packages", ports.packages, root, index),
         Service("registry", ports.registry, registry_data, "/v2/"),
     )
 

@@ -49,6 +49,7 @@ check_kernel() {
     found=$(cat "/proc/sys/$(tr . / <<<"$name")" 2>/dev/null || :)
     [[ $found == "$value" ]] || differs "sysctl $name" "$value" "$found"
   done < <(cat /etc/sysctl.d/99-kubeadm-ipvs.conf 2>/dev/null)
+  [[ ! -r /sys/fs/selinux/enforce || $(cat /sys/fs/selinux/enforce) == 0 ]] || differs SELinux permissive enforcing
 }
 
 check_swap() {
@@ -89,14 +90,16 @@ check_firewall() {
 
 check_packages() {
   [[ $MANAGE == true ]] || return 0
-  local package found held
-  if have dpkg-query; then held=$(apt-mark showhold); fi
+  local package found held kind
+  kind=$(family)
+  if [[ $kind == deb ]]; then held=$(apt-mark showhold); fi
   for package in kubelet kubeadm kubectl; do
-    if have dpkg-query; then
+    if [[ $kind == deb ]]; then
       found=$(dpkg-query -W -f '${Version}' "$package" 2>/dev/null || :)
       grep -qx "$package" <<<"$held" || differs "package $package" held "not held"
     else
-      found=$(rpm -q --qf '%{VERSION}-%{RELEASE}' "$package" 2>/dev/null || :)
+      # Held by the repository's own file, which is among those that are looked at.
+      found=$(rpm -q --qf '%{VERSION}-%{RELEASE}' "$package" 2>/dev/null) || found=
     fi
     [[ $found == "$VERSION"-* ]] || differs "package $package" "$VERSION" "$found"
   done

@@ -117,8 +117,13 @@ redact() { sed -uE 's/[a-z0-9]{6}\.[a-z0-9]{16}/[token]/g; s/[0-9a-f]{64}([^0-9a
 
 unit_active() { systemctl is-active --quiet "$1"; }
 
+# By what the distribution says of itself: Fedora has a package of apt-get, and Debian one of dnf.
 family() {
-  if have apt-get; then
+  local words
+  words=$(sed -nE 's/^(ID|ID_LIKE)=//p' "${KUBEADM_IPVS_OS_RELEASE:-/etc/os-release}" | tr -s '"\n' ' ')
+  if [[ " $words " == *' fedora '* || " $words " == *' rhel '* ]] && have dnf; then
+    echo rpm
+  elif have apt-get; then
     echo deb
   elif have dnf; then
     echo rpm

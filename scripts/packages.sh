@@ -124,7 +124,7 @@ install_debs() {
 
 install_rpm() {
   local tools=(containerd iptables-nft ipset ipvsadm conntrack-tools ethtool socat nftables kmod iproute-tc)
-  local wanted=() package
+  local wanted=() package key
   for package in "${tools[@]}"; do
     rpm -q --quiet --whatprovides "$package" || wanted+=("$package")
   done
@@ -133,6 +133,10 @@ install_rpm() {
   repository_key "${REPOSITORY_RPM}repodata/repomd.xml.key" | put_file "$YUM_KEY" 0644 || :
   printf '[kubeadm-ipvs]\nname=Kubernetes\nbaseurl=%s\nenabled=1\ngpgcheck=1\nrepo_gpgcheck=1\ngpgkey=file://%s\nexclude=kubelet kubeadm kubectl cri-tools kubernetes-cni\n' \
     "$REPOSITORY_RPM" "$YUM_KEY" | put_file "$YUM_REPO" 0644 || :
+  # dnf takes the key into RPM's database, which lists it as a package.
+  while read -r key; do
+    if ! grep -qxF "gpg-pubkey|${key#gpg-pubkey-}" "$RECORD/packages"; then note keys-added "$key"; fi
+  done < <(rpm_keys "$YUM_KEY")
   for package in "${KUBE_PACKAGES[@]}"; do
     [[ $(rpm -q --qf '%{VERSION}' "$package" 2>/dev/null) == "$VERSION" ]] || wanted+=("$package-$VERSION-$REVISION")
   done
@@ -141,17 +145,37 @@ install_rpm() {
   ((${#needed[@]} == 0)) || install_rpms "${needed[@]}"
 }
 
+# rpm_keys FILE: the names under which RPM lists a file's keys, by a database that is thrown away.
+rpm_keys() {
+  rm -rf "$HOME_DIR/keys"
+  rpm --dbpath "$HOME_DIR/keys" --import "$1" || fail "RPM can't read the key of $REPOSITORY_RPM" "look at packages.key"
+  rpm --dbpath "$HOME_DIR/keys" -qa gpg-pubkey
+  rm -rf "$HOME_DIR/keys"
+}
+
 install_rpms() {
   local plan package
-  local options=(-y --setopt=install_weak_deps=False --disableexcludes=kubeadm-ipvs)
+  local options=(-y --setopt=install_weak_deps=False --setopt=disable_excludes=kubeadm-ipvs)
+  # The keys that sign the repositories' lists come with the lists: the plan below would decline them, and be empty.
+  dnf makecache -y >"$HOME_DIR/packages.log" 2>&1 || {
+    tail -n 5 "$HOME_DIR/packages.log" >&2
+    fail "dnf can't read its repositories" "mend the repository named above on $HOST (ours is $YUM_REPO)"
+  }
   # `--assumeno` prints the plan and ends with a status of its own.
   plan=$(dnf install "${options[@]/-y/--assumeno}" "$@" 2>&1) || :
+  grep -qE '^(Transaction Summary|Nothing to do)' <<<"$plan" || {
+    tail -n 5 <<<"$plan" >&2
+    fail "dnf can't install $*" "look at the repositories of $HOST, packages.repository and cluster.kubernetesVersion"
+  }
   while read -r package; do
     if ! grep -q "^$package|" "$RECORD/packages"; then note packages-added "$package"; fi
-  done < <(awk '/^Installing/ {on = 1; next} /^(Upgrading|Removing|Transaction Summary|Downgrading)/ {on = 0} on && NF >= 5 {print $1}' <<<"$plan")
+  done < <(rpms_planned <<<"$plan")
   say "installing $*"
   dnf install "${options[@]}" "$@" >"$HOME_DIR/packages.log" 2>&1 || {
     tail -n 15 "$HOME_DIR/packages.log" >&2
     fail "dnf couldn't install $*" "the lines above say why; the whole log is $HOME_DIR/packages.log on $HOST"
   }
 }
+
+# What dnf's plan installs anew. A row begins with one blank; a long name's other columns stand in a row below.
+rpms_planned() { awk '/^[^ ]/ {on = /^Installing/} on && /^ [^ ]/ {print $1}'; }

@@ -194,7 +194,7 @@ restore_file() {
 }
 
 give_back_packages() {
-  if have apt-get; then
+  if [[ $(family) == deb ]]; then
     give_back_debs
   else
     give_back_rpms
@@ -230,18 +230,31 @@ give_back_debs() {
 }
 
 give_back_rpms() {
-  local package remove=()
+  local package unit key needed remove=()
   while read -r package; do
-    rpm -q --quiet "$package" && remove+=("$package")
+    if rpm -q --quiet "$package"; then remove+=("$package"); fi
   done < <(noted packages-added)
   if ((${#remove[@]})); then
+    # dnf would take along whatever needs them.
+    needed=$(rpm --erase --test "${remove[@]}" 2>&1) || {
+      grep 'is needed by' <<<"$needed" >&2 || :
+      fail "a package that is not ours needs one that we installed" "remove it on $HOST, then run again"
+    }
+    # A package's own script may do it, or not.
+    for unit in kubelet containerd; do
+      [[ $(recorded_enabled "$unit") == enabled ]] || systemctl disable --quiet --now "$unit" 2>/dev/null || :
+    done
     say "removing ${#remove[@]} packages that were not here before"
-    dnf remove -y --noautoremove "${remove[@]}" >"$HOME_DIR/packages.log" 2>&1 || {
+    dnf remove -y --setopt=clean_requirements_on_remove=False "${remove[@]}" >"$HOME_DIR/packages.log" 2>&1 || {
       tail -n 15 "$HOME_DIR/packages.log" >&2
       fail "dnf couldn't remove the packages" "the lines above say why"
     }
   fi
+  while read -r key; do
+    if rpm -q --quiet "$key"; then rpm --erase "$key"; fi
+  done < <(noted keys-added)
   rm -f /etc/yum.repos.d/kubeadm-ipvs.repo /etc/pki/rpm-gpg/kubeadm-ipvs.asc
+  rm -rf /var/cache/dnf/kubeadm-ipvs{-*,.solv,-filenames.solvx} /var/cache/libdnf5/kubeadm-ipvs-*
 }
 
 give_back_kernel() {
@@ -284,6 +297,7 @@ give_back_files() {
   restore_file_if_recorded /etc/default/kubelet
   restore_file_if_recorded /etc/sysconfig/kubelet
   for path in /etc/containerd /opt/cni /etc/cni /var/lib/kubelet /var/lib/etcd /var/lib/cni /etc/kubernetes \
+    /var/lib/containerd \
     /opt/containerd /usr/libexec/kubernetes; do
     if [[ -d $path ]] && grep -qx "$path" "$RECORD/absent"; then rm -rf --one-file-system "$path"; fi
   done

@@ -14,12 +14,15 @@ from lab.errors import Trouble
 PACKAGES = {
     "apt-get": "apt",
     "apt-cache": "apt",
+    "createrepo_c": "createrepo-c",
     "dpkg-deb": "dpkg",
     "docker-registry": "docker-registry",
     "gcc": "gcc libc6-dev",
     "gpg": "gnupg",
     "gpgconf": "gnupg",
     "gpgv": "gpgv",
+    "rpmbuild": "rpm",
+    "rpmsign": "rpm",
     "zstd": "zstd",
 }
 _SBIN = "/usr/local/sbin:/usr/sbin:/sbin"

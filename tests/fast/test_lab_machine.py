@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import io
 import json
 import os
@@ -14,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from lab import accelerator, api, image_root, processes, qemu, seed
+from lab import accelerator, api, image, image_root, processes, qemu, seed
 from lab.api import Lab
 from lab.errors import Trouble
 from lab.files import locked, sparse_digest, write_atomic
@@ -74,6 +75,21 @@ def test_the_seed_gives_a_host_its_name_keys_address_and_package_source() -> Non
     assert "URIs: http://10.0.2.2:22080/debian/trixie/" in texts["etc/apt/sources.list.d/site.sources"]
     assert files["etc/ssh/ssh_host_ed25519_key"].mode == 0o600
     assert all(entry.uid == entry.gid == 0 for entry in files.values())
+
+
+def test_a_host_of_the_dnf_family_gets_a_repository_whose_lists_and_packages_are_checked() -> None:
+    files = seed.contents(dataclasses.replace(IDENTITY, family="dnf"))
+    assert not [path for path in files if "apt" in path]
+    _, text = files["etc/yum.repos.d/site.repo"]
+    assert "baseurl=http://10.0.2.2:22080/rpm/trixie/\n" in text
+    assert "\ngpgcheck=1\nrepo_gpgcheck=1\ngpgkey=file:///etc/pki/rpm-gpg/site.asc\n" in text
+    assert files["etc/pki/rpm-gpg/site.asc"] == (0o644, IDENTITY.packages_key)
+
+
+def test_only_the_dnf_family_boots_with_selinux() -> None:
+    plain, dnf = machine(), dataclasses.replace(machine(), family="dnf")
+    assert "selinux" not in " ".join(qemu.command(plain))
+    assert "security=selinux" in " ".join(qemu.command(dnf))
 
 
 def test_a_seed_is_the_same_bytes_for_the_same_identity_and_fits_whole_sectors() -> None:
@@ -248,6 +264,19 @@ def test_the_initramfs_is_an_archive_that_cpio_tools_can_read(tmp_path: Path) ->
     assert names == ["bin", "bin/x", "init", "TRAILER!!!"]
 
 
+def test_an_image_with_selinuxs_labels_is_made_by_root_or_says_why_not(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("os.geteuid", lambda: 1000)
+    monkeypatch.setattr("lab.requirements.program", lambda name: "true")
+    monkeypatch.setattr("lab.requirements.find", lambda name: None)
+    assert "--map-root-user" in image.as_root(Progress(quiet=True))
+    with pytest.raises(Trouble, match="labels are written by root alone"):
+        image.as_root(Progress(quiet=True), labels=True)
+    monkeypatch.setattr("lab.requirements.find", lambda name: "/usr/bin/sudo")
+    assert image.as_root(Progress(quiet=True), labels=True)[0] == "/usr/bin/sudo"
+
+
 def test_the_partition_table_leaves_no_gap_between_root_and_swap() -> None:
     table = image_root.partition_table(8 << 30, 512 << 20)
     assert len(table) == 512
@@ -357,6 +386,8 @@ def test_a_lab_with_other_options_is_not_changed_but_refused() -> None:
     api._Record(Options(name="blue", count=2), fixed(2)).write(lab.folder / "lab.json")
     with pytest.raises(Trouble, match="count: is 2, asked for 3"):
         lab.up(count=3)
+    with pytest.raises(Trouble, match="family: is deb, asked for dnf"):
+        lab.up(family="dnf")
 
 
 def test_another_versions_lab_keeps_its_ports_and_a_broken_one_is_in_nobodys_way() -> None:
@@ -413,12 +444,27 @@ def test_pruning_keeps_what_a_lab_serves_and_removes_the_past(tmp_path: Path, ev
     old_image, new_image = made(cache / "image/old", 100), made(cache / "image/new", 0)
     served, idle = made(cache / "site/served", 300), made(cache / "site/idle", 200)
     newest = made(cache / "site/newest", 100)
+    served_rpms, idle_rpms = made(cache / "rpm/served", 300), made(cache / "rpm/idle", 200)
+    newest_rpms, registry = made(cache / "rpm/newest", 100), made(cache / "site/registry", 400)
     lab = Lab.load("blue", Progress(quiet=True))
     lab.folder.mkdir(parents=True)
     record = api._Record(Options(name="blue"), fixed(3), site_root=str(served / "www"), image="none")
     record.write(lab.folder / "lab.json")
+    other = Lab.load("red", Progress(quiet=True))
+    other.folder.mkdir(parents=True)
+    api._Record(
+        Options(name="red", family="dnf"),
+        fixed(3),
+        image="none",
+        site_root=str(served_rpms / "www"),
+        registry_data=str(registry / "registry"),
+    ).write(other.folder / "lab.json")
     api.prune(Progress(quiet=True), everything=everything)
     assert served.exists()
+    assert served_rpms.exists(), "the other lab serves it"
+    assert registry.exists(), "and the registry of this one"
+    assert not idle_rpms.exists()
+    assert newest_rpms.exists() is not everything
     assert not idle.exists()
     assert not old_image.exists()
     assert new_image.exists() is newest.exists() is not everything
@@ -426,7 +472,7 @@ def test_pruning_keeps_what_a_lab_serves_and_removes_the_past(tmp_path: Path, ev
 
 def test_a_full_disk_is_said_before_anything_is_begun(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(api, "_DISK_NEEDED", 1 << 60)
-    monkeypatch.setattr("lab.requirements.check", lambda: None)
+    monkeypatch.setattr("lab.requirements.check", lambda family: None)
     monkeypatch.setattr("lab.ports.check_free", lambda wanted: None)
     lab = Lab.load("blue", Progress(quiet=True))
     with pytest.raises(Trouble, match="make room"):

@@ -7,12 +7,13 @@ import re
 import socket
 from collections.abc import Iterator
 from pathlib import Path
+from typing import cast
 
 import pytest
 
 from lab import paths, ports, stackfile
 from lab.errors import Trouble
-from lab.options import Options
+from lab.options import Family, Options
 
 STACK = Path(__file__).resolve().parents[2] / "Pulumi.dev.yaml"
 
@@ -46,9 +47,15 @@ def test_chosen_memory_and_cpus_hold_for_every_host() -> None:
 
 def test_every_bad_option_is_reported_at_once() -> None:
     with pytest.raises(Trouble) as caught:
-        Options(count=0, memory=1, cpus=0, release="sid")
-    for name in ("count", "memory", "cpus", "release"):
+        Options(count=0, memory=1, cpus=0, release="sid", family=cast("Family", "apk"))
+    for name in ("count", "memory", "cpus", "release", "family"):
         assert f"{name}:" in str(caught.value)
+
+
+def test_the_dnf_family_is_made_of_one_release_alone() -> None:
+    assert Options(family="dnf").release == "trixie"
+    with pytest.raises(Trouble, match="family: dnf is made from trixie alone, not from bookworm"):
+        Options(family="dnf", release="bookworm")
 
 
 @pytest.mark.parametrize("name", ["", "A", "a b", "../x", "-a", "a-", "a" * 33])

@@ -34,6 +34,14 @@ def test_every_missing_program_is_named_with_its_package_at_once(bin_folder: Pat
     assert "python3 -m lab requirements --install" in message
 
 
+def test_only_labs_of_the_dnf_family_need_what_makes_rpms(bin_folder: Path) -> None:
+    packages = {"rpm", "createrepo-c"}
+    assert packages <= {requirement.package for requirement in requirements.missing("dnf")}
+    assert not packages & {requirement.package for requirement in requirements.missing()}
+    with pytest.raises(Trouble, match="requirements --install --family dnf"):
+        requirements.check("dnf")
+
+
 def test_a_missing_program_in_use_names_its_package(bin_folder: Path) -> None:
     with pytest.raises(Trouble, match="apt install qemu-utils"):
         requirements.program("qemu-img")

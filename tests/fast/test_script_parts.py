@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -295,6 +296,98 @@ create() {{ renew_certificates; }}
         ["kubeadm certs renew all", *(f"crictl stop id-^{name}$" for name in components)] if renewed else []
     )
     assert not (tmp_path / "certificates.renewing").exists()
+
+
+@pytest.mark.parametrize(
+    ("release", "programs", "family"),
+    [
+        ("ID=debian\n", "apt-get dnf", "deb"),
+        ("ID=linuxmint\nID_LIKE=ubuntu\n", "apt-get", "deb"),
+        ("ID=fedora\n", "apt-get dnf", "rpm"),
+        ('ID="almalinux"\nID_LIKE="rhel centos fedora"\n', "apt-get dnf", "rpm"),
+        ("ID=other\n", "dnf", "rpm"),
+        ("ID=fedora\n", "apt-get", "deb"),
+    ],
+)
+def test_the_distributions_own_word_decides_between_apt_and_dnf(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, release: str, programs: str, family: str
+) -> None:
+    (tmp_path / "os-release").write_text(release)
+    monkeypatch.setenv("KUBEADM_IPVS_OS_RELEASE", str(tmp_path / "os-release"))
+    body = f"have() {{ [[ ' {programs} ' == *\" $1 \"* ]]; }}\ncreate() {{ family; }}\n"
+    assert bash(with_lib(body), home=tmp_path).stdout == f"{family}\n"
+
+
+def test_dnfs_plan_is_read_with_dependencies_and_rows_that_are_broken_in_two(tmp_path: Path) -> None:
+    plan = (DATA / "dnf-plan.txt").read_text()
+    body = 'create() { rpms_planned <<<"$PLAN"; }\n'
+    seen = part("packages.sh", body, tmp_path, PLAN=shlex.quote(plan)).splitlines()
+    assert seen == [
+        "containerd",
+        "kubelet",
+        "cri-tools",
+        "a-library-with-a-name-that-is-too-long-for-its-column",
+    ]
+
+
+def planning(tmp_path: Path, plan: str) -> str:
+    """A body whose dnf has a plan, and does it."""
+    (tmp_path / "plan").write_text(plan)
+    (tmp_path / "record").mkdir()
+    (tmp_path / "record/packages").write_text("containerd|1-1\n")
+    return f"""
+dnf() {{
+  echo "dnf $1 $2" >>{tmp_path}/done
+  [[ $2 != --assumeno ]] || {{ cat {tmp_path}/plan; return 1; }}
+}}
+create() {{ install_rpms kubelet; }}
+"""
+
+
+def test_what_dnf_will_install_is_noted_before_it_does(tmp_path: Path) -> None:
+    body = planning(tmp_path, (DATA / "dnf-plan.txt").read_text())
+    part("packages.sh", body, tmp_path)
+    added = (tmp_path / "record/packages-added").read_text().split()
+    assert added == ["kubelet", "cri-tools", "a-library-with-a-name-that-is-too-long-for-its-column"]
+    # The lists first, with their keys: without them the plan would be empty.
+    assert (tmp_path / "done").read_text().splitlines() == [
+        "dnf makecache -y", "dnf install --assumeno", "dnf install -y",
+    ]  # fmt: skip
+
+
+def test_a_plan_that_dnf_cannot_make_stops_before_anything_is_installed(tmp_path: Path) -> None:
+    body = planning(tmp_path, "Error: Unable to find a match: kubelet-1.37.2-*\n")
+    text = with_lib((SCRIPTS / "packages.sh").read_text() + body)
+    done = bash(text, home=tmp_path, check=False)
+    assert done.returncode == 1
+    assert "Unable to find a match: kubelet-1.37.2-*" in done.stderr
+    assert "dnf install -y" not in (tmp_path / "done").read_text()
+
+
+@pytest.mark.parametrize("needed", [False, True])
+def test_rpms_that_others_need_are_not_taken_from_under_them(tmp_path: Path, needed: bool) -> None:
+    (tmp_path / "record").mkdir()
+    (tmp_path / "record/packages-added").write_text("socat\n")
+    (tmp_path / "record/units").write_text("kubelet not-found inactive\n")
+    body = f"""
+rpm() {{
+  if [[ $1 == --erase && $2 == --test ]] && {str(needed).lower()}; then
+    printf 'error: Failed dependencies:\n\tsocat is needed by (installed) mine-1-1\n' >&2
+    return 1
+  fi
+}}
+dnf() {{ echo "dnf $*" >>{tmp_path}/done; }}
+systemctl() {{ :; }}
+create() {{ give_back_rpms; }}
+"""
+    text = with_lib((SCRIPTS / "firewalld.sh").read_text() + (SCRIPTS / "reset.sh").read_text() + body)
+    text = text.replace("rm -rf /var/cache", "echo rm -rf /var/cache").replace(
+        "rm -f /etc", "echo rm -f /etc"
+    )
+    done = bash(text, home=tmp_path, check=False)
+    assert done.returncode == (1 if needed else 0), done.stderr
+    assert ("socat is needed by (installed) mine-1-1" in done.stderr) is needed
+    assert (tmp_path / "done").exists() is not needed
 
 
 @pytest.mark.parametrize(

@@ -39,4 +39,8 @@ fi
 
 echo 'vm.swappiness = 33' >/etc/sysctl.d/50-own.conf
 echo 33 >/proc/sys/vm/swappiness
-apt-mark hold bash >/dev/null
+if command -v dnf >/dev/null; then
+  echo 'excludepkgs=own-package' >>/etc/dnf/dnf.conf
+else
+  apt-mark hold bash >/dev/null
+fi

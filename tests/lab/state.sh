@@ -7,7 +7,9 @@ export LC_ALL=C PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bi
 
 section() { sed "s/^/$1|/"; }
 
+# The lab's hosts of the dnf family have Debian's packages beneath.
 packages() {
+  if command -v rpm >/dev/null; then rpm -qa --qf '%{NAME} %{EVR}\n' | section rpm; fi
   dpkg-query -W -f '${db:Status-Abbrev} ${Package} ${Version}\n' | section package
   apt-mark showhold | section hold
   apt-mark showmanual | section manual
@@ -16,11 +18,11 @@ packages() {
 # Content by its hash where configuration and state live, by size where packages put programs.
 files() {
   find /etc /opt /srv /root /home /usr/local /var/lib -xdev \
-    \( -path /var/lib/apt -o -path /var/lib/dpkg -o -path /var/lib/containerd -o -path /var/lib/systemd \
+    \( -path /var/lib/apt -o -path /var/lib/dpkg -o -path /var/lib/rpm -o -path /var/lib/dnf -o -path '/var/lib/containerd/*' -o -path /var/lib/systemd \
     -o -path /var/lib/private -o -path /root/.cache -o -name '*.pyc' -o -path /etc/ld.so.cache \) -prune \
     -o -printf '%p %y %m %u:%g %l\n' | section file
   find /etc /opt /srv /root /home /usr/local /var/lib -xdev \
-    \( -path /var/lib/apt -o -path /var/lib/dpkg -o -path /var/lib/containerd -o -path /var/lib/systemd \
+    \( -path /var/lib/apt -o -path /var/lib/dpkg -o -path /var/lib/rpm -o -path /var/lib/dnf -o -path '/var/lib/containerd/*' -o -path /var/lib/systemd \
     -o -path /var/lib/private -o -path /root/.cache -o -name '*.pyc' -o -path /etc/ld.so.cache \) -prune \
     -o -type f -print0 | xargs -0 -r sha256sum | section hash
   find /usr /boot -xdev \( -path /usr/local -o -name '*.pyc' -o -name __pycache__ -o -path /usr/share/mime \) -prune \
@@ -42,6 +44,8 @@ kernel() {
     { xargs grep -sH '' || :; } | section sysctl
   awk 'NR > 1 {print $1, $2, $3, $5}' /proc/swaps | section swap
   if [[ -r /sys/fs/selinux/enforce ]]; then section selinux </sys/fs/selinux/enforce; fi
+  # Files whose label is not the policy's.
+  if command -v restorecon >/dev/null; then restorecon -nvR /etc /opt /root /srv 2>&1 | section label; fi
 }
 
 network() {

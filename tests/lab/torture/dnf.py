@@ -1,0 +1,90 @@
+"""Hosts of the dnf family: packages by dnf from a signed repository, SELinux enforcing before and after."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from lab.api import Lab
+from lab.progress import Progress
+from tests.lab.cluster import Cluster, command, differences, drift, own_process, put_own_things
+from tools import down, env
+
+LAB = "dnf"
+KUBERNETES = ("kubeadm", "kubectl", "kubelet")
+
+
+@pytest.fixture
+def plain(failure_logs: dict[str, Callable[[Path], Any]], progress: Progress) -> Iterator[Cluster]:
+    """Plain hosts of the family, in a lab that goes when the case has ended."""
+    lab = Lab.load(LAB, progress)
+    down.down(LAB, progress, force=True)
+    failure_logs["lab"] = lab.collect_logs
+    try:
+        status = lab.up(count=int(os.environ.get("KUBEADM_IPVS_TEST_HOSTS", "2")), family="dnf")
+        cluster = Cluster(lab, tuple(host.name for host in status.hosts), env.environment())
+        put_own_things(cluster)
+        cluster.own = {host: own_process(cluster, host) for host in cluster.hosts}
+        cluster.before = cluster.state()
+        yield cluster
+    finally:
+        if os.environ.get("KUBEADM_IPVS_KEEP_LAB") != "1":
+            failure_logs.pop("lab", None)
+            down.down(LAB, progress, force=True)
+
+
+def enforcing(cluster: Cluster) -> set[str]:
+    """What SELinux does and would do after a reboot, on all hosts together."""
+    ask = "getenforce; sed -n 's/^SELINUX=//p' /etc/selinux/config"
+    return {word.lower() for host in cluster.hosts for word in cluster.run(host, ask).split()}
+
+
+def test_hosts_of_the_dnf_family_become_a_cluster_and_are_given_back(
+    plain: Cluster, progress: Progress, figure: Callable[[str], None]
+) -> None:
+    """Hosts with dnf and SELinux become a cluster, outlive a reboot and are given back"""
+    hosts = plain.hosts
+    assert enforcing(plain) == {"enforcing"}
+    for host in hosts:
+        assert "kube" not in plain.run(host, "rpm -qa")
+        assert plain.run(host, "command -v containerd ipvsadm conntrack || :") == ""
+
+    began = time.monotonic()
+    plain.made = command(progress, "tools.up", "--lab", LAB)
+    figure(f"{len(hosts)} hosts, from plain to the proof: {time.monotonic() - began:.0f} s")
+    for url in plain.lab.status().node_ports:
+        assert f"{url}  200 OK" in plain.made
+
+    for host in hosts:
+        said = plain.run(host, f"rpm -q --qf '%{{VERSION}} %{{DSAHEADER:pgpsig}}\\n' {' '.join(KUBERNETES)}")
+        for line in said.splitlines():
+            assert line.startswith("1.37.2 EdDSA/SHA512"), "the version that was asked for, signed"
+        # Held: dnf offers no other version, and none of the same.
+        held = f"dnf list --available {' '.join(KUBERNETES)} 2>&1 || :"
+        assert "No matching Packages" in plain.run(host, held)
+        assert "containerd" in plain.run(host, "rpm -q containerd ipvsadm conntrack-tools")
+    assert enforcing(plain) == {"permissive"}
+    assert drift(plain) == {host: set() for host in hosts}
+
+    plain.run(hosts[-1], "setenforce 1")
+    assert drift(plain)[hosts[-1]] == {"SELinux"}
+    began = time.monotonic()
+    plain.lab.reboot(hosts[-1])
+    plain.wait_for_answers(1200)
+    figure(f"{hosts[-1]} answers again {time.monotonic() - began:.0f} s after its reboot began")
+    assert enforcing(plain) == {"permissive"}
+    assert drift(plain) == {host: set() for host in hosts}
+    plain.own[hosts[-1]] = own_process(plain, hosts[-1])
+
+    began = time.monotonic()
+    done = plain.pulumi("destroy", "--yes", "--skip-preview")
+    assert done.returncode == 0, done.stdout + done.stderr
+    figure(f"given back in {time.monotonic() - began:.0f} s")
+    assert enforcing(plain) == {"enforcing"}
+    assert differences(plain.before, plain.state()) == ""
+    assert {host: own_process(plain, host) for host in hosts} == plain.own
