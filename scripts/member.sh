@@ -7,14 +7,30 @@
 locking() { false; }
 export KUBECONFIG=/etc/kubernetes/admin.conf
 
+# kube ARGUMENT...: kubectl, asked again for up to two minutes while there is no connection. A busy API
+# server takes longer than the ten seconds that a TLS handshake gets, and that fails no step by itself.
+kube() {
+  local deadline=$((SECONDS + ${NO_CONNECTION_SECONDS:-120})) status said
+  while :; do
+    status=0
+    { said=$(kubectl "$@" 2>&1 >&7 7>&-) || status=$?; } 7>&1
+    [[ -z $said ]] || printf '%s\n' "$said" >&2
+    ((status)) || return 0
+    if ((SECONDS >= deadline)) || [[ ! $said =~ $NO_CONNECTION ]]; then return "$status"; fi
+    pause 2
+  done
+}
+readonly NO_CONNECTION='TLS handshake timeout|was refused|connection refused|i/o timeout|unexpected EOF|Client\.Timeout'
+
 create() {
   wait_for "$READY_SECONDS" "the node $NODE to be Ready" node_ready ||
     fail "the node $NODE isn't Ready after $READY_SECONDS s: $(kubectl get node "$NODE" -o jsonpath='{.status.conditions[?(@.type=="Ready")].message}' 2>&1)" \
       "look at journalctl -u kubelet on $NODE"
   # All that is asked in one call: on a slow control plane each costs seconds.
-  local former_labels former_taints present
-  IFS='|' read -r former_labels former_taints present < <(kubectl get node "$NODE" \
+  local found former_labels former_taints present
+  found=$(kube get node "$NODE" \
     -o jsonpath='{.metadata.annotations.kubeadm-ipvs/labels}|{.metadata.annotations.kubeadm-ipvs/taints}|{range .spec.taints[*]}{.key}:{.effect} {end}{"\n"}')
+  IFS='|' read -r former_labels former_taints present <<<"$found"
   set_ours label "$LABELS" "$former_labels" "$present"
   set_ours taint "$TAINTS" "$former_taints" "$present"
   say "$NODE is Ready"
@@ -38,21 +54,26 @@ set_ours() {
   done
   [[ -n $before || ${#names[@]} -gt 0 ]] || return 0
   # What is new is remembered before it is set: cut off between the two, it is still known as ours.
-  kubectl annotate --overwrite node "$NODE" "$annotation=$before ${names[*]}" >/dev/null
-  ((${#arguments[@]} == 0)) || kubectl "$verb" --overwrite node "$NODE" "${arguments[@]}" >/dev/null
-  kubectl annotate --overwrite node "$NODE" "$annotation=${names[*]}" >/dev/null
+  kube annotate --overwrite node "$NODE" "$annotation=$before ${names[*]}" >/dev/null
+  ((${#arguments[@]} == 0)) || kube "$verb" --overwrite node "$NODE" "${arguments[@]}" >/dev/null
+  kube annotate --overwrite node "$NODE" "$annotation=${names[*]}" >/dev/null
 }
 
 # One long look, that ends early only where the API server does.
 node_ready() { kubectl wait --for=condition=Ready --timeout="${READY_SECONDS}s" "node/$NODE"; }
 
 delete() {
-  if [[ ! -e $KUBECONFIG ]] || ! kubectl --request-timeout=30s get node "$NODE" -o name >/dev/null; then
+  local there=
+  if [[ -e $KUBECONFIG ]]; then
+    there=$(kube --request-timeout=30s get node "$NODE" --ignore-not-found -o name) ||
+      fail "the API server doesn't say whether $NODE is a node" "look at journalctl -u kubelet on $HOST, then run again"
+  fi
+  if [[ -z $there ]]; then
     say "$NODE is no node of the cluster any more"
     return
   fi
   # Pods of a node that doesn't answer never end: a drain would wait for them in vain.
-  if [[ $(kubectl get node "$NODE" -o jsonpath='{.status.conditions[?(@.type=="Ready")].status}') != True ]]; then
+  if [[ $(kube get node "$NODE" -o jsonpath='{.status.conditions[?(@.type=="Ready")].status}') != True ]]; then
     say "$NODE doesn't answer: removed without draining; its pods start on the other nodes"
     kubectl delete node "$NODE" >&2
     return

@@ -178,13 +178,53 @@ create() {{ differences_ipvs | grep -v kube-ipvs0 || :; }}
     assert said == (f"missing: a rule that masquerades by the set {missing}\n" if missing else "")
 
 
+REFUSALS = [
+    ("net/http: TLS handshake timeout", 3),
+    ("The connection to the server 10.0.0.1:6443 was refused", 3),
+    ("Error from server (Forbidden): nodes is forbidden", 1),
+]
+
+
+@pytest.mark.parametrize(("refusal", "times"), REFUSALS)
+def test_kubectl_is_asked_again_where_there_was_no_connection(
+    tmp_path: Path, refusal: str, times: int
+) -> None:
+    body = f"""
+kubectl() {{
+  echo "$*" >>{tmp_path}/asked
+  if (($(wc -l <{tmp_path}/asked) < 3)); then echo '{refusal}' >&2; return 1; fi
+  echo node/node2
+}}
+pause() {{ :; }}
+create() {{ kube get node node2; }}
+"""
+    done = bash(with_lib((SCRIPTS / "member.sh").read_text() + body), home=tmp_path, check=False)
+    assert (tmp_path / "asked").read_text().splitlines() == ["get node node2"] * times
+    assert refusal in done.stderr
+    assert (done.returncode, done.stdout) == ((0, "node/node2\n") if times == 3 else (1, ""))
+
+
+def test_a_worker_is_not_taken_for_removed_while_the_api_server_says_nothing(tmp_path: Path) -> None:
+    (tmp_path / "admin.conf").touch()
+    script = (SCRIPTS / "member.sh").read_text().replace("/etc/kubernetes", str(tmp_path))
+    body = """
+kubectl() { echo 'net/http: TLS handshake timeout' >&2; return 1; }
+create() { delete; }
+"""
+    values = {"NODE": "node2", "DRAIN_SECONDS": "5", "NO_CONNECTION_SECONDS": "0"}
+    done = bash(with_lib(script + body, **values), home=tmp_path, check=False)
+    assert done.returncode == 1
+    assert "the API server doesn't say whether node2 is a node" in done.stderr
+    assert "no node of the cluster any more" not in done.stderr
+
+
 def test_a_worker_that_does_not_answer_is_removed_and_not_drained(tmp_path: Path) -> None:
     (tmp_path / "admin.conf").touch()
     script = (SCRIPTS / "member.sh").read_text().replace("/etc/kubernetes", str(tmp_path))
     body = f"""
 kubectl() {{
   echo "$*" >>{tmp_path}/asked
-  case $* in *jsonpath*) printf %s "$READY" ;; esac
+  case $* in *jsonpath*) printf %s "$READY" ;; *"-o name") echo node/node2 ;; esac
 }}
 create() {{ delete; }}
 """
