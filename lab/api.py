@@ -695,7 +695,7 @@ def prune(progress: Progress, *, everything: bool = False) -> None:
         shutil.rmtree(trash)
     cache = paths.cache_dir()
     before = _disk_use(cache)
-    records = [_Record.read(path) for path in paths.labs_dir().glob("*/lab.json")]
+    records = [Lab.load(path.parent.name, progress)._read() for path in paths.labs_dir().glob("*/lab.json")]
     served = {Path(p) for record in records for p in (record.site_root, record.registry_data) if p}
     images = _finished(cache / "image")
     # Kinds of folders that labs serve: apt's site with the registry, and the repositories of RPMs.
