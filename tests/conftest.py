@@ -7,6 +7,9 @@ test is forgotten: `tests/engine` is `engine`, `tests/lab` is `lab`.
 `--deadline-minutes N` ends the whole run after N minutes with a message that names the
 test it was in, and with every fixture torn down, which is what CI needs: a run killed from
 outside leaves machines behind and says nothing.
+
+`@pytest.mark.takes(minutes=N)`: what a test, with whatever must still come after it, took on the
+slowest machine so far. Where less is left before the deadline it is skipped, and says so.
 """
 
 from __future__ import annotations
@@ -17,6 +20,7 @@ import re
 import shutil
 import signal
 import sys
+import time
 from collections.abc import Callable, Generator, Iterator
 from pathlib import Path
 from types import FrameType
@@ -52,6 +56,13 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         metavar="N",
         help="end the whole run, with fixtures torn down, after N minutes",
     )
+    parser.addoption(
+        "--deadline-from",
+        type=float,
+        default=None,
+        metavar="EPOCH",
+        help="count the deadline's minutes from that time (seconds since 1970), not from pytest's start",
+    )
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -84,15 +95,23 @@ def pytest_configure(config: pytest.Config) -> None:
     signal.signal(signal.SIGTERM, terminated)
     minutes: float | None = config.getoption("--deadline-minutes")
     if minutes is not None:
+        begun: float | None = config.getoption("--deadline-from")
+        gone = 0.0 if begun is None else time.time() - begun
         signal.signal(signal.SIGALRM, too_late)
-        signal.setitimer(signal.ITIMER_REAL, minutes * 60)
+        # At once, if it is over already: zero would be no deadline.
+        signal.setitimer(signal.ITIMER_REAL, max(minutes * 60 - gone, 0.001))
 
 
-@pytest.fixture
-def minutes_left() -> float:
-    """Until the deadline of the whole run, for a test that a slow machine can do without."""
+def _minutes_left() -> float:
     seconds, _ = signal.getitimer(signal.ITIMER_REAL)
     return seconds / 60 if seconds else float("inf")
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    takes = item.get_closest_marker("takes")
+    left = _minutes_left()
+    if takes is not None and left < takes.kwargs["minutes"]:
+        pytest.skip(f"{left:.0f} minutes are left, and a slow machine takes {takes.kwargs['minutes']}")
 
 
 def pytest_unconfigure() -> None:

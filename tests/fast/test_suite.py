@@ -7,6 +7,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -107,16 +108,29 @@ def test_a_deadline_is_counted_in_minutes_from_the_start(suite: Path) -> None:
     assert run(suite, "--deadline-minutes=50", "tests/fast/test_alarm.py").returncode == 0
 
 
-@pytest.mark.parametrize(
-    ("arguments", "low", "high"), [(["--deadline-minutes=50"], 48, 50), ([], 1e9, 1e999)]
-)
-def test_a_test_can_ask_how_long_there_is_left(
-    suite: Path, arguments: list[str], low: float, high: float
-) -> None:
-    (suite / "tests/fast/test_left.py").write_text(
-        f"def test_left(minutes_left):\n    assert {low} < minutes_left <= float('{high}')\n"
+def test_a_deadline_can_be_counted_from_before_pytests_start(suite: Path) -> None:
+    (suite / "tests/fast/test_alarm.py").write_text(
+        "import signal\n"
+        "def test_alarm():\n"
+        "    assert 2300 < signal.getitimer(signal.ITIMER_REAL)[0] <= 2400\n"
     )
-    assert run(suite, *arguments, "tests/fast/test_left.py").returncode == 0
+    begun = f"--deadline-from={time.time() - 600:.0f}"
+    assert run(suite, "--deadline-minutes=50", begun, "tests/fast/test_alarm.py").returncode == 0
+
+
+@pytest.mark.parametrize(
+    ("arguments", "outcome"),
+    [(["--deadline-minutes=50"], "1 passed"), (["--deadline-minutes=20"], "1 skipped"), ([], "1 passed")],
+)
+def test_a_test_for_which_there_is_no_time_left_is_skipped_and_says_so(
+    suite: Path, arguments: list[str], outcome: str
+) -> None:
+    (suite / "tests/fast/test_long.py").write_text(
+        "import pytest\n@pytest.mark.takes(minutes=25)\ndef test_long():\n    pass\n"
+    )
+    done = run(suite, *arguments, "tests/fast/test_long.py")
+    assert outcome in done.stdout.splitlines()[-1]
+    assert ("minutes are left, and a slow machine takes 25" in done.stdout) == (outcome == "1 skipped")
 
 
 def test_a_run_that_is_terminated_tears_its_fixtures_down(suite: Path) -> None:

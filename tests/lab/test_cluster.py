@@ -33,8 +33,9 @@ from tests.lab.prober import probing
 # Five seconds on an idle machine, a minute beside hosts whose emulation takes all of it.
 NO_OP_SECONDS = 300.0
 REBOOT_SECONDS = 1800.0
-# What the change of mode, and what comes after it, have taken on the slowest machine so far.
-MODE_CHANGE_MINUTES = 25.0
+# Minutes on the slowest machine so far. A run with a deadline must come to the end, where it shows that
+# the hosts are given back: on a slow machine it leaves out cases that `make torture` has as well.
+GIVING_BACK = 10
 
 
 def test_make_up_ends_with_each_hosts_virtual_servers_and_an_answer(cluster: Cluster) -> None:
@@ -163,6 +164,23 @@ def test_no_secret_is_left_in_the_open(cluster: Cluster) -> None:
         assert cluster.run(host, leftovers) == ""
 
 
+@pytest.mark.takes(minutes=GIVING_BACK + 8)
+def test_a_second_up_changes_nothing_and_takes_seconds(cluster: Cluster, progress: Progress) -> None:
+    before = cluster.state()
+    began = time.monotonic()
+    done = cluster.pulumi("up", "--yes", "--expect-no-changes", "--skip-preview")
+    took = time.monotonic() - began
+    assert done.returncode == 0, done.stdout + done.stderr
+    progress.say(f"a no-op up: {took:.1f} s")
+    assert took < NO_OP_SECONDS
+    moving = re.compile(r"^(hash|file)\|.*/var/lib/(etcd|kubelet)/|^(active|sysctl|mount|route)\|")
+    kept = [
+        {h: {line for line in lines if not moving.search(line)} for h, lines in s.items()}
+        for s in (before, cluster.state())
+    ]
+    assert differences(*kept) == ""
+
+
 SPOIL = r"""
 swapon -a || swapon "$(blkid -t TYPE=swap -o device | head -n 1)"
 echo 0 >/proc/sys/net/ipv4/ip_forward
@@ -174,6 +192,7 @@ firewall-cmd --quiet --remove-port=10250/tcp
 """
 
 
+@pytest.mark.takes(minutes=GIVING_BACK + 8)
 def test_what_was_changed_by_hand_is_found_and_put_right(cluster: Cluster) -> None:
     host = cluster.hosts[-1]
     same = identity(cluster)
@@ -199,6 +218,7 @@ def test_what_was_changed_by_hand_is_found_and_put_right(cluster: Cluster) -> No
     up(cluster)
 
 
+@pytest.mark.takes(minutes=GIVING_BACK + 12)
 def test_a_rebooted_worker_comes_back_by_itself(cluster: Cluster) -> None:
     host = cluster.hosts[-1]
     cluster.lab.reboot(host)
@@ -209,27 +229,10 @@ def test_a_rebooted_worker_comes_back_by_itself(cluster: Cluster) -> None:
     cluster.own[host] = own_process(cluster, host)
 
 
-def test_a_second_up_changes_nothing_and_takes_seconds(cluster: Cluster, progress: Progress) -> None:
-    before = cluster.state()
-    began = time.monotonic()
-    done = cluster.pulumi("up", "--yes", "--expect-no-changes", "--skip-preview")
-    took = time.monotonic() - began
-    assert done.returncode == 0, done.stdout + done.stderr
-    progress.say(f"a no-op up: {took:.1f} s")
-    assert took < NO_OP_SECONDS
-    moving = re.compile(r"^(hash|file)\|.*/var/lib/(etcd|kubelet)/|^(active|sysctl|mount|route)\|")
-    kept = [
-        {h: {line for line in lines if not moving.search(line)} for h, lines in s.items()}
-        for s in (before, cluster.state())
-    ]
-    assert differences(*kept) == ""
-
-
+@pytest.mark.takes(minutes=GIVING_BACK + 15)
 def test_the_proxy_mode_changes_live_on_one_host_after_the_other(
-    cluster: Cluster, progress: Progress, minutes_left: float
+    cluster: Cluster, progress: Progress
 ) -> None:
-    if minutes_left < MODE_CHANGE_MINUTES:
-        pytest.skip(f"{minutes_left:.0f} minutes are left, not enough here; `make torture` has a longer case")
     same = identity(cluster)
 
     def nftables(config: Config) -> None:
