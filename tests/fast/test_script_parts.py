@@ -16,6 +16,8 @@ DATA = Path(__file__).parent / "data"
 # As a node in that mode prints them, cut down to a rule of each kind.
 IPTABLES = (DATA / "iptables.txt").read_text()
 NFTABLES = (DATA / "nftables.txt").read_text()
+# init.sh needs node.sh before it.
+INIT = (SCRIPTS / "node.sh").read_text() + (SCRIPTS / "init.sh").read_text()
 
 
 def part(script: str, body: str, tmp_path: Path, **values: str) -> str:
@@ -255,26 +257,24 @@ kind: DaemonSet
 
 def test_only_kube_proxys_configuration_is_uploaded_so_that_no_pod_is_restarted(tmp_path: Path) -> None:
     (tmp_path / "printed").write_text(PRINTED)
-    script = (SCRIPTS / "node.sh").read_text() + (SCRIPTS / "init.sh").read_text()
     body = f"""
 kubeadm() {{ cat {tmp_path}/printed; }}
 kubectl() {{ cat >{tmp_path}/uploaded; }}
 create() {{ upload_proxy_config; }}
 """
-    bash(with_lib(script + body), home=tmp_path)
+    bash(with_lib(INIT + body), home=tmp_path)
     uploaded = (tmp_path / "uploaded").read_text()
     assert uploaded.startswith("kind: ConfigMap\n")
     assert uploaded.endswith("mode: nftables\n")
 
 
 def test_the_api_servers_schema_is_made_in_the_form_that_the_provider_asks_for(tmp_path: Path) -> None:
-    script = (SCRIPTS / "node.sh").read_text() + (SCRIPTS / "init.sh").read_text()
     # The JSON form was handed out, while the binary one took longer than the API server's own minute.
     body = """
 kubectl() { [[ $* == *" explain "*--output=plaintext-openapiv2* ]]; }
 create() { schema_made && say "made"; }
 """
-    assert "made" in bash(with_lib(script + body), home=tmp_path).stderr
+    assert "made" in bash(with_lib(INIT + body), home=tmp_path).stderr
 
 
 @pytest.mark.parametrize(
@@ -338,8 +338,7 @@ crictl() {{ if [[ $1 == ps ]]; then echo "id-$4"; else echo "crictl $1 ${{*: -1}
 kubectl() {{ echo ok; }}
 create() {{ renew_certificates; }}
 """
-    script = (SCRIPTS / "node.sh").read_text() + (SCRIPTS / "init.sh").read_text()
-    bash(with_lib(script + body, CERTIFICATE_DAYS="30"), home=tmp_path)
+    bash(with_lib(INIT + body, CERTIFICATE_DAYS="30"), home=tmp_path)
     done = (tmp_path / "done").read_text().splitlines() if (tmp_path / "done").exists() else []
     components = ("etcd", "kube-apiserver", "kube-controller-manager", "kube-scheduler")
     assert done == (

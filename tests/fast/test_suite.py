@@ -99,23 +99,17 @@ def test_a_deadline_names_the_hanging_test_and_tears_its_fixtures_down(suite: Pa
     assert torn_down.exists()
 
 
-def test_a_deadline_is_counted_in_minutes_from_the_start(suite: Path) -> None:
+@pytest.mark.parametrize(("begun_ago", "low", "high"), [(None, 2900, 3000), (600, 2300, 2400)])
+def test_a_deadline_is_counted_in_minutes_from_pytests_start_or_from_before_it(
+    suite: Path, begun_ago: int | None, low: int, high: int
+) -> None:
     (suite / "tests/fast/test_alarm.py").write_text(
         "import signal\n"
         "def test_alarm():\n"
-        "    assert 2900 < signal.getitimer(signal.ITIMER_REAL)[0] <= 3000\n"
+        f"    assert {low} < signal.getitimer(signal.ITIMER_REAL)[0] <= {high}\n"
     )
-    assert run(suite, "--deadline-minutes=50", "tests/fast/test_alarm.py").returncode == 0
-
-
-def test_a_deadline_can_be_counted_from_before_pytests_start(suite: Path) -> None:
-    (suite / "tests/fast/test_alarm.py").write_text(
-        "import signal\n"
-        "def test_alarm():\n"
-        "    assert 2300 < signal.getitimer(signal.ITIMER_REAL)[0] <= 2400\n"
-    )
-    begun = f"--deadline-from={time.time() - 600:.0f}"
-    assert run(suite, "--deadline-minutes=50", begun, "tests/fast/test_alarm.py").returncode == 0
+    begun = [] if begun_ago is None else [f"--deadline-from={time.time() - begun_ago:.0f}"]
+    assert run(suite, "--deadline-minutes=50", *begun, "tests/fast/test_alarm.py").returncode == 0
 
 
 @pytest.mark.parametrize(
