@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import re
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -28,8 +29,17 @@ BUSY = re.compile(
     r"|the server is currently unable to handle the request",
     re.IGNORECASE,
 )
-ATTEMPTS = 5
-PAUSE_SECONDS = 5
+# Measured on emulated hosts: a restarted API server needs minutes until it answers as usual again.
+BUSY_SECONDS = 600.0
+
+# An attempt that the API server gave up can leave its NodePort taken, by no Service. The API server looks for
+# such ports every three minutes and frees one at the third look (Kubernetes 1.37,
+# pkg/registry/core/service/portallocator/controller/repair.go).
+HELD = re.compile(r"provided port is already allocated")
+HELD_SECONDS = 900.0
+
+PAUSE_SECONDS = 5.0
+LONGEST_PAUSE_SECONDS = 30.0
 
 
 @dataclass(frozen=True)
@@ -67,13 +77,35 @@ class Object(pulumi.CustomResource):
         super().__init__(document.type, name, properties, opts)
 
 
-async def once_more(failure: pulumi.ErrorHookArgs) -> bool:
-    """Whether what failed is tried again: the API server was busy, and not yet too often."""
-    if len(failure.errors) >= ATTEMPTS or not BUSY.search(failure.errors[0]):
-        return False
-    pulumi.log.info(f"{failure.name}: the API server is too busy; again in {PAUSE_SECONDS} s")
-    await asyncio.sleep(PAUSE_SECONDS)
-    return True
+class Again:
+    """The engine's question whether what failed is tried again, answered for the objects of one manifest.
+
+    Yes for what an API server says that is too busy, and for what an attempt leaves behind that it gave
+    up; both with a bound, counted from the object's first failure.
+    """
+
+    def __init__(self) -> None:
+        self._began: dict[tuple[str, str], float] = {}
+
+    async def __call__(self, failure: pulumi.ErrorHookArgs) -> bool:
+        """Wait, longer each time, and answer.
+
+        :param failure: `errors` has the newest first. The engine itself ends it at 100 of them.
+        """
+        newest, *earlier = failure.errors
+        if BUSY.search(newest):
+            bound, cause = BUSY_SECONDS, "the API server is too busy"
+        elif HELD.search(newest) and any(BUSY.search(error) for error in earlier):
+            bound, cause = HELD_SECONDS, "the API server hasn't freed the given up attempt's NodePort yet"
+        else:
+            return False
+        began = self._began.setdefault((failure.urn, failure.failed_operation), time.monotonic())
+        if time.monotonic() - began >= bound:
+            return False
+        pause = min(PAUSE_SECONDS * len(failure.errors), LONGEST_PAUSE_SECONDS)
+        pulumi.log.info(f"{failure.name}: {cause}; again in {pause:.0f} s")
+        await asyncio.sleep(pause)
+        return True
 
 
 class Manifest(pulumi.ComponentResource):
@@ -87,7 +119,7 @@ class Manifest(pulumi.ComponentResource):
         super().__init__("kubeadm-ipvs:index:Manifest", name, None, opts)
         self.objects: dict[str, Object] = {}
         namespaces: list[pulumi.Resource] = []
-        hooks = pulumi.ResourceHookBinding(on_error=[pulumi.ErrorHook(f"{name}-busy", once_more)])
+        hooks = pulumi.ResourceHookBinding(on_error=[pulumi.ErrorHook(f"{name}-busy", Again())])
         for document in documents.load(MANIFESTS / args.file, args.parameters):
             resource = Object(
                 document.name,

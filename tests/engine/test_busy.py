@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 
 from lab.paths import project_dir
 from tests.engine.ssh_server import SshServer
@@ -15,27 +16,47 @@ import pulumi
 from pulumi_command import remote
 from components import manifests
 
-manifests.PAUSE_SECONDS = 0
+manifests.PAUSE_SECONDS = 0.0
 given = json.loads(os.environ["GIVEN"])
 remote.Command("object",
     connection=remote.ConnectionArgs(host="127.0.0.1", port=given["port"], user="root",
         host_key=given["host_key"], private_key=pulumi.Output.secret(given["private_key"])),
-    create="echo attempt >> log; test $(wc -l < log) = 3 || {{ echo '" + given["error"] + "' >&2; false; }}",
+    create=given["command"],
     add_previous_output_in_env=False,
     opts=pulumi.ResourceOptions(hooks=pulumi.ResourceHookBinding(
-        on_error=[pulumi.ErrorHook("busy", manifests.once_more)])))
+        on_error=[pulumi.ErrorHook("busy", manifests.Again())])))
 """
 
+BUSY = "etcdserver: request timed out"
+HELD = "spec.ports[0].nodePort: Invalid value: 30080: provided port is already allocated"
 
-def failing_with(stack: Stack, host: SshServer, error: str) -> Stack:
-    given = {"port": host.port, "host_key": host.host_key, "private_key": host.private_key, "error": error}
+
+def failing_with(stack: Stack, host: SshServer, *errors: str) -> Stack:
+    """A program with one command, whose n-th attempt fails with the n-th error, until there are no more."""
+    lines = shlex.quote("\n".join(errors))
+    command = f"""
+echo attempt >>log
+error=$(printf '%s' {lines} | sed -n "$(wc -l <log)p")
+[ -z "$error" ] || {{ echo "$error" >&2; exit 1; }}
+"""
+    given = {
+        "port": host.port,
+        "host_key": host.host_key,
+        "private_key": host.private_key,
+        "command": command,
+    }
     stack.extra["GIVEN"] = json.dumps(given)
     return stack.program(PROGRAM.format(project=str(project_dir())))
 
 
 def test_an_object_that_a_busy_api_server_gave_up_is_made_again(stack: Stack, host: SshServer) -> None:
-    failing_with(stack, host, "etcdserver: request timed out").up()
+    failing_with(stack, host, BUSY, BUSY).up()
     assert host.lines() == ["attempt"] * 3
+
+
+def test_a_node_port_that_an_attempt_still_holds_is_asked_for_again(stack: Stack, host: SshServer) -> None:
+    failing_with(stack, host, BUSY, HELD, HELD).up()
+    assert host.lines() == ["attempt"] * 4
 
 
 def test_any_other_failure_ends_the_run_at_once(stack: Stack, host: SshServer) -> None:
