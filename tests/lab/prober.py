@@ -5,9 +5,12 @@ from __future__ import annotations
 import http.client
 import threading
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+
+from lab.errors import Trouble
+from tests.lab.cluster import Cluster
 
 PAUSE_SECONDS = 0.5
 REQUEST_SECONDS = 15.0
@@ -15,7 +18,7 @@ REQUEST_SECONDS = 15.0
 
 @dataclass
 class Count:
-    """What became of one address's requests.
+    """What became of the requests to one address.
 
     Attributes:
         asked: How many were sent, one connection each.
@@ -30,25 +33,54 @@ class Count:
         return f"{len(self.lost)} of {self.asked} lost"
 
 
-@contextmanager
-def probing(urls: list[str]) -> Iterator[dict[str, Count]]:
-    """Ask each URL, one request at a time, until the block ends."""
-    counts = {url: Count() for url in urls}
-    ended = threading.Event()
+Ask = Callable[[], object]
+
+
+def from_outside(urls: Iterable[str]) -> dict[str, Ask]:
+    """A request to each URL, over a connection of its own."""
     # The URLs are this machine's own: a proxy could not reach them.
     opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
 
-    def ask(url: str) -> None:
-        count = counts[url]
+    def asker(url: str) -> Ask:
+        def ask() -> None:
+            with opener.open(url, timeout=REQUEST_SECONDS) as response:
+                response.read()
+
+        return ask
+
+    return {url: asker(url) for url in urls}
+
+
+def from_a_host(cluster: Cluster, host: str, address: str) -> dict[str, Ask]:
+    """A request from a host to port 80 of an address of the cluster."""
+    get = "exec 3<>/dev/tcp/$0/80; printf 'GET / HTTP/1.0\\r\\n\\r\\n' >&3; grep -q '^HTTP.* 200' <&3"
+    argv = ["timeout", f"{REQUEST_SECONDS:.0f}", "bash", "-ec", get, address]
+
+    def ask() -> None:
+        done = cluster.lab.ssh(host, argv)
+        # The way to the host is not what is tried here: ssh's own failure is 255.
+        if done.returncode not in (0, 255):
+            raise OSError(done.stderr.strip() or f"status {done.returncode}")
+
+    return {f"{address}, asked by {host}": ask}
+
+
+@contextmanager
+def probing(asks: dict[str, Ask]) -> Iterator[dict[str, Count]]:
+    """Ask each, one request at a time, until the block ends."""
+    counts = {name: Count() for name in asks}
+    ended = threading.Event()
+
+    def again(name: str) -> None:
+        count = counts[name]
         while not ended.wait(PAUSE_SECONDS):
             count.asked += 1
             try:
-                with opener.open(url, timeout=REQUEST_SECONDS) as response:
-                    response.read()
-            except (OSError, http.client.HTTPException) as error:
+                asks[name]()
+            except (OSError, http.client.HTTPException, Trouble) as error:
                 count.lost.append(str(error))
 
-    threads = [threading.Thread(target=ask, args=(url,)) for url in urls]
+    threads = [threading.Thread(target=again, args=(name,)) for name in asks]
     for thread in threads:
         thread.start()
     try:

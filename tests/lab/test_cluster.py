@@ -28,7 +28,7 @@ from tests.lab.cluster import (
     repaired,
     up,
 )
-from tests.lab.prober import probing
+from tests.lab.prober import from_outside, probing
 
 # Five seconds on an idle machine, a minute beside hosts whose emulation takes all of it.
 NO_OP_SECONDS = 300.0
@@ -239,7 +239,7 @@ def test_the_proxy_mode_changes_live_on_one_host_after_the_other(
     def nftables(config: Config) -> None:
         config["proxy"] = {**config.get("proxy", {}), "mode": "nftables"}
 
-    with probing(list(cluster.lab.status().node_ports)) as counts, edited(cluster, nftables):
+    with probing(from_outside(cluster.lab.status().node_ports)) as counts, edited(cluster, nftables):
         up(cluster)
     assert identity(cluster) == same
     for host in cluster.hosts:

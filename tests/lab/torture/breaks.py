@@ -102,13 +102,29 @@ def killed_again_and_again(cluster: Cluster, verb: str, every: int, printed: lis
         unlock(cluster)
 
 
+def power_cut_in_init(cluster: Cluster) -> None:
+    """`up` on plain hosts, until the control plane loses its power with etcd's manifest just written."""
+    master = cluster.hosts[0]
+    run = Engine(cluster, "up")
+    assert run.until(f"create {master}-init"), run.said
+    there = "until [[ -e /etc/kubernetes/manifests/etcd.yaml ]]; do read -rt 0.2 <> <(:) || :; done"
+    cluster.run(master, f"timeout 900 bash -c '{there}'", timeout=1000)
+    cluster.lab.power_off(master)
+    assert run.wait() != 0
+    assert f"{master}-init" in run.said
+    cluster.lab.up()
+
+
 def test_the_engine_is_killed_at_many_points_of_destroy_and_up(cluster: Cluster, figure: Figure) -> None:
-    """The engine is killed (SIGKILL) at many points of a destroy and an up; the same command goes on"""
+    """The engine is killed (SIGKILL) at many points of a destroy and an up, the control plane's power cut in
+    init; the same command goes on"""
     printed: list[str] = []
     with processes_seen(cluster) as commands:
         points = killed_again_and_again(cluster, "destroy", 4, printed)
         figure(f"destroy killed {len(points)} times, during: {'; '.join(points)}")
         assert differences(cluster.before, cluster.state()) == ""
+        power_cut_in_init(cluster)
+        figure("up: power cut in init, named")
         points = killed_again_and_again(cluster, "up", 3, printed)
     figure(f"up killed {len(points)} times, during: {'; '.join(points)}")
     text = "\n".join([*printed, *commands, cluster.pulumi("stack", "export").stdout])
@@ -120,8 +136,8 @@ def test_the_engine_is_killed_at_many_points_of_destroy_and_up(cluster: Cluster,
 
 
 def test_each_steps_connection_is_cut_in_the_middle(cluster: Cluster, figure: Figure) -> None:
-    """A worker's SSH is cut in the middle of each of its steps; the next `up` goes on"""
-    host = cluster.hosts[-1]
+    """SSH is cut in the middle of a worker's steps and of the control plane's; the next `up` goes on"""
+    master, host = cluster.hosts[0], cluster.hosts[-1]
     same = identity(cluster)
     # The step's own connection alone: its sshd is the nearest one above it.
     cut = r"""
@@ -129,15 +145,19 @@ until pid=$(pgrep -of "[b]ash -s -- update $0 "); do :; done
 while [[ $(ps -o comm= -p "$pid") != sshd* ]]; do pid=$(ps -o ppid= -p "$pid" | tr -d ' '); done
 kill -KILL "$pid"
 """
-    with edited(cluster, repaired(host)):
-        for step in ("kernel", "firewall", "packages", "runtime", "join", "proxy"):
-            run = Engine(cluster, "up")
-            assert run.until(f"update {host}-{step}"), run.said
-            cluster.lab.ssh(host, ["bash", "-c", cut, step], timeout=120)
-            assert run.wait() != 0
-            assert f"{host}-{step}" in "".join(run.lines)
-            figure(f"{step}: cut")
-        up(cluster)
+    for name, steps in (
+        (host, ("kernel", "firewall", "packages", "runtime", "join", "proxy")),
+        (master, ("init", "proxy")),
+    ):
+        with edited(cluster, repaired(name)):
+            for step in steps:
+                run = Engine(cluster, "up")
+                assert run.until(f"update {name}-{step}"), run.said
+                cluster.lab.ssh(name, ["bash", "-c", cut, step], timeout=120)
+                assert run.wait() != 0
+                assert f"{name}-{step}" in "".join(run.lines)
+                figure(f"{name}: {step}: cut")
+            up(cluster)
     assert identity(cluster) == same
 
 
@@ -190,6 +210,39 @@ def test_a_worker_is_removed_and_comes_back(cluster: Cluster, figure: Figure) ->
     figure("power cut in join: joined by the next up, the others untouched")
     assert identity(cluster)[0] == same
     assert f"node/{host}" in cluster.kubectl("get nodes -o name")
+
+
+def test_a_disruption_budget_holds_a_worker_until_it_is_overridden(cluster: Cluster, figure: Figure) -> None:
+    """A disruption budget forbids a drain: an error, the cluster whole; the setting that overrides it"""
+    host = cluster.hosts[-1]
+
+    def brief(config: Config) -> None:
+        config["limits"] = {**config.get("limits", {}), "drain": 60}
+
+    def override(config: Config) -> None:
+        config["cluster"]["overrideDisruptionBudgets"] = True
+
+    cluster.kubectl("create pdb all --selector=app.kubernetes.io/name=nginx --min-available=2")
+    try:
+        with edited(cluster, brief):
+            up(cluster)
+            with edited(cluster, without(host)):
+                began = time.monotonic()
+                said = failing(cluster)
+                figure(f"refused after {time.monotonic() - began:.0f} s")
+                assert f"{host} can't be drained within 60 s; it is back in service" in said
+                assert "disruption budget" in said
+                node = cluster.kubectl(f"get node {host} -o jsonpath='{{.spec.unschedulable}}'")
+                assert node == ""
+                cluster.wait_for_answers(300)
+                with edited(cluster, override):
+                    began = time.monotonic()
+                    up(cluster)
+                    figure(f"overridden, and given back, in {time.monotonic() - began:.0f} s")
+        assert host not in cluster.kubectl("get nodes -o name")
+        assert differences({host: cluster.before[host]}, cluster.state_of([host])) == ""
+    finally:
+        cluster.kubectl("delete pdb all")
 
 
 def test_a_dead_worker_holds_up_nobody(cluster: Cluster, figure: Figure) -> None:

@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable
 
 from tests.lab.cluster import Cluster, Config, drift, edited, identity, repaired, up
-from tests.lab.prober import probing
+from tests.lab.prober import from_a_host, from_outside, probing
 
 
 def live_mode(cluster: Cluster, host: str) -> str:
@@ -36,23 +36,35 @@ def modes(cluster: Cluster, mode: str, scheduler: str = "") -> None:
         assert schedulers == ({scheduler} if scheduler else set())
 
 
+# The settings, and the mode and the scheduler that each kernel must then show.
+MODES = (
+    ({"scheduler": "lc"}, "ipvs", "lc"),
+    ({"mode": "nftables"}, "nftables", ""),
+    ({"mode": "iptables"}, "iptables", ""),
+)
+
+
 def test_proxy_mode_and_scheduler_change_live_and_back(
     cluster: Cluster, figure: Callable[[str], None]
 ) -> None:
+    """IPVS rr to lc, nftables, iptables and back to IPVS rr, live, asked from outside and inside meanwhile"""
     same = identity(cluster)
-    with probing(list(cluster.lab.status().node_ports)) as counts:
-        began = time.monotonic()
-        with edited(cluster, proxy(mode="nftables")):
-            up(cluster)
-            modes(cluster, "nftables")
-        figure(f"from IPVS to nftables: {time.monotonic() - began:.0f} s")
+    address = cluster.kubectl("get service nginx -o jsonpath='{.spec.clusterIP}'")
+    asks = from_outside(cluster.lab.status().node_ports) | from_a_host(cluster, cluster.hosts[0], address)
+    with probing(asks) as counts:
+        for values, mode, scheduler in MODES:
+            began = time.monotonic()
+            with edited(cluster, proxy(**values)):
+                up(cluster)
+                modes(cluster, mode, scheduler)
+            figure(f"to {mode} {scheduler}".rstrip() + f": {time.monotonic() - began:.0f} s")
         began = time.monotonic()
         up(cluster)
-        figure(f"and back: {time.monotonic() - began:.0f} s")
-    modes(cluster, "ipvs", "rr")
+        modes(cluster, "ipvs", "rr")
+        figure(f"back to ipvs rr: {time.monotonic() - began:.0f} s")
     assert identity(cluster) == same
-    for url, count in counts.items():
-        figure(f"{url} while kube-proxy changed its mode twice: {count}")
+    for name, count in counts.items():
+        figure(f"{name}: {count}")
         assert count.asked > len(count.lost), count.lost[-1]
 
 
