@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -80,6 +80,20 @@ def secrets_of(cluster: Cluster) -> list[str]:
     return [user["client-key-data"], login, *tokens]
 
 
+def no_secret_is_in_the_open(cluster: Cluster, texts: Iterable[str]) -> None:
+    """Not in what was printed, a preview for machines, the state, the lab's logs, or the hosts' journals."""
+    places = {f"text {number}": text for number, text in enumerate(texts)}
+    places["preview"] = cluster.pulumi("preview", "--json").stdout
+    places["state"] = cluster.pulumi("stack", "export").stdout
+    for file in cluster.lab.folder.rglob("*.log"):
+        places[str(file)] = file.read_text(errors="replace")
+    for host in cluster.hosts:
+        logs = "journalctl --no-pager -o cat; cat /var/lib/kubeadm-ipvs/*.log"
+        places[f"{host}'s journal"] = cluster.run(host, logs, timeout=900)
+    for secret in secrets_of(cluster):
+        assert [place for place, text in places.items() if secret in text] == []
+
+
 def killed_again_and_again(cluster: Cluster, verb: str, every: int, printed: list[str]) -> list[str]:
     """Run until it succeeds, each time killed when so many more resources have ended; where it was killed."""
     points = []
@@ -95,10 +109,10 @@ def killed_again_and_again(cluster: Cluster, verb: str, every: int, printed: lis
                 break
         else:
             status = run.wait()
-            printed.append(run.said)
+            printed.append("".join(run.lines))
             assert status == 0, run.said
             return points
-        printed.append(run.said)
+        printed.append("".join(run.lines))
         unlock(cluster)
 
 
@@ -127,9 +141,7 @@ def test_the_engine_is_killed_at_many_points_of_destroy_and_up(cluster: Cluster,
         figure("up: power cut in init, named")
         points = killed_again_and_again(cluster, "up", 3, printed)
     figure(f"up killed {len(points)} times, during: {'; '.join(points)}")
-    text = "\n".join([*printed, *commands, cluster.pulumi("stack", "export").stdout])
-    for secret in secrets_of(cluster):
-        assert secret not in text
+    no_secret_is_in_the_open(cluster, [*printed, *commands])
     assert cluster.kubectl("get nodes -o name").splitlines() == sorted(
         f"node/{host}" for host in cluster.hosts
     )
@@ -145,6 +157,7 @@ until pid=$(pgrep -of "[b]ash -s -- update $0 "); do :; done
 while [[ $(ps -o comm= -p "$pid") != sshd* ]]; do pid=$(ps -o ppid= -p "$pid" | tr -d ' '); done
 kill -KILL "$pid"
 """
+    printed: list[str] = []
     for name, steps in (
         (host, ("kernel", "firewall", "packages", "runtime", "join", "proxy")),
         (master, ("init", "proxy")),
@@ -155,10 +168,12 @@ kill -KILL "$pid"
                 assert run.until(f"update {name}-{step}"), run.said
                 cluster.lab.ssh(name, ["bash", "-c", cut, step], timeout=120)
                 assert run.wait() != 0
-                assert f"{name}-{step}" in "".join(run.lines)
+                printed.append("".join(run.lines))
+                assert f"{name}-{step}" in printed[-1]
                 figure(f"{name}: {step}: cut")
             up(cluster)
     assert identity(cluster) == same
+    no_secret_is_in_the_open(cluster, printed)
 
 
 def test_a_worker_is_removed_and_comes_back(cluster: Cluster, figure: Figure) -> None:
