@@ -57,7 +57,9 @@ def down(lab_name: str, progress: Progress, *, force: bool = False) -> None:
         toolbox = env.toolbox(progress.scope("tools"))
         if force:
             forget(name, toolbox, progress)
-        elif lab.exists and lab.status().ready:
+        elif lab.exists and any(host.state != "stopped" for host in lab.status().hosts):
+            # A busy host may not have answered just now: that is no reason to end it without giving it back.
+            lab.up()
             stack.ensure(name, toolbox, progress)
             environment = env.environment(toolbox)
             try:

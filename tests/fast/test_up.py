@@ -6,15 +6,18 @@ import socket
 import threading
 import time
 from collections.abc import Iterator
+from contextlib import nullcontext
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
+from lab.api import Lab
 from lab.errors import Trouble
 from lab.paths import stack_file
 from lab.progress import Progress
-from tools import down, env, up
+from tools import down, env, runs, stack, up, watch
 from tools.watch import Row, time_table
 
 
@@ -75,6 +78,39 @@ def test_down_without_lab_and_stack_needs_no_engine(tmp_path: Path, monkeypatch:
 
     monkeypatch.setattr(env, "toolbox", toolbox)
     down.down("default", Progress(quiet=True))
+
+
+class _Busy:
+    """A lab whose host runs, and is too busy to greet at once."""
+
+    exists = True
+
+    def __init__(self, done: list[str]) -> None:
+        self._done = done
+
+    def status(self) -> SimpleNamespace:
+        return SimpleNamespace(ready=False, hosts=(SimpleNamespace(state="booting"),))
+
+    def up(self) -> None:
+        self._done.append("waited for the hosts")
+
+    def down(self) -> None:
+        self._done.append("lab ended")
+
+
+def test_hosts_that_are_too_busy_to_answer_at_once_are_given_back_before_their_end(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    done: list[str] = []
+    monkeypatch.setattr(Lab, "load", lambda *_: _Busy(done))
+    monkeypatch.setattr(down, "exists", lambda _: True)
+    monkeypatch.setattr(env, "toolbox", lambda _: None)
+    monkeypatch.setattr(env, "environment", lambda _: {})
+    monkeypatch.setattr(stack, "ensure", lambda *_: None)
+    monkeypatch.setattr(runs, "recorded", lambda *_: nullcontext())
+    monkeypatch.setattr(watch, "run", lambda argv, *_: done.append(argv[0]))
+    down.down("default", Progress(quiet=True))
+    assert done == ["waited for the hosts", "destroy", "lab ended"]
 
 
 def test_the_command_line_tells_an_expected_failure_without_a_traceback(
