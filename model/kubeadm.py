@@ -180,9 +180,21 @@ def _cluster(settings: Settings) -> dict[str, Any]:
         },
         "apiServer": {"certSANs": list(settings.certificate_names)},
     }
+    etcd: dict[str, Any] = {}
+    if settings.cluster.slow_hosts:
+        # etcd gives a request up after 5 s and twice this; it is made again by whoever wanted it, which on a
+        # host that is too busy makes it busier. Nobody else is there to be elected.
+        etcd["extraArgs"] = _arguments({"heartbeat-interval": "500", "election-timeout": "5000"})
     if not settings.cluster.leader_election:
         for component in ("controllerManager", "scheduler"):
             document[component] = {"extraArgs": _arguments({"leader-elect": "false"})}
+    if settings.cluster.component_environment:
+        variables = _arguments(settings.cluster.component_environment)
+        etcd["extraEnvs"] = variables
+        for component in ("apiServer", "controllerManager", "scheduler"):
+            document.setdefault(component, {})["extraEnvs"] = variables
+    if etcd:
+        document["etcd"] = {"local": etcd}
     return document
 
 

@@ -41,6 +41,7 @@ from model.values import (
     Address,
     CertificateName,
     Duration,
+    Environment,
     FilePath,
     Flag,
     HostKey,
@@ -263,7 +264,12 @@ class Cluster(Section):
     slow_hosts: Annotated[Flag, Effect.LATER] = Field(
         default=False,
         description="for emulated or very slow hosts: components get ten minutes to answer before they are "
-        "restarted",
+        "restarted, and etcd a quarter of one to answer the API server",
+    )
+    component_environment: Annotated[Environment, Effect.LATER] = Field(
+        {},
+        description="variables of the API server's, the controller manager's, the scheduler's and etcd's "
+        "processes, such as `NO_PROXY`; all of them get each",
     )
     leader_election: Annotated[Flag, Effect.LATER] = Field(
         default=True,

@@ -349,6 +349,15 @@ def _taints(value: tuple[str, ...]) -> tuple[str, ...]:
     return value
 
 
+def _environment(value: dict[str, str]) -> dict[str, str]:
+    for name, content in value.items():
+        if not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", name):
+            raise ValueError(f"has {name!r} for a variable; write letters, digits and `_`, no digit first")
+        if not content.isprintable():
+            raise ValueError(f"gives {name} a value of several lines; write one line")
+    return value
+
+
 def _quantities(value: dict[str, str]) -> dict[str, str]:
     for name, text in value.items():
         if not re.fullmatch(r"\d+(\.\d+)?(m|k|M|G|T|Ki|Mi|Gi|Ti|%)?", text):
@@ -440,6 +449,7 @@ Regex = Annotated[str, AfterValidator(_regex), Kind("regular expression")]
 Labels = Annotated[dict[str, str], AfterValidator(_labels), Kind("name: text")]
 Taints = Annotated[tuple[str, ...], AfterValidator(_taints), Kind("list of taints")]
 Quantities = Annotated[dict[str, str], AfterValidator(_quantities), Kind("name: quantity")]
+Environment = Annotated[dict[str, str], AfterValidator(_environment), Kind("NAME: text")]
 UserName = Annotated[str, AfterValidator(_user_name), Kind("user name")]
 Flag = Annotated[
     bool,

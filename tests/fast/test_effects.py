@@ -23,6 +23,7 @@ from tests.fast.test_graph import raw_settings, run
 OTHERS: dict[str, Any] = {
     "cluster.apiServer": "api.example.com:6443",
     "cluster.certificateNames": ["k8s.example.com"],
+    "cluster.componentEnvironment": {"NO_PROXY": "10.0.0.0/8"},
     "cluster.kubelet.containerLogMaxSize": "20Mi",
     "cluster.kubelet.evictionHard": {"memory.available": "1%"},
     "cluster.kubelet.kubeReserved": {"cpu": "100m"},

@@ -39,6 +39,32 @@ def documents(text: str) -> dict[str, dict[str, Any]]:
     return {document["kind"]: document for document in yaml.safe_load_all(text)}
 
 
+def test_every_component_of_the_control_plane_gets_the_environment() -> None:
+    told = documents(
+        kubeadm.init_config(settings_with(cluster={"componentEnvironment": {"NO_PROXY": "10.0.0.0/8"}}))
+    )["ClusterConfiguration"]
+    wanted = [{"name": "NO_PROXY", "value": "10.0.0.0/8"}]
+    for component in (told["apiServer"], told["controllerManager"], told["scheduler"], told["etcd"]["local"]):
+        assert component["extraEnvs"] == wanted
+
+
+def test_arguments_and_environment_of_a_component_stand_side_by_side() -> None:
+    cluster = {"slowHosts": True, "leaderElection": False, "componentEnvironment": {"GOMAXPROCS": "1"}}
+    told = documents(kubeadm.init_config(settings_with(cluster=cluster)))["ClusterConfiguration"]
+    wanted = [{"name": "GOMAXPROCS", "value": "1"}]
+    assert told["scheduler"] == {
+        "extraArgs": [{"name": "leader-elect", "value": "false"}],
+        "extraEnvs": wanted,
+    }
+    assert told["etcd"]["local"] == {
+        "extraArgs": [
+            {"name": "heartbeat-interval", "value": "500"},
+            {"name": "election-timeout", "value": "5000"},
+        ],
+        "extraEnvs": wanted,
+    }
+
+
 def test_init_is_told_everything_in_four_documents() -> None:
     assert (
         kubeadm.init_config(settings_with())
@@ -361,7 +387,12 @@ def real_kubeadm() -> str:
 
 def test_the_real_kubeadm_accepts_what_is_rendered(real_kubeadm: str, tmp_path: Path) -> None:
     settings = settings_with(
-        cluster={"leaderElection": False, "certificateNames": ["*.example.org", "10.0.0.1"]},
+        cluster={
+            "leaderElection": False,
+            "certificateNames": ["*.example.org", "10.0.0.1"],
+            "slowHosts": True,
+            "componentEnvironment": {"NO_PROXY": "10.0.0.0/8"},
+        },
         proxy={"excludeCidrs": ["10.9.0.0/24"], "tcpTimeout": "15m"},
     )
     texts = {

@@ -137,6 +137,15 @@ def test_without_kvm_the_cpu_lacks_what_emulation_is_slow_at() -> None:
     assert {"-erms", "-fsrm", "-avx2", "-avx"} <= set(command[command.index("-cpu") + 1].split(","))
 
 
+def test_only_without_kvm_services_are_kept_from_waking_each_other_across_cpus() -> None:
+    emulated, virtual = (
+        command[command.index("-append") + 1].split()
+        for command in (qemu.command(machine(kind="tcg")), qemu.command(machine(kind="kvm")))
+    )
+    assert "systemd.setenv=GOMAXPROCS=1" in emulated
+    assert "systemd.setenv=GOMAXPROCS=1" not in virtual
+
+
 def test_with_kvm_the_guest_sees_the_real_cpu() -> None:
     command = qemu.command(machine(kind="kvm"))
     assert command[command.index("-accel") + 1] == "kvm"

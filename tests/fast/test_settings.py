@@ -109,6 +109,8 @@ BAD: list[tuple[Callable[[Raw], None], str, list[str]]] = [
     (put("network.flannel.backend", "ipsec"), "network.flannel.backend", ["`vxlan`", "`host-gw`"]),
     (put("firewall", "off"), "firewall", ["`open`", "`disable`", "`leave`"]),
     (put("proxy.mode", "userspace"), "proxy.mode", ["`ipvs`", "`nftables`", "`iptables`"]),
+    (put("cluster.componentEnvironment", {"NO PROXY": "x"}), "cluster.componentEnvironment", ["'NO PROXY'"]),
+    (put("cluster.componentEnvironment", {"A": "x\ny"}), "cluster.componentEnvironment", ["one line"]),
     (put("cluster.kubelet", {"maxPods": "many"}), "cluster.kubelet.maxPods", ["whole number"]),
     (put("cluster.kubelet", {"maxPod": 9}), "cluster.kubelet.maxPod", ["`maxPods`"]),
     (
