@@ -174,7 +174,7 @@ def test_a_second_up_changes_nothing_and_takes_seconds(cluster: Cluster, progres
     assert done.returncode == 0, done.stdout + done.stderr
     progress.say(f"a no-op up: {took:.1f} s")
     assert took < NO_OP_SECONDS
-    # A real server goes while its pod isn't Ready, which on a busy emulated host the look itself can bring about.
+    # A real server goes while its pod isn't Ready, which on a busy host the look itself can bring about.
     moving = re.compile(
         r"^(hash|file)\|.*/var/lib/(etcd|kubelet)/|^(active|sysctl|mount|route)\||^ipvs\|  ->"
     )
