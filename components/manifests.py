@@ -25,7 +25,7 @@ MANIFESTS = Path(__file__).resolve().parent.parent / "manifests"
 # has done of it all the same is taken on (the provider's `upsert_existing_objects`).
 BUSY = re.compile(
     r"request did not complete within|etcdserver: (request timed out|leader changed)|TLS handshake timeout"
-    r"|Client\.Timeout|context deadline exceeded|too many requests|connection re(fused|set)|unexpected EOF"
+    r"|Client\.Timeout|context deadline exceeded|too many requests|connection re(fused|set)|\bEOF\b"
     r"|the server is currently unable to handle the request",
     re.IGNORECASE,
 )

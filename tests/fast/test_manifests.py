@@ -54,7 +54,13 @@ HELD = (
 
 @pytest.mark.parametrize(
     "error",
-    [BUSY, "etcdserver: request timed out", "net/http: TLS handshake timeout", "connection refused"],
+    [
+        BUSY,
+        "etcdserver: request timed out",
+        "net/http: TLS handshake timeout",
+        "connection refused",
+        'Patch "https://127.0.0.1:22643/api/v1/namespaces/default/services/nginx": EOF',
+    ],
 )
 def test_what_a_busy_api_server_gave_up_is_tried_again(clock: list[float], error: str) -> None:
     assert asked(manifests.Again(), error)
