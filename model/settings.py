@@ -264,7 +264,7 @@ class Cluster(Section):
     slow_hosts: Annotated[Flag, Effect.LATER] = Field(
         default=False,
         description="for emulated or very slow hosts: components get ten minutes to answer before they are "
-        "restarted, and etcd a quarter of one to answer the API server",
+        "restarted, and etcd 15 seconds for a request",
     )
     component_environment: Annotated[Environment, Effect.LATER] = Field(
         {},
