@@ -39,7 +39,7 @@ _KERNEL_ARGUMENTS = (
 # them at a time needs a quarter less CPU in all, and two thirds of the time for a request: measured with an
 # HTTP server and its client in an idle guest. This is for systemd's services (containerd, kubelet); for the
 # control plane's components the stack file says it.
-_TCG_ARGUMENTS = " systemd.setenv=GOMAXPROCS=1"
+_ACCELERATOR_ARGUMENTS: dict[Accelerator, str] = {"kvm": "", "tcg": " systemd.setenv=GOMAXPROCS=1"}
 
 # Debian's kernel has SELinux in it, and takes another module unless it is told so.
 _FAMILY_ARGUMENTS: dict[Family, str] = {"deb": "", "dnf": " security=selinux"}
@@ -97,8 +97,8 @@ def command(machine: Machine, *, paused: bool = False) -> list[str]:
         "-m", f"{host.memory}M",
         "-kernel", str(machine.kernel),
         "-initrd", str(machine.initrd),
-        "-append", _KERNEL_ARGUMENTS + _FAMILY_ARGUMENTS[machine.family]
-        + (_TCG_ARGUMENTS if machine.accelerator == "tcg" else ""),
+        "-append", _KERNEL_ARGUMENTS + _ACCELERATOR_ARGUMENTS[machine.accelerator]
+        + _FAMILY_ARGUMENTS[machine.family],
         # Nothing is flushed: a lab's disk need not survive the developer's machine losing power.
         "-blockdev", f"driver=qcow2,node-name={DISK},discard=unmap,cache.no-flush=on,"
         "file.driver=file,file.filename=disk.qcow2,file.cache.no-flush=on",

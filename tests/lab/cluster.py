@@ -110,16 +110,24 @@ class Cluster:
             check=False,
         )
 
+    def get(self, host: str, address: str, port: int) -> subprocess.CompletedProcess[str]:
+        """Ask an address for `/` from a host, by what every host has; it fails without a 200 within 15 s."""
+        ask = "exec 3<>/dev/tcp/$0/$1; printf 'GET / HTTP/1.0\\r\\n\\r\\n' >&3; grep -q '^HTTP.* 200' <&3"
+        return self.lab.ssh(host, ["timeout", "15", "bash", "-ec", ask, address, str(port)])
+
+    def logs(self, host: str) -> str:
+        """A host's journal, and what the program's steps have logged there."""
+        return self.run(host, "journalctl --no-pager -o cat; cat /var/lib/kubeadm-ipvs/*.log")
+
     def wait_for_answers(self, seconds: float) -> float:
         """Until every host's NodePort answers from every host; how long that took."""
-        ask = "exec 3<>/dev/tcp/$0/30080; printf 'GET / HTTP/1.0\\r\\n\\r\\n' >&3; grep -q '^HTTP.* 200' <&3"
         began = time.monotonic()
         for host in self.hosts:
             for number in range(len(self.hosts)):
-                argv = ["timeout", "15", "bash", "-ec", ask, f"192.168.166.{101 + number}"]
-                while self.lab.ssh(host, argv).returncode != 0:
+                address = f"192.168.166.{101 + number}"
+                while self.get(host, address, 30080).returncode != 0:
                     late = time.monotonic() - began > seconds
-                    assert not late, f"{host}: {argv[-1]} doesn't answer\n{self.at_work()}"
+                    assert not late, f"{host}: {address} doesn't answer\n{self.at_work()}"
         return time.monotonic() - began
 
     def at_work(self) -> str:
@@ -259,6 +267,16 @@ def repaired(name: str) -> Callable[[Config], None]:
     return change
 
 
+def secrets_of(cluster: Cluster) -> list[str]:
+    """The administrator's key, whole and its begin, the login key, and every token in the state."""
+    user = yaml.safe_load(cluster.output("kubeconfig"))["users"][0]["user"]
+    login = (cluster.lab.folder / "id_ed25519").read_text().splitlines()[1]
+    revealed = cluster.pulumi("stack", "export", "--show-secrets").stdout
+    tokens = re.findall(r"\b[a-z0-9]{6}\.[a-z0-9]{16}\b", revealed)
+    assert len(tokens) >= len(cluster.hosts) - 1, "the state holds a token for each worker"
+    return [user["client-key-data"], user["client-key-data"][:200], login, *tokens]
+
+
 def put_own_things(cluster: Cluster) -> None:
     """Give every host what a person might have there (see own.sh).
 
@@ -326,6 +344,11 @@ class Engine:
         for _ in self.events():
             pass
         return self._process.wait(timeout=60)
+
+    @property
+    def printed(self) -> str:
+        """All that it has printed so far."""
+        return "".join(self.lines)
 
     @property
     def said(self) -> str:

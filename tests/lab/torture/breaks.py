@@ -16,7 +16,18 @@ from lab import services
 from lab.errors import Trouble
 from lab.paths import project_dir, stack_file
 from lab.progress import Progress
-from tests.lab.cluster import Cluster, Config, Engine, differences, drift, edited, identity, repaired, up
+from tests.lab.cluster import (
+    Cluster,
+    Config,
+    Engine,
+    differences,
+    drift,
+    edited,
+    identity,
+    repaired,
+    secrets_of,
+    up,
+)
 from tests.lab.kills import killed_at_each_line
 from tools import env, stack
 
@@ -70,16 +81,6 @@ def processes_seen(cluster: Cluster) -> Iterator[list[str]]:
             thread.join()
 
 
-def secrets_of(cluster: Cluster) -> list[str]:
-    """The login key, the administrator's key, and every token that the state has held."""
-    user = yaml.safe_load(cluster.output("kubeconfig"))["users"][0]["user"]
-    login = (cluster.lab.folder / "id_ed25519").read_text().splitlines()[1]
-    revealed = cluster.pulumi("stack", "export", "--show-secrets").stdout
-    tokens = re.findall(r"\b[a-z0-9]{6}\.[a-z0-9]{16}\b", revealed)
-    assert tokens
-    return [user["client-key-data"], login, *tokens]
-
-
 def no_secret_is_in_the_open(cluster: Cluster, texts: Iterable[str]) -> None:
     """Not in what was printed, a preview for machines, the state, the lab's logs, or the hosts' journals."""
     places = {f"text {number}": text for number, text in enumerate(texts)}
@@ -88,8 +89,7 @@ def no_secret_is_in_the_open(cluster: Cluster, texts: Iterable[str]) -> None:
     for file in cluster.lab.folder.rglob("*.log"):
         places[str(file)] = file.read_text(errors="replace")
     for host in cluster.hosts:
-        logs = "journalctl --no-pager -o cat; cat /var/lib/kubeadm-ipvs/*.log"
-        places[f"{host}'s journal"] = cluster.run(host, logs, timeout=900)
+        places[f"{host}'s logs"] = cluster.logs(host)
     for secret in secrets_of(cluster):
         assert [place for place, text in places.items() if secret in text] == []
 
@@ -109,10 +109,10 @@ def killed_again_and_again(cluster: Cluster, verb: str, every: int, printed: lis
                 break
         else:
             status = run.wait()
-            printed.append("".join(run.lines))
+            printed.append(run.printed)
             assert status == 0, run.said
             return points
-        printed.append("".join(run.lines))
+        printed.append(run.printed)
         unlock(cluster)
 
 
@@ -168,7 +168,7 @@ kill -KILL "$pid"
                 assert run.until(f"update {name}-{step}"), run.said
                 cluster.lab.ssh(name, ["bash", "-c", cut, step], timeout=120)
                 assert run.wait() != 0
-                printed.append("".join(run.lines))
+                printed.append(run.printed)
                 assert f"{name}-{step}" in printed[-1]
                 figure(f"{name}: {step}: cut")
             up(cluster)
