@@ -21,6 +21,8 @@ from lab.qmp import Qmp
 _CONSOLE_LINES = 25
 # Saving or loading a guest of a few GiB is a matter of seconds; a busy disk may take longer.
 _SNAPSHOT_SECONDS = 600.0
+# A third of the control plane's share where there isn't enough for all.
+_WORKERS_NICENESS = 5
 # What the kernel or the lab's initramfs says on the console when a boot can't go on.
 _FATAL = ("Kernel panic", "lab: ", "You are in emergency mode")
 
@@ -87,6 +89,7 @@ class Vm:
                 packages_key=packages_key,
                 release=release,
                 family=self.machine.family,
+                pods_first=self.machine.accelerator == "tcg" and self.host.role == "control-plane",
             )
             write_atomic(self.folder / "packages.known", packages_key)
             write_atomic(self.folder / "seed.tar", seed.archive(identity), 0o600)
@@ -123,18 +126,36 @@ class Vm:
         log = self.folder / "qemu.log"
         with log.open("wb") as output:
             process = subprocess.Popen(
-                [requirements.program(qemu.BINARY), *qemu.command(self.machine, paused=paused)[1:]],
+                [
+                    *self._scheduling(),
+                    requirements.program(qemu.BINARY),
+                    *qemu.command(self.machine, paused=paused)[1:],
+                ],
                 cwd=self.folder,
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=subprocess.STDOUT,
                 start_new_session=True,  # the terminal's Ctrl-C isn't meant for it
             )
+        if self._scheduling():
+            # Linux schedules whole sessions against each other where it groups them, and nice values
+            # only inside of one. There the group has a value of its own.
+            with contextlib.suppress(OSError):
+                Path(f"/proc/{process.pid}/autogroup").write_text(str(_WORKERS_NICENESS))
         deadline = time.monotonic() + 60
         while not (self.folder / "qmp.sock").exists() or self.pid is None:
             if process.poll() is not None or time.monotonic() > deadline:
                 raise Trouble(f"QEMU of {self.host.name} doesn't start:\n{_tail(log, 10)}")
             time.sleep(0.02)
+
+    def _scheduling(self) -> tuple[str, ...]:
+        """How QEMU is started so that an emulated worker leaves the CPU to the control plane first.
+
+        Everything that workers do waits for the control plane, which is what breaks when it is late.
+        """
+        if self.machine.accelerator == "kvm" or self.host.role == "control-plane":
+            return ()
+        return ("nice", "-n", str(_WORKERS_NICENESS))
 
     def wait_ready(self, seconds: float, progress: Progress, cancelled: threading.Event) -> None:
         """Wait until the host has booted: SSH answers with the pinned key, and systemd is done.

@@ -35,11 +35,14 @@ _KERNEL_ARGUMENTS = (
     f"modprobe.blacklist={_NO_MODULES}"
 )
 
-# Without KVM a wake-up across two emulated CPUs costs half a millisecond. A Go program that runs on one of
-# them at a time needs a quarter less CPU in all, and two thirds of the time for a request: measured with an
-# HTTP server and its client in an idle guest. This is for systemd's services (containerd, kubelet); for the
-# control plane's components the stack file says it.
-_ACCELERATOR_ARGUMENTS: dict[Accelerator, str] = {"kvm": "", "tcg": " systemd.setenv=GOMAXPROCS=1"}
+# Without KVM. Setting a timer is a write to the interrupt controller, which an emulator does under its one
+# lock: a sixth of a control plane's time. Go's runtime sleeps for microseconds all the time; with timers as
+# coarse as the tick (4 ms) it wakes up half as often, and the tick itself needs no setting. A wake-up across
+# two emulated CPUs costs half a millisecond; a Go program that runs on one of them at a time does without.
+# This is for systemd's services (containerd, kubelet); the stack file says it for the control plane's
+# components. The figures are in docs/decisions/0019-emulated-go-on-one-cpu.md.
+_EMULATED_ARGUMENTS = " highres=off nohz=off systemd.setenv=GOMAXPROCS=1"
+_ACCELERATOR_ARGUMENTS: dict[Accelerator, str] = {"kvm": "", "tcg": _EMULATED_ARGUMENTS}
 
 # Debian's kernel has SELinux in it, and takes another module unless it is told so.
 _FAMILY_ARGUMENTS: dict[Family, str] = {"deb": "", "dnf": " security=selinux"}

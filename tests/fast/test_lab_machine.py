@@ -15,10 +15,11 @@ from pathlib import Path
 
 import pytest
 
-from lab import accelerator, api, image, image_root, processes, qemu, seed
+from lab import accelerator, api, image, image_root, processes, qemu, requirements, seed
 from lab.api import Lab
 from lab.errors import Trouble
 from lab.files import locked, sparse_digest, write_atomic
+from lab.machine import Vm
 from lab.options import Options
 from lab.ports import fixed
 from lab.progress import Progress
@@ -75,6 +76,14 @@ def test_the_seed_gives_a_host_its_name_keys_address_and_package_source() -> Non
     assert "URIs: http://10.0.2.2:22080/debian/trixie/" in texts["etc/apt/sources.list.d/site.sources"]
     assert files["etc/ssh/ssh_host_ed25519_key"].mode == 0o600
     assert all(entry.uid == entry.gid == 0 for entry in files.values())
+
+
+def test_pods_come_before_services_only_where_that_is_asked_for() -> None:
+    place = "etc/systemd/system/system.slice.d/pods-first.conf"
+    assert place not in seed.contents(IDENTITY)
+    _, text = seed.contents(dataclasses.replace(IDENTITY, pods_first=True))[place]
+    # Below the 79 that kubelet gives the pods of a host with two CPUs.
+    assert text == "[Slice]\nCPUWeight=20\n"
 
 
 def test_a_host_of_the_dnf_family_gets_a_repository_whose_lists_and_packages_are_checked() -> None:
@@ -137,13 +146,14 @@ def test_without_kvm_the_cpu_lacks_what_emulation_is_slow_at() -> None:
     assert {"-erms", "-fsrm", "-avx2", "-avx"} <= set(command[command.index("-cpu") + 1].split(","))
 
 
-def test_only_without_kvm_services_are_kept_from_waking_each_other_across_cpus() -> None:
+def test_only_without_kvm_timers_are_coarse_and_services_kept_from_waking_each_other() -> None:
     emulated, virtual = (
         command[command.index("-append") + 1].split()
         for command in (qemu.command(machine(kind="tcg")), qemu.command(machine(kind="kvm")))
     )
-    assert "systemd.setenv=GOMAXPROCS=1" in emulated
-    assert "systemd.setenv=GOMAXPROCS=1" not in virtual
+    arguments = {"highres=off", "nohz=off", "systemd.setenv=GOMAXPROCS=1"}
+    assert arguments <= set(emulated)
+    assert not arguments & set(virtual)
 
 
 def test_with_kvm_the_guest_sees_the_real_cpu() -> None:
@@ -155,6 +165,39 @@ def test_with_kvm_the_guest_sees_the_real_cpu() -> None:
 def test_a_guest_whose_snapshot_is_to_be_loaded_starts_paused() -> None:
     assert "-S" in qemu.command(machine(), paused=True)
     assert "-S" not in qemu.command(machine())
+
+
+# -- processes ----------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("host", "kind", "niceness"), [(0, "tcg", 0), (1, "tcg", 5), (2, "tcg", 5), (1, "kvm", 0)]
+)
+def test_emulated_workers_leave_the_cpu_to_the_control_plane_first(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, host: int, kind: qemu.Accelerator, niceness: int
+) -> None:
+    binary = tmp_path / "qemu"
+    binary.write_text(
+        f"#!{sys.executable}\nimport os, pathlib, time\n"
+        "pathlib.Path('qemu.pid').write_text(str(os.getpid()))\n"
+        "pathlib.Path('qmp.sock').touch()\n"
+        "time.sleep(60)\n"
+    )
+    binary.chmod(0o755)
+    monkeypatch.setattr(requirements, "program", lambda _: str(binary))
+    vm = Vm(tmp_path, machine(host, kind))
+    vm.folder.mkdir()
+    vm.start()
+    pid = vm.pid
+    assert pid is not None
+    try:
+        assert os.getpriority(os.PRIO_PROCESS, pid) == niceness + os.getpriority(os.PRIO_PROCESS, 0)
+        group = Path(f"/proc/{pid}/autogroup")
+        # Where the kernel groups sessions. A new one begins at 0.
+        if group.exists():
+            assert group.read_text().split()[-1] == str(niceness)
+    finally:
+        processes.end(vm.folder / "qemu.pid", qemu.guest_name("default", vm.host.name))
 
 
 # -- accelerator --------------------------------------------------------------

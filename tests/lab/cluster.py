@@ -31,6 +31,8 @@ RUN_SECONDS = 3000.0
 # For Pulumi to write its state down, of a run that is left; a deadline of the whole run waits for it too.
 STOP_SECONDS = 60.0
 NO_CONNECTION_SECONDS = 300.0
+# A request by what every host has: `bash -ec ASK ADDRESS PORT`.
+ASK = "exec 3<>/dev/tcp/$0/$1; printf 'GET / HTTP/1.0\\r\\n\\r\\n' >&3; grep -q '^HTTP.* 200' <&3"
 NO_CONNECTION = re.compile(
     r"TLS handshake timeout|connection refused|was refused|i/o timeout|unexpected EOF|Client\.Timeout"
 )
@@ -112,8 +114,7 @@ class Cluster:
 
     def get(self, host: str, address: str, port: int) -> subprocess.CompletedProcess[str]:
         """Ask an address for `/` from a host, by what every host has; it fails without a 200 within 15 s."""
-        ask = "exec 3<>/dev/tcp/$0/$1; printf 'GET / HTTP/1.0\\r\\n\\r\\n' >&3; grep -q '^HTTP.* 200' <&3"
-        return self.lab.ssh(host, ["timeout", "15", "bash", "-ec", ask, address, str(port)])
+        return self.lab.ssh(host, ["timeout", "15", "bash", "-ec", ASK, address, str(port)])
 
     def logs(self, host: str) -> str:
         """A host's journal, and what the program's steps have logged there."""
@@ -121,13 +122,20 @@ class Cluster:
 
     def wait_for_answers(self, seconds: float) -> float:
         """Until every host's NodePort answers from every host; how long that took."""
+        # One connection per host: a new one for each look would keep an emulated host busy by itself.
+        look = (
+            'for address; do until echo "$address"; timeout 15 bash -ec "$0" "$address" 30080 2>/dev/null; '
+            "do sleep 2; done; done"
+        )
+        addresses = [f"192.168.166.{101 + number}" for number in range(len(self.hosts))]
         began = time.monotonic()
         for host in self.hosts:
-            for number in range(len(self.hosts)):
-                address = f"192.168.166.{101 + number}"
-                while self.get(host, address, 30080).returncode != 0:
-                    late = time.monotonic() - began > seconds
-                    assert not late, f"{host}: {address} doesn't answer\n{self.at_work()}"
+            left = max(int(began + seconds - time.monotonic()), 1)
+            done = self.lab.ssh(
+                host, ["timeout", str(left), "bash", "-c", look, ASK, *addresses], timeout=left + 60
+            )
+            silent = (done.stdout.split() or addresses)[-1]
+            assert done.returncode == 0, f"{host}: {silent} doesn't answer\n{self.at_work()}"
         return time.monotonic() - began
 
     def at_work(self) -> str:
