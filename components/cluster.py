@@ -139,6 +139,7 @@ def _flannel(settings: Settings) -> dict[str, documents.Parameter]:
         "image": flannel.image,
         "cni_plugin_image": flannel.cni_plugin_image,
         "interface_regex": settings.flannel_interface_regex,
+        "resync_seconds": flannel.resync_seconds,
         "api_host": settings.control_plane.address,
         "api_port": settings.api_port,
     }

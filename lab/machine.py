@@ -21,8 +21,9 @@ from lab.qmp import Qmp
 _CONSOLE_LINES = 25
 # Saving or loading a guest of a few GiB is a matter of seconds; a busy disk may take longer.
 _SNAPSHOT_SECONDS = 600.0
-# A third of the control plane's share where there isn't enough for all.
-_WORKERS_NICENESS = 5
+# Two thirds of the control plane's share where there isn't enough for all. With a third (5), workers of a
+# lab of three were starved: their kubelets took minutes to start a container.
+_WORKERS_NICENESS = 2
 # What the kernel or the lab's initramfs says on the console when a boot can't go on.
 _FATAL = ("Kernel panic", "lab: ", "You are in emergency mode")
 

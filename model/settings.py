@@ -64,6 +64,7 @@ from model.values import (
     Quantities,
     Regex,
     RepositoryUrl,
+    ResyncSeconds,
     ServiceSubnet,
     SshHost,
     Subdomain,
@@ -298,6 +299,11 @@ class Flannel(Section):
         None,
         description="matched against interface addresses, then names; without it the networks of the hosts' "
         "addresses",
+    )
+    resync_seconds: Annotated[ResyncSeconds, Effect.ROLLING] = Field(
+        5,
+        description="how often flannel looks whether its iptables rules are there, a program for each; more "
+        "for slow hosts",
     )
     image: Annotated[Image, Effect.ROLLING] = Field(
         "ghcr.io/flannel-io/flannel:v0.28.9", description="flannel's"

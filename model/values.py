@@ -461,4 +461,5 @@ Percent = Annotated[int, BeforeValidator(_integer), Between(0, 100, "a percentag
 Port = Annotated[int, BeforeValidator(_integer), Between(1, 65535, "a port")]
 NodePort = Annotated[int, BeforeValidator(_integer), Between(30000, 32767, "a node port")]
 Positive = Annotated[int, BeforeValidator(_integer), Between(1, 1_000_000, "a whole number")]
+ResyncSeconds = Annotated[int, BeforeValidator(_integer), Between(1, 3600, "seconds")]
 TokenMinutes = Annotated[int, BeforeValidator(_integer), Between(1, 1440, "minutes")]

@@ -15,7 +15,7 @@ from model.settings import Host, Settings
 if TYPE_CHECKING:
     import asyncssh
 
-LIMIT_SECONDS = 120
+LIMIT_SECONDS = 300  # seconds on a host with time to spare, two minutes on a busy emulated one
 _LOST_SECONDS = 30  # after the host's own limit: then the connection is dead
 
 
@@ -60,7 +60,9 @@ class Reader:
             raise Trouble(f"the connection was lost{why and f': {why}'}") from None
         if done.exit_status != 0:
             said = str(done.stderr or "").strip().splitlines()
-            raise Trouble(said[-1] if said else f"the look ended with status {done.exit_status}")
+            # From the step's own words on: the cause, and below it the next move.
+            failed = next((number for number, line in enumerate(said) if ": FAILED: " in line), -1)
+            raise Trouble("\n".join(said[failed:]) or f"the look ended with status {done.exit_status}")
         return str(done.stdout)
 
     async def _connected(self) -> asyncssh.SSHClientConnection:

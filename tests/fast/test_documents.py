@@ -17,6 +17,7 @@ FLANNEL: dict[str, Parameter] = {
     "pod_subnet": "10.244.0.0/16",
     "backend": "vxlan",
     "interface_regex": r"^192\.168\.166\.[0-9]+$",
+    "resync_seconds": 60,
     "api_host": "192.168.166.101",
     "api_port": 6443,
 }

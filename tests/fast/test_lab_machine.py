@@ -171,7 +171,7 @@ def test_a_guest_whose_snapshot_is_to_be_loaded_starts_paused() -> None:
 
 
 @pytest.mark.parametrize(
-    ("host", "kind", "niceness"), [(0, "tcg", 0), (1, "tcg", 5), (2, "tcg", 5), (1, "kvm", 0)]
+    ("host", "kind", "niceness"), [(0, "tcg", 0), (1, "tcg", 2), (2, "tcg", 2), (1, "kvm", 0)]
 )
 def test_emulated_workers_leave_the_cpu_to_the_control_plane_first(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, host: int, kind: qemu.Accelerator, niceness: int

@@ -186,6 +186,7 @@ BAD: list[tuple[Callable[[Raw], None], str, list[str]]] = [
     (put("network.serviceSubnet", "abc/12"), "network.serviceSubnet", ["IPv4 network"]),
     (put("network.dnsDomain", "cluster_local"), "network.dnsDomain", ["DNS name"]),
     (put("network.flannel.interfaceRegex", "("), "network.flannel.interfaceRegex", ["no regular expression"]),
+    (put("network.flannel.resyncSeconds", 0), "network.flannel.resyncSeconds", ["seconds"]),
     (put("network.flannel.interfaceRegex", "(?!lo)"), "network.flannel.interfaceRegex", ["look-around"]),
     (put("network.flannel.image", "flannel"), "network.flannel.image", ["without a version"]),
     # Cluster and proxy.
