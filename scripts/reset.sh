@@ -39,16 +39,22 @@ reset_kubeadm() {
 
 remove_pods() {
   unit_active containerd && have ctr || return 0
-  local task id
-  # Only Kubernetes' own namespace: other containers on the host are none of ours.
-  while read -r task; do
-    [[ -n $task ]] || continue
-    ctr -n k8s.io tasks kill --signal SIGKILL --all "$task" >/dev/null 2>&1 || :
-    ctr -n k8s.io tasks delete --force "$task" >/dev/null 2>&1 || :
-  done < <(ctr -n k8s.io tasks ls -q)
-  while read -r id; do
-    [[ -z $id ]] || ctr -n k8s.io containers delete "$id" >/dev/null 2>&1 || :
-  done < <(ctr -n k8s.io containers ls -q)
+  local tasks containers task
+  # Only Kubernetes' own namespace: other containers on the host are none of ours. All by one program,
+  # which takes seconds to start on an emulated host; what it couldn't end is ended one by one.
+  mapfile -t tasks < <(ctr -n k8s.io tasks ls -q)
+  if ((${#tasks[@]})); then
+    timeout 120 ctr -n k8s.io tasks delete --force "${tasks[@]}" >/dev/null 2>&1 || :
+    while read -r task; do
+      [[ -n $task ]] || continue
+      timeout 60 ctr -n k8s.io tasks kill --signal SIGKILL --all "$task" >/dev/null 2>&1 || :
+      timeout 60 ctr -n k8s.io tasks delete --force "$task" >/dev/null 2>&1 || :
+    done < <(ctr -n k8s.io tasks ls -q)
+  fi
+  mapfile -t containers < <(ctr -n k8s.io containers ls -q)
+  if ((${#containers[@]})); then
+    timeout 120 ctr -n k8s.io containers delete "${containers[@]}" >/dev/null 2>&1 || :
+  fi
 }
 
 remove_mounts() {
