@@ -125,10 +125,11 @@ class Vm:
         for name in ("qemu.pid", "qmp.sock"):
             (self.folder / name).unlink(missing_ok=True)
         log = self.folder / "qemu.log"
+        scheduling = self._scheduling()
         with log.open("wb") as output:
             process = subprocess.Popen(
                 [
-                    *self._scheduling(),
+                    *scheduling,
                     requirements.program(qemu.BINARY),
                     *qemu.command(self.machine, paused=paused)[1:],
                 ],
@@ -138,7 +139,7 @@ class Vm:
                 stderr=subprocess.STDOUT,
                 start_new_session=True,  # the terminal's Ctrl-C isn't meant for it
             )
-        if self._scheduling():
+        if scheduling:
             # Linux schedules whole sessions against each other where it groups them, and nice values
             # only inside of one. There the group has a value of its own.
             with contextlib.suppress(OSError):

@@ -177,6 +177,7 @@ def test_emulated_workers_leave_the_cpu_to_the_control_plane_first(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, host: int, kind: qemu.Accelerator, niceness: int
 ) -> None:
     binary = tmp_path / "qemu"
+    # It runs until the test ends it; the minute is for a test that fails before that.
     binary.write_text(
         f"#!{sys.executable}\nimport os, pathlib, time\n"
         "pathlib.Path('qemu.pid').write_text(str(os.getpid()))\n"

@@ -122,7 +122,8 @@ class Cluster:
 
     def wait_for_answers(self, seconds: float) -> float:
         """Until every host's NodePort answers from every host; how long that took."""
-        # One connection per host: a new one for each look would keep an emulated host busy by itself.
+        # One connection per host, and a pause between two looks at whether it answers: a new connection for
+        # each look, or one look after the other, would keep an emulated host busy by itself.
         look = (
             'for address; do until echo "$address"; timeout 15 bash -ec "$0" "$address" 30080 2>/dev/null; '
             "do sleep 2; done; done"
