@@ -25,6 +25,8 @@ from model import drift
 from model.settings import PREFIX, Host, Settings, SettingsError, load
 from tools.reader import Reader
 
+LOOK_SECONDS = 300  # a few seconds on a host with time to spare, two minutes on a busy emulated one
+
 
 def settings_of(stack: str, environment: Mapping[str, str] | None = None) -> Settings:
     """The settings of a stack, read by the `pulumi` on PATH.
@@ -64,7 +66,7 @@ async def look(settings: Settings, host: Host, stack: str) -> tuple[drift.Differ
     :raises Trouble: it can't be reached, or the look failed there.
     """
     async with Reader(settings, host) as reader:
-        printed = await reader.ask("check", drift.values(settings, stack))
+        printed = await reader.ask("check", drift.values(settings, stack), LOOK_SECONDS)
     return drift.differences(printed, datetime.now(UTC))
 
 

@@ -15,7 +15,6 @@ from model.settings import Host, Settings
 if TYPE_CHECKING:
     import asyncssh
 
-LIMIT_SECONDS = 300  # seconds on a host with time to spare, two minutes on a busy emulated one
 _LOST_SECONDS = 30  # after the host's own limit: then the connection is dead
 
 
@@ -37,19 +36,20 @@ class Reader:
             self._connection.close()
             await self._connection.wait_closed()
 
-    async def ask(self, step: str, values: Mapping[str, str]) -> str:
+    async def ask(self, step: str, values: Mapping[str, str], limit: int) -> str:
         """What the step prints.
 
         :param step: one of `STEPS`.
+        :param limit: seconds after which the host ends the step.
         :raises Trouble: the host can't be reached, doesn't answer in time, or the step failed there.
         """
         import asyncssh
 
         user = self._settings.ssh_user(self.host)
-        command = command_text("create", step, self.host.name, LIMIT_SECONDS, user)
+        command = command_text("create", step, self.host.name, limit, user)
         connection = await self._connected()
         try:
-            async with asyncio.timeout(LIMIT_SECONDS + _LOST_SECONDS):
+            async with asyncio.timeout(limit + _LOST_SECONDS):
                 done = await connection.run(command, input=compose(STEPS[step], values), check=False)
             if done.exit_status is None:
                 raise ConnectionError

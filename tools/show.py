@@ -31,6 +31,8 @@ from tools.reader import Reader
 OUTPUT = "virtualServers"
 # The kernel adds its counters up every other second.
 WATCH_SECONDS = 2.0
+# It reads a few files of /proc; a host that hangs holds up the others' next look for so long.
+LOOK_SECONDS = 60
 
 
 @dataclass(frozen=True)
@@ -86,7 +88,7 @@ async def look(readers: Sequence[Reader]) -> Look:
 
     async def one(reader: Reader) -> View | Trouble:
         try:
-            return traffic.view_of_report(reader.host.name, await reader.ask("traffic", {}))
+            return traffic.view_of_report(reader.host.name, await reader.ask("traffic", {}, LOOK_SECONDS))
         except Trouble as trouble:
             return trouble
         except ipvs.UnreadableError as error:

@@ -26,16 +26,16 @@ def test_many_questions_take_one_login_and_a_lost_connection_another(host: SshSe
 
     async def ask() -> list[str]:
         async with Reader(settings, settings.hosts[0]) as one:
-            said = [await one.ask("traffic", {"TEXT": f"echo {word}"}) for word in ("one", "two")]
+            said = [await one.ask("traffic", {"TEXT": f"echo {word}"}, 9) for word in ("one", "two")]
             assert one._connection is not None
             one._connection.abort()
             with pytest.raises(Trouble, match="the connection was lost"):
-                await one.ask("traffic", {"TEXT": "echo lost"})
-            return [*said, await one.ask("traffic", {"TEXT": "echo three"})]
+                await one.ask("traffic", {"TEXT": "echo lost"}, 9)
+            return [*said, await one.ask("traffic", {"TEXT": "echo three"}, 9)]
 
     assert asyncio.run(ask()) == ["one\n", "two\n", "three\n"]
     assert len(host.logins) == 2
-    assert host.commands[0] == "timeout --kill-after=20 300 bash -s -- create traffic node1"
+    assert host.commands[0] == "timeout --kill-after=20 9 bash -s -- create traffic node1"
 
 
 @pytest.mark.parametrize(
@@ -57,7 +57,7 @@ def test_a_step_that_fails_is_told_by_its_cause_and_next_move(
 
     async def ask() -> None:
         async with Reader(settings, settings.hosts[0]) as one:
-            await one.ask("traffic", {"TEXT": f"printf %s {shlex.quote(printed)} >&2; exit 3"})
+            await one.ask("traffic", {"TEXT": f"printf %s {shlex.quote(printed)} >&2; exit 3"}, 9)
 
     with pytest.raises(Trouble) as trouble:
         asyncio.run(ask())
@@ -67,14 +67,13 @@ def test_a_step_that_fails_is_told_by_its_cause_and_next_move(
 def test_a_host_that_hangs_is_given_up(
     host: SshServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(reader, "LIMIT_SECONDS", 0.5)
     monkeypatch.setattr(reader, "_LOST_SECONDS", 0)
     monkeypatch.setattr(reader, "command_text", lambda *_: "exec tail -f /dev/null")
     settings = settings_for(host, tmp_path)
 
     async def ask() -> None:
         async with Reader(settings, settings.hosts[0]) as one:
-            await one.ask("traffic", {"TEXT": ""})
+            await one.ask("traffic", {"TEXT": ""}, 1)
 
     with pytest.raises(Trouble, match="the connection was lost: no answer"):
         asyncio.run(ask())
@@ -86,7 +85,7 @@ def test_a_host_that_is_down_is_named_with_its_address(host: SshServer, tmp_path
 
     async def ask() -> None:
         async with Reader(settings, settings.hosts[0]) as one:
-            await one.ask("traffic", {"TEXT": ""})
+            await one.ask("traffic", {"TEXT": ""}, 9)
 
     with pytest.raises(Trouble, match=r"no SSH server answers at 127\.0\.0\.1:1: "):
         asyncio.run(ask())

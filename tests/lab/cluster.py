@@ -276,6 +276,30 @@ def repaired(name: str) -> Callable[[Config], None]:
     return change
 
 
+def live_mode(cluster: Cluster, host: str) -> str:
+    """The mode in which the host's kube-proxy says that it runs."""
+    ask = r'exec 3<>/dev/tcp/127.0.0.1/10249; printf "GET /proxyMode HTTP/1.0\r\n\r\n" >&3; tail -n 1 <&3'
+    return cluster.run(host, ask)
+
+
+def proxy(**values: str) -> Callable[[Config], None]:
+    """The settings with others of kube-proxy."""
+    return lambda config: config.update(proxy={**config.get("proxy", {}), **values})
+
+
+def balances(cluster: Cluster, mode: str, scheduler: str = "") -> None:
+    """Every host balances in that mode, and nothing of another one is left in its kernel."""
+    for host in cluster.hosts:
+        assert live_mode(cluster, host) == mode
+        tables = cluster.run(host, "nft list tables; iptables-save; ipset list -n")
+        assert ("table ip kube-proxy" in tables) == (mode == "nftables")
+        assert bool(re.search(r"^:KUBE-SVC-", tables, re.MULTILINE)) == (mode == "iptables")
+        assert bool(re.search(r"^KUBE-", tables, re.MULTILINE)) == (mode == "ipvs"), "sets"
+        assert ("kube-ipvs0" in cluster.run(host, "ls /sys/class/net")) == (mode == "ipvs")
+        schedulers = set(re.findall(r"-s (\w+)", cluster.run(host, "ipvsadm -Sn")))
+        assert schedulers == ({scheduler} if scheduler else set())
+
+
 def secrets_of(cluster: Cluster) -> list[str]:
     """The administrator's key, whole and its begin, the login key, and every token in the state."""
     user = yaml.safe_load(cluster.output("kubeconfig"))["users"][0]["user"]

@@ -18,12 +18,13 @@ from lab.paths import project_dir
 from lab.progress import Progress
 from tests.lab.cluster import (
     Cluster,
-    Config,
+    balances,
     differences,
     drift,
     edited,
     identity,
     own_process,
+    proxy,
     repaired,
     secrets_of,
     up,
@@ -229,19 +230,11 @@ def test_the_proxy_mode_changes_live_on_one_host_after_the_other(
     cluster: Cluster, progress: Progress
 ) -> None:
     same = identity(cluster)
-
-    def nftables(config: Config) -> None:
-        config["proxy"] = {**config.get("proxy", {}), "mode": "nftables"}
-
-    with probing(from_outside(cluster.lab.status().node_ports)) as counts, edited(cluster, nftables):
+    asks = from_outside(cluster.lab.status().node_ports)
+    with probing(asks) as counts, edited(cluster, proxy(mode="nftables")):
         up(cluster)
     assert identity(cluster) == same
-    for host in cluster.hosts:
-        tables = cluster.run(host, "nft list tables; ls /sys/class/net; ipset list -n; ipvsadm -Sn")
-        assert "table ip kube-proxy" in tables
-        assert "kube-ipvs0" not in tables
-        assert "KUBE-" not in tables
-        assert "-A -t" not in tables
+    balances(cluster, "nftables")
     for url, count in counts.items():
         progress.say(f"{url} while kube-proxy changed its mode: {count}")
         assert count.asked > len(count.lost), count.lost[-1]

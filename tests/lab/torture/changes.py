@@ -9,32 +9,8 @@ import re
 import time
 from collections.abc import Callable
 
-from tests.lab.cluster import Cluster, Config, drift, edited, identity, repaired, up
+from tests.lab.cluster import Cluster, Config, balances, drift, edited, identity, proxy, repaired, up
 from tests.lab.prober import from_a_host, from_outside, probing
-
-
-def live_mode(cluster: Cluster, host: str) -> str:
-    """The mode in which the host's kube-proxy says that it runs."""
-    ask = r'exec 3<>/dev/tcp/127.0.0.1/10249; printf "GET /proxyMode HTTP/1.0\r\n\r\n" >&3; tail -n 1 <&3'
-    return cluster.run(host, ask)
-
-
-def proxy(**values: str) -> Callable[[Config], None]:
-    return lambda config: config.update(proxy={**config.get("proxy", {}), **values})
-
-
-def modes(cluster: Cluster, mode: str, scheduler: str = "") -> None:
-    """Every host balances in that mode, and nothing of another one is left in its kernel."""
-    for host in cluster.hosts:
-        assert live_mode(cluster, host) == mode
-        tables = cluster.run(host, "nft list tables; iptables-save; ipset list -n")
-        assert ("table ip kube-proxy" in tables) == (mode == "nftables")
-        assert bool(re.search(r"^:KUBE-SVC-", tables, re.MULTILINE)) == (mode == "iptables")
-        assert bool(re.search(r"^KUBE-", tables, re.MULTILINE)) == (mode == "ipvs"), "sets"
-        assert ("kube-ipvs0" in cluster.run(host, "ls /sys/class/net")) == (mode == "ipvs")
-        schedulers = set(re.findall(r"-s (\w+)", cluster.run(host, "ipvsadm -Sn")))
-        assert schedulers == ({scheduler} if scheduler else set())
-
 
 # The settings, and the mode and the scheduler that each kernel must then show.
 MODES = (
@@ -56,11 +32,11 @@ def test_proxy_mode_and_scheduler_change_live_and_back(
             began = time.monotonic()
             with edited(cluster, proxy(**values)):
                 up(cluster)
-                modes(cluster, mode, scheduler)
+                balances(cluster, mode, scheduler)
             figure(f"to {mode} {scheduler}".rstrip() + f": {time.monotonic() - began:.0f} s")
         began = time.monotonic()
         up(cluster)
-        modes(cluster, "ipvs", "rr")
+        balances(cluster, "ipvs", "rr")
         figure(f"back to ipvs rr: {time.monotonic() - began:.0f} s")
     assert identity(cluster) == same
     for name, count in counts.items():
