@@ -227,6 +227,26 @@ def test_a_worker_is_removed_and_comes_back(cluster: Cluster, figure: Figure) ->
     assert f"node/{host}" in cluster.kubectl("get nodes -o name")
 
 
+def test_an_image_that_no_source_has_is_named_before_a_pod_needs_it(cluster: Cluster, figure: Figure) -> None:
+    """An image that no source has: named by the hosts that need it, nginx goes on; the next `up` mends it"""
+    same = identity(cluster)
+    image = "docker.io/library/nginx:nobody-has-this"
+
+    def absent(config: Config) -> None:
+        config["nginx"] = {**config.get("nginx", {}), "image": image}
+
+    with edited(cluster, absent):
+        began = time.monotonic()
+        said = failing(cluster)
+        figure(f"named after {time.monotonic() - began:.0f} s")
+    for host in cluster.hosts[1:]:
+        assert f"{host}: runtime: FAILED: the image {image} can't be pulled" in said
+    cluster.wait_for_answers(300)
+    up(cluster)
+    assert identity(cluster) == same
+    assert image not in cluster.kubectl("get deployment nginx -o yaml")
+
+
 def test_a_disruption_budget_holds_a_worker_until_it_is_overridden(cluster: Cluster, figure: Figure) -> None:
     """A disruption budget forbids a drain: an error, the cluster whole; the setting that overrides it"""
     host = cluster.hosts[-1]
