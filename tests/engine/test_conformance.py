@@ -370,12 +370,10 @@ def test_without_stdin_a_reading_command_sees_the_end(stack: Stack, host: SshSer
     assert host.lines("got") == ["done"]
 
 
-def test_a_short_stdin_may_be_left_unread_but_not_one_larger_than_the_window(
-    stack: Stack, host: SshServer
-) -> None:
+# Nothing is promised for one that is larger than SSH's window (2 MiB): Pulumi's plugin fails with "EOF" if
+# it waits for the window at the command's end, and succeeds between two writes. No step's text is near that.
+def test_a_short_stdin_may_be_left_unread(stack: Stack, host: SshServer) -> None:
     commands(stack, host, 'command("a", create="exec 0<&-; true", stdin="x" * 10000)\n').up()
-    commands(stack, host, 'command("b", create="exec 0<&-; true", stdin="x" * 8000000)\n')
-    assert "EOF: running" in "\n".join(stack.up(fails=True).messages)
 
 
 def test_secret_outputs_and_connection_are_ciphertext_in_the_state(stack: Stack, host: SshServer) -> None:

@@ -363,7 +363,8 @@ class CommandPlugin(Plugin):
             raise Failure(
                 f"{error}: running {quote(command)}:\n{output.both.decode(errors='replace')}"
             ) from error
-        # A command that ends well without having taken its stdin fails, in Pulumi's own plugin too.
+        # A command that ends well without having taken its stdin fails. In Pulumi's own plugin too, unless
+        # that happens not to wait for SSH's window at the command's end.
         outcome = _outcome(process.exit_status, process.exit_signal) or ("" if fed else "EOF")
         if outcome:
             raise Failure(f"{outcome}: running {quote(command)}:\n{output.both.decode(errors='replace')}")
