@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import http.client
+import shlex
+import subprocess
 import threading
 import urllib.request
 from collections.abc import Callable, Iterable, Iterator
@@ -10,9 +12,9 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 from lab.errors import Trouble
-from tests.lab.cluster import Cluster
+from tests.lab.cluster import ASK, Cluster
 
-PAUSE_SECONDS = 0.5
+PAUSE_SECONDS = 1.0
 REQUEST_SECONDS = 15.0
 
 
@@ -51,15 +53,50 @@ def from_outside(urls: Iterable[str]) -> dict[str, Ask]:
     return {url: asker(url) for url in urls}
 
 
-def from_a_host(cluster: Cluster, host: str, address: str) -> dict[str, Ask]:
-    """A request from a host to port 80 of an address of the cluster."""
+@contextmanager
+def from_a_host(cluster: Cluster, host: str, address: str) -> Iterator[dict[str, Ask]]:
+    """A request from a host to port 80 of an address of the cluster.
+
+    All of them over one SSH connection: a login for each costs an emulated host more than the request.
+    """
+    requests = (
+        'while read -r; do if said=$(timeout "$2" bash -ec "$0" "$1" 80 2>&1); then echo 200; '
+        'else echo "status $?:" $said; fi; done'
+    )
+    line = shlex.join(["bash", "-c", requests, ASK, address, f"{REQUEST_SECONDS:.0f}"])
+    process: subprocess.Popen[str] | None = None
 
     def ask() -> None:
-        done = cluster.get(host, address, 80)
-        if done.returncode != 0:
-            raise OSError(done.stderr.strip() or f"status {done.returncode}")
+        nonlocal process
+        if process is None or process.poll() is not None:
+            process = subprocess.Popen(
+                [*cluster.lab.ssh_command(host, tty=False), line],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.DEVNULL,
+                text=True,
+                bufsize=1,
+            )
+        assert process.stdin is not None
+        assert process.stdout is not None
+        try:
+            process.stdin.write("\n")
+            said = process.stdout.readline().strip()
+        except BrokenPipeError:
+            said = ""
+        if not said:
+            process.kill()
+            process.wait()
+            raise Trouble(f"the connection to {host} was lost")
+        if said != "200":
+            raise OSError(said)
 
-    return {f"{address}, asked by {host}": ask}
+    try:
+        yield {f"{address}, asked by {host}": ask}
+    finally:
+        if process is not None:
+            process.kill()
+            process.communicate()
 
 
 @contextmanager

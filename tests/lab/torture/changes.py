@@ -26,8 +26,8 @@ def test_proxy_mode_and_scheduler_change_live_and_back(
     """IPVS rr to lc, nftables, iptables and back to IPVS rr, live, asked from outside and inside meanwhile"""
     same = identity(cluster)
     address = cluster.kubectl("get service nginx -o jsonpath='{.spec.clusterIP}'")
-    asks = from_outside(cluster.lab.status().node_ports) | from_a_host(cluster, cluster.hosts[0], address)
-    with probing(asks) as counts:
+    outside = from_outside(cluster.lab.status().node_ports)
+    with from_a_host(cluster, cluster.hosts[-1], address) as inside, probing(outside | inside) as counts:
         for values, mode, scheduler in MODES:
             began = time.monotonic()
             with edited(cluster, proxy(**values)):
