@@ -101,7 +101,7 @@ class Cluster(pulumi.ComponentResource):
             )
             for host in settings.hosts
         ]
-        proxies = ProxyMode("proxy", ProxyModeArgs(settings, nodes), child)
+        proxies = ProxyMode("proxy", ProxyModeArgs(settings, machines, nodes), child)
         nginx = Manifest(
             "nginx",
             ManifestArgs(
@@ -117,6 +117,7 @@ class Cluster(pulumi.ComponentResource):
             "proof",
             ProofArgs(
                 settings,
+                machines,
                 control_plane,
                 subject=_subject(settings, network, nginx),
                 depends_on=[*nginx.objects.values(), *proxies.steps],

@@ -9,7 +9,6 @@ from pulumi_command import remote
 
 from components import changes
 from components.host import PreparedHost
-from components.remote import Runner
 from model import drift, kubeadm
 from model.settings import Settings
 
@@ -41,9 +40,10 @@ class ControlPlane(pulumi.ComponentResource):
     def __init__(self, name: str, args: ControlPlaneArgs, opts: pulumi.ResourceOptions | None = None) -> None:
         super().__init__("kubeadm-ipvs:index:ControlPlane", name, None, opts)
         settings, machine = args.settings, args.machine
-        self.runner = Runner(settings, machine.host, self)
+        self.runner = machine.runner
         self.init = self.runner.step(
             "init",
+            self,
             limit_seconds=settings.limits.init,
             deletes=True,
             delete_limit_seconds=settings.limits.reset,
@@ -83,6 +83,7 @@ class ControlPlane(pulumi.ComponentResource):
         """
         return self.runner.step(
             step,
+            self,
             limit_seconds=60,
             secret=True,
             triggers=[self.init.id],

@@ -8,7 +8,6 @@ from pathlib import Path
 import pulumi
 from pulumi_command import remote
 
-from components import reach
 from components.remote import Runner
 from model.settings import Host, Settings
 from model.values import is_url
@@ -46,7 +45,7 @@ class PreparedHost(pulumi.ComponentResource):
         super().__init__("kubeadm-ipvs:index:PreparedHost", name, None, opts)
         self.host = args.host
         self._args = args
-        self.runner = Runner(args.settings, args.host, self)
+        self.runner = Runner(args.settings, args.host)
         self.claim = self._claim()
         self.ready = self._prepare()
         self.register_outputs({"address": args.host.address, "claim": self.claim.id})
@@ -55,6 +54,7 @@ class PreparedHost(pulumi.ComponentResource):
         settings, host = self._args.settings, self.host
         return self.runner.step(
             "claim",
+            self,
             limit_seconds=settings.limits.inspect,
             deletes=True,
             delete_limit_seconds=settings.limits.reset,
@@ -73,7 +73,6 @@ class PreparedHost(pulumi.ComponentResource):
             # Workers come and go in production too; without its control plane there is no cluster.
             opts=pulumi.ResourceOptions(
                 protect=(settings.production and host.role == "control-plane") or None,
-                hooks=reach.hooks(settings, host),
             ),
         )
 
@@ -104,6 +103,7 @@ class PreparedHost(pulumi.ComponentResource):
         for step, values in steps:
             last = self.runner.step(
                 step,
+                self,
                 limit_seconds=limit,
                 values=values,
                 opts=pulumi.ResourceOptions(

@@ -9,7 +9,6 @@ import pulumi
 from pulumi_command import remote
 
 from components.control_plane import ControlPlane
-from components.remote import Runner
 from model.settings import Host, Settings
 
 
@@ -42,8 +41,9 @@ class Member(pulumi.ComponentResource):
     def __init__(self, name: str, args: MemberArgs, opts: pulumi.ResourceOptions | None = None) -> None:
         super().__init__("kubeadm-ipvs:index:Member", name, None, opts)
         settings, host, cluster = args.settings, args.host, args.control_plane
-        self.ready = Runner(settings, settings.control_plane, self).step(
+        self.ready = cluster.runner.step(
             "member",
+            self,
             name=f"{host.name}-member",
             limit_seconds=settings.limits.rollout,
             # The control plane's node goes with the cluster.

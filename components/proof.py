@@ -9,7 +9,8 @@ from typing import Any
 import pulumi
 
 from components.control_plane import ControlPlane
-from components.remote import Runner, plain_output
+from components.host import PreparedHost
+from components.remote import plain_output
 from model import ipvs
 from model.settings import Host, Settings
 
@@ -20,12 +21,14 @@ class ProofArgs:
 
     Attributes:
         settings: The environment.
+        machines: The hosts by name, each to be proved.
         control_plane: Where the cluster is asked what it promises.
         subject: Changes when what the proof stands on does: then it is proved anew.
         depends_on: What must be there first.
     """
 
     settings: Settings
+    machines: Mapping[str, PreparedHost]
     control_plane: ControlPlane
     subject: pulumi.Input[str]
     depends_on: Sequence[pulumi.Resource]
@@ -42,8 +45,9 @@ class Proof(pulumi.ComponentResource):
         super().__init__("kubeadm-ipvs:index:Proof", name, None, opts)
         settings, cluster = args.settings, args.control_plane
         self._settings = settings
-        look = Runner(settings, settings.control_plane, self).step(
+        look = cluster.runner.step(
             "look",
+            self,
             name="promises",
             limit_seconds=settings.limits.proof + settings.proof.wait_seconds,
             triggers=[cluster.init.id],
@@ -59,8 +63,9 @@ class Proof(pulumi.ComponentResource):
         promises = plain_output(look)
         self.tables: dict[str, pulumi.Output[list[dict[str, Any]]]] = {}
         for host in settings.hosts:
-            proof = Runner(settings, host, self).step(
+            proof = args.machines[host.name].runner.step(
                 "proof",
+                self,
                 limit_seconds=settings.limits.proof + settings.proof.wait_seconds,
                 triggers=[cluster.init.id],
                 values=self._values(host, promises),

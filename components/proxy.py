@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import pulumi
 from pulumi_command import remote
 
-from components.remote import Runner
+from components.host import PreparedHost
 from model import kubeadm
 from model.settings import Settings
 
@@ -19,10 +19,12 @@ class ProxyModeArgs:
 
     Attributes:
         settings: The environment.
+        machines: The hosts by name.
         nodes: Per host, the command that made it a node.
     """
 
     settings: Settings
+    machines: Mapping[str, PreparedHost]
     nodes: Mapping[str, remote.Command]
 
 
@@ -45,8 +47,9 @@ class ProxyMode(pulumi.ComponentResource):
         for host in settings.hosts:
             node = args.nodes[host.name]
             self.steps.append(
-                Runner(settings, host, self).step(
+                args.machines[host.name].runner.step(
                     "proxy",
+                    self,
                     limit_seconds=settings.limits.rollout,
                     triggers=[node.id],
                     values={

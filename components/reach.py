@@ -1,8 +1,9 @@
 """The way in to a host, tried before the first step on it and by whoever looks at it from outside a run.
 
 The provider dials again and again whatever the reason, a wrong key included, and has no bound for
-a server that accepts a connection and then says nothing. So a hook comes before the first step on
-each host: it waits for one that boots, and says at once, in words, what no waiting will mend.
+a server that accepts a connection and then says nothing. So a hook comes before the first step that
+runs on a host, whichever that is: it waits for one that boots, and says at once, in words, what no waiting
+will mend.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import socket
 import time
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -35,13 +37,28 @@ class NotAnsweringError(Exception):
 
 
 def hooks(settings: Settings, host: Host) -> pulumi.ResourceHookBinding:
-    """For the first step on a host: not run before the host can be worked on."""
+    """For every step on a host: none runs before the host can be worked on."""
+    reached = once(settings, host)
 
     async def reach(_: pulumi.ResourceHookArgs) -> None:
-        await wait(settings, host)
+        await reached()
 
     hook = pulumi.ResourceHook(f"{host.name}-reach", reach)
     return pulumi.ResourceHookBinding(before_create=[hook], before_update=[hook])
+
+
+def once(settings: Settings, host: Host) -> Callable[[], Awaitable[None]]:
+    """`wait`, whose outcome holds for all who ask: a run logs in once, not before each step."""
+    attempt: asyncio.Task[None] | None = None
+
+    async def reached() -> None:
+        nonlocal attempt
+        if attempt is None:
+            attempt = asyncio.create_task(wait(settings, host))
+        # One step that is cancelled doesn't cancel it for the others.
+        await asyncio.shield(attempt)
+
+    return reached
 
 
 async def wait(settings: Settings, host: Host) -> None:

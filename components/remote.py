@@ -24,6 +24,7 @@ from typing import Any
 import pulumi
 from pulumi_command import remote
 
+from components import reach
 from model.settings import Host, Settings
 
 SCRIPTS = Path(__file__).resolve().parent.parent / "scripts"
@@ -84,17 +85,18 @@ def command_text(verb: str, step: str, host: str, limit_seconds: int, user: str)
 
 
 class Runner:
-    """Runs steps on one host; its commands are children of the component that owns it."""
+    """Runs steps on one host, for whichever component needs one there; there is one for each host."""
 
-    def __init__(self, settings: Settings, host: Host, parent: pulumi.Resource) -> None:
+    def __init__(self, settings: Settings, host: Host) -> None:
         self._host = host
-        self._parent = parent
         self._user = settings.ssh_user(host)
         self._connection = _connection(settings, host)
+        self._reach = reach.hooks(settings, host)
 
     def step(
         self,
         step: str,
+        parent: pulumi.Resource,
         *,
         limit_seconds: int,
         values: Mapping[str, pulumi.Input[str]] | None = None,
@@ -109,6 +111,7 @@ class Runner:
 
         Args:
             step: One of `STEPS`: in messages, and (with the host's) in the resource's name.
+            parent: The component that the command is a child of.
             limit_seconds: Killed and reported after this long.
             values: Shell variables for the step.
             secret: Values or output are secret: nothing is logged, input and output are
@@ -116,7 +119,8 @@ class Runner:
             triggers: Values whose change replaces the resource (delete first, then create).
             deletes: The step has a `delete` of its own.
             delete_limit_seconds: As `limit_seconds`, for `delete`.
-            opts: Dependencies and the like; parent and delete_before_replace are set here.
+            opts: Dependencies and the like; parent and delete_before_replace are set here, and
+                that the host is reached before (components/reach.py).
             name: The resource's name, where it isn't `HOST-STEP`.
         """
         text: pulumi.Input[str] = compose(STEPS[step], {})
@@ -129,10 +133,11 @@ class Runner:
             return command_text(verb, step, self._host.name, limit, self._user)
 
         own = pulumi.ResourceOptions(
-            parent=self._parent,
+            parent=parent,
             # The default order, create and then delete, would reset the cluster just made.
             delete_before_replace=True,
             additional_secret_outputs=["stdin", "stdout", "stderr"] if secret else None,
+            hooks=self._reach,
         )
         return remote.Command(
             name or f"{self._host.name}-{step}",

@@ -9,7 +9,6 @@ import pulumi
 from components.admission import Admission
 from components.control_plane import ControlPlane
 from components.host import PreparedHost
-from components.remote import Runner
 from model import kubeadm
 from model.settings import Settings
 
@@ -46,8 +45,9 @@ class Worker(pulumi.ComponentResource):
         super().__init__("kubeadm-ipvs:index:Worker", name, None, opts)
         settings, machine, control_plane = args.settings, args.machine, args.control_plane
         self.host = host = machine.host
-        token = Runner(settings, settings.control_plane, self).step(
+        token = control_plane.runner.step(
             "token",
+            self,
             name=f"{host.name}-token",
             limit_seconds=60,
             secret=True,
@@ -60,8 +60,9 @@ class Worker(pulumi.ComponentResource):
         config = pulumi.Output.all(token.stdout, control_plane.ca_hash, admission.known).apply(
             lambda values: kubeadm.join_config(settings, host, values[0], values[1])
         )
-        self.join = Runner(settings, host, self).step(
+        self.join = machine.runner.step(
             "join",
+            self,
             limit_seconds=settings.limits.join,
             secret=True,
             deletes=True,

@@ -65,6 +65,18 @@ def test_a_host_that_lets_us_in_is_not_kept_waiting(host: SshServer, tmp_path: P
     assert host.commands == []
 
 
+def test_many_steps_log_in_once(host: SshServer, tmp_path: Path) -> None:
+    settings = settings_for(host, tmp_path)
+
+    async def steps() -> None:
+        reached = reach.once(settings, settings.hosts[0])
+        await asyncio.gather(reached(), reached())
+        await reached()
+
+    asyncio.run(steps())
+    assert len(host.logins) == 1
+
+
 def test_a_host_that_boots_is_waited_for(
     tmp_path: Path, closed_port: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:

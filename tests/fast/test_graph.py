@@ -275,8 +275,18 @@ def test_an_object_of_a_run_that_was_cut_off_is_taken_on(recorded: graph.Recorde
 
 def test_joins_are_admitted_right_before_and_revoked_right_after(recorded: graph.Recorder) -> None:
     hooks = recorded.requests["node1-join"].hooks
-    assert list(hooks.before_create) == ["node1-admit"]
+    assert list(hooks.before_create) == ["node1-reach", "node1-admit"]
     assert list(hooks.after_create) == ["node1-revoke"]
+
+
+def test_every_step_waits_for_the_way_in_to_its_host(recorded: graph.Recorder) -> None:
+    """Which one runs first is the change's: of a host that is there already its claim is the same."""
+    steps = {name: r for name, r in recorded.requests.items() if r.type == "command:remote:Command"}
+    for name, request in steps.items():
+        host = request.object["create"].split()[-1]
+        for hooks in (request.hooks.before_create, request.hooks.before_update):
+            assert hooks[0] == f"{host}-reach", name
+    assert len(steps) > 3 * 8
 
 
 def test_kube_proxy_is_changed_on_one_host_after_the_other(recorded: graph.Recorder) -> None:
