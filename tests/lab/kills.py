@@ -1,71 +1,59 @@
-"""A step is killed at each of its lines, one after the other, and must come to the same end all the same."""
+"""A step is killed at each of its lines, one after the other, and must come to its end all the same."""
 
 from __future__ import annotations
 
+import json
 import subprocess
-from collections.abc import Sequence
+from typing import Any
 
-from components.cluster import Cluster as Program
-from components.cluster import ClusterArgs
-from model.settings import Settings
-from tests.fast import graph, test_graph
-from tests.lab.cluster import Cluster, differences
-from tools import check
+from tests.lab.cluster import Cluster
 
 CALL = "STEP=$2 HOST=$3\n"
 KILLED = 128 + 9
+STEP_SECONDS = 1500
 
 
-def texts(settings: Settings, stack: str, host: str, steps: Sequence[str]) -> dict[str, str]:
-    """What is sent to a host for each of the steps: taken from the program itself."""
-
-    def program() -> None:
-        Program("test", ClusterArgs(settings, stack))
-
-    inputs = graph.run(program, test_graph.outputs).inputs
-    return {step: str(inputs[f"{host}-{step}"]["stdin"]) for step in steps}
+def texts(cluster: Cluster) -> dict[str, str]:
+    """What the state would have sent to the hosts, by resource: each step's whole text."""
+    exported = json.loads(cluster.pulumi("stack", "export", "--show-secrets").stdout)
+    commands = [r for r in exported["deployment"]["resources"] if r["type"] == "command:remote:Command"]
+    return {command["urn"].rpartition("::")[2]: _plain(command["inputs"]["stdin"]) for command in commands}
 
 
-def send(
-    cluster: Cluster, host: str, verb: str, step: str, text: str, trap: str = ""
+def _plain(value: Any) -> str:
+    return str(json.loads(value["plaintext"]) if isinstance(value, dict) else value)
+
+
+def run(
+    cluster: Cluster, host: str, verb: str, step: str, text: str, trap: str = ":"
 ) -> subprocess.CompletedProcess[str]:
     """Run a step's text as the provider would, with a trap before each of its commands."""
     assert text.count(CALL) == 1
-    watched = text.replace(CALL, f"{CALL}set -o functrace\ntrap '{trap}' DEBUG\n") if trap else text
+    watched = text.replace(CALL, f"{CALL}set -o functrace\ntrap '{trap}' DEBUG\n")
     # Of a command that a signal ended ssh says no more than 255.
-    command = ["bash", "-c", 'timeout 600 bash -s -- "$@"; exit $?', "bash", verb, step, host]
-    return cluster.lab.ssh(host, command, input=watched, timeout=700)
+    command = ["bash", "-c", f'timeout {STEP_SECONDS} bash -s -- "$@"; exit $?', "bash", verb, step, host]
+    return cluster.lab.ssh(host, command, input=watched, timeout=STEP_SECONDS + 100)
 
 
-def ended_well(done: subprocess.CompletedProcess[str]) -> None:
+def run_to_its_end(cluster: Cluster, host: str, verb: str, step: str, text: str) -> None:
+    """Run a step's text undisturbed; it must succeed."""
+    done = run(cluster, host, verb, step, text)
     assert done.returncode == 0, done.stdout + done.stderr
 
 
-def killed_at_each_line(cluster: Cluster, host: str, steps: Sequence[str]) -> dict[str, int]:
-    """Run the steps on a plain host undisturbed, and then killed at each line; at how many, by step.
+def killed_at_each_line(cluster: Cluster, host: str, verb: str, step: str, text: str) -> int:
+    """Run a step again and again, each time killed (SIGKILL) before the first line where it hasn't been yet.
 
-    After its kills each step runs once to its end. The host must then be as after the undisturbed
-    run, and as before when it is given back.
+    :return: how many times it was killed until it came to its end; it must succeed then.
     """
-    sent = texts(check.settings_of(cluster.stack, cluster.environment), cluster.stack, host, steps)
-    plain = cluster.state_of([host])
-    lines: dict[str, list[str]] = {}
-    for step in steps:
-        ended_well(send(cluster, host, "create", step, sent[step], "echo $LINENO >>/run/lines"))
-        lines[step] = list(dict.fromkeys(cluster.run(host, "cat /run/lines; rm /run/lines").split()))
-    wanted = cluster.state_of([host])
-    ended_well(send(cluster, host, "delete", "claim", sent["claim"]))
-    assert differences(plain, cluster.state_of([host])) == ""
-    kills = dict.fromkeys(steps, 0)
-    for step in steps:
-        for line in lines[step]:
-            trap = f"if ((LINENO == {line})); then kill -KILL $$; fi"
-            done = send(cluster, host, "create", step, sent[step], trap)
-            # A line whose work is done by now may not be reached any more.
-            assert done.returncode in (0, KILLED), f"{step}, killed at line {line}: {done.stderr}"
-            kills[step] += done.returncode == KILLED
-        ended_well(send(cluster, host, "create", step, sent[step]))
-    assert differences(wanted, cluster.state_of([host])) == ""
-    ended_well(send(cluster, host, "delete", "claim", sent["claim"]))
-    assert differences(plain, cluster.state_of([host])) == ""
-    return kills
+    lines: list[str] = []
+    while True:
+        known = f" {' '.join(lines)} "
+        trap = f'[[ "{known}" == *" $LINENO "* ]] || {{ echo "$LINENO" >/run/line; kill -KILL $$; }}'
+        done = run(cluster, host, verb, step, text, trap)
+        if done.returncode == 0:
+            return len(lines)
+        line = cluster.run(host, "cat /run/line; rm /run/line").strip()
+        assert done.returncode == KILLED, f"{step}, after a kill at line {lines[-1:]}: {done.stderr}"
+        assert line not in lines
+        lines.append(line)

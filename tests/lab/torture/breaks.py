@@ -28,7 +28,7 @@ from tests.lab.cluster import (
     secrets_of,
     up,
 )
-from tests.lab.kills import killed_at_each_line
+from tests.lab.kills import killed_at_each_line, run_to_its_end, texts
 from tools import env, stack
 
 Figure = Callable[[str], None]
@@ -420,6 +420,7 @@ def test_a_way_in_that_is_wrong_is_refused_in_words(cluster: Cluster, figure: Fi
             figure(f"{change.__name__.replace('_', ' ')}: refused after {time.monotonic() - began:.0f} s")
         assert re.search(words, said), said
         assert private.splitlines()[1] not in said
+    cluster.lab.up()  # it ends when every host lets us in
     cluster.wait_for_answers(600)
     cluster.run(host, "userdel --remove asker 2>/dev/null")
 
@@ -446,13 +447,52 @@ def test_a_host_keeps_the_packages_that_it_had(cluster: Cluster, figure: Figure)
         cluster.run(host, back)
 
 
-def test_every_step_is_killed_at_each_of_its_lines(cluster: Cluster, figure: Figure) -> None:
-    """A worker's steps up to the runtime are killed at each of their lines; the same end, and given back"""
+def test_every_step_of_a_worker_is_killed_at_each_of_its_lines(cluster: Cluster, figure: Figure) -> None:
+    """A worker's steps, and its reset, are killed at each of their lines; the same end, and given back"""
     host = cluster.hosts[-1]
+    sent = texts(cluster)
     with edited(cluster, without(host)):
         up(cluster)
-    kills = killed_at_each_line(cluster, host, ("claim", "kernel", "firewall", "packages", "runtime"))
-    figure("kills: " + ", ".join(f"{step} {count}" for step, count in kills.items()))
+    plain = cluster.state_of([host])
+    steps = ("claim", "kernel", "firewall", "packages", "runtime")
+    for step in steps:
+        run_to_its_end(cluster, host, "create", step, sent[f"{host}-{step}"])
+    undisturbed = cluster.state_of([host])
+    run_to_its_end(cluster, host, "delete", "claim", sent[f"{host}-claim"])
+    assert differences(plain, cluster.state_of([host])) == ""
+
+    def kill(verb: str, step: str) -> None:
+        count = killed_at_each_line(cluster, host, verb, step, sent[f"{host}-{step}"])
+        figure(f"{step} ({verb}) killed {count} times")
+
+    for step in steps:
+        kill("create", step)
+    assert differences(undisturbed, cluster.state_of([host])) == ""
+    token = re.search(r"\b[a-z0-9]{6}\.[a-z0-9]{16}\b", sent[f"{host}-join"])
+    assert token is not None
+    cluster.run(cluster.hosts[0], f"kubeadm token create {token.group()} --ttl 4h", timeout=600)
+    kill("create", "join")
+    cluster.kubectl(f"wait --for=condition=Ready --timeout=290s node/{host}")
+    kill("delete", "join")
+    kill("delete", "claim")
+    cluster.kubectl(f"delete node {host}")
+    cluster.run(cluster.hosts[0], f"kubeadm token delete {token.group()}", timeout=600)
+    assert differences(plain, cluster.state_of([host])) == ""
+
+
+def test_init_is_killed_at_each_of_its_lines(cluster: Cluster, figure: Figure) -> None:
+    """init, and the reset of what it made, are killed at each of their lines; given back"""
+    host = cluster.hosts[0]
+    sent = texts(cluster)
+    done = cluster.pulumi("destroy", "--yes", "--skip-preview")
+    assert done.returncode == 0, done.stdout
+    for step in ("claim", "kernel", "firewall", "packages", "runtime"):
+        run_to_its_end(cluster, host, "create", step, sent[f"{host}-{step}"])
+    for verb in ("create", "delete"):
+        count = killed_at_each_line(cluster, host, verb, "init", sent[f"{host}-init"])
+        figure(f"init ({verb}) killed {count} times")
+    run_to_its_end(cluster, host, "delete", "claim", sent[f"{host}-claim"])
+    assert differences(cluster.before, cluster.state()) == ""
 
 
 def test_destroy_ends_without_a_dead_worker_and_is_finished_when_it_is_back(
