@@ -1,14 +1,14 @@
 # shellcheck shell=bash
 # What the cluster promises: the services to be proved and their ready endpoints, as JSON;
 # runs on the control plane and waits until each of them has as many endpoints as it should.
-# Values: SERVICES (lines `namespace/name endpoints`), WAIT_SECONDS, GENERATION (of what the
+# Values: SERVICES (lines `namespace/name endpoints`), WAIT_SECONDS, SUBJECT (of what the
 # services stand on: a new one makes this step look again).
 
 locking() { false; }
 export KUBECONFIG=/etc/kubernetes/admin.conf
 
 create() {
-  local lacking=
+  local lacking='' dead_looked=-$DEAD_LOOK_SECONDS
   wait_for "$WAIT_SECONDS" "the services' ready endpoints" all_ready ||
     fail "after $WAIT_SECONDS s: ${lacking:-the API server does not answer}" "kubectl get pods -A -o wide says which pod is missing"
   kubectl get services,endpointslices -A -o json
@@ -26,5 +26,21 @@ all_ready() {
     NR == FNR { for (i = 2; i <= NF; i++) if (!seen[$1, $i]++) count[$1]++; next }
     NF && count[$1] != $2 { printf "%s%s has %d ready endpoints, not %d", separator, $1, count[$1], $2; separator = "; " }
   ' <(printf '%s\n' "$ready") <(printf '%s\n' "$SERVICES"))
-  [[ -z $lacking ]]
+  [[ -z $lacking ]] || {
+    move_from_dead_nodes || :
+    return 1
+  }
 }
+
+# Of a node that has died Kubernetes moves the pods after five minutes, and a worker that is taken out of the
+# settings goes at the run's end only. What stands behind the services is stateless: it is moved at once.
+move_from_dead_nodes() {
+  local node
+  ((SECONDS - dead_looked >= DEAD_LOOK_SECONDS)) || return 0
+  dead_looked=$SECONDS
+  for node in $(kubectl --request-timeout=60s get nodes -o jsonpath='{range .items[*]}{.metadata.name} {.status.conditions[?(@.type=="Ready")].status}{"\n"}{end}' | awk '$2 == "Unknown" {print $1}'); do
+    kubectl -n kube-system delete pods --selector k8s-app=kube-dns --field-selector "spec.nodeName=$node" --wait=false
+    kubectl -n default delete pods --selector app.kubernetes.io/name=nginx --field-selector "spec.nodeName=$node" --wait=false
+  done
+}
+readonly DEAD_LOOK_SECONDS=30

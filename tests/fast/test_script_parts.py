@@ -152,10 +152,33 @@ def test_a_mirror_that_is_taken_out_of_the_settings_goes_and_the_users_stay(tmp_
 def test_services_that_lack_endpoints_are_named_with_how_many(tmp_path: Path, dns: str, lacking: str) -> None:
     body = f"""
 kubectl() {{ printf '%s\\n' 'default/kubernetes 192.168.166.101' 'kube-system/kube-dns {dns}' 'x/other'; }}
-create() {{ local lacking=; all_ready || :; printf '%s' "$lacking"; }}
+create() {{ local lacking= dead_looked=$SECONDS; all_ready || :; printf '%s' "$lacking"; }}
 """
     services = "$'default/kubernetes 1\\nkube-system/kube-dns 2'"
     assert part("look.sh", body, tmp_path, SERVICES=services) == lacking
+
+
+def test_what_a_service_lacks_is_moved_from_dead_nodes_and_from_no_other(tmp_path: Path) -> None:
+    body = """
+kubectl() {
+  case $* in
+    *'get endpointslices'*) echo kube-system/kube-dns ;;
+    *'get nodes'*) printf '%s\\n' 'node1 True' 'node2 Unknown' 'node3 False' ;;
+    *) echo "$*" >&5 ;;
+  esac
+}
+create() {
+  exec 5>&1
+  wait_for 2 "nothing" all_ready || :
+}
+"""
+    body = body.replace("create() {", "create() {\n  local lacking='' dead_looked=-$DEAD_LOOK_SECONDS")
+    said = part("look.sh", body, tmp_path, SERVICES="$'kube-system/kube-dns 1'")
+    of_node2 = "--field-selector spec.nodeName=node2 --wait=false"
+    assert said.splitlines() == [
+        f"-n kube-system delete pods --selector k8s-app=kube-dns {of_node2}",
+        f"-n default delete pods --selector app.kubernetes.io/name=nginx {of_node2}",
+    ]
 
 
 @pytest.mark.parametrize(
