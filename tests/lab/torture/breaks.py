@@ -32,7 +32,7 @@ from tests.lab.kills import killed_at_each_line, run_to_its_end, texts
 from tools import env, stack
 
 Figure = Callable[[str], None]
-DEAD_HOST_SECONDS = 120
+DEAD_HOST_SECONDS = 120  # beside what the others need, which on emulated hosts is minutes by itself
 
 
 def unlock(cluster: Cluster) -> None:
@@ -49,9 +49,9 @@ def without(name: str) -> Callable[[Config], None]:
     return change
 
 
-def failing(cluster: Cluster, *arguments: str) -> str:
+def failing(cluster: Cluster) -> str:
     """What an `up` prints that must fail."""
-    done = cluster.pulumi(*(arguments or ("up", "--yes", "--skip-preview")))
+    done = cluster.pulumi("up", "--yes", "--skip-preview")
     assert done.returncode != 0, done.stdout
     return done.stdout + done.stderr
 
@@ -114,6 +114,19 @@ def killed_again_and_again(cluster: Cluster, verb: str, every: int, printed: lis
             return points
         printed.append(run.printed)
         unlock(cluster)
+
+
+def held_up(cluster: Cluster, host: str, *arguments: str) -> float:
+    """Run what must fail at a dead host's claim; for how many seconds it waited for that host only."""
+    run = Engine(cluster, *arguments)
+    last = time.monotonic()
+    for word in run.events():
+        step = run.ended[-1] if word == "ended" else run.begun[-1]
+        if not step.split()[1].startswith(f"{host}-"):
+            last = time.monotonic()
+    assert run.wait() != 0
+    assert f"{host}-claim" in run.said
+    return time.monotonic() - last
 
 
 def power_cut_in_init(cluster: Cluster) -> None:
@@ -295,11 +308,8 @@ def test_a_dead_worker_holds_up_nobody(cluster: Cluster, figure: Figure) -> None
     assert cluster.kubectl(f"get node {other} -o jsonpath='{{.metadata.labels.tried}}'") == "yes"
     cluster.kubectl(f"wait --for=condition=Ready=Unknown --timeout=300s node/{host}")
     with edited(cluster, without(host)):
-        began = time.monotonic()
-        said = failing(cluster)
-        took = time.monotonic() - began
-        figure(f"removed in {took:.0f} s, with an error that names {host}-claim")
-        assert f"{host}-claim" in said
+        took = held_up(cluster, host, "up")
+        figure(f"removed, {took:.0f} s after the last step of another, with an error that names {host}-claim")
         assert host not in cluster.kubectl("get nodes -o name")
         assert took < DEAD_HOST_SECONDS
         cluster.lab.up()
@@ -501,11 +511,10 @@ def test_destroy_ends_without_a_dead_worker_and_is_finished_when_it_is_back(
     """A dead worker doesn't hold up `destroy`, which says what is left undone; the next one finishes it"""
     host, *others = reversed(cluster.hosts)
     cluster.lab.power_off(host)
-    began = time.monotonic()
-    said = failing(cluster, "destroy", "--yes", "--skip-preview", "--continue-on-error")
-    took = time.monotonic() - began
-    figure(f"destroy ended after {took:.0f} s, with an error that names {host}-claim")
-    assert f"{host}-claim" in said
+    took = held_up(cluster, host, "destroy", "--continue-on-error")
+    figure(
+        f"destroy ended {took:.0f} s after the last step of another, with an error that names {host}-claim"
+    )
     now = cluster.state_of(others)
     assert differences({name: cluster.before[name] for name in others}, now) == ""
     cluster.lab.up()
