@@ -219,7 +219,7 @@ class _Readers:
             async def __aexit__(self, *_: object) -> None:
                 """Nothing is open."""
 
-            async def ask(self, step: str, values: dict[str, str]) -> str:
+            async def ask(self, step: str, values: dict[str, str], limit: int) -> str:
                 assert (step, values) == ("traffic", {})
                 if isinstance(answer, Trouble):
                     raise answer
