@@ -5,6 +5,7 @@
 create() {
   if ! begin_node; then
     converge_kubelet
+    register_again
     say "joined already"
     return
   fi
@@ -15,4 +16,14 @@ create() {
   remember_settings
   mark node.done
   say "joined"
+}
+
+# The node was deleted while nobody could reach this host, which never came to its reset: kubelet makes its
+# node only when it starts. What else keeps the API server from answering, the node's own step (member) tells.
+register_again() {
+  local said
+  said=$(kubectl --kubeconfig /etc/kubernetes/kubelet.conf --request-timeout=60s get node "$HOST" -o name 2>&1) && return
+  [[ $said == *"(NotFound)"* ]] || return 0
+  say "the cluster has no node $HOST any more: kubelet makes it again"
+  systemctl restart kubelet
 }

@@ -483,3 +483,25 @@ create() {{ local problems=(); look_at_packages; printf '%s\\n' "${{problems[@]}
     said = part("claim.sh", body, tmp_path, VERSION="1.37.2", MANAGE=manage)
     assert said.startswith(found)
     assert bool(said.strip()) is bool(found)
+
+
+@pytest.mark.parametrize(
+    ("answer", "restarted"),
+    [
+        ("echo node/node1", False),
+        ("echo 'Error from server (NotFound): nodes \"node1\" not found' >&2; return 1", True),
+        ("echo 'Unable to connect to the server: EOF' >&2; return 1", False),
+    ],
+)
+def test_a_node_that_was_deleted_behind_its_hosts_back_is_made_again(
+    tmp_path: Path, answer: str, restarted: bool
+) -> None:
+    body = f"""
+begin_node() {{ false; }}
+converge_kubelet() {{ :; }}
+kubectl() {{ {answer}; }}
+systemctl() {{ echo "systemctl $*"; }}
+"""
+    script = (SCRIPTS / "node.sh").read_text() + (SCRIPTS / "join.sh").read_text()
+    said = bash(with_lib(script + body), home=tmp_path).stdout
+    assert said == ("systemctl restart kubelet\n" if restarted else "")
