@@ -167,13 +167,14 @@ kubectl() {
     *) echo "$*" >&5 ;;
   esac
 }
-create() {
-  exec 5>&1
-  wait_for 2 "nothing" all_ready || :
-}
+exec 5>&1
 """
-    body = body.replace("create() {", "create() {\n  local lacking='' dead_looked=-$DEAD_LOOK_SECONDS")
-    said = part("look.sh", body, tmp_path, SERVICES="$'kube-system/kube-dns 1'")
+    text = with_lib(
+        (SCRIPTS / "look.sh").read_text() + body, SERVICES="'kube-system/kube-dns 1'", WAIT_SECONDS="2"
+    )
+    done = bash(text, home=tmp_path, check=False)
+    assert "kube-system/kube-dns has 0 ready endpoints, not 1" in done.stderr
+    said = done.stdout
     of_node2 = "--field-selector spec.nodeName=node2 --wait=false"
     assert said.splitlines() == [
         f"-n kube-system delete pods --selector k8s-app=kube-dns {of_node2}",

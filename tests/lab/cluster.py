@@ -160,6 +160,16 @@ class Cluster:
         assert done.returncode == 0, done.stderr
         return json.loads(done.stdout)
 
+    def revealed(self) -> str:
+        """The state as JSON, its secrets in the clear: each run encrypts them anew."""
+        done = self.pulumi("stack", "export", "--show-secrets")
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    def resources(self) -> list[dict[str, Any]]:
+        """What the state holds of each resource, in the clear."""
+        return list(json.loads(self.revealed())["deployment"]["resources"])
+
 
 def differences(before: dict[str, set[str]], after: dict[str, set[str]]) -> str:
     """What one state has and the other hasn't, host by host; empty when they are equal."""
@@ -304,8 +314,7 @@ def secrets_of(cluster: Cluster) -> list[str]:
     """The administrator's key, whole and its begin, the login key, and every token in the state."""
     user = yaml.safe_load(cluster.output("kubeconfig"))["users"][0]["user"]
     login = (cluster.lab.folder / "id_ed25519").read_text().splitlines()[1]
-    revealed = cluster.pulumi("stack", "export", "--show-secrets").stdout
-    tokens = re.findall(r"\b[a-z0-9]{6}\.[a-z0-9]{16}\b", revealed)
+    tokens = re.findall(r"\b[a-z0-9]{6}\.[a-z0-9]{16}\b", cluster.revealed())
     assert len(tokens) >= len(cluster.hosts) - 1, "the state holds a token for each worker"
     return [user["client-key-data"], user["client-key-data"][:200], login, *tokens]
 

@@ -15,8 +15,7 @@ STEP_SECONDS = 1500
 
 def texts(cluster: Cluster) -> dict[str, str]:
     """What the state would have sent to the hosts, by resource: each step's whole text."""
-    exported = json.loads(cluster.pulumi("stack", "export", "--show-secrets").stdout)
-    commands = [r for r in exported["deployment"]["resources"] if r["type"] == "command:remote:Command"]
+    commands = [item for item in cluster.resources() if item["type"] == "command:remote:Command"]
     return {command["urn"].rpartition("::")[2]: _plain(command["inputs"]["stdin"]) for command in commands}
 
 

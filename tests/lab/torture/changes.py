@@ -5,7 +5,6 @@ Each test puts back what it has changed: those after it find the cluster as the 
 
 from __future__ import annotations
 
-import json
 import re
 import time
 from collections.abc import Callable
@@ -104,16 +103,13 @@ def test_certificates_that_end_soon_are_found_and_renewed(
     up(cluster)
 
 
-def resources(cluster: Cluster) -> dict[str, tuple[Any, Any]]:
-    """What the state says of each resource; revealed, since each run encrypts its secrets anew."""
-    exported = json.loads(cluster.pulumi("stack", "export", "--show-secrets").stdout)
-    return {
-        item["urn"]: (item.get("inputs"), item.get("outputs")) for item in exported["deployment"]["resources"]
-    }
+def held(cluster: Cluster) -> dict[str, tuple[Any, Any]]:
+    """Each resource's inputs and outputs as the state has them."""
+    return {item["urn"]: (item.get("inputs"), item.get("outputs")) for item in cluster.resources()}
 
 
 def test_another_version_is_refused_at_preview_and_nothing_is_touched(cluster: Cluster) -> None:
-    before = resources(cluster)
+    before = held(cluster)
 
     def change(config: Config) -> None:
         config["cluster"]["kubernetesVersion"] = "1.37.3"
@@ -124,7 +120,7 @@ def test_another_version_is_refused_at_preview_and_nothing_is_touched(cluster: C
             assert done.returncode != 0
             assert "cluster.kubernetesVersion is 1.37.3, and the cluster runs 1.37.2" in done.stdout
             assert "Nothing was touched" in done.stdout
-    assert resources(cluster) == before
+    assert held(cluster) == before
 
 
 def test_a_preview_says_in_words_what_a_new_cluster_costs(cluster: Cluster) -> None:
