@@ -14,18 +14,31 @@ create() {
   kubectl get services,endpointslices -A -o json
 }
 
+# The Deployments behind the promised services, and the endpoints of every service.
+# shellcheck disable=SC2016 # jsonpath
+readonly DEPLOYED='{range .items[?(@.kind=="Deployment")]}deployed {.metadata.namespace}/{.metadata.name} {.metadata.generation},{.status.observedGeneration},{.spec.replicas},{.status.updatedReplicas},{.status.replicas},{.status.availableReplicas}{"\n"}{end}'
+# shellcheck disable=SC2016 # jsonpath
+readonly READY='{range .items[?(@.kind=="EndpointSlice")]}ready {.metadata.namespace}/{.metadata.labels.kubernetes\.io/service-name}{range .endpoints[?(@.conditions.ready==true)]} {.addresses[0]}{end}{"\n"}{end}'
+
 # Sets `lacking`, a line for a person. One call for all services: on a slow control plane each costs seconds.
+# As long as a rollout goes on, as many endpoints as promised may still be the wrong ones: the provider has
+# been seen to call a Deployment updated that had two minutes to go.
 all_ready() {
-  local ready
-  # shellcheck disable=SC2016 # jsonpath
-  ready=$(kubectl --request-timeout=60s get endpointslices -A -o jsonpath='{range .items[*]}{.metadata.namespace}/{.metadata.labels.kubernetes\.io/service-name}{range .endpoints[?(@.conditions.ready==true)]} {.addresses[0]}{end}{"\n"}{end}') || {
+  local seen
+  seen=$(kubectl --request-timeout=60s get deployments,endpointslices -A -o jsonpath="$DEPLOYED$READY") || {
     lacking=
     return 1
   }
   lacking=$(awk '
-    NR == FNR { for (i = 2; i <= NF; i++) if (!seen[$1, $i]++) count[$1]++; next }
-    NF && count[$1] != $2 { printf "%s%s has %d ready endpoints, not %d", separator, $1, count[$1], $2; separator = "; " }
-  ' <(printf '%s\n' "$ready") <(printf '%s\n' "$SERVICES"))
+    function lacks(what) { printf "%s%s", separator, what; separator = "; " }
+    $1 == "deployed" && ($2 == "default/nginx" || $2 == "kube-system/coredns") {
+      split($3, n, ",")
+      if (n[2] < n[1] || n[4] != n[3] || n[5] != n[3] || n[6] != n[3])
+        lacks(sprintf("the rollout of %s goes on (%d of %d pods new, %d available, %d in all)", $2, n[4], n[3], n[6], n[5]))
+    }
+    $1 == "ready" { for (i = 3; i <= NF; i++) if (!seen[$2, $i]++) count[$2]++ }
+    NR != FNR && NF && count[$1] != $2 { lacks(sprintf("%s has %d ready endpoints, not %d", $1, count[$1], $2)) }
+  ' <(printf '%s\n' "$seen") <(printf '%s\n' "$SERVICES"))
   [[ -z $lacking ]] || {
     move_from_dead_nodes || :
     return 1

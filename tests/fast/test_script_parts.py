@@ -151,18 +151,39 @@ def test_a_mirror_that_is_taken_out_of_the_settings_goes_and_the_users_stay(tmp_
 )
 def test_services_that_lack_endpoints_are_named_with_how_many(tmp_path: Path, dns: str, lacking: str) -> None:
     body = f"""
-kubectl() {{ printf '%s\\n' 'default/kubernetes 192.168.166.101' 'kube-system/kube-dns {dns}' 'x/other'; }}
+kubectl() {{ printf 'ready %s\\n' 'default/kubernetes 192.168.166.101' 'kube-system/kube-dns {dns}' 'x/other'; }}
 create() {{ local lacking= dead_looked=$SECONDS; all_ready || :; printf '%s' "$lacking"; }}
 """
     services = "$'default/kubernetes 1\\nkube-system/kube-dns 2'"
     assert part("look.sh", body, tmp_path, SERVICES=services) == lacking
 
 
+@pytest.mark.parametrize(
+    ("deployment", "numbers", "lacking"),
+    [
+        ("default/nginx", "3,3,2,2,2,2", ""),
+        ("default/nginx", "4,3,2,2,2,2", "goes on (2 of 2 pods new, 2 available, 2 in all)"),
+        ("default/nginx", "4,4,2,1,3,2", "goes on (1 of 2 pods new, 2 available, 3 in all)"),
+        ("kube-system/coredns", "1,1,2,2,2,", "goes on (2 of 2 pods new, 0 available, 2 in all)"),
+        ("x/other", "4,3,2,1,3,2", ""),
+    ],
+)
+def test_endpoints_are_counted_when_no_rollout_behind_them_goes_on(
+    tmp_path: Path, deployment: str, numbers: str, lacking: str
+) -> None:
+    body = f"""
+kubectl() {{ printf '%s\\n' 'deployed {deployment} {numbers}' 'ready default/nginx 10.244.1.2 10.244.2.2'; }}
+create() {{ local lacking= dead_looked=$SECONDS; all_ready || :; printf '%s' "$lacking"; }}
+"""
+    said = part("look.sh", body, tmp_path, SERVICES="'default/nginx 2'")
+    assert said == (f"the rollout of {deployment} {lacking}" if lacking else "")
+
+
 def test_what_a_service_lacks_is_moved_from_dead_nodes_and_from_no_other(tmp_path: Path) -> None:
     body = """
 kubectl() {
   case $* in
-    *'get endpointslices'*) echo kube-system/kube-dns ;;
+    *'get deployments,endpointslices'*) echo ready kube-system/kube-dns ;;
     *'get nodes'*) printf '%s\\n' 'node1 True' 'node2 Unknown' 'node3 False' ;;
     *) echo "$*" >&5 ;;
   esac
