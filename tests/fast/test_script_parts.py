@@ -151,7 +151,7 @@ def test_a_mirror_that_is_taken_out_of_the_settings_goes_and_the_users_stay(tmp_
 )
 def test_services_that_lack_endpoints_are_named_with_how_many(tmp_path: Path, dns: str, lacking: str) -> None:
     body = f"""
-kubectl() {{ printf 'ready %s\\n' 'default/kubernetes 192.168.166.101' 'kube-system/kube-dns {dns}' 'x/other'; }}
+kubectl() {{ printf 'ready %s\\n' 'default/kubernetes 192.0.2.1' 'kube-system/kube-dns {dns}' 'x/other'; }}
 create() {{ local lacking= dead_looked=$SECONDS; all_ready || :; printf '%s' "$lacking"; }}
 """
     services = "$'default/kubernetes 1\\nkube-system/kube-dns 2'"

@@ -18,7 +18,7 @@ from typing import Any
 
 import pytest
 
-from lab.api import Lab
+from lab.api import Lab, LabStatus
 from lab.progress import Progress
 from tests.lab.cluster import Cluster, command, own_process, put_own_things
 from tests.lab.torture import results
@@ -26,10 +26,11 @@ from tools import env
 
 LAB = "torture"
 _figures: pytest.StashKey[list[str]] = pytest.StashKey()
+_where: pytest.StashKey[str] = pytest.StashKey()
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    passed = results.passed(results.read(), results.code())
+    passed = results.passed(results.read(results.here()), results.code())
     again = os.environ.get("KUBEADM_IPVS_TORTURE_AGAIN") == "1"
     mine = Path(__file__).parent
     done = [item for item in items if mine in item.path.parents and item.name in passed and not again]
@@ -57,6 +58,7 @@ def pytest_runtest_makereport(
                 seconds=round(report.duration),
                 date=time.strftime("%Y-%m-%d", time.gmtime()),
                 code=results.code(),
+                where=item.config.stash.get(_where, "no lab"),
                 figures=item.stash.get(_figures, []),
             )
         )
@@ -77,11 +79,24 @@ def figure(request: pytest.FixtureRequest, progress: Progress) -> Callable[[str]
 
 
 @pytest.fixture(scope="session")
-def living(failure_logs: dict[str, Callable[[Path], Any]], progress: Progress) -> Cluster:
+def runs_on(request: pytest.FixtureRequest) -> Callable[[LabStatus], None]:
+    """Keeps what the cases from now on run on."""
+
+    def keep(status: LabStatus) -> None:
+        request.config.stash[_where] = results.where(status)
+
+    return keep
+
+
+@pytest.fixture(scope="session")
+def living(
+    failure_logs: dict[str, Callable[[Path], Any]], progress: Progress, runs_on: Callable[[LabStatus], None]
+) -> Cluster:
     """The cluster of the long cases; its lab stays."""
     lab = Lab.load(LAB, progress)
     count = int(os.environ.get("KUBEADM_IPVS_TEST_HOSTS", "3"))
     status = lab.up(count=None if lab.exists else count)
+    runs_on(status)
     failure_logs["lab"] = lab.collect_logs
     cluster = Cluster(lab, tuple(host.name for host in status.hosts), env.environment())
     fresh = lab.folder / "before.txt"

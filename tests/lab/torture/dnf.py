@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from lab.api import Lab
+from lab.api import Lab, LabStatus
 from lab.progress import Progress
 from tests.lab.cluster import Cluster, command, differences, drift, own_process, put_own_things
 from tools import down, env
@@ -20,13 +20,18 @@ KUBERNETES = ("kubeadm", "kubectl", "kubelet")
 
 
 @pytest.fixture
-def plain(failure_logs: dict[str, Callable[[Path], Any]], progress: Progress) -> Iterator[Cluster]:
+def plain(
+    failure_logs: dict[str, Callable[[Path], Any]],
+    progress: Progress,
+    runs_on: Callable[[LabStatus], None],
+) -> Iterator[Cluster]:
     """Plain hosts of the family, in a lab that goes when the case has ended."""
     lab = Lab.load(LAB, progress)
     down.down(LAB, progress, force=True)
     failure_logs["lab"] = lab.collect_logs
     try:
         status = lab.up(count=int(os.environ.get("KUBEADM_IPVS_TEST_HOSTS", "2")), family="dnf")
+        runs_on(status)
         cluster = Cluster(lab, tuple(host.name for host in status.hosts), env.environment())
         put_own_things(cluster)
         cluster.own = {host: own_process(cluster, host) for host in cluster.hosts}

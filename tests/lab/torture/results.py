@@ -1,22 +1,28 @@
-"""What the long cases have shown; `python -m tests.lab.torture.results` writes the table in the docs."""
+"""What the long cases have shown.
+
+`python -m tests.lab.torture.results` adds what this machine has shown to the record in docs/torture.json,
+and writes the table docs/torture.md from it: a case that took an evening elsewhere stays in it, with its
+date, its machine and the program's text that it has shown something of.
+"""
 
 from __future__ import annotations
 
 import hashlib
 import json
 import os
-import platform
 import subprocess
 import sys
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from lab import paths
+from lab.api import LabStatus
 from lab.files import write_atomic
 from model import settings
-from tools import versions
+from tools import env, versions
 
 TABLE = paths.project_dir() / "docs" / "torture.md"
+RECORD = TABLE.with_suffix(".json")
 # What a case depends on: another text of any of these, and it has shown nothing.
 CODE = ("__main__.py", "components", "manifests", "model", "scripts")
 
@@ -31,11 +37,24 @@ class Result:
     seconds: int
     date: str
     code: str
+    where: str
     figures: list[str] = field(default_factory=list)
 
 
-def _place() -> Path:
+def here() -> Path:
+    """Where the results of this machine are kept."""
     return paths.state_dir() / "torture.json"
+
+
+def where(status: LabStatus) -> str:
+    """What a case runs on, for a person: hosts, machine and versions."""
+    memory = round(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / (1 << 30))
+    plugins = ", ".join(f"{tool.name} {tool.version}" for tool in env.toolbox().plugins)
+    return (
+        f"{len(status.hosts)} hosts of the {status.family} family by {status.accelerator} on "
+        f"{os.cpu_count()} cores and {memory} GiB, Kubernetes {settings.Cluster().kubernetes_version}, "
+        f"Pulumi {versions.ENGINE}, plugins {plugins}"
+    )
 
 
 def code() -> str:
@@ -50,17 +69,20 @@ def code() -> str:
     return digest.hexdigest()[:12]
 
 
-def read() -> dict[str, Result]:
+def read(place: Path) -> dict[str, Result]:
     """The last result of each case."""
-    if not _place().exists():
+    if not place.exists():
         return {}
-    return {case: Result(**values) for case, values in json.loads(_place().read_text()).items()}
+    return {case: Result(**values) for case, values in json.loads(place.read_text()).items()}
+
+
+def _write(place: Path, kept: dict[str, Result]) -> None:
+    write_atomic(place, json.dumps({case: asdict(kept[case]) for case in sorted(kept)}, indent=1) + "\n")
 
 
 def add(result: Result) -> None:
     """Keep a result, in place of an earlier one of the same case."""
-    kept = {**read(), result.case: result}
-    write_atomic(_place(), json.dumps({case: asdict(kept[case]) for case in kept}, indent=1) + "\n")
+    _write(here(), {**read(here()), result.case: result})
 
 
 def passed(kept: dict[str, Result], now: str) -> set[str]:
@@ -80,30 +102,36 @@ def read_state(file: Path) -> dict[str, set[str]]:
 
 def table(kept: dict[str, Result]) -> str:
     """The docs' page."""
-    memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") >> 30
+    places = sorted({result.where for result in kept.values()})
     lines = [
         "# What was broken on purpose, and what came of it",
         "",
         "The last run of each case of `make torture`, on virtual machines with real kubeadm.",
         "Written by `python -m tests.lab.torture.results`.",
         "",
-        f"Kubernetes {settings.Cluster().kubernetes_version}, Pulumi {versions.ENGINE}; "
-        f"{platform.machine()}, {os.cpu_count()} cores, {memory} GiB.",
-        "",
-        "| case | outcome | seconds | date | program | measured |",
-        "|---|---|---|---|---|---|",
+        "| case | outcome | seconds | date | on | program | measured |",
+        "|---|---|---|---|---|---|---|",
     ]
     lines += [
-        f"| {result.what} | {result.outcome} | {result.seconds} | {result.date} | `{result.code}` | "
-        f"{'; '.join(result.figures)} |"
+        f"| {result.what} | {result.outcome} | {result.seconds} | {result.date} | "
+        f"{places.index(result.where) + 1} | `{result.code}` | {'; '.join(result.figures)} |"
         for result in sorted(kept.values(), key=lambda result: result.case)
+    ]
+    lines += ["", "On:", ""]
+    lines += [f"{number}. {place}" for number, place in enumerate(places, 1)]
+    lines += [
+        "",
+        "`program` names the text of the program's files at that run (`results.code()`): "
+        "it differs from row to row where the program has changed since.",
     ]
     return "\n".join(lines) + "\n"
 
 
 def main() -> int:
-    """Write the page from what was kept."""
-    TABLE.write_text(table(read()))
+    """Add what was seen here to the record, and write the page from it."""
+    kept = {**read(RECORD), **read(here())}
+    _write(RECORD, kept)
+    TABLE.write_text(table(kept))
     subprocess.run(["git", "--no-pager", "diff", "--stat", str(TABLE)], check=False)
     return 0
 
