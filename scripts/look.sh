@@ -18,14 +18,14 @@ create() {
 # shellcheck disable=SC2016 # jsonpath
 readonly DEPLOYED='{range .items[?(@.kind=="Deployment")]}deployed {.metadata.namespace}/{.metadata.name} {.metadata.generation},{.status.observedGeneration},{.spec.replicas},{.status.updatedReplicas},{.status.replicas},{.status.availableReplicas}{"\n"}{end}'
 # shellcheck disable=SC2016 # jsonpath
-readonly READY='{range .items[?(@.kind=="EndpointSlice")]}ready {.metadata.namespace}/{.metadata.labels.kubernetes\.io/service-name}{range .endpoints[?(@.conditions.ready==true)]} {.addresses[0]}{end}{"\n"}{end}'
+readonly ENDPOINTS='{range .items[?(@.kind=="EndpointSlice")]}endpoints {.metadata.namespace}/{.metadata.labels.kubernetes\.io/service-name}{range .endpoints[*]} {.conditions.ready},{.addresses[0]}{end}{"\n"}{end}'
 
 # Sets `lacking`, a line for a person. One call for all services: on a slow control plane each costs seconds.
 # As long as a rollout goes on, as many endpoints as promised may still be the wrong ones: the provider has
 # been seen to call a Deployment updated that had two minutes to go.
 all_ready() {
   local seen
-  seen=$(kubectl --request-timeout=60s get deployments,endpointslices -A -o jsonpath="$DEPLOYED$READY") || {
+  seen=$(kubectl --request-timeout=60s get deployments,endpointslices -A -o jsonpath="$DEPLOYED$ENDPOINTS") || {
     lacking=
     return 1
   }
@@ -36,7 +36,7 @@ all_ready() {
       if (n[2] < n[1] || n[4] != n[3] || n[5] != n[3] || n[6] != n[3])
         lacks(sprintf("the rollout of %s goes on (%d of %d pods new, %d available, %d in all)", $2, n[4], n[3], n[6], n[5]))
     }
-    $1 == "ready" { for (i = 3; i <= NF; i++) if (!seen[$2, $i]++) count[$2]++ }
+    $1 == "endpoints" { for (i = 3; i <= NF; i++) if ($i !~ /^false,/ && !seen[$2, $i]++) count[$2]++ }
     NR != FNR && NF && count[$1] != $2 { lacks(sprintf("%s has %d ready endpoints, not %d", $1, count[$1], $2)) }
   ' <(printf '%s\n' "$seen") <(printf '%s\n' "$SERVICES"))
   [[ -z $lacking ]] || {

@@ -147,11 +147,16 @@ def test_a_mirror_that_is_taken_out_of_the_settings_goes_and_the_users_stay(tmp_
 
 @pytest.mark.parametrize(
     ("dns", "lacking"),
-    [("10.244.0.2 10.244.0.3", ""), ("10.244.0.2", "kube-system/kube-dns has 1 ready endpoints, not 2")],
+    [
+        ("true,10.244.0.2 true,10.244.0.3", ""),
+        ("true,10.244.0.2 false,10.244.0.3", "kube-system/kube-dns has 1 ready endpoints, not 2"),
+    ],
 )
 def test_services_that_lack_endpoints_are_named_with_how_many(tmp_path: Path, dns: str, lacking: str) -> None:
     body = f"""
-kubectl() {{ printf 'ready %s\\n' 'default/kubernetes 192.0.2.1' 'kube-system/kube-dns {dns}' 'x/other'; }}
+kubectl() {{
+  printf 'endpoints %s\\n' 'default/kubernetes true,192.0.2.1' 'kube-system/kube-dns {dns}' x/other
+}}
 create() {{ local lacking= dead_looked=$SECONDS; all_ready || :; printf '%s' "$lacking"; }}
 """
     services = "$'default/kubernetes 1\\nkube-system/kube-dns 2'"
@@ -172,7 +177,9 @@ def test_endpoints_are_counted_when_no_rollout_behind_them_goes_on(
     tmp_path: Path, deployment: str, numbers: str, lacking: str
 ) -> None:
     body = f"""
-kubectl() {{ printf '%s\\n' 'deployed {deployment} {numbers}' 'ready default/nginx 10.244.1.2 10.244.2.2'; }}
+kubectl() {{
+  printf '%s\\n' 'deployed {deployment} {numbers}' 'endpoints default/nginx true,10.244.1.2 true,10.244.2.2'
+}}
 create() {{ local lacking= dead_looked=$SECONDS; all_ready || :; printf '%s' "$lacking"; }}
 """
     said = part("look.sh", body, tmp_path, SERVICES="'default/nginx 2'")
@@ -183,7 +190,7 @@ def test_what_a_service_lacks_is_moved_from_dead_nodes_and_from_no_other(tmp_pat
     body = """
 kubectl() {
   case $* in
-    *'get deployments,endpointslices'*) echo ready kube-system/kube-dns ;;
+    *'get deployments,endpointslices'*) echo endpoints kube-system/kube-dns ;;
     *'get nodes'*) printf '%s\\n' 'node1 True' 'node2 Unknown' 'node3 False' ;;
     *) echo "$*" >&5 ;;
   esac
