@@ -49,10 +49,11 @@ def down(lab_name: str, progress: Progress, *, force: bool = False) -> None:
     """Destroy the lab's stack, then end the lab; where there is neither, do nothing.
 
     :param force: don't destroy, only forget the state: for hosts that can't be mended.
-    :raises Trouble: the destroy failed; the lab is left as it is, to be looked at.
+    :raises Trouble: another run is at work, or the destroy failed; the lab is left as it is, to be looked at.
     """
     lab = Lab.load(lab_name, progress)
     name = stack_name(lab_name)
+    stack.refuse_if_busy(name)
     if exists(name):
         toolbox = env.toolbox(progress.scope("tools"))
         if force:

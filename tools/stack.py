@@ -14,6 +14,7 @@ import shutil
 import socket
 import subprocess
 import tempfile
+from dataclasses import dataclass
 from pathlib import Path
 
 from lab import paths, processes
@@ -57,19 +58,54 @@ def unlock(name: str, tools: Toolbox, progress: Progress, project: Path | None =
     :raises Trouble: Pulumi can't take it away.
     """
     project = project or paths.project_dir()
-    folder = env.backend_dir() / ".pulumi" / "locks"
-    locks = list(folder.glob(f"*/{_project_name(project)}/{name}/*.json"))
-    if locks and all(_abandoned(lock) for lock in locks):
+    locks = _locks(name, project)
+    if locks and all(lock.abandoned for lock in locks):
         progress.say(f"the stack {name} is locked by a run that was killed: unlocking it")
         _pulumi(tools, ["cancel", "--yes", "--stack", name], project, env.environment(tools))
 
 
-def _abandoned(lock: Path) -> bool:
+def refuse_if_busy(name: str, project: Path | None = None) -> None:
+    """Ask, before anything is done for it, whether another run is changing the stack.
+
+    Pulumi would refuse too, in the words of its lock, and only after the lab has been looked after.
+
+    :raises Trouble: it is, or was when another machine's run last wrote.
+    """
+    for lock in _locks(name, project or paths.project_dir()):
+        if not lock.abandoned:
+            raise Trouble(
+                f"the stack {name} is being changed by another run: process {lock.process} on {lock.machine}",
+                f"wait for its end; if that run is dead, `pulumi cancel --stack {name}` takes its lock away",
+            )
+
+
+@dataclass(frozen=True)
+class _Lock:
+    """What a run writes into the backend before it begins, and takes away when it ends."""
+
+    process: str
+    machine: str
+
+    @property
+    def abandoned(self) -> bool:
+        return (
+            self.machine == socket.gethostname()
+            and self.process.isdigit()
+            and not processes.alive(int(self.process))
+        )
+
+
+def _locks(name: str, project: Path) -> list[_Lock]:
+    folder = env.backend_dir() / ".pulumi" / "locks"
+    return [_read_lock(file) for file in sorted(folder.glob(f"*/{_project_name(project)}/{name}/*.json"))]
+
+
+def _read_lock(file: Path) -> _Lock:
     try:
-        held = json.loads(lock.read_text())
-        return bool(held["hostname"] == socket.gethostname()) and not processes.alive(int(held["pid"]))
+        held = json.loads(file.read_text())
+        return _Lock(str(held["pid"]), str(held["hostname"]))
     except (OSError, ValueError, KeyError, TypeError):
-        return False
+        return _Lock("unknown", f"an unknown machine (see {file})")
 
 
 def install_filter(project: Path) -> bool:

@@ -122,6 +122,7 @@ def up(lab_name: str, progress: Progress) -> None:
     check_place(lab_name)
     clock = Clock(progress)
     stack_of_lab = stack_name(lab_name)
+    stack.refuse_if_busy(stack_of_lab)
     begun = progress.elapsed
     requirements.install(progress)
     clock.note("host tools", begun)

@@ -180,12 +180,28 @@ def test_the_lock_of_a_run_that_lives_or_is_elsewhere_stays(
     assert not cancelled(tmp_path)
 
 
-def test_the_lock_of_a_run_that_has_ended_and_was_not_waited_for_is_abandoned(tmp_path: Path) -> None:
-    lock = tmp_path / "lock.json"
+def test_a_stack_that_another_run_is_changing_is_refused_by_its_process(checkout: Path) -> None:
+    stack.refuse_if_busy("dev", checkout)
+    lock(checkout, os.getpid(), socket.gethostname())
+    with pytest.raises(
+        Trouble, match=rf"dev is being changed .* process {os.getpid()} on {socket.gethostname()}"
+    ):
+        stack.refuse_if_busy("dev", checkout)
+
+
+def test_a_lock_that_nobody_can_read_is_not_taken_for_an_abandoned_one(checkout: Path) -> None:
+    lock(checkout, 1, "elsewhere")
+    for file in env.backend_dir().glob(".pulumi/locks/**/*.json"):
+        file.write_text("{")
+    with pytest.raises(Trouble, match=r"an unknown machine \(see .*1\.json\)"):
+        stack.refuse_if_busy("dev", checkout)
+
+
+def test_the_lock_of_a_run_that_has_ended_and_was_not_waited_for_is_abandoned(checkout: Path) -> None:
     with subprocess.Popen(["sleep", "600"]) as ended:
-        lock.write_text(json.dumps({"hostname": socket.gethostname(), "pid": ended.pid}))
-        while_it_ran = stack._abandoned(lock)
+        lock(checkout, ended.pid, socket.gethostname())
+        with pytest.raises(Trouble):
+            stack.refuse_if_busy("dev", checkout)
         ended.kill()
         os.waitid(os.P_PID, ended.pid, os.WEXITED | os.WNOWAIT)
-        assert not while_it_ran
-        assert stack._abandoned(lock)
+        stack.refuse_if_busy("dev", checkout)
