@@ -49,11 +49,11 @@ def here() -> Path:
 def where(status: LabStatus) -> str:
     """What a case runs on, for a person: hosts, machine and versions."""
     memory = round(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / (1 << 30))
-    plugins = ", ".join(f"{tool.name} {tool.version}" for tool in env.toolbox().plugins)
+    plugins = ", ".join(f"{tool.name} ({tool.version}, {tool.source})" for tool in env.toolbox().plugins)
     return (
         f"{len(status.hosts)} hosts of the {status.family} family by {status.accelerator} on "
         f"{os.cpu_count()} cores and {memory} GiB, Kubernetes {settings.Cluster().kubernetes_version}, "
-        f"Pulumi {versions.ENGINE}, plugins {plugins}"
+        f"Pulumi {versions.ENGINE}, {plugins}"
     )
 
 
