@@ -34,6 +34,7 @@ _POLL_SECONDS: Final = 0.2  # how often the end of Pulumi is looked for while it
 _GRACE_SECONDS: Final = 10.0  # for the last events, when Pulumi has ended
 _MOST_BYTES: Final = 64 << 20  # of one event: it holds a resource's inputs and outputs
 _REMIND_SECONDS: Final = 30.0
+_NAME: Final = 72  # letters of a row's name: a step that lists what it compiles would make the table as wide
 
 # How the end of an operation is told. Others (same, replace, which only announces) aren't.
 DONE: Final = {
@@ -326,9 +327,10 @@ def _trouble(arguments: Sequence[str], watcher: Watcher, output: str) -> Trouble
 def time_table(rows: Sequence[Row]) -> str:
     """A table of where the time went, in the order of the rows."""
     title = "where the time went"
-    width = max([len(title), *(len(row.name) for row in rows)])
+    names = [row.name if len(row.name) <= _NAME else f"{row.name[: _NAME - 3]}..." for row in rows]
+    width = max(map(len, [title, *names]))
     lines = [f"{title:{width}}  {'began':>8}  {'took':>8}"]
-    for row in rows:
+    for row, name in zip(rows, names, strict=True):
         began = "" if row.began is None else f"{row.began:.1f}s"
-        lines.append(f"{row.name:{width}}  {began:>8}  {row.took:7.1f}s")
+        lines.append(f"{name:{width}}  {began:>8}  {row.took:7.1f}s")
     return "\n".join(lines)

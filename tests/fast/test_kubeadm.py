@@ -60,6 +60,7 @@ def test_arguments_and_environment_of_a_component_stand_side_by_side() -> None:
         "extraArgs": [
             {"name": "heartbeat-interval", "value": "500"},
             {"name": "election-timeout", "value": "5000"},
+            {"name": "watch-progress-notify-interval", "value": "60s"},
         ],
         "extraEnvs": wanted,
     }

@@ -70,6 +70,12 @@ def test_the_time_table_aligns_and_leaves_unknown_beginnings_out() -> None:
     ]
 
 
+def test_the_time_table_fits_a_terminal_whatever_a_step_lists() -> None:
+    table = time_table([Row("  site: compiling " + "bridge, " * 30, None, 12.0)])
+    assert {len(line) <= 94 for line in table.splitlines()} == {True}
+    assert "  site: compiling bridge, " in table
+
+
 def test_down_without_lab_and_stack_needs_no_engine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path))
 
