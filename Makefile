@@ -27,7 +27,7 @@ up: .bootstrap ## tools, three lab hosts, `pulumi up` on the stack dev
 .PHONY: test
 test: .bootstrap ## every check and every test: fast, engine, lab
 	@$(run) -m tools.lint
-	@$(run) -m lab requirements --install --family dnf
+	@$(run) -m lab requirements --install --family dnf --browser
 	@$(run) -m tools install
 	@$(run) -m pytest $(PYTEST_ARGS)
 

@@ -93,6 +93,9 @@ def _parser() -> argparse.ArgumentParser:
     needs = command("requirements", "The programs that the lab needs.")
     needs.add_argument("--install", action="store_true", help="install what is missing, with apt")
     needs.add_argument("--family", choices=FAMILIES, default="deb", help="of the labs (default: deb)")
+    needs.add_argument(
+        "--browser", action="store_true", help="with --install, also one for the tests of pages"
+    )
     return parser
 
 
@@ -142,7 +145,8 @@ def run(arguments: argparse.Namespace, progress: Progress) -> int:
             api.prune(progress, everything=arguments.all)
         case "requirements":
             if arguments.install:
-                requirements.install(progress, family=arguments.family)
+                extra = requirements.browser(progress) if arguments.browser else ()
+                requirements.install(progress, extra, arguments.family)
             requirements.check(arguments.family)
             for requirement in requirements.wanted(arguments.family):
                 print(f"{requirement.what} (package {requirement.package}) is there")

@@ -91,6 +91,19 @@ def missing(family: Family = "deb") -> tuple[Requirement, ...]:
     )
 
 
+def browser(progress: Progress) -> tuple[str, ...]:
+    """The package of a browser, which the tests of pages use; none where one is here, or apt has none."""
+    if find("chromium") or find("chromium-browser"):
+        return ()
+    if os_release().get("ID") != "debian":
+        # Ubuntu's package of that name installs a snap, which needs a service and a shop.
+        progress.say(
+            "requirements: no chromium here, and only Debian's apt has one: pages stay untried in it"
+        )
+        return ()
+    return ("chromium",)
+
+
 def check(family: Family = "deb") -> None:
     """Refuse if something is missing.
 

@@ -104,6 +104,19 @@ def test_installing_asks_apt_for_exactly_what_is_missing(
     assert calls.read_text().splitlines() == lines
 
 
+@pytest.mark.parametrize(
+    ("here", "system", "package"),
+    [("", "debian", ("chromium",)), ("chromium-browser", "debian", ()), ("", "ubuntu", ())],
+)
+def test_a_browser_is_wanted_where_none_is_and_apt_has_one(
+    bin_folder: Path, monkeypatch: pytest.MonkeyPatch, here: str, system: str, package: tuple[str, ...]
+) -> None:
+    monkeypatch.setattr(requirements, "os_release", lambda: {"ID": system})
+    if here:
+        add(bin_folder, here)
+    assert requirements.browser(Progress(quiet=True)) == package
+
+
 def test_without_apt_the_packages_are_named(bin_folder: Path) -> None:
     with pytest.raises(Trouble, match="no apt-get"):
         requirements.install(Progress(quiet=True))

@@ -151,7 +151,7 @@ def test_bars_are_where_their_times_are(tmp_path: Path) -> None:
 def test_a_browser_shows_a_page_whole_and_without_a_complaint(kind: str, width: int, tmp_path: Path) -> None:
     chromium = shutil.which("chromium") or shutil.which("chromium-browser")
     if chromium is None:
-        pytest.skip("no chromium on PATH: `apt-get install chromium` for this test")
+        pytest.skip("no chromium: `python -m lab requirements --install --browser` for this test")
     text = cluster() if kind == "cluster" else timeline(tmp_path)
     text = text.replace("<details>", "<details open>")
     outer = tmp_path / "outer.html"
