@@ -394,8 +394,9 @@ class Engine:
 
     @property
     def said(self) -> str:
-        """Its diagnostics, as a person reads them."""
-        texts = [json.loads(line) for line in self.lines if line.startswith("{")]
-        found = [event["diagnosticEvent"]["message"] for event in texts if "diagnosticEvent" in event]
+        """Its diagnostics with the resources that they are about, as a person reads them."""
+        events = [json.loads(line) for line in self.lines if line.startswith("{")]
+        found = [event["diagnosticEvent"] for event in events if "diagnosticEvent" in event]
+        told = [f"{about.get('urn', '').rpartition('::')[2]}: {about['message']}" for about in found]
         plain = [line for line in self.lines if not line.startswith("{")]
-        return "".join([*found, *plain])
+        return "".join([*told, *plain])
