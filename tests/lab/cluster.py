@@ -397,6 +397,10 @@ class Engine:
         """Its diagnostics with the resources that they are about, as a person reads them."""
         events = [json.loads(line) for line in self.lines if line.startswith("{")]
         found = [event["diagnosticEvent"] for event in events if "diagnosticEvent" in event]
-        told = [f"{about.get('urn', '').rpartition('::')[2]}: {about['message']}" for about in found]
+        told = [
+            f"{about.get('urn', '').rpartition('::')[2]}: {about['message']}"
+            for about in found
+            if about["severity"] != "debug"  # those name every resource, whatever became of it
+        ]
         plain = [line for line in self.lines if not line.startswith("{")]
         return "".join([*told, *plain])

@@ -397,8 +397,12 @@ def test_a_way_in_that_is_wrong_is_refused_in_words(cluster: Cluster, figure: Fi
     login = tmp_path / "login"
     login.touch(mode=0o600)
     login.write_text(private)
+    # With the copies that the programs for accounts leave: later cases compare the whole of /etc.
+    kept = "/root/accounts"
+    accounts = "/etc/{passwd,group,shadow,gshadow,subuid,subgid}{,-}"
     cluster.run(
         host,
+        f"[[ -d {kept} ]] || {{ mkdir {kept}; cp -a $(ls {accounts} 2>/dev/null) {kept}; }}; "
         "id asker 2>/dev/null || useradd --create-home --shell /bin/bash asker; mkdir -p ~asker/.ssh; "
         "cp ~root/.ssh/authorized_keys ~asker/.ssh/; chown -R asker: ~asker/.ssh",
     )
@@ -442,7 +446,11 @@ def test_a_way_in_that_is_wrong_is_refused_in_words(cluster: Cluster, figure: Fi
         except Trouble:  # ssh itself waits a minute for a server that sleeps
             assert time.monotonic() < awake
     cluster.wait_for_answers(600)
-    cluster.run(host, "userdel --remove asker 2>/dev/null")
+    cluster.run(
+        host,
+        f"userdel --remove asker 2>/dev/null; cp -a {kept}/. /etc/; "
+        f"for file in {accounts}; do [[ -e {kept}/${{file##*/}} ]] || rm -f $file; done; rm -r {kept}",
+    )
 
 
 def test_a_host_keeps_the_packages_that_it_had(cluster: Cluster, figure: Figure) -> None:
