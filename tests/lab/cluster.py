@@ -85,6 +85,16 @@ class Cluster:
         assert done.returncode == 0, f"{host}: {command}: {done.stderr}"
         return done.stdout
 
+    def boot(self) -> None:
+        """Start the hosts that have lost their power.
+
+        The lab writes its stack's file anew then; what a case has made of the settings stays.
+        """
+        file = stack_file(self.lab.name)
+        settings = file.read_text()
+        self.lab.up()
+        file.write_text(settings)
+
     def kubectl(self, command: str) -> str:
         """kubectl's output on the control plane; its cache must not be taken for something left over.
 
