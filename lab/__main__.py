@@ -145,7 +145,7 @@ def run(arguments: argparse.Namespace, progress: Progress) -> int:
             api.prune(progress, everything=arguments.all)
         case "requirements":
             if arguments.install:
-                extra = requirements.browser(progress) if arguments.browser else ()
+                extra = requirements.browser_package(progress) if arguments.browser else ()
                 requirements.install(progress, extra, arguments.family)
             requirements.check(arguments.family)
             for requirement in requirements.wanted(arguments.family):

@@ -91,9 +91,14 @@ def missing(family: Family = "deb") -> tuple[Requirement, ...]:
     )
 
 
-def browser(progress: Progress) -> tuple[str, ...]:
-    """The package of a browser, which the tests of pages use; none where one is here, or apt has none."""
-    if find("chromium") or find("chromium-browser"):
+def browser() -> str | None:
+    """The path of the browser in which the tests of pages look at them; None if there is none."""
+    return find("chromium") or find("chromium-browser")
+
+
+def browser_package(progress: Progress) -> tuple[str, ...]:
+    """The package of that browser; none where one is here, or apt has none."""
+    if browser():
         return ()
     if os_release().get("ID") != "debian":
         # Ubuntu's package of that name installs a snap, which needs a service and a shop.

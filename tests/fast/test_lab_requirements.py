@@ -114,7 +114,7 @@ def test_a_browser_is_wanted_where_none_is_and_apt_has_one(
     monkeypatch.setattr(requirements, "os_release", lambda: {"ID": system})
     if here:
         add(bin_folder, here)
-    assert requirements.browser(Progress(quiet=True)) == package
+    assert requirements.browser_package(Progress(quiet=True)) == package
 
 
 def test_without_apt_the_packages_are_named(bin_folder: Path) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import html
 import re
-import shutil
 import subprocess
 from dataclasses import replace
 from html.parser import HTMLParser
@@ -13,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from lab import requirements
 from model import traffic
 from model.ipvs import Counts, Real, Virtual
 from model.traffic import View
@@ -149,7 +149,7 @@ def test_bars_are_where_their_times_are(tmp_path: Path) -> None:
 @pytest.mark.parametrize("kind", ["cluster", "timeline"])
 @pytest.mark.parametrize("width", [360, 1280])
 def test_a_browser_shows_a_page_whole_and_without_a_complaint(kind: str, width: int, tmp_path: Path) -> None:
-    chromium = shutil.which("chromium") or shutil.which("chromium-browser")
+    chromium = requirements.browser()
     if chromium is None:
         pytest.skip("no chromium: `python -m lab requirements --install --browser` for this test")
     text = cluster() if kind == "cluster" else timeline(tmp_path)
