@@ -145,6 +145,16 @@ def test_a_mirror_that_is_taken_out_of_the_settings_goes_and_the_users_stay(tmp_
     assert not (certs / "ghcr.io").exists()
 
 
+def what_is_lacking(tmp_path: Path, lines: list[str], services: str) -> str:
+    """What the look says of a cluster of which kubectl tells these lines."""
+    told = " ".join(f"'{line}'" for line in lines)
+    body = f"""
+kubectl() {{ printf '%s\\n' {told}; }}
+create() {{ local lacking= dead_looked=$SECONDS; all_ready || :; printf '%s' "$lacking"; }}
+"""
+    return part("look.sh", body, tmp_path, SERVICES=services)
+
+
 @pytest.mark.parametrize(
     ("dns", "lacking"),
     [
@@ -153,14 +163,9 @@ def test_a_mirror_that_is_taken_out_of_the_settings_goes_and_the_users_stay(tmp_
     ],
 )
 def test_services_that_lack_endpoints_are_named_with_how_many(tmp_path: Path, dns: str, lacking: str) -> None:
-    body = f"""
-kubectl() {{
-  printf 'endpoints %s\\n' 'default/kubernetes true,192.0.2.1' 'kube-system/kube-dns {dns}' x/other
-}}
-create() {{ local lacking= dead_looked=$SECONDS; all_ready || :; printf '%s' "$lacking"; }}
-"""
+    slices = ["default/kubernetes true,192.0.2.1", f"kube-system/kube-dns {dns}", "x/other"]
     services = "$'default/kubernetes 1\\nkube-system/kube-dns 2'"
-    assert part("look.sh", body, tmp_path, SERVICES=services) == lacking
+    assert what_is_lacking(tmp_path, [f"endpoints {line}" for line in slices], services) == lacking
 
 
 @pytest.mark.parametrize(
@@ -176,13 +181,8 @@ create() {{ local lacking= dead_looked=$SECONDS; all_ready || :; printf '%s' "$l
 def test_endpoints_are_counted_when_no_rollout_behind_them_goes_on(
     tmp_path: Path, deployment: str, numbers: str, lacking: str
 ) -> None:
-    body = f"""
-kubectl() {{
-  printf '%s\\n' 'deployed {deployment} {numbers}' 'endpoints default/nginx true,10.244.1.2 true,10.244.2.2'
-}}
-create() {{ local lacking= dead_looked=$SECONDS; all_ready || :; printf '%s' "$lacking"; }}
-"""
-    said = part("look.sh", body, tmp_path, SERVICES="'default/nginx 2'")
+    lines = [f"deployed {deployment} {numbers}", "endpoints default/nginx true,10.244.1.2 true,10.244.2.2"]
+    said = what_is_lacking(tmp_path, lines, "'default/nginx 2'")
     assert said == (f"the rollout of {deployment} {lacking}" if lacking else "")
 
 

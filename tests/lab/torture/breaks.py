@@ -398,7 +398,7 @@ def test_a_way_in_that_is_wrong_is_refused_in_words(cluster: Cluster, figure: Fi
     login.touch(mode=0o600)
     login.write_text(private)
     # With the copies that the programs for accounts leave: later cases compare the whole of /etc.
-    kept = "/root/accounts"
+    kept = "/var/tmp/accounts"
     accounts = "/etc/{passwd,group,shadow,gshadow,subuid,subgid}{,-}"
     cluster.run(
         host,
