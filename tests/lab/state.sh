@@ -38,9 +38,10 @@ services() {
 
 kernel() {
   cut -d' ' -f1 /proc/modules | section module
-  # Numbers that the kernel itself keeps moving are no settings.
+  # Numbers that the kernel itself keeps moving are no settings. user_reserve_kbytes is one 32nd of what
+  # was free at boot: another figure after a reboot.
   find /proc/sys/net /proc/sys/vm /proc/sys/kernel -type f -perm -u+r 2>/dev/null |
-    grep -vE 'random/|ns_last_pid|_count$|netdev_rss_key|tcp_fastopen_key|stat_refresh|drop_caches|compact_memory|entropy|pty/nr|cad_pid|flush$|perf_event_max_sample|sched_|nf_log|pid_max|hung_task_detect' |
+    grep -vE 'random/|ns_last_pid|_count$|netdev_rss_key|tcp_fastopen_key|stat_refresh|drop_caches|compact_memory|entropy|pty/nr|cad_pid|flush$|perf_event_max_sample|sched_|nf_log|pid_max|hung_task_detect|user_reserve_kbytes' |
     { xargs grep -sH '' || :; } | section sysctl
   awk 'NR > 1 {print $1, $2, $3, $5}' /proc/swaps | section swap
   if [[ -r /sys/fs/selinux/enforce ]]; then section selinux </sys/fs/selinux/enforce; fi
