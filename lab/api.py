@@ -383,7 +383,7 @@ class Lab:
             vm.prepare(base_folder / "disk.raw", authorized, key, release)
         known = "".join(f"[{LOOPBACK}]:{vm.ssh_port} {vm.host_key()}\n" for vm in vms)
         write_atomic(self.folder / "known_hosts", known)
-        stackfile.write(self.name, record.options, record.ports, self.folder)
+        stackfile.write(self.name, record.options, record.ports, self.folder, progress)
         return record
 
     def _adopt(self, image: Image) -> None:

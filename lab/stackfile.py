@@ -5,6 +5,8 @@ The default lab's is committed and static; the others' are made, and ignored by 
 
 from __future__ import annotations
 
+import hashlib
+import re
 from pathlib import Path
 
 from lab import paths
@@ -13,7 +15,10 @@ from lab.files import write_atomic
 from lab.options import Options
 from lab.paths import DEFAULT_LAB
 from lab.ports import LOOPBACK, Ports, fixed
+from lab.progress import Progress
 
+_SALT = "encryptionsalt:"
+_AS_MADE = re.compile(r"^# As it was made: ([0-9a-f]{16})$", re.MULTILINE)
 _HOST = "    - {{name: {name}, role: {role}, address: {address}, ssh: {{host: {loopback}, port: {port}}}}}\n"
 
 
@@ -53,21 +58,39 @@ def text(model: str, name: str, options: Options, ports: Ports, lab_folder: Path
         if old not in result:
             raise Trouble(f"Pulumi.dev.yaml doesn't hold '{old.strip()}', which a lab's stack file replaces")
         result = result.replace(old, new)
-    return f"# The lab '{name}': made by `python3 -m lab up --name {name}`, not committed.\n{result}"
+    head = f"# The lab '{name}': made by `python3 -m lab up --name {name}`, not committed."
+    return f"{head}\n# As it was made: {_digest(result)}\n{result}"
 
 
-def write(name: str, options: Options, ports: Ports, lab_folder: Path) -> None:
+def _digest(settings: str) -> str:
+    return hashlib.sha256(settings.encode()).hexdigest()[:16]
+
+
+def _is_edited(body: str) -> bool:
+    """Whether a person has changed a stack file, given without its salt, since the lab made it."""
+    found = _AS_MADE.search(body)
+    made = found is not None and _digest(body[found.end() + 1 :]) == found[1]
+    return not made and body.strip() != ""
+
+
+def write(name: str, options: Options, ports: Ports, lab_folder: Path, progress: Progress) -> None:
     """Write the stack file of a lab; the default lab's is left as it is.
 
+    One that was edited is kept, or put aside if the lab it was made for had other hosts or ports.
     Pulumi keeps a salt of the stack's encryption in that file; it is kept.
     """
     if name == DEFAULT_LAB:
         return
     path = paths.stack_file(name)
-    model = paths.stack_file(DEFAULT_LAB).read_text()
-    salt = ""
-    if path.exists():
-        salt = "".join(
-            line for line in path.read_text().splitlines(keepends=True) if line.startswith("encryptionsalt:")
-        )
-    write_atomic(path, salt + text(model, name, options, ports, lab_folder))
+    made = text(paths.stack_file(DEFAULT_LAB).read_text(), name, options, ports, lab_folder)
+    lines = path.read_text().splitlines(keepends=True) if path.exists() else []
+    body = "".join(line for line in lines if not line.startswith(_SALT))
+    if _is_edited(body):
+        if made.splitlines()[1] in body:
+            progress.say(f"settings: {path.name} was edited and is kept; remove it to have it made anew")
+            return
+        # For other hosts or ports, or from another Pulumi.dev.yaml: it wouldn't fit this lab.
+        aside = path.with_name(f"{path.name}.edited")
+        write_atomic(aside, "".join(lines))
+        progress.say(f"settings: {path.name} is made anew for this lab; what was edited is in {aside.name}")
+    write_atomic(path, "".join(line for line in lines if line.startswith(_SALT)) + made)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import re
 import socket
@@ -14,6 +15,7 @@ import pytest
 from lab import paths, ports, stackfile
 from lab.errors import Trouble
 from lab.options import Family, Options
+from lab.progress import Progress
 
 STACK = Path(__file__).resolve().parents[2] / "Pulumi.dev.yaml"
 
@@ -91,15 +93,58 @@ def test_another_labs_stack_file_has_its_own_hosts_ports_and_folder_and_nothing_
     assert "labs/default" not in text
 
 
-def test_a_stack_file_keeps_the_salt_that_pulumi_put_there(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.fixture
+def stack_of_blue(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Where the lab 'blue' of a checkout puts its stack file."""
     (tmp_path / "Pulumi.dev.yaml").write_text(STACK.read_text())
-    (tmp_path / "Pulumi.lab-blue.yaml").write_text("encryptionsalt: v1:abc\nconfig: {}\n")
     monkeypatch.setattr(paths, "project_dir", lambda: tmp_path)
-    stackfile.write("blue", Options(name="blue"), ports.free(3, ()), tmp_path)
-    assert "encryptionsalt: v1:abc\n" in (tmp_path / "Pulumi.lab-blue.yaml").read_text()
-    assert "master" in (tmp_path / "Pulumi.lab-blue.yaml").read_text()
+    return tmp_path / "Pulumi.lab-blue.yaml"
+
+
+def write_stack_of_blue(folder: Path, used: ports.Ports) -> str:
+    """What is said while the stack file is written."""
+    said = io.StringIO()
+    stackfile.write("blue", Options(name="blue"), used, folder, Progress(said))
+    return said.getvalue()
+
+
+def test_a_stack_file_keeps_the_salt_that_pulumi_put_there(stack_of_blue: Path, tmp_path: Path) -> None:
+    stack_of_blue.write_text("encryptionsalt: v1:abc\n")
+    write_stack_of_blue(tmp_path, ports.free(3, ()))
+    assert "encryptionsalt: v1:abc\n" in stack_of_blue.read_text()
+    assert "master" in stack_of_blue.read_text()
+
+
+def test_an_untouched_stack_file_follows_the_labs_ports(stack_of_blue: Path, tmp_path: Path) -> None:
+    first = ports.free(3, ())
+    second = ports.free(3, {*first.tcp(), first.lan})
+    write_stack_of_blue(tmp_path, first)
+    stack_of_blue.write_text("encryptionsalt: v1:abc\n" + stack_of_blue.read_text())
+    assert write_stack_of_blue(tmp_path, second) == ""
+    assert f"127.0.0.1:{second.api}" in stack_of_blue.read_text()
+
+
+def test_an_edited_stack_file_is_kept_and_the_lab_says_so(stack_of_blue: Path, tmp_path: Path) -> None:
+    used = ports.free(3, ())
+    write_stack_of_blue(tmp_path, used)
+    edited = stack_of_blue.read_text().replace("slowHosts: true", "slowHosts: false")
+    stack_of_blue.write_text(edited)
+    said = write_stack_of_blue(tmp_path, used)
+    assert "Pulumi.lab-blue.yaml was edited and is kept; remove it to have it made anew" in said
+    assert stack_of_blue.read_text() == edited
+
+
+def test_a_stack_file_that_was_edited_for_other_ports_is_put_aside(
+    stack_of_blue: Path, tmp_path: Path
+) -> None:
+    first = ports.free(3, ())
+    second = ports.free(3, {*first.tcp(), first.lan})
+    write_stack_of_blue(tmp_path, first)
+    edited = stack_of_blue.read_text().replace("slowHosts: true", "slowHosts: false")
+    stack_of_blue.write_text(edited)
+    assert "what was edited is in Pulumi.lab-blue.yaml.edited" in write_stack_of_blue(tmp_path, second)
+    assert f"127.0.0.1:{second.api}" in stack_of_blue.read_text()
+    assert (tmp_path / "Pulumi.lab-blue.yaml.edited").read_text() == edited
 
 
 def test_free_ports_are_all_different_and_none_of_another_lab() -> None:

@@ -85,16 +85,6 @@ class Cluster:
         assert done.returncode == 0, f"{host}: {command}: {done.stderr}"
         return done.stdout
 
-    def boot(self) -> None:
-        """Start the hosts that have lost their power.
-
-        The lab writes its stack's file anew then; what a case has made of the settings stays.
-        """
-        file = stack_file(self.lab.name)
-        settings = file.read_text()
-        self.lab.up()
-        file.write_text(settings)
-
     def kubectl(self, command: str) -> str:
         """kubectl's output on the control plane; its cache must not be taken for something left over.
 
@@ -242,14 +232,18 @@ def _stop(process: subprocess.Popen[str], seconds: float) -> None:
 
 @contextmanager
 def edited(cluster: Cluster, change: Callable[[Config], None]) -> Iterator[None]:
-    """While the block runs, the stack's file says what `change` has made of its settings."""
+    """While the block runs, the stack's file says what `change` has made of its settings.
+
+    Its comments stay: by one of them the lab knows that the file is its own, and edited.
+    """
     file = stack_file(cluster.lab.name)
     before = file.read_text()
     document = yaml.safe_load(before)
     config = {name.removeprefix("kubeadm-ipvs:"): value for name, value in document["config"].items()}
     change(config)
     document["config"] = {f"kubeadm-ipvs:{name}": value for name, value in config.items()}
-    file.write_text(yaml.safe_dump(document))
+    comments = [line for line in before.splitlines(keepends=True) if line.startswith("#")]
+    file.write_text("".join(comments) + yaml.safe_dump(document))
     try:
         yield
     finally:

@@ -149,7 +149,7 @@ def power_cut_in_init(cluster: Cluster) -> None:
     cluster.lab.power_off(master)
     assert run.wait() != 0
     assert f"{master}-init" in run.said
-    cluster.boot()
+    cluster.lab.up()
 
 
 def test_the_engine_is_killed_at_many_points_of_destroy_and_up(cluster: Cluster, figure: Figure) -> None:
@@ -211,7 +211,7 @@ def test_a_worker_is_removed_and_comes_back(cluster: Cluster, figure: Figure) ->
         assert run.wait() != 0
         assert f"{host}-claim" in run.said
         figure("power cut in reset: the error names the claim")
-        cluster.boot()
+        cluster.lab.up()
         began = time.monotonic()
         up(cluster)
         figure(f"given back by the next up in {time.monotonic() - began:.0f} s")
@@ -227,7 +227,7 @@ def test_a_worker_is_removed_and_comes_back(cluster: Cluster, figure: Figure) ->
 
     services.stop(cluster.lab.folder, "packages")
     said = failing(cluster)
-    cluster.boot()
+    cluster.lab.up()
     assert f"{host}: packages: FAILED" in said
     figure("package source gone: named")
 
@@ -236,7 +236,7 @@ def test_a_worker_is_removed_and_comes_back(cluster: Cluster, figure: Figure) ->
     cluster.lab.power_off(host)
     assert run.wait() != 0
     assert f"{host}-join" in run.said
-    cluster.boot()
+    cluster.lab.up()
     run = Engine(cluster, "up")
     assert run.wait() == 0, run.said
     touched = {step.split()[1] for step in run.begun}
@@ -322,7 +322,7 @@ def test_a_dead_worker_holds_up_nobody(cluster: Cluster, figure: Figure) -> None
         figure(f"removed, {took:.0f} s after the last step of another, with an error that names {host}-claim")
         assert host not in cluster.kubectl("get nodes -o name")
         assert took < DEAD_HOST_SECONDS
-        cluster.boot()
+        cluster.lab.up()
         up(cluster)
     assert differences({host: cluster.before[host]}, cluster.state_of([host])) == ""
 
@@ -334,7 +334,7 @@ def test_hosts_are_rebooted_one_by_one_and_all_at_once(cluster: Cluster, figure:
         figure(f"{host} rebooted: all NodePorts answer {cluster.wait_for_answers(900):.0f} s later")
     for host in cluster.hosts:
         cluster.lab.power_off(host)
-    cluster.boot()
+    cluster.lab.up()
     figure(f"all at once: all NodePorts answer {cluster.wait_for_answers(1200):.0f} s later")
     for host in cluster.hosts:
         assert cluster.run(host, "sed 1d /proc/swaps") == ""
@@ -535,7 +535,7 @@ def test_destroy_ends_without_a_dead_worker_and_is_finished_when_it_is_back(
     )
     now = cluster.state_of(others)
     assert differences({name: cluster.before[name] for name in others}, now) == ""
-    cluster.boot()
+    cluster.lab.up()
     done = cluster.pulumi("destroy", "--yes", "--skip-preview")
     assert done.returncode == 0, done.stdout
     assert differences({host: cluster.before[host]}, cluster.state_of([host])) == ""
