@@ -38,6 +38,7 @@ have() { command -v "$1" >/dev/null 2>&1; }
 
 # wait_for SECONDS WHAT COMMAND...: until COMMAND succeeds; the bound is a failure. It asks ever
 # less often: where asking is work (kubectl on a slow host), it must not feed what it waits for.
+# COMMAND may set `lacking` to what is still missing, for whoever watches.
 wait_for() {
   local limit=$1 what=$2 deadline said tenths=5
   shift 2
@@ -46,7 +47,7 @@ wait_for() {
   until "$@" >/dev/null 2>&1; do
     ((SECONDS < deadline)) || return 1
     if ((SECONDS - said >= 20)); then
-      say "still waiting for $what"
+      say "still waiting for $what${lacking:+: $lacking}"
       said=$SECONDS
     fi
     pause "$((tenths / 10)).$((tenths % 10))"

@@ -9,7 +9,7 @@ export KUBECONFIG=/etc/kubernetes/admin.conf
 
 create() {
   local lacking='' dead_looked=-$DEAD_LOOK_SECONDS
-  wait_for "$WAIT_SECONDS" "the services' ready endpoints" all_ready ||
+  wait_for "$WAIT_SECONDS" "what the services promise" all_ready ||
     fail "after $WAIT_SECONDS s: ${lacking:-the API server does not answer}" "kubectl get pods -A -o wide says which pod is missing"
   kubectl get services,endpointslices -A -o json
 }

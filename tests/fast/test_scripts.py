@@ -136,6 +136,15 @@ def test_a_wait_ends_with_its_condition_or_its_bound(tmp_path: Path) -> None:
     assert bash(with_lib(unmet), home=tmp_path).stdout == "unmet\n"
 
 
+def test_a_long_wait_says_what_is_lacking(tmp_path: Path) -> None:
+    body = (
+        "asked() { SECONDS=$((SECONDS + 21)); lacking='1 of 2 pods new'; ((SECONDS > 50)); }\n"
+        "create() { local lacking; wait_for 300 'the rollout' asked; }\n"
+    )
+    said = bash(with_lib(body), home=tmp_path)
+    assert "still waiting for the rollout: 1 of 2 pods new" in said.stdout + said.stderr
+
+
 def spread(tmp_path: Path, chosen: str, *, lag: int) -> subprocess.CompletedProcess[str]:
     """Runs the proof's count of ten requests against a kernel of the test's own.
 
