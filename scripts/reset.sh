@@ -265,7 +265,7 @@ give_back_rpms() {
 
 give_back_kernel() {
   local name value swap priority units
-  rm -f /etc/modules-load.d/kubeadm-ipvs.conf /etc/sysctl.d/99-kubeadm-ipvs.conf
+  rm -f /etc/modules-load.d/kubeadm-ipvs.conf /etc/sysctl.d/99-kubeadm-ipvs.conf /etc/tmpfiles.d/kubeadm-ipvs.conf
   while read -r name value; do
     [[ ! -e /proc/sys/$(tr . / <<<"$name") ]] || echo "$value" >"/proc/sys/$(tr . / <<<"$name")"
   done < <(noted sysctls)

@@ -6,6 +6,7 @@
 readonly CONTAINERD_CONFIG=/etc/containerd/config.toml
 readonly CERTS=/etc/containerd/certs.d
 readonly OURS='# kubeadm-ipvs'
+readonly BOOT_FILE=/etc/tmpfiles.d/kubeadm-ipvs.conf
 
 create() {
   need_record
@@ -13,6 +14,7 @@ create() {
   write_mirrors
   if runtime_config | put_file "$CONTAINERD_CONFIG" 0644; then changed=true; fi
   put_crictl_config || :
+  forget_pods_at_boot
   systemctl enable --quiet containerd
   if $changed || ! unit_active containerd; then
     systemctl restart containerd
@@ -102,6 +104,18 @@ put_crictl_config() {
   [[ ! -e /etc/crictl.yaml ]] || return 0
   printf '# kubeadm-ipvs\nruntime-endpoint: unix:///run/containerd/containerd.sock\nimage-endpoint: unix:///run/containerd/containerd.sock\ntimeout: 60\n' |
     put_file /etc/crictl.yaml 0644
+}
+
+# No pod's network outlives a boot, and what the CNI plugins noted of it does. After a loss of power such a
+# note may be empty: then flannel's plugin can't take the pod's network away, and the pod never comes
+# back (flannel-io/flannel#1662); and the address that it had stays taken.
+forget_pods_at_boot() {
+  put_file "$BOOT_FILE" 0644 <<'CONF' || :
+# kubeadm-ipvs: what CNI plugins noted of the pods of the former boot
+R! /var/lib/cni/flannel
+R! /var/lib/cni/networks/cbr0
+R! /var/lib/cni/results/cbr0-*
+CONF
 }
 
 # Pulled here, beside the control plane's start, rather than when the first pod waits for them.

@@ -139,6 +139,23 @@ class Cluster:
             assert done.returncode == 0, f"{host}: {silent} doesn't answer\n{self.at_work()}"
         return time.monotonic() - began
 
+    def empty_notes(self, host: str) -> int:
+        """Leave the CNI plugins' notes of a host's pods as a loss of power may: empty.
+
+        :return: how many pods with a network of their own the host has.
+        """
+        notes = "/var/lib/cni/flannel/* /var/lib/cni/networks/cbr0/10.* /var/lib/cni/results/*"
+        said = self.run(host, f"ls /var/lib/cni/flannel; for note in {notes}; do : >$note; done; sync")
+        assert said
+        return len(said.splitlines())
+
+    def wait_for_pods(self, host: str, count: int, seconds: int) -> None:
+        """Until a host has again so many pods with a network of their own."""
+        notes = "find /var/lib/cni/flannel -type f -size +0 | wc -l"
+        look = f"until (($({notes}) >= {count})); do sleep 2; done"
+        done = self.lab.ssh(host, ["timeout", str(seconds), "bash", "-c", look], timeout=seconds + 60)
+        assert done.returncode == 0, f"{host}'s {count} pods didn't come back\n{self.at_work()}"
+
     def at_work(self) -> str:
         """What each host is busy with, for a test that has waited too long."""
         look = (

@@ -217,8 +217,10 @@ def test_what_was_changed_by_hand_is_found_and_put_right(cluster: Cluster) -> No
 @pytest.mark.takes(minutes=GIVING_BACK + REBOOT_MINUTES + 4)
 def test_a_rebooted_worker_comes_back_by_itself(cluster: Cluster) -> None:
     host = cluster.hosts[-1]
+    pods = cluster.empty_notes(host)
     cluster.lab.reboot(host)
     cluster.wait_for_answers(REBOOT_MINUTES * 60)
+    cluster.wait_for_pods(host, pods, REBOOT_MINUTES * 60)
     assert cluster.run(host, "sed 1d /proc/swaps") == ""
     assert " rr" in cluster.run(host, "ipvsadm -Ln")
     assert not any(drift(cluster).values())
