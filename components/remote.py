@@ -9,12 +9,13 @@ what the step printed.
 
 Facts this rests on (pulumi-command 1.2.1): only `triggers` replaces; any other changed input
 runs `update`; `delete` runs with the connection and the standard input of the last create
-or update; a failed create leaves nothing in the state; a remote command can't be cancelled,
-hence `timeout` on the host.
+or update; a failed create leaves nothing in the state; a failed update leaves the former inputs
+there, hence `_asked`; a remote command can't be cancelled, hence `timeout` on the host.
 """
 
 from __future__ import annotations
 
+import hashlib
 import re
 import shlex
 from collections.abc import Mapping, Sequence
@@ -53,6 +54,9 @@ STEPS: Mapping[str, tuple[str, ...]] = {
 
 # What a host's setting `repair` runs again: the steps that make a host what it is.
 REPAIRING = frozenset({"kernel", "firewall", "packages", "runtime", "init", "join", "kubeconfig", "proxy"})
+
+# Steps that change what they find: where one of their updates fails, host and state differ.
+CHANGING = frozenset({"claim", "member"}) | REPAIRING - {"kubeconfig"}
 
 # After SIGTERM a step has this long to say where it stood before it is killed.
 KILL_AFTER_SECONDS = 20
@@ -129,8 +133,15 @@ class Runner:
         if values:
             text = pulumi.Output.all(**dict(values)).apply(lambda resolved: compose(STEPS[step], resolved))
 
+        name = name or f"{self._host.name}-{step}"
+
         def command(verb: str, limit: int) -> str:
             return command_text(verb, step, self._host.name, limit, self._user)
+
+        update: pulumi.Input[str] = command("update", limit_seconds)
+        if step in CHANGING:
+            asked = _asked(name, text, parent, opts)
+            update = pulumi.Output.concat(update, " ", asked.id.apply(lambda known: known[:8]))
 
         own = pulumi.ResourceOptions(
             parent=parent,
@@ -140,11 +151,11 @@ class Runner:
             hooks=self._reach,
         )
         return remote.Command(
-            name or f"{self._host.name}-{step}",
+            name,
             remote.CommandArgs(
                 connection=self._connection,
                 create=command("create", limit_seconds),
-                update=command("update", limit_seconds),
+                update=update,
                 delete=command("delete", delete_limit_seconds or limit_seconds) if deletes else None,
                 stdin=pulumi.Output.secret(text) if secret else text,
                 triggers=list(triggers) or None,
@@ -154,6 +165,33 @@ class Runner:
             ),
             opts=pulumi.ResourceOptions.merge(own, opts),
         )
+
+
+def _asked(
+    name: str,
+    text: pulumi.Input[str],
+    parent: pulumi.Resource,
+    opts: pulumi.ResourceOptions | None,
+) -> pulumi.Stash:
+    """What a step was last asked to do: another text is another resource, with another id.
+
+    It is in the state before the step begins, and stays there if that fails. A person who then takes the
+    change back asks for something new again, so the step runs, though its own inputs in the state
+    are those of before (docs/decisions/0020).
+    """
+    digest = pulumi.Output.unsecret(pulumi.Output.from_input(text)).apply(
+        lambda known: hashlib.sha256(known.encode()).hexdigest()[:16]
+    )
+    return pulumi.Stash(
+        f"{name}-asked",
+        input=digest,
+        opts=pulumi.ResourceOptions(
+            parent=parent,
+            replace_on_changes=["input"],
+            # A step whose turn never comes isn't asked.
+            depends_on=opts.depends_on if opts else None,
+        ),
+    )
 
 
 def plain_output(command: remote.Command) -> pulumi.Output[str]:

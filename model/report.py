@@ -29,6 +29,7 @@ MEANT = "destructive"
 COMMAND = "command:remote:Command"
 _CLUSTER = "kubeadm-ipvs:index:Cluster"
 _PROVIDER = "pulumi:providers:kubernetes"
+_ASKED = "pulumi:index:Stash"
 _UNKNOWN = "04da6b54-80e4-46f7-96ec-b56ff0331ba9"  # what the engine writes for a value that isn't known yet
 _OPS = {
     "create": "create",
@@ -143,6 +144,9 @@ def changes_of(plan: Mapping[str, Any]) -> list[Change]:
             continue
         old, new = entry.get("oldState") or {}, entry.get("newState") or {}
         state = new or old
+        # What a step is asked is told by the step.
+        if state.get("type") == _ASKED:
+            continue
         former = found.get(entry["urn"])
         found[entry["urn"]] = Change(
             op=_OPS.get(entry["op"], entry["op"]),

@@ -73,7 +73,7 @@ class Recorder(mocks.MockMonitor):
         return {self.urns[urn] for urn in urns if urn in self.urns}
 
     def before(self, name: str) -> set[str]:
-        """What a resource waits for: directly, and by what these wait for."""
+        """What a resource waits for: directly, and by what these wait for. Without what steps were asked."""
         found: set[str] = set()
         todo = [name]
         while todo:
@@ -81,7 +81,7 @@ class Recorder(mocks.MockMonitor):
             new = self.names(request.dependencies) - found
             found |= new
             todo += new
-        return found
+        return {other for other in found if self.requests[other].type != "pulumi:index:Stash"}
 
 
 def run(

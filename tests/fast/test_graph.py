@@ -15,6 +15,7 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 
+from components import remote
 from components.changes import identity
 from components.cluster import Cluster, ClusterArgs
 from model.settings import Settings, load
@@ -148,6 +149,20 @@ def test_each_host_is_prepared_without_waiting_for_another(recorded: graph.Recor
     for host in ("master", "node1", "node2"):
         waits = recorded.before(f"{host}-runtime")
         assert waits == {f"{host}-{step}" for step in ("claim", "kernel", "firewall", "packages")}
+
+
+def test_what_changes_a_host_is_asked_for_in_the_state_before_it_begins(recorded: graph.Recorder) -> None:
+    changing = set()
+    for name, command in commands(recorded).items():
+        step = "look" if name == "promises" else name.rpartition("-")[2]
+        remembered = f"{name}-asked" in recorded.names(command.dependencies)
+        assert remembered == (step in remote.CHANGING), name
+        if remembered:
+            changing.add(step)
+            # A step whose turn never comes isn't asked.
+            waits = recorded.before(f"{name}-asked")
+            assert waits == recorded.before(name) - {name}
+    assert changing == remote.CHANGING
 
 
 def test_init_waits_only_for_the_control_planes_own_preparation(recorded: graph.Recorder) -> None:

@@ -20,10 +20,12 @@ from tests.lab.cluster import (
     Cluster,
     Config,
     Engine,
+    balances,
     differences,
     drift,
     edited,
     identity,
+    proxy,
     repaired,
     secrets_of,
     up,
@@ -171,7 +173,8 @@ def test_the_engine_is_killed_at_many_points_of_destroy_and_up(cluster: Cluster,
 
 
 def test_each_steps_connection_is_cut_in_the_middle(cluster: Cluster, figure: Figure) -> None:
-    """SSH is cut in the middle of a worker's steps and of the control plane's; the next `up` goes on"""
+    """SSH is cut in the middle of a worker's steps and of the control plane's; the next `up` goes on, or
+    puts back what was taken back"""
     master, host = cluster.hosts[0], cluster.hosts[-1]
     same = identity(cluster)
     # The step's own connection alone: its sshd is the nearest one above it.
@@ -181,20 +184,31 @@ while [[ $(ps -o comm= -p "$pid") != sshd* ]]; do pid=$(ps -o ppid= -p "$pid" | 
 kill -KILL "$pid"
 """
     printed: list[str] = []
+
+    def cut_off(name: str, step: str) -> None:
+        run = Engine(cluster, "up")
+        assert run.until(f"update {name}-{step}"), run.said
+        cluster.lab.ssh(name, ["bash", "-c", cut, step], timeout=120)
+        assert run.wait() != 0
+        printed.append(run.printed)
+        assert f"{name}-{step}" in printed[-1]
+        figure(f"{name}: {step}: cut")
+
     for name, steps in (
-        (host, ("kernel", "firewall", "packages", "runtime", "join", "proxy")),
-        (master, ("init", "proxy")),
+        (host, ("kernel", "firewall", "packages", "runtime", "join")),
+        (master, ("init",)),
     ):
         with edited(cluster, repaired(name)):
             for step in steps:
-                run = Engine(cluster, "up")
-                assert run.until(f"update {name}-{step}"), run.said
-                cluster.lab.ssh(name, ["bash", "-c", cut, step], timeout=120)
-                assert run.wait() != 0
-                printed.append(run.printed)
-                assert f"{name}-{step}" in printed[-1]
-                figure(f"{name}: {step}: cut")
+                cut_off(name, step)
             up(cluster)
+    with edited(cluster, proxy(scheduler="lc")):
+        cut_off(master, "proxy")
+        for name in cluster.hosts[1:]:
+            assert " rr" in cluster.run(name, "ipvsadm -Ln"), "the hosts after it are as they were"
+    up(cluster)
+    balances(cluster, "ipvs", "rr")
+    figure("scheduler: taken back after the cut, and every kernel has the former one")
     assert identity(cluster) == same
     no_secret_is_in_the_open(cluster, printed)
 
@@ -332,10 +346,13 @@ def test_hosts_are_rebooted_one_by_one_and_all_at_once(cluster: Cluster, figure:
     for host in reversed(cluster.hosts):
         cluster.lab.reboot(host)
         figure(f"{host} rebooted: all NodePorts answer {cluster.wait_for_answers(900):.0f} s later")
+    pods = {host: cluster.empty_notes(host) for host in cluster.hosts[:2]}
     for host in cluster.hosts:
         cluster.lab.power_off(host)
     cluster.lab.up()
     figure(f"all at once: all NodePorts answer {cluster.wait_for_answers(1200):.0f} s later")
+    for host, count in pods.items():
+        cluster.wait_for_pods(host, count, 600)
     for host in cluster.hosts:
         assert cluster.run(host, "sed 1d /proc/swaps") == ""
         assert " rr" in cluster.run(host, "ipvsadm -Ln")
