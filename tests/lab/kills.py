@@ -3,14 +3,41 @@
 from __future__ import annotations
 
 import json
-import subprocess
 from typing import Any
 
 from tests.lab.cluster import Cluster
 
 CALL = "STEP=$2 HOST=$3\n"
-KILLED = 128 + 9
 STEP_SECONDS = 1500
+ALL_SECONDS = 3 * 3600  # a hundred runs and more
+
+# Before each of a step's commands: ends the step, with what it has started, in the first line where it
+# hasn't been ended yet. `timeout` has made it a process group of its own.
+TRAP = '[[ " $ENDED " == *" $LINENO "* ]] || { echo "$LINENO" >/run/kills/line; kill -KILL 0; }'
+
+# One connection for all of a step's runs: logging in takes an emulated host longer than most of them. The
+# text may hold secrets: memory only, and for root.
+AGAIN_AND_AGAIN = r"""
+set -u
+rm -rf /run/kills
+mkdir -m 0700 /run/kills
+cat >/run/kills/step
+lines=()
+while :; do
+  status=0
+  ENDED=${lines[*]} timeout "$0" bash -s -- "$@" </run/kills/step >/run/kills/said 2>&1 || status=$?
+  ((status)) || break
+  line=$(cat /run/kills/line)
+  if ((status != 137)) || [[ " ${lines[*]} " == *" $line "* ]]; then
+    echo "status $status at line $line, after kills at the lines ${lines[*]}"
+    cat /run/kills/said
+    exit 1
+  fi
+  lines+=("$line")
+done
+rm -r /run/kills
+echo "${#lines[@]}"
+"""
 
 
 def texts(cluster: Cluster) -> dict[str, str]:
@@ -23,20 +50,10 @@ def _plain(value: Any) -> str:
     return str(json.loads(value["plaintext"]) if isinstance(value, dict) else value)
 
 
-def run(
-    cluster: Cluster, host: str, verb: str, step: str, text: str, trap: str = ":"
-) -> subprocess.CompletedProcess[str]:
-    """Run a step's text as the provider would, with a trap before each of its commands."""
-    assert text.count(CALL) == 1
-    watched = text.replace(CALL, f"{CALL}set -o functrace\ntrap '{trap}' DEBUG\n")
-    # Of a command that a signal ended ssh says no more than 255.
-    command = ["bash", "-c", f'timeout {STEP_SECONDS} bash -s -- "$@"; exit $?', "bash", verb, step, host]
-    return cluster.lab.ssh(host, command, input=watched, timeout=STEP_SECONDS + 100)
-
-
 def run_to_its_end(cluster: Cluster, host: str, verb: str, step: str, text: str) -> None:
-    """Run a step's text undisturbed; it must succeed."""
-    done = run(cluster, host, verb, step, text)
+    """Run a step's text undisturbed, as the provider would; it must succeed."""
+    command = ["timeout", str(STEP_SECONDS), "bash", "-s", "--", verb, step, host]
+    done = cluster.lab.ssh(host, command, input=text, timeout=STEP_SECONDS + 100)
     assert done.returncode == 0, done.stdout + done.stderr
 
 
@@ -45,14 +62,9 @@ def killed_at_each_line(cluster: Cluster, host: str, verb: str, step: str, text:
 
     :return: how many times it was killed until it came to its end; it must succeed then.
     """
-    lines: list[str] = []
-    while True:
-        known = f" {' '.join(lines)} "
-        trap = f'[[ "{known}" == *" $LINENO "* ]] || {{ echo "$LINENO" >/run/line; kill -KILL $$; }}'
-        done = run(cluster, host, verb, step, text, trap)
-        if done.returncode == 0:
-            return len(lines)
-        line = cluster.run(host, "cat /run/line; rm /run/line").strip()
-        assert done.returncode == KILLED, f"{step}, after a kill at line {lines[-1:]}: {done.stderr}"
-        assert line not in lines
-        lines.append(line)
+    assert text.count(CALL) == 1
+    watched = text.replace(CALL, f"{CALL}set -o functrace\ntrap '{TRAP}' DEBUG\n")
+    command = ["bash", "-c", AGAIN_AND_AGAIN, str(STEP_SECONDS), verb, step, host]
+    done = cluster.lab.ssh(host, command, input=watched, timeout=ALL_SECONDS)
+    assert done.returncode == 0, f"{step}: {done.stdout}{done.stderr}"
+    return int(done.stdout)
