@@ -14,6 +14,7 @@ import queue
 import subprocess
 import tempfile
 import time
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -49,6 +50,8 @@ DONE: Final = {
 }
 # Of a replacement, the second half counts.
 _COUNTED: Final = frozenset(DONE) - {"delete-replaced"}
+
+_REMEMBERED: Final = "pulumi:index:Stash"
 
 # What a component's children are part of, in a person's words; a manifest is called by its name.
 _PHASES: Final = {
@@ -116,6 +119,7 @@ class Watcher:
     _spans: dict[str, Span] = field(default_factory=dict)
     _said: dict[str, str] = field(default_factory=dict)
     _warned: set[str] = field(default_factory=set)
+    _remembered: Counter[str] = field(default_factory=Counter)
 
     @property
     def spans(self) -> list[Span]:
@@ -156,7 +160,11 @@ class Watcher:
 
     def _end(self, event: Mapping[str, Any], now: float) -> None:
         step = event["metadata"]
-        if event.get("planning", False) or not is_custom(step) or step["op"] not in DONE:
+        if event.get("planning", False) or step["op"] not in DONE:
+            return
+        if step["type"] == _REMEMBERED and step["op"] in _COUNTED:
+            self._remembered["replace" if step["op"] == "create-replacement" else step["op"]] += 1
+        if not is_custom(step):
             return
         began = self._close(step, now)
         if step["op"] in _COUNTED:
@@ -208,7 +216,9 @@ class Watcher:
 
     def _sum_up(self, event: Mapping[str, Any], _: float) -> None:
         if not event.get("isPreview", False):
-            self.changes = {kind: count for kind, count in event["resourceChanges"].items() if kind != "same"}
+            # Without what is only remembered (components/remote.py).
+            counts = Counter(event["resourceChanges"]) - self._remembered
+            self.changes = {kind: count for kind, count in counts.items() if kind != "same"}
         elif not self.errors:  # a plan that couldn't be finished says nothing
             count = len(self.planned)
             self.progress.say(f"plan: {count} resources to change" if count else "plan: nothing to change")

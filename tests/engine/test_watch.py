@@ -42,6 +42,8 @@ def step(name, parent, create, opts=None):
 if given.get("refuse"):
     raise pulumi.RunError("hosts[0].address: not an address")
 claim = step("master-claim", Part("PreparedHost", "master"), "echo 'master: claim: looking around' >&2")
+anew = pulumi.ResourceOptions(replace_on_changes=["input"])
+pulumi.Stash("master-init-asked", input=given["init"], opts=anew)
 after = lambda *steps: pulumi.ResourceOptions(depends_on=list(steps))
 init = step("master-init", Part("ControlPlane", "cp"), given["init"], after(claim))
 step("flannel-object", Part("Manifest", "flannel"), "true", after(init))
@@ -100,9 +102,18 @@ def test_an_up_counts_its_resources_and_says_what_hosts_say(project: Run) -> Non
         "2/3 master-init created",
         "3/3 flannel-object created",
     ]
-    assert seen.changes == {"create": 7}  # three parts and the stack itself are counted too
+    assert seen.changes == {"create": 7}, (
+        "three parts and the stack itself are counted too, what is remembered isn't"
+    )
     assert [span.name for span in seen.spans] == ["prepare hosts", "init", "flannel"]
     assert seen.spans[1].took >= 0.3
+
+
+def test_what_is_only_remembered_is_not_counted_as_replaced(project: Run) -> None:
+    project.pulumi("up")
+    seen, lines = project.pulumi("up", init="true # another")
+    assert "plan: 1 resources to change" in lines
+    assert seen.changes == {"update": 1}
 
 
 def test_a_run_without_changes_says_so(project: Run) -> None:
