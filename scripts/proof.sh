@@ -127,8 +127,11 @@ $ENDPOINTS"
 $ENDPOINTS") addresses answer"
 }
 
-# Connections of each real server so far, by the kernel's statistics.
-connections() { ipvsadm -Ln --stats --exact -t "$1" | awk '$1 == "->" && $2 ~ /^[0-9]/ {print $2, $3}'; }
+# Connections of each real server so far, by the kernel's statistics. One with weight 0 is gone and gets no new ones.
+connections() {
+  awk '$1 != "->" || $2 !~ /^[0-9]/ {next} NR == FNR {weight[$2] = $4; next} weight[$2] > 0 {print $2, $3}' \
+    <(ipvsadm -Ln -t "$1") <(ipvsadm -Ln --stats --exact -t "$1")
+}
 
 # spreads ENDPOINT: sends the requests and prints how many each real server got. Another host's
 # proof may send some meanwhile: with rr that changes nothing, any run of requests is spread.

@@ -148,7 +148,9 @@ def test_a_long_wait_says_what_is_lacking(tmp_path: Path) -> None:
 def spread(tmp_path: Path, chosen: str, *, lag: int) -> subprocess.CompletedProcess[str]:
     """Runs the proof's count of ten requests against a kernel of the test's own.
 
-    :param chosen: shell arithmetic, which of two real servers gets request `n`.
+    Of its three real servers the third is gone and has weight 0.
+
+    :param chosen: shell arithmetic, which of the two others gets request `n`.
     :param lag: how many looks later the kernel's statistics show a request.
     """
     sent, looks = tmp_path / "sent", tmp_path / "looks"
@@ -158,6 +160,10 @@ def spread(tmp_path: Path, chosen: str, *, lag: int) -> subprocess.CompletedProc
 create() {{ spreads 10.96.0.20:80; }}
 request() {{ n=$(wc -l <{sent}); echo $(({chosen})) >>{sent}; }}
 ipvsadm() {{
+  if [[ $* != *--stats* ]]; then
+    printf '  -> %s:80  Masq %s 0 0\\n' 10.244.1.0 1 10.244.1.1 1 10.244.2.9 0
+    return
+  fi
   cp {sent} {looks}.$(wc -l <{looks}); echo >>{looks}
   local now=$(($(wc -l <{looks}) - 1 - {lag}))
   echo 'Prot LocalAddress:Port               Conns   InPkts  OutPkts  InBytes OutBytes'
@@ -166,6 +172,7 @@ ipvsadm() {{
   for server in 0 1; do
     echo "  -> 10.244.1.$server:80  $(cat {looks}.$((now < 0 ? 0 : now)) | grep -c "$server" || :) 9 9 9 9"
   done
+  echo "  -> 10.244.2.9:80  7 9 9 9 9"
 }}
 pause() {{ :; }}
 """
