@@ -96,3 +96,12 @@ def test_a_preview_of_another_text_shows_it_as_before_and_nothing_replaced(wants
     plan = want(wants, "better").preview()
     steps = [op for op in plan.ops if not op.endswith("-asked")]
     assert steps == ["update node1-kernel", "update node1-runtime"]
+
+
+def test_a_refresh_changes_nothing_of_what_is_remembered(wants: Stack, host: SshServer) -> None:
+    want(wants, "good").up()
+    wants.refresh()
+    assert wants.up().ops == []
+    wants.destroy()
+    assert wants.state() == []
+    assert host.lines() == ["kernel good", "runtime good"]
