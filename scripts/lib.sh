@@ -31,6 +31,11 @@ fail() {
 
 on_error() {
   local status=$1 line=$2 command=$3
+  # In `grep -q … < <(command)` the reader has seen enough, and its own status counts.
+  if ((BASH_SUBSHELL && status == 141)); then
+    trap - ERR
+    exit "$status"
+  fi
   fail "\`$command\` ended with status $status (line $line)" "mend the cause named above on $HOST, then run the same pulumi command again: every step can be run twice"
 }
 

@@ -81,6 +81,15 @@ def test_a_failing_command_names_host_step_command_and_next_move(tmp_path: Path)
     assert "node1: step: next: " in done.stderr
 
 
+def test_a_reader_that_has_seen_enough_is_no_failure(tmp_path: Path) -> None:
+    # The writer's SIGPIPE was told as the step's end, and the step went on.
+    done = bash(with_lib("create() { grep -q 1 < <(seq 200000; seq 200000); }\n"), home=tmp_path)
+    assert done.stderr == ""
+    lost = bash(with_lib("create() { x=$(seq 200000 | true); }\n"), home=tmp_path, check=False)
+    assert lost.returncode == 1
+    assert "ended with status 141" in lost.stderr
+
+
 def test_a_step_that_is_stopped_says_so(tmp_path: Path) -> None:
     text = with_lib("create() { kill -TERM $$; pause 20; }\n")
     done = bash(text, home=tmp_path, check=False)
