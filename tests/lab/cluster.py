@@ -145,8 +145,8 @@ class Cluster:
         :return: how many pods with a network of their own the host has.
         """
         notes = "/var/lib/cni/flannel/* /var/lib/cni/networks/cbr0/10.* /var/lib/cni/results/*"
-        said = self.run(host, f"ls /var/lib/cni/flannel; for note in {notes}; do : >$note; done; sync")
-        assert said
+        said = self.run(host, f"ls -d /run/netns/cni-*; for note in {notes}; do : >$note; done; sync")
+        assert said, f"{host} has no pod with a network of its own"
         return len(said.splitlines())
 
     def wait_for_pods(self, host: str, count: int, seconds: int) -> None:
