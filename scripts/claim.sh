@@ -21,6 +21,9 @@ create() {
       "mend them, or take $HOST out of the configuration; nothing was changed here"
   fi
   record_state
+  # After the record in any case: a run that was cut off between them has left a record without an owner.
+  printf '%s\n' "$HOST" | put_file "$HOME_DIR/name" 0600 || :
+  printf '%s\n' "$STACK" | put_file "$HOME_DIR/owner" 0600 || :
   say "claimed"
 }
 
@@ -116,6 +119,7 @@ record_state() {
     say "the record of the host's prior state is there already"
     return
   fi
+  rm -rf "$GIVEN_BACK"
   mkdir -p "$HOME_DIR"
   chmod 0700 "$HOME_DIR"
   # Built beside and renamed: a record is whole or it isn't there.
@@ -160,11 +164,13 @@ record_state() {
     sync -f .
   )
   mv "$HOME_DIR/record.new" "$RECORD"
-  printf '%s\n' "$HOST" | put_file "$HOME_DIR/name" 0600 || :
-  printf '%s\n' "$STACK" | put_file "$HOME_DIR/owner" 0600 || :
 }
 
+# Out of the way in one move: a removal that is cut off leaves no half of a record.
+readonly GIVEN_BACK=$HOME_DIR.given-back
+
 delete() {
+  rm -rf "$GIVEN_BACK"
   if [[ ! -e $HOME_DIR ]]; then
     say "nothing of ours is here any more"
     return
@@ -177,6 +183,7 @@ delete() {
   give_back_kernel
   give_back_files
   # Last, since a run that was cut off before needs it again.
-  rm -rf "$HOME_DIR"
+  mv "$HOME_DIR" "$GIVEN_BACK"
+  rm -rf "$GIVEN_BACK"
   say "given back as it was"
 }

@@ -46,6 +46,32 @@ def test_a_host_that_has_another_name_or_owner_is_refused(
     assert said in done.stderr
 
 
+def claim(tmp_path: Path, verb: str) -> None:
+    """Runs the claim's create or delete with a host that is fit, and nothing to be given back."""
+    looks = ("refuse_other_owners", "look_at_system", "look_at_packages", "look_at_ports", "reset_node")
+    gives = (f"give_back_{what}" for what in ("firewall", "runtime", "packages", "kernel", "files"))
+    fit = "".join(f"{name}() {{ :; }}\n" for name in (*looks, *gives))
+    text = with_lib((SCRIPTS / "claim.sh").read_text() + fit, STACK="dev").replace('"$1"', verb)
+    text = text.replace("${KUBEADM_IPVS_LOCK:-/run/kubeadm-ipvs.lock}", str(tmp_path / "lock"))
+    bash(text, home=tmp_path / "home")
+
+
+def test_a_claim_that_was_cut_off_after_its_record_gets_its_owner_by_the_next(tmp_path: Path) -> None:
+    (tmp_path / "home/record").mkdir(parents=True)
+    claim(tmp_path, "create")
+    assert (tmp_path / "home/owner").read_text() == "dev\n"
+    assert (tmp_path / "home/name").read_text() == "node1\n"
+
+
+def test_what_a_removal_that_was_cut_off_has_left_goes_by_the_next(tmp_path: Path) -> None:
+    (tmp_path / "home.given-back/record").mkdir(parents=True)
+    claim(tmp_path, "delete")
+    assert [path.name for path in tmp_path.iterdir()] == ["lock"]
+    (tmp_path / "home/record").mkdir(parents=True)
+    claim(tmp_path, "delete")
+    assert [path.name for path in tmp_path.iterdir()] == ["lock"]
+
+
 def test_iptables_rules_are_read_as_services_node_ports_and_endpoints(tmp_path: Path) -> None:
     (tmp_path / "rules").write_text(IPTABLES)
     body = f"iptables-save() {{ cat {tmp_path}/rules; }}\ncreate() {{ seen; }}\n"
