@@ -40,8 +40,9 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 
 def _in_words(item: pytest.Item) -> str:
-    said = (item.function.__doc__ or "").strip() if isinstance(item, pytest.Function) else ""
-    return said or item.name.removeprefix("test_").replace("_", " ")
+    said = (item.function.__doc__ or "") if isinstance(item, pytest.Function) else ""
+    # In one line, for a row of the table.
+    return " ".join(said.split()) or item.name.removeprefix("test_").replace("_", " ")
 
 
 @pytest.hookimpl(wrapper=True)
