@@ -377,7 +377,10 @@ class Engine:
         self.ended: list[str] = []
 
     def events(self) -> Iterator[str]:
-        """`begun` or `ended`, each time a resource that isn't the same begins or has ended."""
+        """`begun` or `ended`, each time a resource that isn't the same begins or has ended.
+
+        The engine's own are left out: what is only remembered takes no time.
+        """
         assert self._process.stdout is not None
         for line in self._process.stdout:
             self.lines.append(line)
@@ -388,8 +391,9 @@ class Engine:
                 ("resourcePreEvent", self.begun, "begun"),
                 ("resOutputsEvent", self.ended, "ended"),
             ):
-                if kind in event and event[kind]["metadata"]["op"] not in ("same", "read", "refresh"):
-                    about = event[kind]["metadata"]
+                about = event[kind]["metadata"] if kind in event else {"op": "same"}
+                own = about.get("type", "").startswith("pulumi:")
+                if not own and about["op"] not in ("same", "read", "refresh"):
                     seen.append(f"{about['op']} {about['urn'].rpartition('::')[2]}")
                     yield word
 
