@@ -38,6 +38,11 @@ BUSY_SECONDS = 600.0
 HELD = re.compile(r"provided port is already allocated")
 HELD_SECONDS = 900.0
 
+# By default each resource in the state has a field manager of its own, with a random name. An object that a
+# run which was cut off has left in the cluster would then be another's: where the API server has filled in
+# a default, a conflict. With one name for all they are the program's own.
+FIELD_MANAGER = {"pulumi.com/patchFieldManager": "kubeadm-ipvs"}
+
 PAUSE_SECONDS = 5.0
 LONGEST_PAUSE_SECONDS = 30.0
 
@@ -72,8 +77,10 @@ class Object(pulumi.CustomResource):
     def __init__(
         self, name: str, document: documents.Document, opts: pulumi.ResourceOptions | None = None
     ) -> None:
+        metadata = document.body["metadata"]
+        named = {**metadata, "annotations": {**metadata.get("annotations", {}), **FIELD_MANAGER}}
         # `spec` is declared even where a document has none, so that its output resolves.
-        properties: dict[str, Any] = {"spec": None, **document.body}
+        properties: dict[str, Any] = {"spec": None, **document.body, "metadata": named}
         super().__init__(document.type, name, properties, opts)
 
 

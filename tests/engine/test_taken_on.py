@@ -1,0 +1,51 @@
+"""An object that is in the cluster and not in the state, from a run that was cut off, is taken on."""
+
+from __future__ import annotations
+
+import json
+
+from lab.paths import project_dir
+from tests.engine.api_server import ApiServer
+from tests.engine.stack import Stack
+
+# Its pods get a field that the API server fills up with a default, as those of flannel's DaemonSet do: for
+# another field manager that is a conflict. Nothing runs, so nothing is waited for.
+PROGRAM = """
+import json, os, sys
+sys.path.insert(0, {project!r})
+import pulumi, pulumi_kubernetes
+from components.manifests import Object
+from model.documents import Document
+
+given = json.loads(os.environ["GIVEN"])
+provider = pulumi_kubernetes.Provider("p", kubeconfig=given["kubeconfig"], upsert_existing_objects=True)
+name = {{"name": "NODE_NAME", "valueFrom": {{"fieldRef": {{"fieldPath": "spec.nodeName"}}}}}}
+body = {{
+    "apiVersion": "v1", "kind": "PodTemplate", "metadata": {{"name": "t", "namespace": given["namespace"]}},
+    "template": {{"metadata": {{"labels": {{"a": "b"}}}},
+                  "spec": {{"containers": [{{"name": "c", "image": given["image"], "env": [name]}}]}}}},
+}}
+Object("t", Document("t", "kubernetes:core/v1:PodTemplate", body), pulumi.ResourceOptions(provider=provider))
+"""
+
+
+def program(stack: Stack, cluster: ApiServer, namespace: str, image: str) -> Stack:
+    stack.extra["GIVEN"] = json.dumps(
+        {"kubeconfig": cluster.kubeconfig, "namespace": namespace, "image": image}
+    )
+    return stack.program(PROGRAM.format(project=str(project_dir())))
+
+
+def test_an_object_that_a_cut_off_run_has_left_is_taken_on_and_changed(
+    stack: Stack, cluster: ApiServer
+) -> None:
+    namespace = cluster.namespace()
+    program(stack, cluster, namespace, "one").up()
+    [template] = [entry for entry in stack.state() if entry["type"].endswith(":PodTemplate")]
+    forgotten = stack._call("state", "delete", template["urn"], "--yes")
+    assert forgotten.returncode == 0, forgotten.stderr
+    run = program(stack, cluster, namespace, "two").up()
+    assert run.ops == ["create t"]
+    live = cluster.call("GET", f"/api/v1/namespaces/{namespace}/podtemplates/t")
+    assert live["template"]["spec"]["containers"][0]["image"] == "two"
+    assert stack.up().ops == []
