@@ -40,8 +40,9 @@ HELD_SECONDS = 900.0
 
 # By default each resource in the state has a field manager of its own, with a random name. An object that a
 # run which was cut off has left in the cluster would then be another's: where the API server has filled in
-# a default, a conflict. With one name for all they are the program's own.
-FIELD_MANAGER = {"pulumi.com/patchFieldManager": "kubeadm-ipvs"}
+# a default, a conflict. With one name for all they are the program's own. And what it says of its own
+# objects counts, whoever else has set it: a conflict would stop each run until somebody mends it by hand.
+APPLIED = {"pulumi.com/patchFieldManager": "kubeadm-ipvs", "pulumi.com/patchForce": "true"}
 
 PAUSE_SECONDS = 5.0
 LONGEST_PAUSE_SECONDS = 30.0
@@ -78,7 +79,7 @@ class Object(pulumi.CustomResource):
         self, name: str, document: documents.Document, opts: pulumi.ResourceOptions | None = None
     ) -> None:
         metadata = document.body["metadata"]
-        named = {**metadata, "annotations": {**metadata.get("annotations", {}), **FIELD_MANAGER}}
+        named = {**metadata, "annotations": {**metadata.get("annotations", {}), **APPLIED}}
         # `spec` is declared even where a document has none, so that its output resolves.
         properties: dict[str, Any] = {"spec": None, **document.body, "metadata": named}
         super().__init__(document.type, name, properties, opts)

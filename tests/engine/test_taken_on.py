@@ -1,4 +1,4 @@
-"""An object that is in the cluster and not in the state, from a run that was cut off, is taken on."""
+"""The objects of the manifests are the program's own, whoever else has set what it says of them."""
 
 from __future__ import annotations
 
@@ -49,3 +49,16 @@ def test_an_object_that_a_cut_off_run_has_left_is_taken_on_and_changed(
     live = cluster.call("GET", f"/api/v1/namespaces/{namespace}/podtemplates/t")
     assert live["template"]["spec"]["containers"][0]["image"] == "two"
     assert stack.up().ops == []
+
+
+def test_what_somebody_else_has_set_gives_way_to_the_next_change(stack: Stack, cluster: ApiServer) -> None:
+    namespace = cluster.namespace()
+    program(stack, cluster, namespace, "one").up()
+    path = f"/api/v1/namespaces/{namespace}/podtemplates/t"
+    theirs = cluster.call("GET", path)
+    theirs["template"]["spec"]["containers"][0]["image"] = "theirs"
+    theirs["metadata"] = {"name": "t"}
+    theirs |= {"apiVersion": "v1", "kind": "PodTemplate"}
+    cluster.call("PATCH", f"{path}?fieldManager=someone&force=true", theirs, "application/apply-patch+yaml")
+    program(stack, cluster, namespace, "two").up()
+    assert cluster.call("GET", path)["template"]["spec"]["containers"][0]["image"] == "two"
