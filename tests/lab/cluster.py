@@ -9,7 +9,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
@@ -340,14 +340,14 @@ def secrets_of(cluster: Cluster) -> list[str]:
     return [user["client-key-data"], user["client-key-data"][:200], login, *tokens]
 
 
-def put_own_things(cluster: Cluster) -> None:
+def put_own_things(cluster: Cluster, *, in_force: Collection[str]) -> None:
     """Give every host what a person might have there (see own.sh).
 
-    What a reboot would take gets only the control plane: the tests reboot workers.
+    :param in_force: the hosts that also get what a reboot would take. None that a test reboots.
     """
     script = OWN_SCRIPT.read_text()
     for host in cluster.hosts:
-        kind = ["in-force"] if host == cluster.hosts[0] else []
+        kind = ["in-force"] if host in in_force else []
         done = cluster.lab.ssh(host, ["bash", "-s", "--", *kind], input=script, timeout=300)
         assert done.returncode == 0, f"{host}: {done.stderr}"
 

@@ -37,7 +37,7 @@ def cluster(
     failure_logs["lab"] = lab.collect_logs
     status = lab.up(count=count)
     made = Cluster(lab, tuple(host.name for host in status.hosts), env.environment())
-    put_own_things(made)
+    put_own_things(made, in_force=made.hosts[:1])
     made.own = {host: own_process(made, host) for host in made.hosts}
     made.before = made.state()
     made.made = command(progress, "tools.up", "--lab", LAB)

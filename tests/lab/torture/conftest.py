@@ -102,7 +102,7 @@ def living(
     cluster = Cluster(lab, tuple(host.name for host in status.hosts), env.environment())
     fresh = lab.folder / "before.txt"
     if not fresh.exists():
-        put_own_things(cluster)
+        put_own_things(cluster, in_force=())
         results.write_state(fresh, cluster.state())
     cluster.before = results.read_state(fresh)
     cluster.own = {host: own_process(cluster, host) for host in cluster.hosts}

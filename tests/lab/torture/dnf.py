@@ -33,7 +33,7 @@ def plain(
         status = lab.up(count=int(os.environ.get("KUBEADM_IPVS_TEST_HOSTS", "2")), family="dnf")
         runs_on(status)
         cluster = Cluster(lab, tuple(host.name for host in status.hosts), env.environment())
-        put_own_things(cluster)
+        put_own_things(cluster, in_force=cluster.hosts[:1])
         cluster.own = {host: own_process(cluster, host) for host in cluster.hosts}
         cluster.before = cluster.state()
         yield cluster
