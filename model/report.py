@@ -27,9 +27,9 @@ MEANT = "destructive"
 """The label that a pull request has where its author means what it destroys."""
 
 COMMAND = "command:remote:Command"
+REMEMBERED = "pulumi:index:Stash"  # what a step was last asked (components/remote.py)
 _CLUSTER = "kubeadm-ipvs:index:Cluster"
 _PROVIDER = "pulumi:providers:kubernetes"
-_ASKED = "pulumi:index:Stash"
 _UNKNOWN = "04da6b54-80e4-46f7-96ec-b56ff0331ba9"  # what the engine writes for a value that isn't known yet
 _OPS = {
     "create": "create",
@@ -145,7 +145,7 @@ def changes_of(plan: Mapping[str, Any]) -> list[Change]:
         old, new = entry.get("oldState") or {}, entry.get("newState") or {}
         state = new or old
         # What a step is asked is told by the step.
-        if state.get("type") == _ASKED:
+        if state.get("type") == REMEMBERED:
             continue
         former = found.get(entry["urn"])
         found[entry["urn"]] = Change(

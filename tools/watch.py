@@ -28,6 +28,7 @@ from pulumi.runtime.proto import events_pb2_grpc
 
 from lab.errors import Trouble
 from lab.progress import Progress
+from model.report import REMEMBERED
 from model.verdict import finding_in
 from tools.runs import Record
 
@@ -50,8 +51,6 @@ DONE: Final = {
 }
 # Of a replacement, the second half counts.
 _COUNTED: Final = frozenset(DONE) - {"delete-replaced"}
-
-_REMEMBERED: Final = "pulumi:index:Stash"
 
 # What a component's children are part of, in a person's words; a manifest is called by its name.
 _PHASES: Final = {
@@ -162,7 +161,7 @@ class Watcher:
         step = event["metadata"]
         if event.get("planning", False) or step["op"] not in DONE:
             return
-        if step["type"] == _REMEMBERED and step["op"] in _COUNTED:
+        if step["type"] == REMEMBERED and step["op"] in _COUNTED:
             self._remembered["replace" if step["op"] == "create-replacement" else step["op"]] += 1
         if not is_custom(step):
             return

@@ -9,6 +9,8 @@ from typing import Any
 from google.protobuf.json_format import MessageToDict
 from pulumi.runtime import mocks, settings, stack
 
+from model.report import REMEMBERED
+
 STACK = "test"
 # How a secret is marked in what is sent to the engine (sdk/go/common/resource/sig).
 SIGNATURE, SECRET = "4dabf18193072939515e22adb298388d", "1b47061264138c4ac30d75fd1eb44270"
@@ -81,7 +83,7 @@ class Recorder(mocks.MockMonitor):
             new = self.names(request.dependencies) - found
             found |= new
             todo += new
-        return {other for other in found if self.requests[other].type != "pulumi:index:Stash"}
+        return {other for other in found if self.requests[other].type != REMEMBERED}
 
 
 def run(

@@ -151,6 +151,7 @@ class Cluster:
 
     def wait_for_pods(self, host: str, count: int, seconds: int) -> None:
         """Until a host has again so many pods with a network of their own."""
+        # Asked until it is so, within the bound. The pause between two looks leaves the host its CPU.
         notes = "find /var/lib/cni/flannel -type f -size +0 | wc -l"
         look = f"until (($({notes}) >= {count})); do sleep 2; done"
         done = self.lab.ssh(host, ["timeout", str(seconds), "bash", "-c", look], timeout=seconds + 60)
