@@ -525,6 +525,44 @@ def test_every_step_of_a_worker_is_killed_at_each_of_its_lines(cluster: Cluster,
     assert differences(plain, cluster.state_of([host])) == ""
 
 
+def test_steps_on_a_living_node_are_killed_at_each_of_their_lines(cluster: Cluster, figure: Figure) -> None:
+    """What steers and proves a living node is killed at each line: labels, kube-proxy, proof, drain"""
+    master, host = cluster.hosts[0], cluster.hosts[-1]
+    node = f"get node {host} -o jsonpath="
+
+    def change(config: Config) -> None:
+        config["hosts"][-1]["labels"] = {"disk": "ssd"}
+        config["hosts"][-1]["taints"] = ["dedicated=web:PreferNoSchedule"]
+
+    def kill(on: str, verb: str, step: str, name: str) -> None:
+        count = killed_at_each_line(cluster, on, verb, step, sent[name])
+        figure(f"{name} ({verb}) killed {count} times")
+
+    with edited(cluster, change):
+        up(cluster)
+        sent = texts(cluster)
+    for step, name in (("look", "promises"), ("admin", f"{master}-admin"), ("token", f"{host}-token")):
+        kill(master, "create", step, name)
+    kill(host, "create", "proof", f"{host}-proof")
+
+    cluster.kubectl(f"label node {host} disk-")
+    cluster.kubectl(f"taint node {host} dedicated-")
+    cluster.kubectl(f"annotate node {host} kubeadm-ipvs/labels- kubeadm-ipvs/taints-")
+    kill(master, "create", "member", f"{host}-member")
+    assert cluster.kubectl(f"{node}'{{.metadata.labels.disk}} {{.spec.taints[*].key}}'") == "ssd dedicated"
+
+    # As after a change that has uploaded kube-proxy's settings, from a mode that has left its chains.
+    cluster.run(host, "rm /var/lib/kubeadm-ipvs/proxy.yaml; iptables -t nat -N KUBE-SVC-FORMER")
+    kill(host, "update", "proxy", f"{host}-proxy")
+    assert "KUBE-SVC-FORMER" not in cluster.run(host, "iptables-save -t nat")
+
+    kill(master, "delete", "member", f"{host}-member")
+    assert host not in cluster.kubectl("get nodes -o name")
+    with edited(cluster, without(host)):
+        up(cluster)
+    assert differences({host: cluster.before[host]}, cluster.state_of([host])) == ""
+
+
 def test_init_is_killed_at_each_of_its_lines(cluster: Cluster, figure: Figure) -> None:
     """init, and the reset of what it made, are killed at each of their lines; given back"""
     host = cluster.hosts[0]

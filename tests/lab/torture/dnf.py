@@ -13,6 +13,7 @@ import pytest
 from lab.api import Lab, LabStatus
 from lab.progress import Progress
 from tests.lab.cluster import Cluster, command, differences, drift, own_process, put_own_things
+from tests.lab.kills import killed_at_each_line, texts
 from tools import down, env
 
 LAB = "dnf"
@@ -52,7 +53,8 @@ def enforcing(cluster: Cluster) -> set[str]:
 def test_hosts_of_the_dnf_family_become_a_cluster_and_are_given_back(
     plain: Cluster, progress: Progress, figure: Callable[[str], None]
 ) -> None:
-    """Hosts with dnf and SELinux become a cluster, outlive a reboot and are given back"""
+    """Hosts with dnf and SELinux become a cluster, outlive a reboot and are given back; each line of their
+    steps is killed"""
     hosts = plain.hosts
     assert enforcing(plain) == {"enforcing"}
     for host in hosts:
@@ -86,6 +88,7 @@ def test_hosts_of_the_dnf_family_become_a_cluster_and_are_given_back(
     assert drift(plain) == {host: set() for host in hosts}
     plain.own[hosts[-1]] = own_process(plain, hosts[-1])
 
+    sent = texts(plain)
     began = time.monotonic()
     done = plain.pulumi("destroy", "--yes", "--skip-preview")
     assert done.returncode == 0, done.stdout + done.stderr
@@ -93,3 +96,18 @@ def test_hosts_of_the_dnf_family_become_a_cluster_and_are_given_back(
     assert enforcing(plain) == {"enforcing"}
     assert differences(plain.before, plain.state()) == ""
     assert {host: own_process(plain, host) for host in hosts} == plain.own
+
+    # What is the family's own in the steps: dnf, firewalld, SELinux.
+    host = hosts[-1]
+    for verb, step in (
+        ("create", "claim"),
+        ("create", "kernel"),
+        ("create", "firewall"),
+        ("create", "packages"),
+        ("create", "runtime"),
+        ("delete", "claim"),
+    ):
+        count = killed_at_each_line(plain, host, verb, step, sent[f"{host}-{step}"])
+        figure(f"{step} ({verb}) killed {count} times")
+    assert enforcing(plain) == {"enforcing"}
+    assert differences({host: plain.before[host]}, plain.state_of([host])) == ""
