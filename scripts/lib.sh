@@ -66,11 +66,15 @@ exec 8<> <(:)
 pause() { read -rt "$1" -u 8 || :; }
 
 # put_file PATH MODE: standard input becomes the file, in one rename. True if that changed it.
+# Killed before the rename it leaves .kubeadm-ipvs.NAME beside the file: the next run writes it anew, and
+# a host's giving back removes it (`remove_unfinished_files`).
 # Files outside our own folder are remembered by their sum, for whoever asks later what has changed.
 put_file() {
   local path=$1 mode=$2 new
   mkdir -p "${path%/*}"
-  new=$(mktemp "${path%/*}/.kubeadm-ipvs.XXXXXX")
+  new=${path%/*}/.kubeadm-ipvs.${path##*/}
+  rm -f "$new"
+  (umask 077 && : >"$new")
   chmod "$mode" "$new"
   cat >"$new"
   if [[ -f $path ]] && cmp -s "$new" "$path" && [[ $(stat -c %04a "$path") == "$mode" ]]; then

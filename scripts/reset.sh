@@ -298,8 +298,12 @@ unload_modules() {
   done
 }
 
+# remove_unfinished_files FOLDER: what runs that were killed in the middle of put_file have left.
+remove_unfinished_files() { find "$1" -xdev -type f -name '.kubeadm-ipvs.*' -delete; }
+
 give_back_files() {
   local path
+  remove_unfinished_files /etc
   restore_file_if_recorded /etc/default/kubelet
   restore_file_if_recorded /etc/sysconfig/kubelet
   for path in /etc/containerd /opt/cni /etc/cni /var/lib/kubelet /var/lib/etcd /var/lib/cni /etc/kubernetes \

@@ -7,17 +7,23 @@ readonly CONTAINERD_CONFIG=/etc/containerd/config.toml
 readonly CERTS=/etc/containerd/certs.d
 readonly OURS='# kubeadm-ipvs'
 readonly BOOT_FILE=/etc/tmpfiles.d/kubeadm-ipvs.conf
+# From before containerd's configuration changes until containerd has read it: a run that is killed between
+# the two leaves the restart to the next.
+readonly RESTART=$HOME_DIR/containerd.restart
 
 create() {
   need_record
-  local changed=false
+  local config
   write_mirrors
-  if runtime_config | put_file "$CONTAINERD_CONFIG" 0644; then changed=true; fi
+  config=$(runtime_config) || exit 1
+  cmp -s "$CONTAINERD_CONFIG" <(printf '%s\n' "$config") || : >"$RESTART"
+  printf '%s\n' "$config" | put_file "$CONTAINERD_CONFIG" 0644 || :
   put_crictl_config || :
   forget_pods_at_boot
   systemctl enable --quiet containerd
-  if $changed || ! unit_active containerd; then
+  if [[ -e $RESTART ]] || ! unit_active containerd; then
     systemctl restart containerd
+    rm -f "$RESTART"
   fi
   wait_for 180 "containerd" ctr version || fail "containerd doesn't answer" "look at journalctl -u containerd on $HOST"
   wait_for 60 "containerd's CRI plugin" crictl_ready || fail "containerd's CRI plugin isn't ready" "look at journalctl -u containerd on $HOST"

@@ -181,6 +181,41 @@ create() {{ local lacking= dead_looked=$SECONDS; all_ready || :; printf '%s' "$l
     return part("look.sh", body, tmp_path, SERVICES=services)
 
 
+def runtime(tmp_path: Path, config: Path, more: str = "") -> list[str]:
+    """The calls of systemctl by a run of the step on a host where containerd runs."""
+    script = (SCRIPTS / "runtime.sh").read_text().replace("/etc/containerd/config.toml", str(config))
+    calls = tmp_path / "calls"
+    calls.write_text("")
+    tools = (
+        f'systemctl() {{ echo "$*" >>{calls}; }}\n'
+        "ctr() { :; }\ncrictl() { :; }\ncontainerd() { echo containerd x v1.7.24; }\n"
+        "write_mirrors() { :; }\nput_crictl_config() { :; }\nforget_pods_at_boot() { :; }\n"
+    )
+    (tmp_path / "record").mkdir(exist_ok=True)
+    bash(with_lib(script + tools + more, SANDBOX_IMAGE="pause", IMAGES=""), home=tmp_path, check=not more)
+    return calls.read_text().splitlines()
+
+
+def test_containerd_is_restarted_by_the_run_after_one_that_was_killed_before_it(tmp_path: Path) -> None:
+    config = tmp_path / "config.toml"
+    killed = "systemctl() { if [[ $1 == restart ]]; then kill -KILL $$; fi; }\n"
+    runtime(tmp_path, config, killed)
+    assert config.exists()
+    assert "restart containerd" in runtime(tmp_path, config)
+    assert "restart containerd" not in runtime(tmp_path, config), "nothing has changed since"
+
+
+def test_what_killed_runs_have_left_beside_files_goes_with_them(tmp_path: Path) -> None:
+    etc = tmp_path / "etc"
+    left, users = etc / "apt/keyrings/.kubeadm-ipvs.key.asc", etc / "apt/.kubeadm"
+    left.parent.mkdir(parents=True)
+    left.touch()
+    users.touch()
+    part("reset.sh", f"create() {{ remove_unfinished_files {etc}; }}\n", tmp_path)
+    assert not left.exists()
+    assert users.exists()
+
+
 @pytest.mark.parametrize(
     ("dns", "lacking"),
     [

@@ -121,6 +121,16 @@ def test_put_file_tells_whether_it_changed_anything(tmp_path: Path) -> None:
     assert [path.name for path in target.parent.iterdir()] == ["thing"]
 
 
+def test_a_file_whose_writing_was_killed_leaves_nothing_beside_it_by_the_next_run(tmp_path: Path) -> None:
+    target = tmp_path / "etc" / "thing"
+    body = f"create() {{ echo hello | put_file {target} 0600; }}\n"
+    killed = bash(with_lib("sync() { kill -KILL $BASHPID; }\n" + body), home=tmp_path, check=False)
+    assert killed.returncode
+    assert [path.name for path in target.parent.iterdir()] != ["thing"]
+    bash(with_lib(body), home=tmp_path)
+    assert [path.name for path in target.parent.iterdir()] == ["thing"]
+
+
 def test_a_note_is_kept_once_and_in_order(tmp_path: Path) -> None:
     (tmp_path / "record").mkdir()
     body = "create() { note rules first; note rules second; note rules first; }\n"
