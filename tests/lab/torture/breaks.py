@@ -493,7 +493,7 @@ def test_a_host_keeps_the_packages_that_it_had(cluster: Cluster, figure: Figure)
 
 
 def without_record(state: dict[str, set[str]]) -> dict[str, set[str]]:
-    """A state without the text of the record, which tells when it was made; what it is worth shows at the end."""
+    """A state without the record's text, which tells when it was made; its worth shows at the end."""
     return {
         host: {line for line in lines if not re.match(r"hash\|.*/var/lib/kubeadm-ipvs/record/", line)}
         for host, lines in state.items()
