@@ -125,6 +125,11 @@ class Stack:
             entry for entry in exported["deployment"].get("resources", []) if not _internal(entry["type"])
         ]
 
+    def forget(self, urn: str) -> None:
+        """Take a resource out of the state; what it has made stays where it is."""
+        done = self._call("state", "delete", urn, "--yes")
+        assert done.returncode == 0, done.stderr
+
     def raw_state(self) -> str:
         """The whole backend's content, as it lies on the disk."""
         files = sorted((self.folder.parent / "backend").rglob("*.json*"))

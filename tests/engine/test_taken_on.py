@@ -42,8 +42,7 @@ def test_an_object_that_a_cut_off_run_has_left_is_taken_on_and_changed(
     namespace = cluster.namespace()
     program(stack, cluster, namespace, "one").up()
     [template] = [entry for entry in stack.state() if entry["type"].endswith(":PodTemplate")]
-    forgotten = stack._call("state", "delete", template["urn"], "--yes")
-    assert forgotten.returncode == 0, forgotten.stderr
+    stack.forget(template["urn"])
     run = program(stack, cluster, namespace, "two").up()
     assert run.ops == ["create t"]
     live = cluster.call("GET", f"/api/v1/namespaces/{namespace}/podtemplates/t")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from typing import Any
 
 from tests.lab.cluster import Cluster
@@ -57,14 +58,16 @@ def run_to_its_end(cluster: Cluster, host: str, verb: str, step: str, text: str)
     assert done.returncode == 0, done.stdout + done.stderr
 
 
-def killed_at_each_line(cluster: Cluster, host: str, verb: str, step: str, text: str) -> int:
+def killed_at_each_line(
+    cluster: Cluster, host: str, verb: str, step: str, text: str, figure: Callable[[str], None]
+) -> None:
     """Run a step again and again, each time killed (SIGKILL) before the first line where it hasn't been yet.
 
-    :return: how many times it was killed until it came to its end; it must succeed then.
+    How many times it was killed is said as a figure. In the end it must succeed.
     """
     assert text.count(CALL) == 1
     watched = text.replace(CALL, f"{CALL}set -o functrace\ntrap '{TRAP}' DEBUG\n")
     command = ["bash", "-c", AGAIN_AND_AGAIN, str(STEP_SECONDS), verb, step, host]
     done = cluster.lab.ssh(host, command, input=watched, timeout=ALL_SECONDS)
     assert done.returncode == 0, f"{step}: {done.stdout}{done.stderr}"
-    return int(done.stdout)
+    figure(f"{step} ({verb}) killed {int(done.stdout)} times")

@@ -515,8 +515,7 @@ def test_every_step_of_a_worker_is_killed_at_each_of_its_lines(cluster: Cluster,
     assert differences(plain, cluster.state_of([host])) == ""
 
     def kill(verb: str, step: str) -> None:
-        count = killed_at_each_line(cluster, host, verb, step, sent[f"{host}-{step}"])
-        figure(f"{step} ({verb}) killed {count} times")
+        killed_at_each_line(cluster, host, verb, step, sent[f"{host}-{step}"], figure)
 
     for step in steps:
         kill("create", step)
@@ -543,8 +542,7 @@ def test_steps_on_a_living_node_are_killed_at_each_of_their_lines(cluster: Clust
         config["hosts"][-1]["taints"] = ["dedicated=web:PreferNoSchedule"]
 
     def kill(on: str, verb: str, step: str, name: str) -> None:
-        count = killed_at_each_line(cluster, on, verb, step, sent[name])
-        figure(f"{name} ({verb}) killed {count} times")
+        killed_at_each_line(cluster, on, verb, step, sent[name], figure)
 
     with edited(cluster, change):
         up(cluster)
@@ -580,8 +578,7 @@ def test_init_is_killed_at_each_of_its_lines(cluster: Cluster, figure: Figure) -
     for step in ("claim", "kernel", "firewall", "packages", "runtime"):
         run_to_its_end(cluster, host, "create", step, sent[f"{host}-{step}"])
     for verb in ("create", "delete"):
-        count = killed_at_each_line(cluster, host, verb, "init", sent[f"{host}-init"])
-        figure(f"init ({verb}) killed {count} times")
+        killed_at_each_line(cluster, host, verb, "init", sent[f"{host}-init"], figure)
     run_to_its_end(cluster, host, "delete", "claim", sent[f"{host}-claim"])
     assert differences(cluster.before, cluster.state()) == ""
 

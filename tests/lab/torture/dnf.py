@@ -107,7 +107,6 @@ def test_hosts_of_the_dnf_family_become_a_cluster_and_are_given_back(
         ("create", "runtime"),
         ("delete", "claim"),
     ):
-        count = killed_at_each_line(plain, host, verb, step, sent[f"{host}-{step}"])
-        figure(f"{step} ({verb}) killed {count} times")
+        killed_at_each_line(plain, host, verb, step, sent[f"{host}-{step}"], figure)
     assert enforcing(plain) == {"enforcing"}
     assert differences({host: plain.before[host]}, plain.state_of([host])) == ""
