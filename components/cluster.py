@@ -59,13 +59,16 @@ class Cluster(pulumi.ComponentResource):
         )
         child = pulumi.ResourceOptions(parent=self)
 
+        first = settings.control_plane
         machines = {
-            host.name: PreparedHost(host.name, PreparedHostArgs(settings, host, args.stack), child)
-            for host in settings.hosts
+            first.name: PreparedHost(first.name, PreparedHostArgs(settings, first, args.stack), child)
         }
-        control_plane = ControlPlane(
-            "control-plane", ControlPlaneArgs(settings, machines[settings.control_plane.name]), child
-        )
+        control_plane = ControlPlane("control-plane", ControlPlaneArgs(settings, machines[first.name]), child)
+        for host in settings.workers:
+            registration = control_plane.registration(host)
+            machines[host.name] = PreparedHost(
+                host.name, PreparedHostArgs(settings, host, args.stack, outlived_by=[registration]), child
+            )
         provider = kubernetes.Provider(
             name,
             kubeconfig=control_plane.kubeconfig,
@@ -91,7 +94,7 @@ class Cluster(pulumi.ComponentResource):
             Worker(f"{host.name}-worker", WorkerArgs(settings, machines[host.name], control_plane), child)
             for host in settings.workers
         ]
-        nodes = {settings.control_plane.name: control_plane.init}
+        nodes = {first.name: control_plane.init}
         nodes |= {worker.host.name: worker.join for worker in workers}
         members = [
             Member(

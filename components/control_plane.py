@@ -10,7 +10,10 @@ from pulumi_command import remote
 from components import changes
 from components.host import PreparedHost
 from model import drift, kubeadm
-from model.settings import Settings
+from model.settings import Host, Settings
+
+# Twice as long as an API server that has no connection for anybody is asked again (scripts/kube.sh).
+REGISTRATION_SECONDS = 300
 
 
 @dataclass(frozen=True)
@@ -88,4 +91,20 @@ class ControlPlane(pulumi.ComponentResource):
             secret=True,
             triggers=[self.init.id],
             opts=pulumi.ResourceOptions(depends_on=[self.init], deleted_with=self.init),
+        )
+
+    def registration(self, host: Host) -> remote.Command:
+        """A worker's entry in the list of nodes, which its claim depends on: removed once it was given back.
+
+        Deleted with this component and not with a step: what a resource is `deleted_with` waits for it, and
+        a dead worker would hold up the control plane's own giving back (docs/decisions/0021).
+        """
+        return self.runner.step(
+            "registration",
+            self,
+            name=f"{host.name}-registration",
+            limit_seconds=REGISTRATION_SECONDS,
+            deletes=True,
+            values={"NODE": host.name},
+            opts=pulumi.ResourceOptions(deleted_with=self),
         )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,11 +22,13 @@ class PreparedHostArgs:
         settings: The environment.
         host: The machine, one of `settings.hosts`.
         stack: The stack's name: a host that belongs to another one is refused.
+        outlived_by: What goes only after the host was given back.
     """
 
     settings: Settings
     host: Host
     stack: str
+    outlived_by: Sequence[pulumi.Resource] = ()
 
 
 class PreparedHost(pulumi.ComponentResource):
@@ -73,6 +76,7 @@ class PreparedHost(pulumi.ComponentResource):
             # Workers come and go in production too; without its control plane there is no cluster.
             opts=pulumi.ResourceOptions(
                 protect=(settings.production and host.role == "control-plane") or None,
+                depends_on=list(self._args.outlived_by),
             ),
         )
 

@@ -44,7 +44,8 @@ STEPS: Mapping[str, tuple[str, ...]] = {
     "kubeconfig": ("admin.sh",),
     "token": ("token.sh",),
     "join": ("lib.sh", "reset.sh", "request.sh", "node.sh", "join.sh"),
-    "member": ("lib.sh", "member.sh"),
+    "registration": ("lib.sh", "kube.sh", "registration.sh"),
+    "member": ("lib.sh", "kube.sh", "member.sh"),
     "look": ("lib.sh", "look.sh"),
     "proof": ("lib.sh", "request.sh", "proof.sh"),
     # Not a resource's: `tools/check.py` and `tools/show.py` run them.

@@ -114,6 +114,7 @@ STEPS: Mapping[str, Mapping[str, Words]] = {
     "admin": {},
     "kubeconfig": {},
     "token": {},
+    "registration": {},
     "join": {},
     "look": {},
     "proof": {},

@@ -100,7 +100,7 @@ look_at_ports() {
 
 # The files that later steps may write, remove or hide.
 readonly TOUCHED=(
-  /etc/containerd/config.toml /etc/containerd/certs.d /etc/crictl.yaml /etc/selinux/config
+  /etc/containerd /etc/containerd/config.toml /etc/containerd/certs.d /etc/crictl.yaml /etc/selinux/config
   /etc/default/kubelet /etc/sysconfig/kubelet /etc/cni /opt/cni /etc/kubernetes
   /var/lib/kubelet /var/lib/etcd /var/lib/cni /var/lib/containerd /run/flannel
   /opt/containerd /usr/libexec/kubernetes /etc/firewalld
@@ -141,7 +141,7 @@ record_state() {
       if [[ -e $path ]]; then echo "$path" >>present; else echo "$path" >>absent; fi
     done
     # Small files are copied; folders with data stay where they are and are only looked after.
-    sed -nE 's#^/(etc/(containerd|crictl|selinux|default|sysconfig|cni|firewalld)(/.*|\.yaml)?)$#\1#p' present >copied
+    sed -nE 's#^/(etc/(containerd/.*|crictl\.yaml|(selinux|default|sysconfig|cni|firewalld)(/.*)?))$#\1#p' present >copied
     tar --numeric-owner -cpf files.tar -C / -T "$PWD/copied"
     awk 'NR > 1 {print $1, $2, $5}' /proc/swaps >swaps
     cut -d' ' -f1 /proc/modules | sort >modules

@@ -1,26 +1,10 @@
 # shellcheck shell=bash
 # A node as the cluster sees it; runs on the control plane. `create` waits until the node is Ready
 # and sets its labels and taints; `delete` (a worker's only, when the cluster stays) drains and
-# removes it.
+# removes it. Needs kube.sh before it.
 # Values: NODE, LABELS (lines key=value), TAINTS (lines key=value:Effect), READY_SECONDS, DRAIN_SECONDS.
 
 locking() { false; }
-export KUBECONFIG=/etc/kubernetes/admin.conf
-
-# kube ARGUMENT...: kubectl, asked again for up to two minutes while there is no connection. A busy API
-# server takes longer than the ten seconds that a TLS handshake gets, and that fails no step by itself.
-kube() {
-  local deadline=$((SECONDS + ${NO_CONNECTION_SECONDS:-120})) status said
-  while :; do
-    status=0
-    { said=$(kubectl "$@" 2>&1 >&7 7>&-) || status=$?; } 7>&1
-    [[ -z $said ]] || printf '%s\n' "$said" >&2
-    ((status)) || return 0
-    if ((SECONDS >= deadline)) || [[ ! $said =~ $NO_CONNECTION ]]; then return "$status"; fi
-    pause 2
-  done
-}
-readonly NO_CONNECTION='TLS handshake timeout|was refused|connection refused|i/o timeout|unexpected EOF|Client\.Timeout'
 
 create() {
   wait_for "$READY_SECONDS" "the node $NODE to be Ready" node_ready ||
@@ -63,19 +47,14 @@ set_ours() {
 node_ready() { kubectl wait --for=condition=Ready --timeout="${READY_SECONDS}s" "node/$NODE"; }
 
 delete() {
-  local there=
-  if [[ -e $KUBECONFIG ]]; then
-    there=$(kube --request-timeout=30s get node "$NODE" --ignore-not-found -o name) ||
-      fail "the API server doesn't say whether $NODE is a node" "look at journalctl -u kubelet on $HOST, then run again"
-  fi
-  if [[ -z $there ]]; then
+  if ! listed; then
     say "$NODE is no node of the cluster any more"
     return
   fi
   # Pods of a node that doesn't answer never end: a drain would wait for them in vain.
   if [[ $(kube get node "$NODE" -o jsonpath='{.status.conditions[?(@.type=="Ready")].status}') != True ]]; then
     say "$NODE doesn't answer: removed without draining; its pods start on the other nodes"
-    kubectl delete node "$NODE" >&2
+    kube delete node "$NODE" --ignore-not-found >&2
     return
   fi
   say "draining $NODE (at most $DRAIN_SECONDS s)"
@@ -87,5 +66,5 @@ delete() {
     fail "$NODE can't be drained within $DRAIN_SECONDS s; it is back in service" \
       "the lines above name the pods. A disruption budget that forbids it: give it room, or set cluster.overrideDisruptionBudgets; then run again"
   }
-  kubectl delete node "$NODE" >&2
+  kube delete node "$NODE" --ignore-not-found >&2
 }

@@ -11,6 +11,7 @@ import shutil
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ import yaml
 from model.settings import PREFIX
 from tests import stacks
 from tests.engine.api_server import ApiServer
-from tests.engine.ssh_server import private, ssh_server
+from tests.engine.ssh_server import CommandFailed, private, ssh_server
 from tests.engine.stack import Stack, make_stack_of
 from tests.fast.test_graph import TOKEN, promises
 
@@ -36,11 +37,15 @@ class Environment:
     Attributes:
         settings: What the stack file was first made from.
         spare: A host that isn't among them.
+        asked: What was asked of the hosts so far, in order: `node1: delete claim node1`.
+        dead: Names of hosts on which nothing that is asked is done.
     """
 
     stack: Stack
     settings: dict[str, Any]
     spare: dict[str, Any]
+    asked: list[str]
+    dead: set[str]
 
     @property
     def file(self) -> Path:
@@ -77,11 +82,20 @@ def environment(folder: Path, variables: dict[str, str], cluster: ApiServer) -> 
     stacks.copy_checkout(project)
     login = asyncssh.generate_private_key("ssh-ed25519")
     (project / "login-key").write_text(private(login))
+    asked: list[str] = []
+    dead: set[str] = set()
+
+    def serve(host: str, command: str) -> str:
+        if host in dead:
+            raise CommandFailed
+        asked.append(f"{host}: {command.partition('bash -s -- ')[2]}")
+        return answer(command, cluster)
+
     with ExitStack() as running:
         hosts: list[dict[str, Any]] = []
         for name, address in HOSTS.items():
             server = running.enter_context(
-                ssh_server(folder / name, login=login, answer=lambda command: answer(command, cluster))
+                ssh_server(folder / name, login=login, answer=partial(serve, name))
             )
             way = {"host": "127.0.0.1", "port": server.port, "hostKey": server.host_key}
             role = "worker" if hosts else "control-plane"
@@ -93,7 +107,7 @@ def environment(folder: Path, variables: dict[str, str], cluster: ApiServer) -> 
         }
         stack = make_stack_of(project, variables, NAME)
         stack.language_host = True
-        made = Environment(stack, settings, hosts[3])
+        made = Environment(stack, settings, hosts[3], asked, dead)
         made.write(settings)
         yield made
 

@@ -38,7 +38,12 @@ class SshServer:
 
 
 Answer = Callable[[str], str]
-"""What a command prints: by its text, what it is fed is read and left. It ends with status 0."""
+"""What a command prints: by its text, what it is fed is read and left. It ends with status 0, or 1 if this raises
+`CommandFailed`."""
+
+
+class CommandFailed(Exception):
+    """The command is to end with status 1."""
 
 
 class _Server(asyncssh.SSHServer):
@@ -61,7 +66,10 @@ async def _serve_command(process: Any, seen: SshServer, answer: Answer | None) -
     if answer is not None:
         while await process.stdin.read(65536):
             pass
-        process.stdout.write(answer(command).encode())
+        try:
+            process.stdout.write(answer(command).encode())
+        except CommandFailed:
+            process.exit(1)
         process.exit(0)
         return
     child = await asyncio.create_subprocess_exec(

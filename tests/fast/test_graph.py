@@ -147,8 +147,21 @@ def test_a_recorded_run_leaves_no_thread_behind(settings: Settings) -> None:
 
 def test_each_host_is_prepared_without_waiting_for_another(recorded: graph.Recorder) -> None:
     for host in ("master", "node1", "node2"):
-        waits = recorded.before(f"{host}-runtime")
-        assert waits == {f"{host}-{step}" for step in ("claim", "kernel", "firewall", "packages")}
+        steps = {f"{host}-{step}" for step in ("claim", "kernel", "firewall", "packages")}
+        registration = set() if host == "master" else {f"{host}-registration"}
+        assert recorded.before(f"{host}-runtime") == steps | registration
+
+
+def test_a_workers_registration_outlives_its_host_and_goes_with_the_cluster(recorded: graph.Recorder) -> None:
+    """What is made first is deleted last: a host that isn't given back yet may register its node again."""
+    for host in ("node1", "node2"):
+        registration = recorded.requests[f"{host}-registration"]
+        assert f"{host}-registration" in recorded.before(f"{host}-claim")
+        assert recorded.before(f"{host}-registration") == set()
+        assert recorded.names([registration.deletedWith]) == {"ControlPlane control-plane"}
+        assert recorded.inputs[f"{host}-registration"]["delete"].endswith("delete registration master")
+    # Not with a step on the control plane: that one would have to wait for every worker, dead ones included.
+    assert not [n for n in recorded.before("master-init") if n.endswith("-registration")]
 
 
 def test_what_changes_a_host_is_asked_for_in_the_state_before_it_begins(recorded: graph.Recorder) -> None:
@@ -362,7 +375,7 @@ def test_resource_names_are_stable(recorded: graph.Recorder) -> None:
             for s in ("claim", "kernel", "firewall", "packages")
         ),
         *(f"{h}-{s}" for h in ("master", "node1", "node2") for s in ("runtime", "member", "proxy", "proof")),
-        *(f"{h}-{s}" for h in ("node1", "node2") for s in ("token", "join")),
+        *(f"{h}-{s}" for h in ("node1", "node2") for s in ("registration", "token", "join")),
         "master-init",
         "master-admin",
         "master-kubeconfig",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shlex
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -18,6 +19,9 @@ IPTABLES = (DATA / "iptables.txt").read_text()
 NFTABLES = (DATA / "nftables.txt").read_text()
 # init.sh needs node.sh before it.
 INIT = (SCRIPTS / "node.sh").read_text() + (SCRIPTS / "init.sh").read_text()
+# Both need kube.sh before them.
+MEMBER = (SCRIPTS / "kube.sh").read_text() + (SCRIPTS / "member.sh").read_text()
+REGISTRATION = (SCRIPTS / "kube.sh").read_text() + (SCRIPTS / "registration.sh").read_text()
 
 
 def part(script: str, body: str, tmp_path: Path, **values: str) -> str:
@@ -54,6 +58,17 @@ def claim(tmp_path: Path, verb: str) -> None:
     text = with_lib((SCRIPTS / "claim.sh").read_text() + fit, STACK="dev").replace('"$1"', verb)
     text = text.replace("${KUBEADM_IPVS_LOCK:-/run/kubeadm-ipvs.lock}", str(tmp_path / "lock"))
     bash(text, home=tmp_path / "home")
+
+
+def test_what_goes_if_it_was_not_there_before_is_looked_for_before_the_first_change(tmp_path: Path) -> None:
+    recorded = set(part("claim.sh", 'create() { printf "%s\\n" "${TOUCHED[@]}"; }\n', tmp_path).split())
+    reset = (SCRIPTS / "reset.sh").read_text()
+    loops = re.findall(r"for path in ((?:/|\\\n).*?); do\n(.*?)\n  done", reset, re.DOTALL)
+    asked = [
+        path for paths, body in loops if "RECORD/absent" in body for path in paths.split() if path != "\\"
+    ]
+    assert "/etc/containerd" in asked
+    assert set(asked) | set(re.findall(r"restore_file(?:_if_recorded)? (/\S+)", reset)) <= recorded
 
 
 def test_a_claim_that_was_cut_off_after_its_record_gets_its_owner_by_the_next(tmp_path: Path) -> None:
@@ -144,7 +159,7 @@ def test_labels_and_taints_that_are_no_longer_wanted_go_and_others_stay(
     tmp_path: Path, verb: str, wanted: str, done: str
 ) -> None:
     # What kubectl is asked to do goes to /dev/null in the script: here it is looked at.
-    script = (SCRIPTS / "member.sh").read_text().replace(">/dev/null", "")
+    script = MEMBER.replace(">/dev/null", "")
     body = f"""
 kubectl() {{ printf '%s\\n' "$*"; }}
 create() {{ set_ours {verb} '{wanted}' '{BEFORE[verb]}' '{PRESENT}'; }}
@@ -313,15 +328,18 @@ kubectl() {{
 pause() {{ :; }}
 create() {{ kube get node node2; }}
 """
-    done = bash(with_lib((SCRIPTS / "member.sh").read_text() + body), home=tmp_path, check=False)
+    done = bash(with_lib(MEMBER + body), home=tmp_path, check=False)
     assert (tmp_path / "asked").read_text().splitlines() == ["get node node2"] * times
     assert refusal in done.stderr
     assert (done.returncode, done.stdout) == ((0, "node/node2\n") if times == 3 else (1, ""))
 
 
-def test_a_worker_is_not_taken_for_removed_while_the_api_server_says_nothing(tmp_path: Path) -> None:
+@pytest.mark.parametrize("script", [MEMBER, REGISTRATION], ids=["member", "registration"])
+def test_a_worker_is_not_taken_for_removed_while_the_api_server_says_nothing(
+    tmp_path: Path, script: str
+) -> None:
     (tmp_path / "admin.conf").touch()
-    script = (SCRIPTS / "member.sh").read_text().replace("/etc/kubernetes", str(tmp_path))
+    script = script.replace("/etc/kubernetes", str(tmp_path))
     body = """
 kubectl() { echo 'net/http: TLS handshake timeout' >&2; return 1; }
 create() { delete; }
@@ -335,7 +353,7 @@ create() { delete; }
 
 def test_a_worker_that_does_not_answer_is_removed_and_not_drained(tmp_path: Path) -> None:
     (tmp_path / "admin.conf").touch()
-    script = (SCRIPTS / "member.sh").read_text().replace("/etc/kubernetes", str(tmp_path))
+    script = MEMBER.replace("/etc/kubernetes", str(tmp_path))
     body = f"""
 kubectl() {{
   echo "$*" >>{tmp_path}/asked
@@ -351,6 +369,39 @@ create() {{ delete; }}
         assert [
             " ".join(line.split()[: len(want.split())]) for line, want in zip(asked, done, strict=True)
         ] == done
+
+
+@pytest.mark.parametrize(
+    ("cluster", "listed", "done"),
+    [
+        (True, "node/node2", ["delete node node2 --ignore-not-found"]),
+        (True, "", []),
+        (False, "node/node2", []),
+    ],
+    ids=["it registered again", "it is gone", "the cluster is gone"],
+)
+def test_a_node_that_registered_again_after_it_was_removed_is_removed_when_its_host_was_given_back(
+    tmp_path: Path, cluster: bool, listed: str, done: list[str]
+) -> None:
+    if cluster:
+        (tmp_path / "admin.conf").touch()
+    body = f"""
+kubectl() {{
+  echo "$*" >>{tmp_path}/asked
+  case $* in *" get "*) printf %s "{listed}" ;; esac
+}}
+create() {{ delete; }}
+"""
+    script = REGISTRATION.replace("/etc/kubernetes", str(tmp_path))
+    (tmp_path / "asked").touch()
+    bash(with_lib(script + body, NODE="node2"), home=tmp_path)
+    asked = (tmp_path / "asked").read_text().splitlines()
+    assert [line for line in asked if " get " not in f" {line} "] == done
+    assert bool(asked) == cluster
+
+
+def test_registering_is_the_kubelets_own_work(tmp_path: Path) -> None:
+    bash(with_lib(REGISTRATION + "kubectl() { echo called >&2; exit 1; }\n", NODE="node2"), home=tmp_path)
 
 
 PRINTED = """I1125 03:44:56 some warning of kubeadm's
