@@ -91,9 +91,14 @@ class Admission:
         # Hooks don't run in a preview, where a kubeconfig that is read again would make the join unknown.
         if not pulumi.runtime.is_dry_run():
             self.known = pulumi.Output.all(kubeconfig, token).apply(self._keep)
+        admitting = pulumi.ResourceHook(f"{worker}-admit", self._admit)
+        revoking = pulumi.ResourceHook(f"{worker}-revoke", self._revoke)
+        # An update joins too, where somebody has taken the node apart by hand.
         self.hooks = pulumi.ResourceHookBinding(
-            before_create=[pulumi.ResourceHook(f"{worker}-admit", self._admit)],
-            after_create=[pulumi.ResourceHook(f"{worker}-revoke", self._revoke)],
+            before_create=[admitting],
+            after_create=[revoking],
+            before_update=[admitting],
+            after_update=[revoking],
         )
 
     def _keep(self, values: list[str]) -> None:

@@ -326,7 +326,8 @@ class _Told:
             values = seen[change.name]
             if change.host in repaired:
                 tell(consequences.REPAIR, change.host)
-            elif change.step in ("proof", "look"):
+            # A registration has nothing to do before its host leaves.
+            elif change.step in ("proof", "look", "registration"):
                 if change.step == "proof":
                     tell(consequences.PROVED, change.host)
             elif values is None:

@@ -306,10 +306,9 @@ give_back_files() {
   remove_unfinished_files /etc
   restore_file_if_recorded /etc/default/kubelet
   restore_file_if_recorded /etc/sysconfig/kubelet
-  for path in /etc/containerd /opt/cni /etc/cni /var/lib/kubelet /var/lib/etcd /var/lib/cni /etc/kubernetes \
-    /var/lib/containerd \
-    /opt/containerd /usr/libexec/kubernetes; do
-    if [[ -d $path ]] && grep -qx "$path" "$RECORD/absent"; then rm -rf --one-file-system "$path"; fi
+  for path in /etc/containerd /etc/crictl.yaml /opt/cni /etc/cni /var/lib/kubelet /var/lib/etcd /var/lib/cni \
+    /etc/kubernetes /var/lib/containerd /opt/containerd /usr/libexec/kubernetes; do
+    if [[ -e $path ]] && grep -qx "$path" "$RECORD/absent"; then rm -rf --one-file-system "$path"; fi
   done
   # The API server's pod makes these where they are missing; one that holds something is in use.
   for path in /etc/ssl/certs /etc/ssl /etc/pki /etc/ca-certificates /usr/share/ca-certificates /usr/local/share/ca-certificates; do
