@@ -2,7 +2,14 @@
 # kubeadm join on a worker. Needs node.sh before it.
 # Values: CONFIG (kubeadm's JoinConfiguration, with the token of this join), KUBELET and PROXY (see node.sh).
 
+readonly NODE_CREDENTIALS=/etc/kubernetes/kubelet.conf
+
 create() {
+  # Only a worker's: what a control plane has lost with it, a new init doesn't bring back.
+  if [[ -e $HOME_DIR/node.done && ! -e $NODE_CREDENTIALS ]]; then
+    say "the node was taken apart by somebody else: it joins again"
+    rm -f "$HOME_DIR/node.done"
+  fi
   if ! begin_node; then
     converge_kubelet
     register_again
@@ -22,7 +29,7 @@ create() {
 # node only when it starts. What else keeps the API server from answering, the node's own step (member) tells.
 register_again() {
   local said
-  said=$(kubectl --kubeconfig /etc/kubernetes/kubelet.conf --request-timeout=60s get node "$HOST" -o name 2>&1) && return
+  said=$(kubectl --kubeconfig "$NODE_CREDENTIALS" --request-timeout=60s get node "$HOST" -o name 2>&1) && return
   [[ $said == *"(NotFound)"* ]] || return 0
   say "the cluster has no node $HOST any more: kubelet makes it again"
   systemctl restart kubelet

@@ -38,8 +38,8 @@ class SshServer:
 
 
 Answer = Callable[[str], str]
-"""What a command prints: by its text, what it is fed is read and left. It ends with status 0, or with 1 if this
-raises `CommandFailed`."""
+"""What a command prints: by its text, what it is fed is read and left. It ends with status 0, or where
+this raises `CommandFailed` with 1."""
 
 
 class CommandFailed(Exception):

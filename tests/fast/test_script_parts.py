@@ -647,3 +647,28 @@ systemctl() {{ echo "systemctl $*"; }}
     script = (SCRIPTS / "node.sh").read_text() + (SCRIPTS / "join.sh").read_text()
     said = bash(with_lib(script + body), home=tmp_path).stdout
     assert said == ("systemctl restart kubelet\n" if restarted else "")
+
+
+@pytest.mark.parametrize(
+    ("credentials", "done"), [(True, ["converge"]), (False, ["reset", "kubeadm 5 join"])]
+)
+def test_a_worker_that_was_taken_apart_by_hand_joins_again(
+    tmp_path: Path, credentials: bool, done: list[str]
+) -> None:
+    etc = tmp_path / "etc"
+    (tmp_path / "record").mkdir()
+    for mark in ("node.started", "node.done"):
+        (tmp_path / mark).touch()
+    if credentials:
+        etc.mkdir()
+        (etc / "kubelet.conf").touch()
+    body = """
+reset_node() { echo reset; }
+run_kubeadm() { echo "kubeadm $*"; }
+converge_kubelet() { echo converge; }
+register_again() { :; }
+"""
+    script = (SCRIPTS / "node.sh").read_text() + (SCRIPTS / "join.sh").read_text()
+    text = with_lib(script.replace("/etc/kubernetes", str(etc)) + body, CONFIG="c", KUBELET="k", PROXY="p")
+    assert bash(text, home=tmp_path).stdout.splitlines() == done
+    assert (tmp_path / "node.done").exists()

@@ -226,6 +226,8 @@ def test_a_worker_is_removed_and_comes_back(cluster: Cluster, figure: Figure) ->
         assert f"{host}-claim" in run.said
         figure("power cut in reset: the error names the claim")
         cluster.lab.up()
+        cluster.kubectl(f"wait --for=create node/{host} --timeout=280s")
+        figure("its kubelet registers the node again")
         began = time.monotonic()
         up(cluster)
         figure(f"given back by the next up in {time.monotonic() - began:.0f} s")
@@ -262,6 +264,22 @@ def test_a_worker_is_removed_and_comes_back(cluster: Cluster, figure: Figure) ->
     figure("power cut in join: joined by the next up, the others untouched")
     assert identity(cluster)[0] == same
     assert f"node/{host}" in cluster.kubectl("get nodes -o name")
+
+
+def test_a_worker_that_was_taken_apart_by_hand_joins_again_by_its_repair(
+    cluster: Cluster, figure: Figure
+) -> None:
+    """`kubeadm reset` by hand on a worker: its `repair` joins it again, the others' nodes as they were"""
+    host = cluster.hosts[-1]
+    same = identity(cluster)[0]
+    cluster.run(host, "kubeadm reset --force >/dev/null 2>&1; rm -rf /etc/cni/net.d")
+    with edited(cluster, repaired(host)):
+        began = time.monotonic()
+        up(cluster)
+        figure(f"joined again in {time.monotonic() - began:.0f} s")
+        assert identity(cluster)[0] == same
+        assert not any(drift(cluster).values())
+    up(cluster)
 
 
 def test_an_image_that_no_source_has_is_named_before_a_pod_needs_it(cluster: Cluster, figure: Figure) -> None:
