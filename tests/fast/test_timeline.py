@@ -49,7 +49,8 @@ def test_bars_are_grouped_by_host_and_what_is_on_no_host_comes_last(tmp_path: Pa
     run = critical.read(past_run.text(past_run.up(tmp_path)[0]), "dev")
     groups = run.groups()
     assert list(groups) == ["master", "node1", "node2", "cluster"]
-    assert [bar.name for bar in groups["node1"]][:5] == ["claim", "kernel", "firewall", "packages", "runtime"]
+    first = ["registration", "claim", "kernel", "firewall", "packages", "runtime"]
+    assert [bar.name for bar in groups["node1"]][:6] == first
     assert "promises" in [bar.name for bar in groups["cluster"]]
 
 
