@@ -15,7 +15,8 @@ BEGAN = 1_795_593_600  # seconds since 1970
 TOOK = (
     ("claim", 6.4), ("kernel", 9.1), ("firewall", 12.7), ("node2-packages", 96.3), ("packages", 88.2),
     ("runtime", 21.5), ("init", 142.6), ("admin", 2.3), ("token", 4.1), ("join", 58.9), ("member", 33.4),
-    ("registration", 1.2), ("proxy", 8.8), ("promises", 17.2), ("proof", 24.6), ("Deployment", 41.7), ("DaemonSet", 5.3),
+    ("registration", 1.2), ("proxy", 8.8), ("promises", 17.2), ("proof", 24.6),
+    ("Deployment", 41.7), ("DaemonSet", 5.3),
 )  # fmt: skip
 OBJECT = 1.9
 STARTS = 0.4  # from the end of what a resource waited for to its own beginning
