@@ -15,6 +15,7 @@ begin_node() {
   if [[ -e $HOME_DIR/node.started ]]; then
     say "a run that was cut off is cleared away"
     reset_node
+    cleared=true
   fi
   mark node.started
 }
@@ -23,9 +24,10 @@ mark() { : | put_file "$HOME_DIR/$1" 0600 || :; }
 
 # run_kubeadm ATTEMPTS ARGUMENT...: phases as they pass; on failure the end of kubeadm's own log.
 # Tokens are blotted out of both. kubeadm gives some requests 10 s and no second chance: where
-# that was all that went wrong, the half-made node is cleared and it begins again.
+# that was all that went wrong, the half-made node is cleared and it begins again. So it does while the cluster
+# still counts a node as Ready whose kubelet was stopped here just now: it finds out after 50 s at most.
 run_kubeadm() {
-  local attempts=$1 attempt status
+  local attempts=$1 attempt status former_until=$((SECONDS + 180)) reason
   shift
   for ((attempt = 1; ; attempt++)); do
     status=0
@@ -33,8 +35,16 @@ run_kubeadm() {
     kubeadm "$@" --config "$HOME_DIR/kubeadm.yaml" 2>&1 9>&- | redact | tee "$HOME_DIR/kubeadm.log" |
       sed -unE "s/^\[([a-z0-9-]+)\] (.*)/$HOST: $STEP: [\1] \2/p" >&2 || status=$?
     ((status)) || return 0
-    if ((attempt == attempts)) || ! grep -qE "$TRANSIENT" < <(tail -n 5 "$HOME_DIR/kubeadm.log"); then break; fi
-    say "the API server was too slow: $(grep -m1 '^error' "$HOME_DIR/kubeadm.log"); again"
+    if [[ -n $cleared ]] && ((SECONDS < former_until)) && grep -qF "$STILL_READY" "$HOME_DIR/kubeadm.log"; then
+      reason="the cluster doesn't know yet that this node's former kubelet has stopped"
+      attempt=0
+      pause 10
+    elif ((attempt < attempts)) && grep -qE "$TRANSIENT" < <(tail -n 5 "$HOME_DIR/kubeadm.log"); then
+      reason="the API server was too slow: $(grep -m1 '^error' "$HOME_DIR/kubeadm.log")"
+    else
+      break
+    fi
+    say "$reason; again"
     cp -p "$HOME_DIR/kubeadm.yaml" "$HOME_DIR/kubeadm.again.yaml"
     reset_node
     mark node.started
@@ -43,6 +53,8 @@ run_kubeadm() {
   grep -v '^\[' "$HOME_DIR/kubeadm.log" | tail -n 25 >&2 || :
   fail "kubeadm $1 ended with status $status" "the lines above say why (all of it: $HOME_DIR/kubeadm.log on $HOST); mend it and run the same pulumi command again"
 }
+cleared=
+readonly STILL_READY='and status "Ready" already exists in the cluster' # kubeadm's words, cmd/phases/join/kubelet.go
 readonly TRANSIENT='Client.Timeout exceeded|context deadline exceeded|i/o timeout|TLS handshake timeout|connection refused|unexpected EOF|etcdserver: request timed out'
 
 # kubeadm_phase ARGUMENT...: one of kubeadm's phases on a node that is there; on failure the end of its log.

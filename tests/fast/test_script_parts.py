@@ -672,3 +672,38 @@ register_again() { :; }
     text = with_lib(script.replace("/etc/kubernetes", str(etc)) + body, CONFIG="c", KUBELET="k", PROXY="p")
     assert bash(text, home=tmp_path).stdout.splitlines() == done
     assert (tmp_path / "node.done").exists()
+
+
+READY = 'a Node with name "node1" and status "Ready" already exists in the cluster. You must delete'
+
+
+@pytest.mark.parametrize(
+    ("half_made", "error", "runs"),
+    [
+        (True, READY, 3),
+        (False, READY, 1),
+        (False, "Get: context deadline exceeded", 3),
+        (True, "no such image", 1),
+    ],
+    ids=["its own former kubelet", "another machine of that name", "a slow API server", "anything else"],
+)
+def test_kubeadm_is_run_again_only_where_waiting_mends_it(
+    tmp_path: Path, half_made: bool, error: str, runs: int
+) -> None:
+    (tmp_path / "record").mkdir()
+    if half_made:
+        (tmp_path / "node.started").touch()
+    (tmp_path / "kubeadm.yaml").touch()
+    body = f"""
+reset_node() {{ :; }}
+pause() {{ :; }}
+kubeadm() {{
+  echo run >>{tmp_path}/runs
+  if (($(wc -l <{tmp_path}/runs) < 3)); then echo {shlex.quote("error: " + error)}; return 1; fi
+}}
+create() {{ begin_node; run_kubeadm 3 join; }}
+"""
+    text = with_lib((SCRIPTS / "node.sh").read_text() + body)
+    done = bash(text, home=tmp_path, check=False)
+    assert len((tmp_path / "runs").read_text().split()) == runs
+    assert (done.returncode == 0) == (runs == 3), done.stderr
