@@ -46,6 +46,8 @@ class Member(pulumi.ComponentResource):
             self,
             name=f"{host.name}-member",
             limit_seconds=settings.limits.rollout,
+            # One that is repaired may have joined anew: its run isn't over before it is Ready.
+            repair=host.repair,
             # The control plane's node goes with the cluster.
             deletes=host.role == "worker",
             # Another machine under the same name is another node: the old one is drained and removed first.

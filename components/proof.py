@@ -58,6 +58,8 @@ class Proof(pulumi.ComponentResource):
                 "WAIT_SECONDS": str(settings.proof.wait_seconds),
                 "SUBJECT": args.subject,
             },
+            # Pods of a node that was made anew have other addresses.
+            repair="\n".join(f"{host.name} {host.repair}" for host in settings.hosts if host.repair) or None,
             opts=pulumi.ResourceOptions(depends_on=list(args.depends_on), deleted_with=cluster.init),
         )
         promises = plain_output(look)
@@ -69,6 +71,7 @@ class Proof(pulumi.ComponentResource):
                 limit_seconds=settings.limits.proof + settings.proof.wait_seconds,
                 triggers=[cluster.init.id],
                 values=self._values(host, promises),
+                repair=host.repair,
                 opts=pulumi.ResourceOptions(depends_on=[look], deleted_with=cluster.init),
             )
             self.tables[host.name] = plain_output(proof).apply(ipvs.report_tables)

@@ -107,6 +107,7 @@ class Runner:
         values: Mapping[str, pulumi.Input[str]] | None = None,
         secret: bool = False,
         triggers: Sequence[Any] = (),
+        repair: str | None = None,
         deletes: bool = False,
         delete_limit_seconds: int | None = None,
         opts: pulumi.ResourceOptions | None = None,
@@ -122,6 +123,7 @@ class Runner:
             secret: Values or output are secret: nothing is logged, input and output are
                 encrypted in the state.
             triggers: Values whose change replaces the resource (delete first, then create).
+            repair: As the host's own setting, for a step that shows what a repair has mended.
             deletes: The step has a `delete` of its own.
             delete_limit_seconds: As `limit_seconds`, for `delete`.
             opts: Dependencies and the like; parent and delete_before_replace are set here, and
@@ -129,8 +131,9 @@ class Runner:
             name: The resource's name, where it isn't `HOST-STEP`.
         """
         text: pulumi.Input[str] = compose(STEPS[step], {})
-        if self._host.repair is not None and step in REPAIRING:
-            values = {**(values or {}), "REPAIR": self._host.repair}
+        repair = self._host.repair if step in REPAIRING else repair
+        if repair is not None:
+            values = {**(values or {}), "REPAIR": repair}
         if values:
             text = pulumi.Output.all(**dict(values)).apply(lambda resolved: compose(STEPS[step], resolved))
 

@@ -321,7 +321,11 @@ class _Told:
         uploads = any(seen[change.name] for change in updated if change.step == "init")
         # A join registers the node with the labels and taints that its member then keeps: told by the member.
         nodes = {change.host for change in updated if change.step == "member" and seen[change.name]}
-        repaired = {change.host for change in updated if "REPAIR" in (seen[change.name] or {})}
+        repaired = {
+            change.host
+            for change in updated
+            if change.step != "look" and "REPAIR" in (seen[change.name] or {})
+        }
         for change in updated:
             values = seen[change.name]
             if change.host in repaired:

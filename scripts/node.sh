@@ -15,6 +15,8 @@ begin_node() {
   if [[ -e $HOME_DIR/node.started ]]; then
     say "a run that was cut off is cleared away"
     reset_node
+    # Whoever takes a node apart by hand removes the folder that containerd watches for the node's network.
+    systemctl restart containerd
     cleared=true
   fi
   mark node.started

@@ -144,12 +144,19 @@ clear_links() {
 # Only folders that weren't there before the claim.
 clear_folders() {
   local path
-  for path in /etc/cni /var/lib/cni /run/flannel /var/lib/kubelet /var/lib/etcd /etc/kubernetes; do
+  # The folder stays as long as containerd does, which watches this one: in another of the same name it never
+  # sees the network of the node that is made next.
+  if grep -qx /etc/cni "$RECORD/absent"; then
+    [[ ! -d /etc/cni/net.d ]] || find /etc/cni/net.d -mindepth 1 -delete
+  else
+    say "/etc/cni was here before: only our file in it is removed"
+    rm -f /etc/cni/net.d/10-flannel.conflist
+  fi
+  for path in /var/lib/cni /run/flannel /var/lib/kubelet /var/lib/etcd /etc/kubernetes; do
     if grep -qx "$path" "$RECORD/absent"; then
       rm -rf --one-file-system "$path"
     else
-      say "$path was here before: only our files in it are removed"
-      rm -f /etc/cni/net.d/10-flannel.conflist
+      say "$path was here before: what kubeadm has left in it stays"
     fi
   done
   rm -rf /opt/cni/bin/flannel /var/log/pods/kube-* /var/log/containers/kube-*

@@ -180,9 +180,13 @@ def test_a_repair_runs_every_step_of_that_host_again_and_of_no_other(
         for name in test_graph.commands(before)
         if "stdin" in before.inputs[name] and after.inputs[name]["stdin"] != before.inputs[name]["stdin"]
     }
-    assert changed == {f"{host}-{step}" for step in REPAIRING - without}
+    steps = {f"{host}-{step}" for step in REPAIRING - without}
+    # Then it must be Ready, and what its kernel balances is proved again.
+    shown = {f"{host}-member", f"{host}-proof", "promises"}
+    assert changed == steps | shown
     for name in changed:
-        assert "REPAIR=2026-11-25" in after.inputs[name]["stdin"]
+        repair = f"REPAIR='{host} 2026-11-25'" if name == "promises" else "REPAIR=2026-11-25"
+        assert repair in after.inputs[name]["stdin"]
         assert after.inputs[name].get("triggers") == before.inputs[name].get("triggers"), (
             "nothing is replaced"
         )

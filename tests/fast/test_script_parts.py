@@ -650,7 +650,8 @@ systemctl() {{ echo "systemctl $*"; }}
 
 
 @pytest.mark.parametrize(
-    ("credentials", "done"), [(True, ["converge"]), (False, ["reset", "kubeadm 5 join"])]
+    ("credentials", "done"),
+    [(True, ["converge"]), (False, ["reset", "systemctl restart containerd", "kubeadm 5 join"])],
 )
 def test_a_worker_that_was_taken_apart_by_hand_joins_again(
     tmp_path: Path, credentials: bool, done: list[str]
@@ -667,6 +668,7 @@ reset_node() { echo reset; }
 run_kubeadm() { echo "kubeadm $*"; }
 converge_kubelet() { echo converge; }
 register_again() { :; }
+systemctl() { echo "systemctl $*"; }
 """
     script = (SCRIPTS / "node.sh").read_text() + (SCRIPTS / "join.sh").read_text()
     text = with_lib(script.replace("/etc/kubernetes", str(etc)) + body, CONFIG="c", KUBELET="k", PROXY="p")
@@ -696,6 +698,7 @@ def test_kubeadm_is_run_again_only_where_waiting_mends_it(
     (tmp_path / "kubeadm.yaml").touch()
     body = f"""
 reset_node() {{ :; }}
+systemctl() {{ :; }}
 pause() {{ :; }}
 kubeadm() {{
   echo run >>{tmp_path}/runs
@@ -707,3 +710,20 @@ create() {{ begin_node; run_kubeadm 3 join; }}
     done = bash(text, home=tmp_path, check=False)
     assert len((tmp_path / "runs").read_text().split()) == runs
     assert (done.returncode == 0) == (runs == 3), done.stderr
+
+
+@pytest.mark.parametrize(("before", "left"), [(False, set()), (True, {"10-theirs.conflist"})])
+def test_the_folder_that_containerd_watches_for_the_network_outlives_the_node(
+    tmp_path: Path, before: bool, left: set[str]
+) -> None:
+    folder = tmp_path / "etc/cni/net.d"
+    folder.mkdir(parents=True)
+    (tmp_path / "record").mkdir()
+    (tmp_path / "record/absent").write_text("" if before else f"{tmp_path}/etc/cni\n")
+    for name in ("10-flannel.conflist", "10-theirs.conflist"):
+        (folder / name).touch()
+    same = folder.stat().st_ino
+    script = re.sub(r"(?<![\w])/(etc|var|run|opt)/", rf"{tmp_path}/\1/", (SCRIPTS / "reset.sh").read_text())
+    bash(with_lib(script + "create() { clear_folders; }\n"), home=tmp_path)
+    assert {path.name for path in folder.iterdir()} == left
+    assert folder.stat().st_ino == same
