@@ -123,7 +123,11 @@ STEPS: Mapping[str, Mapping[str, Words]] = {
 
 components/remote.py has the steps. The first that differs is told; where none does, nothing is."""
 
-REPAIR = Words(Level.IN_PLACE, "every step on {hosts} runs again, to put right what has drifted")
+REPAIR = Words(
+    Level.IN_PLACE,
+    "every step on {hosts} runs again, to put right what has drifted",
+    after="containerd restarts; pods go on.",
+)
 AGAIN = Words(Level.QUIET, "steps run again on {hosts}, with the settings that they had")
 PROVED = Words(Level.QUIET, "what the kernel balances is proved again on {hosts}")
 ELSEWHERE = (

@@ -63,10 +63,6 @@ converge() {
   say "the control plane is up and as the settings say"
 }
 
-# A repair (see components/remote.py) is asked for once.
-repair_asked() { [[ -n ${REPAIR:-} ]] && ! cmp -s <(printf '%s\n' "$REPAIR") "$HOME_DIR/repaired"; }
-remember_repair() { printf '%s\n' "${REPAIR:-}" | put_file "$HOME_DIR/repaired" 0600 || :; }
-
 # Those that `make check` reports, and with them all the others that kubeadm makes; not the authorities.
 # Before anything is asked of the API server: it may not answer because of them. Components read
 # theirs at their start: the mark lets a run after a kill go on to that.

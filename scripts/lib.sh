@@ -117,6 +117,10 @@ note() {
 
 noted() { if [[ -f $RECORD/$1 ]]; then cat "$RECORD/$1"; fi; }
 
+# A repair (see components/remote.py) is asked for once; some steps do more then than they do otherwise.
+repair_asked() { [[ -n ${REPAIR:-} ]] && ! cmp -s <(printf '%s\n' "$REPAIR") "$HOME_DIR/repaired.$STEP"; }
+remember_repair() { printf '%s\n' "${REPAIR:-}" | put_file "$HOME_DIR/repaired.$STEP" 0600 || :; }
+
 need_record() {
   [[ -d $RECORD ]] || fail "this host's record of its prior state ($RECORD) is gone" \
     "restore that folder from a backup, or reinstall the host: what was there before is not guessed"

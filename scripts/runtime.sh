@@ -17,6 +17,8 @@ create() {
   write_mirrors
   config=$(runtime_config) || exit 1
   cmp -s "$CONTAINERD_CONFIG" <(printf '%s\n' "$config") || : >"$RESTART"
+  # What containerd runs with can't be asked: another configuration, or a folder of networks that is gone.
+  if repair_asked; then : >"$RESTART"; fi
   printf '%s\n' "$config" | put_file "$CONTAINERD_CONFIG" 0644 || :
   put_crictl_config || :
   forget_pods_at_boot
@@ -28,6 +30,7 @@ create() {
   wait_for 180 "containerd" ctr version || fail "containerd doesn't answer" "look at journalctl -u containerd on $HOST"
   wait_for 60 "containerd's CRI plugin" crictl_ready || fail "containerd's CRI plugin isn't ready" "look at journalctl -u containerd on $HOST"
   pull_images
+  remember_repair
   say "containerd is ready"
 }
 

@@ -221,6 +221,15 @@ def test_containerd_is_restarted_by_the_run_after_one_that_was_killed_before_it(
     assert "restart containerd" not in runtime(tmp_path, config), "nothing has changed since"
 
 
+def test_a_repair_restarts_containerd_once(tmp_path: Path) -> None:
+    config = tmp_path / "config.toml"
+    runtime(tmp_path, config)
+    repair = "REPAIR='after a bad night'\n"
+    assert "restart containerd" in runtime(tmp_path, config, repair)
+    assert "restart containerd" not in runtime(tmp_path, config, repair), "it was asked for once"
+    assert "restart containerd" not in runtime(tmp_path, config)
+
+
 def test_what_killed_runs_have_left_beside_files_goes_with_them(tmp_path: Path) -> None:
     etc = tmp_path / "etc"
     left, users = etc / "apt/keyrings/.kubeadm-ipvs.key.asc", etc / "apt/.kubeadm"
