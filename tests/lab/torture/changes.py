@@ -135,6 +135,30 @@ def test_a_preview_says_in_words_what_a_new_cluster_costs(cluster: Cluster) -> N
     assert re.search(r"\+-.*master-init", done.stdout), done.stdout
 
 
+def test_a_new_cluster_is_made_on_the_same_hosts(cluster: Cluster, figure: Callable[[str], None]) -> None:
+    """Another pod subnet makes a new cluster on the same hosts, and taking it back makes one more"""
+    former = identity(cluster)[0]
+
+    def change(config: Config) -> None:
+        config["network"] = {**config.get("network", {}), "podSubnet": "10.200.0.0/16"}
+
+    def made(subnet: str) -> None:
+        began = time.monotonic()
+        up(cluster)
+        figure(f"{subnet}0.0/16: made anew in {time.monotonic() - began:.0f} s")
+        cluster.wait_for_answers(300)
+        pods = "get pods -l app.kubernetes.io/name=nginx -o jsonpath='{.items[*].status.podIP}'"
+        assert all(address.startswith(subnet) for address in cluster.kubectl(pods).split())
+        balances(cluster, "ipvs", "rr")
+        assert not any(drift(cluster).values())
+
+    with edited(cluster, change):
+        made("10.200.")
+        other = identity(cluster)[0]
+    made("10.244.")
+    assert len({former, other, identity(cluster)[0]}) == 3
+
+
 def test_production_protects_the_control_plane_from_replacement(cluster: Cluster) -> None:
     with edited(cluster, lambda config: config.update(production=True)):
         up(cluster)
