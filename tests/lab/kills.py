@@ -13,8 +13,9 @@ STEP_SECONDS = 1500
 ALL_SECONDS = 3 * 3600  # a hundred runs and more
 
 # Before each of a step's commands: ends the step, with what it has started, in the first line where it
-# hasn't been ended yet. `timeout` has made it a process group of its own.
-TRAP = '[[ " $ENDED " == *" $LINENO "* ]] || { echo "$LINENO" >/run/kills/line; kill -KILL 0; }'
+# hasn't been ended yet. `timeout` has made it a process group of its own. Appended, since the parts of a
+# pipeline may get here at once, and one that is killed must not have emptied what the other wrote.
+TRAP = '[[ " $ENDED " == *" $LINENO "* ]] || { echo "$LINENO" >>/run/kills/line; kill -KILL 0; }'
 
 # One connection for all of a step's runs: logging in takes an emulated host longer than most of them. The
 # text may hold secrets: memory only, and for root.
@@ -26,9 +27,10 @@ cat >/run/kills/step
 lines=()
 while :; do
   status=0
+  : >/run/kills/line
   ENDED=${lines[*]} timeout "$0" bash -s -- "$@" </run/kills/step >/run/kills/said 2>&1 || status=$?
   ((status)) || break
-  line=$(cat /run/kills/line)
+  read -r line </run/kills/line
   if ((status != 137)) || [[ " ${lines[*]} " == *" $line "* ]]; then
     echo "status $status at line $line, after kills at the lines ${lines[*]}"
     cat /run/kills/said
