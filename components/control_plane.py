@@ -12,7 +12,7 @@ from components.host import PreparedHost
 from model import drift, kubeadm
 from model.settings import Host, Settings
 
-# Twice as long as an API server that has no connection for anybody is asked again (scripts/kube.sh).
+# Two requests, each asked again for two minutes while there is no connection (scripts/kube.sh), and a rest.
 REGISTRATION_SECONDS = 300
 
 

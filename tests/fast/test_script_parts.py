@@ -17,9 +17,9 @@ DATA = Path(__file__).parent / "data"
 # As a node in that mode prints them, cut down to a rule of each kind.
 IPTABLES = (DATA / "iptables.txt").read_text()
 NFTABLES = (DATA / "nftables.txt").read_text()
-# init.sh needs node.sh before it.
+# What each needs before it: node.sh, and kube.sh.
 INIT = (SCRIPTS / "node.sh").read_text() + (SCRIPTS / "init.sh").read_text()
-# Both need kube.sh before them.
+JOIN = (SCRIPTS / "node.sh").read_text() + (SCRIPTS / "join.sh").read_text()
 MEMBER = (SCRIPTS / "kube.sh").read_text() + (SCRIPTS / "member.sh").read_text()
 REGISTRATION = (SCRIPTS / "kube.sh").read_text() + (SCRIPTS / "registration.sh").read_text()
 
@@ -653,8 +653,7 @@ converge_kubelet() {{ :; }}
 kubectl() {{ {answer}; }}
 systemctl() {{ echo "systemctl $*"; }}
 """
-    script = (SCRIPTS / "node.sh").read_text() + (SCRIPTS / "join.sh").read_text()
-    said = bash(with_lib(script + body), home=tmp_path).stdout
+    said = bash(with_lib(JOIN + body), home=tmp_path).stdout
     assert said == ("systemctl restart kubelet\n" if restarted else "")
 
 
@@ -679,8 +678,7 @@ converge_kubelet() { echo converge; }
 register_again() { :; }
 systemctl() { echo "systemctl $*"; }
 """
-    script = (SCRIPTS / "node.sh").read_text() + (SCRIPTS / "join.sh").read_text()
-    text = with_lib(script.replace("/etc/kubernetes", str(etc)) + body, CONFIG="c", KUBELET="k", PROXY="p")
+    text = with_lib(JOIN.replace("/etc/kubernetes", str(etc)) + body, CONFIG="c", KUBELET="k", PROXY="p")
     assert bash(text, home=tmp_path).stdout.splitlines() == done
     assert (tmp_path / "node.done").exists()
 

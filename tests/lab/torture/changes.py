@@ -123,11 +123,13 @@ def test_another_version_is_refused_at_preview_and_nothing_is_touched(cluster: C
     assert held(cluster) == before
 
 
-def test_a_preview_says_in_words_what_a_new_cluster_costs(cluster: Cluster) -> None:
-    def change(config: Config) -> None:
-        config["network"] = {**config.get("network", {}), "podSubnet": "10.200.0.0/16"}
+def other_pods(config: Config) -> None:
+    """Another pod subnet, which no cluster keeps its identity over."""
+    config["network"] = {**config.get("network", {}), "podSubnet": "10.200.0.0/16"}
 
-    with edited(cluster, change):
+
+def test_a_preview_says_in_words_what_a_new_cluster_costs(cluster: Cluster) -> None:
+    with edited(cluster, other_pods):
         done = cluster.pulumi("preview")
     assert done.returncode == 0, done.stdout + done.stderr
     assert "this change makes a new cluster: network.podSubnet 10.244.0.0/16 -> 10.200.0.0/16" in done.stdout
@@ -139,9 +141,6 @@ def test_a_new_cluster_is_made_on_the_same_hosts(cluster: Cluster, figure: Calla
     """Another pod subnet makes a new cluster on the same hosts, and taking it back makes one more"""
     former = identity(cluster)[0]
 
-    def change(config: Config) -> None:
-        config["network"] = {**config.get("network", {}), "podSubnet": "10.200.0.0/16"}
-
     def made(subnet: str) -> None:
         began = time.monotonic()
         up(cluster)
@@ -152,7 +151,7 @@ def test_a_new_cluster_is_made_on_the_same_hosts(cluster: Cluster, figure: Calla
         balances(cluster, "ipvs", "rr")
         assert not any(drift(cluster).values())
 
-    with edited(cluster, change):
+    with edited(cluster, other_pods):
         made("10.200.")
         other = identity(cluster)[0]
     made("10.244.")
@@ -163,10 +162,7 @@ def test_production_protects_the_control_plane_from_replacement(cluster: Cluster
     with edited(cluster, lambda config: config.update(production=True)):
         up(cluster)
 
-        def another(config: Config) -> None:
-            config["network"] = {**config.get("network", {}), "podSubnet": "10.200.0.0/16"}
-
-        with edited(cluster, another):
+        with edited(cluster, other_pods):
             done = cluster.pulumi("preview")
         assert done.returncode != 0
         assert "protect" in done.stdout + done.stderr
