@@ -9,7 +9,8 @@ from components.configuration import settings_of_stack
 
 settings = settings_of_stack()
 
-cluster = Cluster(settings.cluster.name, ClusterArgs(settings, stack=pulumi.get_stack()))
+# Not the cluster's own name: with another one it would be another resource, and all objects made anew.
+cluster = Cluster("kubernetes", ClusterArgs(settings, stack=pulumi.get_stack()))
 
 pulumi.export("kubeconfig", cluster.kubeconfig)
 pulumi.export("nodePorts", cluster.node_ports)

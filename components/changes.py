@@ -16,6 +16,8 @@ import pulumi
 from model.consequences import VERSION, identity_changes, new_cluster
 from model.settings import Effect, Settings, effect_of, fields, value_at
 
+_NAME = "the control plane's name"
+
 
 class RefusedChangeError(Exception):
     """A change that this program doesn't make; the text says why, and what to do."""
@@ -36,7 +38,7 @@ def identity(settings: Settings) -> dict[str, str]:
             for path, field in fields().items()
             if effect_of(field) is Effect.NEW_CLUSTER
         },
-        "the control plane's name": first.name,
+        _NAME: first.name,
         "the control plane's address": first.address,
     }
 
@@ -65,13 +67,20 @@ def judged(old: Mapping[str, Any], new: Mapping[str, Any], settings: Settings) -
     """What to tell a person of this change; empty where there is nothing to tell.
 
     Raises:
-        RefusedChangeError: Another version of Kubernetes.
+        RefusedChangeError: Another version of Kubernetes; the control plane's host becomes a worker.
     """
     if old.get(VERSION) != new.get(VERSION):
         raise RefusedChangeError(
             f"cluster.kubernetesVersion is {new.get(VERSION)}, and the cluster runs {old.get(VERSION)}: this "
             f"program doesn't upgrade a living cluster yet. Nothing was touched. Write {old.get(VERSION)} "
             "again, or make a new cluster in another stack"
+        )
+    former = old.get(_NAME)
+    if former in [host.name for host in settings.workers]:
+        raise RefusedChangeError(
+            f"{former} is the cluster's control plane, and hosts says that it is a worker: what a host is "
+            f"can't change while it is one. Nothing was touched. Take {former} out of hosts in one change "
+            "(with another control plane: a new cluster), and add it in the next"
         )
     changed = identity_changes(old, new)
     return new_cluster(changed, [host.name for host in settings.hosts]) if changed else ""

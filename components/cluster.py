@@ -58,16 +58,17 @@ class Cluster(pulumi.ComponentResource):
             pulumi.ResourceOptions.merge(watched, opts),
         )
         child = pulumi.ResourceOptions(parent=self)
+        # Another state's stack may have the same name. The engine chooses an id, once for this state's life.
+        mark = pulumi.Stash("owner", input=args.stack, opts=child)
+        owner = pulumi.Output.concat(args.stack, " ", mark.id)
 
         first = settings.control_plane
-        machines = {
-            first.name: PreparedHost(first.name, PreparedHostArgs(settings, first, args.stack), child)
-        }
+        machines = {first.name: PreparedHost(first.name, PreparedHostArgs(settings, first, owner), child)}
         control_plane = ControlPlane("control-plane", ControlPlaneArgs(settings, machines[first.name]), child)
         for host in settings.workers:
             registration = control_plane.registration(host)
             machines[host.name] = PreparedHost(
-                host.name, PreparedHostArgs(settings, host, args.stack, outlived_by=[registration]), child
+                host.name, PreparedHostArgs(settings, host, owner, outlived_by=[registration]), child
             )
         provider = kubernetes.Provider(
             name,

@@ -21,13 +21,13 @@ class PreparedHostArgs:
     Attributes:
         settings: The environment.
         host: The machine, one of `settings.hosts`.
-        stack: The stack's name: a host that belongs to another one is refused.
+        owner: Whose the host is from now on (`Runner`'s): one that is another's is refused.
         outlived_by: What goes only after the host was given back.
     """
 
     settings: Settings
     host: Host
-    stack: str
+    owner: pulumi.Input[str]
     outlived_by: Sequence[pulumi.Resource] = ()
 
 
@@ -48,7 +48,7 @@ class PreparedHost(pulumi.ComponentResource):
         super().__init__("kubeadm-ipvs:index:PreparedHost", name, None, opts)
         self.host = args.host
         self._args = args
-        self.runner = Runner(args.settings, args.host)
+        self.runner = Runner(args.settings, args.host, args.owner)
         self.claim = self._claim()
         self.ready = self._prepare()
         self.register_outputs({"address": args.host.address, "claim": self.claim.id})
@@ -64,7 +64,6 @@ class PreparedHost(pulumi.ComponentResource):
             # Another machine under the same name: nothing of what was done to the old one holds.
             triggers=[host.address],
             values={
-                "STACK": self._args.stack,
                 "ROLE": host.role,
                 "ADDRESS": host.address,
                 "NODE_PORT": str(settings.nginx.node_port),
@@ -97,6 +96,7 @@ class PreparedHost(pulumi.ComponentResource):
                 {
                     "FIREWALL": settings.firewall,
                     "ROLE": host.role,
+                    "ADDRESS": host.address,
                     "POD_SUBNET": settings.network.pod_subnet,
                 },
             ),

@@ -11,6 +11,9 @@ from pulumi_command import remote
 from components.control_plane import ControlPlane
 from model.settings import Host, Settings
 
+# What a removal does before and after its drain: kubectl by an API server that may be busy.
+AROUND_DRAIN_SECONDS = 300
+
 
 @dataclass(frozen=True)
 class MemberArgs:
@@ -50,6 +53,8 @@ class Member(pulumi.ComponentResource):
             repair=host.repair,
             # The control plane's node goes with the cluster.
             deletes=host.role == "worker",
+            # Longer than the drain, whose end at its own bound puts the node back in service.
+            delete_limit_seconds=settings.limits.drain + AROUND_DRAIN_SECONDS,
             # Another machine under the same name is another node: the old one is drained and removed first.
             triggers=[cluster.init.id, args.made.id],
             values={

@@ -59,6 +59,9 @@ REPAIRING = frozenset({"kernel", "firewall", "packages", "runtime", "init", "joi
 # Steps that change what they find: where one of their updates fails, host and state differ.
 CHANGING = frozenset({"claim", "member"}) | REPAIRING - {"kubeconfig"}
 
+# Steps that look whose the host is before they change or delete anything.
+OWNED = CHANGING | {"registration"}
+
 # After SIGTERM a step has this long to say where it stood before it is killed.
 KILL_AFTER_SECONDS = 20
 
@@ -90,10 +93,17 @@ def command_text(verb: str, step: str, host: str, limit_seconds: int, user: str)
 
 
 class Runner:
-    """Runs steps on one host, for whichever component needs one there; there is one for each host."""
+    """Runs steps on one host, for whichever component needs one there; there is one for each host.
 
-    def __init__(self, settings: Settings, host: Host) -> None:
+    Args:
+        settings: The environment.
+        host: The machine.
+        owner: `STACK ID`, written on the host by its claim. A step leaves a host alone that is another's.
+    """
+
+    def __init__(self, settings: Settings, host: Host, owner: pulumi.Input[str]) -> None:
         self._host = host
+        self._owner = owner
         self._user = settings.ssh_user(host)
         self._connection = _connection(settings, host)
         self._reach = reach.hooks(settings, host)
@@ -134,6 +144,8 @@ class Runner:
         repair = self._host.repair if step in REPAIRING else repair
         if repair is not None:
             values = {**(values or {}), "REPAIR": repair}
+        if step in OWNED:
+            values = {**(values or {}), "OWNER": self._owner}
         if values:
             text = pulumi.Output.all(**dict(values)).apply(lambda resolved: compose(STEPS[step], resolved))
 

@@ -9,15 +9,10 @@ import hashlib
 import hmac
 import struct
 
-# When a host has several keys, the one to pin is the one it will show. The command provider's SSH
-# client (golang.org/x/crypto/ssh) lets the server show the first of these that it has, whichever is pinned.
-PREFERENCE = (
-    "ecdsa-sha2-nistp256",
-    "ecdsa-sha2-nistp384",
-    "ecdsa-sha2-nistp521",
-    "ssh-rsa",
-    "ssh-ed25519",
-)
+# The types of keys that can be pinned, the best first. The command provider asks the server for the pinned
+# key's type by name (pulumi-command 1.2.1, connection.go), and `ssh-rsa` is the name of RSA with SHA-1, which
+# servers of today don't speak.
+PREFERENCE = ("ssh-ed25519", "ecdsa-sha2-nistp256", "ecdsa-sha2-nistp384", "ecdsa-sha2-nistp521")
 
 
 def find(text: str, host: str, port: int) -> str | None:

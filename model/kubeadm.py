@@ -298,9 +298,9 @@ def _documents(*documents: Mapping[str, Any]) -> str:
 def _kubeconfig(text: str) -> dict[str, Any]:
     try:
         document = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        # The error would quote the text, keys included: only its place is told.
-        raise KubeconfigError("the kubeconfig is no YAML") from error
+    except yaml.YAMLError:
+        # The error quotes the text, keys included, and a traceback would print it as the cause.
+        raise KubeconfigError("the kubeconfig is no YAML") from None
     if not isinstance(document, dict) or document.get("kind") != "Config":
         raise KubeconfigError("the text is no kubeconfig (kind: Config)")
     return document

@@ -93,7 +93,7 @@ class Effect(Enum):
     ROLLING = "one node or pod after the other, while the rest answers"
     NEW_HOST = "the host is given back and made anew; if it is the control plane, that is a new cluster"
     NEW_CLUSTER = "every host is reset and the cluster made anew: all that is in it is lost"
-    REFUSED = "refused at preview while the cluster lives"
+    REFUSED = "refused while the cluster lives"
 
     @property
     def label(self) -> str:
@@ -152,7 +152,7 @@ class Host(Section):
     """One machine of the cluster."""
 
     name: Annotated[Name, Effect.NEW_HOST] = Field(description="the node's name")
-    role: Annotated[Literal["control-plane", "worker"], Effect.NEW_HOST] = Field(
+    role: Annotated[Literal["control-plane", "worker"], Effect.REFUSED] = Field(
         description="one of the hosts is the control plane"
     )
     address: Annotated[Address, Effect.NEW_HOST] = Field(
@@ -1077,7 +1077,9 @@ class _Checks:
                     host = host.model_copy(update={"ssh": host.ssh.model_copy(update={"host_key": key})})
                 elif checkable and not hosts_may_lack:
                     where = (
-                        f"{file} has no key for" if file else "there is no ssh.knownHostsFile with a key for"
+                        f"{file} has no ed25519 or ECDSA key for"
+                        if file
+                        else "there is no ssh.knownHostsFile with a key for"
                     )
                     self._add(
                         (*location, "hostKey"),

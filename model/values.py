@@ -282,6 +282,12 @@ def _host_key(value: str) -> str:
             "is no host key; write type and key as in the host's /etc/ssh/ssh_host_ed25519_key.pub: "
             "`ssh-ed25519 AAAA...`"
         )
+    if value.split()[0] not in knownhosts.PREFERENCE:
+        raise ValueError(
+            f"is a key of the type {value.split()[0]}, which can't be pinned: servers of today don't give "
+            "the signature that would be asked for; write the host's "
+            f"{' or '.join(knownhosts.PREFERENCE[:2])} key"
+        )
     return " ".join(value.split()[:2])
 
 
@@ -444,7 +450,11 @@ Mirrors = Annotated[
     AfterValidator(_mirrors),
     Kind("registry: list of URLs"),
 ]
-HostKey = Annotated[str, AfterValidator(_host_key), Kind("public key", pattern=r"^\s*(ssh|ecdsa)-\S+\s+AAAA")]
+HostKey = Annotated[
+    str,
+    AfterValidator(_host_key),
+    Kind("public key", pattern=r"^\s*(ssh-ed25519|ecdsa-sha2-nistp(256|384|521))\s+AAAA"),
+]
 Regex = Annotated[str, AfterValidator(_regex), Kind("regular expression")]
 Labels = Annotated[dict[str, str], AfterValidator(_labels), Kind("name: text")]
 Taints = Annotated[tuple[str, ...], AfterValidator(_taints), Kind("list of taints")]

@@ -14,7 +14,9 @@ create() {
     differs host "a node of the stack $STACK" "not set up"
     return
   fi
-  [[ $(cat "$HOME_DIR/owner") == "$STACK" ]] || differs host "a node of the stack $STACK" "of the stack $(cat "$HOME_DIR/owner")"
+  local owner
+  read -r owner _ <"$HOME_DIR/owner"
+  [[ $owner == "$STACK" ]] || differs host "a node of the stack $STACK" "of the stack $owner"
   [[ -e $HOME_DIR/node.done ]] || differs node finished "half made"
   check_files
   check_kernel
@@ -42,7 +44,7 @@ check_files() {
 check_kernel() {
   local name value found
   while read -r name; do
-    [[ $name == '#'* || -d /sys/module/$name ]] || differs "module $name" loaded "not loaded"
+    [[ $name == '#'* ]] || module_there "$name" || differs "module $name" loaded "not loaded"
   done < <(cat /etc/modules-load.d/kubeadm-ipvs.conf 2>/dev/null)
   while IFS='=' read -r name value; do
     [[ $name != '#'* ]] || continue

@@ -5,13 +5,14 @@
 # It is one step because the provider forgets a step that failed: whatever later step breaks,
 # this one is in the state, so `destroy` always knows what to give back.
 #
-# Values: STACK, ROLE, ADDRESS, NODE_PORT, MODE, SCHEDULER, VERSION, MANAGE (see packages.sh).
+# Values: OWNER, ROLE, ADDRESS, NODE_PORT, MODE, SCHEDULER, VERSION, MANAGE (see packages.sh).
 
 create() {
   local problems=()
-  refuse_other_owners
+  refuse_other_uses
   look_at_system
   look_at_packages
+  look_at_containers
   # A host of ours that is already a node holds the ports itself.
   if [[ ! -e $HOME_DIR/node.started ]]; then look_at_ports; fi
   if ((${#problems[@]})); then
@@ -23,26 +24,34 @@ create() {
   record_state
   # After the record in any case: a run that was cut off between them has left a record without an owner.
   printf '%s\n' "$HOST" | put_file "$HOME_DIR/name" 0600 || :
-  printf '%s\n' "$STACK" | put_file "$HOME_DIR/owner" 0600 || :
+  printf '%s\n' "$ROLE" | put_file "$HOME_DIR/role" 0600 || :
+  printf '%s\n' "$OWNER" | put_file "$HOME_DIR/owner" 0600 || :
   say "claimed"
 }
 
-refuse_other_owners() {
-  if [[ -f $HOME_DIR/owner ]]; then
-    local owner
-    owner=$(cat "$HOME_DIR/owner")
-    [[ $owner == "$STACK" ]] || fail "the host belongs to the stack $owner" \
-      "run pulumi destroy on that stack, or take $HOST out of this one; nothing was changed here"
-    # Its own claim would be given back after this one was made, and all of this one's work with it.
-    local name
-    name=$(cat "$HOME_DIR/name" 2>/dev/null || echo "$HOST")
-    [[ $name == "$HOST" ]] || fail "the host is $name of this same stack" \
-      "take $name out of the configuration in one change, and add $HOST in the next; nothing was changed here"
-  elif [[ -e /etc/kubernetes/kubelet.conf || -e /etc/kubernetes/admin.conf ]] ||
-    compgen -G '/etc/kubernetes/manifests/*' >/dev/null; then
-    fail "the host is a node of another cluster (/etc/kubernetes has its files)" \
-      "take it out of that cluster (kubeadm reset), or take $HOST out of the configuration; nothing was changed here"
+refuse_other_uses() {
+  if [[ ! -d $RECORD ]]; then
+    refuse_others_nodes /etc/kubernetes /var/lib/etcd /var/lib/kubelet
+    return
   fi
+  local name former
+  # Its own claim would be given back after this one was made, and all of this one's work with it.
+  name=$(cat "$HOME_DIR/name" 2>/dev/null || echo "$HOST")
+  [[ $name == "$HOST" ]] || fail "the host is $name of this same stack" \
+    "take $name out of the configuration in one change, and add $HOST in the next; nothing was changed here"
+  former=$(cat "$HOME_DIR/role" 2>/dev/null || echo "$ROLE")
+  [[ $former == "$ROLE" || ! -e $HOME_DIR/node.started ]] || fail "the host is a $former of the cluster that is here, and can't become its $ROLE" \
+    "take $HOST out of the configuration in one change, and add it in the next; nothing was changed here"
+}
+
+# refuse_others_nodes KUBERNETES ETCD KUBELET: the folders. kubeadm would take over the authority and the data that
+# lie there, and `kubeadm reset` would remove them.
+refuse_others_nodes() {
+  local found
+  found=$(compgen -G "$1/*.conf" || compgen -G "$1/manifests/*" || compgen -G "$1/pki/*" || compgen -G "$2/member" ||
+    compgen -G "$3/config.yaml" || compgen -G "$3/pki/*") || return 0
+  fail "the host is a node of another cluster, or prepared for one ($(head -n 1 <<<"$found") is there)" \
+    "take it out of that cluster (kubeadm reset) and move what you need of it away, or take $HOST out of the configuration; nothing was changed here"
 }
 
 look_at_system() {
@@ -84,6 +93,33 @@ look_at_packages() {
     [[ -z $seen || ${seen%%-*} == "$VERSION" ]] ||
       problems+=("$package $seen is installed already; remove it, or set cluster.kubernetesVersion or packages.manage to fit")
   done
+}
+
+# What is here before and would make pods another network or another runtime than the cluster's.
+look_at_containers() {
+  [[ ! -d $RECORD ]] || return 0
+  local file line
+  # containerd takes the first in order of name.
+  while read -r file; do
+    problems+=("$file: another network for pods is configured; move it away (a former cluster's stays after kubeadm reset)")
+  done < <(find /etc/cni/net.d -maxdepth 1 \( -name '*.conf' -o -name '*.conflist' -o -name '*.json' \) 2>/dev/null || :)
+  while read -r line; do
+    problems+=("containerd is configured for more than this cluster: $line; this program puts a configuration of its own in that one's place")
+  done < <(own_containerd_settings /etc/containerd)
+}
+
+# own_containerd_settings FOLDER: of containerd's configuration what keeps its data elsewhere, or does more than by default.
+own_containerd_settings() {
+  if [[ -f $1/config.toml ]]; then
+    sed -nE '
+      s/^[[:space:]]+//; s/[[:space:]]+$//
+      /^(root|state) *=/ {/= *["'\''](\/var\/lib|\/run)\/containerd["'\'']$/! p}
+      /^imports *= *\[ *[^] ]/ {/conf\.d\/\*\.toml/! p}
+      /^\[proxy_plugins\../ p
+      /^\[.*\.runtimes\.[^.]*\]$/ {/\.runtimes\.["'\'']?runc["'\'']?\]$/! p}
+    ' "$1/config.toml"
+  fi
+  find "$1/conf.d" -name '*.toml' 2>/dev/null || :
 }
 
 # Read from /proc, since asking ss loads kernel modules that weren't there.
@@ -166,6 +202,17 @@ record_state() {
   mv "$HOME_DIR/record.new" "$RECORD"
 }
 
+# A containerd of ours goes, and with it whatever it runs.
+refuse_others_containers() {
+  grep -qxE 'containerd(\.io)?' < <(noted packages-added) && unit_active containerd && have ctr || return 0
+  local namespace found=()
+  while read -r namespace; do
+    if [[ $namespace != k8s.io && -n $(timeout 60 ctr -n "$namespace" containers ls -q) ]]; then found+=("$namespace"); fi
+  done < <(timeout 60 ctr namespaces ls -q)
+  ((${#found[@]} == 0)) || fail "the containerd that this program installed also has containers that are none of ours, in the namespaces ${found[*]}" \
+    "move or remove them (ctr -n ${found[0]} containers ls), then run again; nothing was changed here"
+}
+
 # Out of the way in one move: a removal that is cut off leaves no half of a record.
 readonly GIVEN_BACK=$HOME_DIR.given-back
 
@@ -176,6 +223,7 @@ delete() {
     return
   fi
   need_record
+  refuse_others_containers
   reset_node
   give_back_firewall
   give_back_runtime

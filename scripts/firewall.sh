@@ -1,24 +1,30 @@
 # shellcheck shell=bash
 # The host's firewall: `open` the cluster's ports, `disable` it, or `leave` it alone.
 # Every rule that is added is noted first, so that exactly these are taken back.
-# Needs firewalld.sh before it. Values: FIREWALL, ROLE, POD_SUBNET.
+# Needs firewalld.sh before it. Values: FIREWALL, ROLE, ADDRESS, POD_SUBNET.
 
 create() {
   need_record
   case $FIREWALL in
     leave) say "left as it is" ;;
     disable) disable_firewall ;;
-    open) open_firewall ;;
+    open)
+      start_stopped_firewalls
+      open_firewall
+      ;;
   esac
 }
 
 disable_firewall() {
-  local unit
+  local unit enabled active
   for unit in firewalld ufw; do
-    if systemctl is-enabled --quiet "$unit" 2>/dev/null || unit_active "$unit"; then
-      say "stopping $unit"
-      systemctl disable --quiet --now "$unit"
-    fi
+    enabled=$(systemctl is-enabled "$unit" 2>/dev/null) || :
+    active=$(systemctl is-active "$unit" 2>/dev/null) || :
+    [[ $enabled == enabled || $active == active ]] || continue
+    # Once: a run that was cut off in between has changed one of the two already.
+    grep -q "^$unit " < <(noted firewalls-stopped) || note firewalls-stopped "$unit $enabled $active"
+    say "stopping $unit"
+    systemctl disable --quiet --now "$unit"
   done
 }
 
@@ -33,25 +39,46 @@ open_firewall() {
   elif have ufw && grep -q '^Status: active' < <(ufw status); then
     open_ufw "${ports[@]}"
   else
-    say "no firewall is active"
+    say "neither firewalld nor ufw is active"
+    tell_of_other_rules
   fi
+}
+
+# Rules of somebody's own hand aren't changed; where they may reject what comes in, that is said.
+tell_of_other_rules() {
+  local rules
+  have nft || return 0
+  rules=$(nft list ruleset 2>/dev/null | awk '
+    /^[[:space:]]*chain / {hook = 0; name = $2}
+    / hook input / {hook = 1; if (/policy drop/) print "chain " name ": policy drop"}
+    hook && / (drop|reject)/ && !/ hook / && !/invalid/' | sed -E 's/^[[:space:]]+//' | head -n 3)
+  [[ -z $rules ]] || say "rules of this host's own may reject the cluster's ports (docs/own-machines.md lists them): ${rules//$'\n'/; }"
 }
 
 # Both the rules in force and the stored ones: a reload would drop what the user has only at
 # run time.
 open_firewalld() {
-  local zone scope port
-  zone=$(busctl --system call "$FIREWALLD" "/${FIREWALLD//./\/}" "$FIREWALLD" getDefaultZone)
-  zone=${zone#s \"}
-  zone=${zone%\"}
+  local zone zones scope port
+  mapfile -t zones < <(cluster_zones)
   for scope in permanent runtime; do
-    for port in "$@"; do firewalld_add "$scope" "$zone" Port "${port%/*}" "${port#*/}"; done
+    for zone in "${zones[@]}"; do
+      for port in "$@"; do firewalld_add "$scope" "$zone" Port "${port%/*}" "${port#*/}"; done
+    done
     # Pods' own traffic crosses these; what may reach a pod is for network policies to say.
     firewalld_add "$scope" trusted Interface cni0
     firewalld_add "$scope" trusted Interface flannel.1
     firewalld_add "$scope" trusted Source "$POD_SUBNET"
   done
   say "firewalld lets the cluster's ports and the pod network through"
+}
+
+# The zone of the interface that has the host's address, and the default one, in which all others are by themselves.
+cluster_zones() {
+  local interface default
+  default=$(firewalld_call getDefaultZone)
+  interface=$(ip -o -4 address show to "$ADDRESS" | awk 'NR == 1 {print $2}')
+  { firewalld_call zone.getZoneOfInterface s "$interface" | grep -v '""' || :
+    echo "$default"; } | sed -E 's/^s "(.*)"$/\1/' | sort -u
 }
 
 # ufw writes a range with a colon.

@@ -41,6 +41,7 @@ firewalld_forget_zones() {
   for file in /etc/firewalld/zones/*.xml; do
     [[ -e $file ]] || continue
     name=${file##*/}
+    [[ -e /usr/lib/firewalld/zones/$name ]] || continue
     if ! recorded_file "$file" && cmp -s <(tr -d '[:space:]' <"$file") <(tr -d '[:space:]' <"/usr/lib/firewalld/zones/$name"); then
       rm -f "$file"
     fi
@@ -50,8 +51,13 @@ firewalld_forget_zones() {
   done
 }
 
-# firewalld_call INTERFACE METHOD: of the running firewall; prints busctl's reply.
-firewalld_call() { busctl --system call "$FIREWALLD" "/${FIREWALLD//./\/}" "$FIREWALLD.$1" "$2"; }
+# firewalld_call [INTERFACE.]METHOD [SIGNATURE ARGUMENT...]: of the running firewall; prints busctl's reply.
+firewalld_call() {
+  local interface=$FIREWALLD method=$1
+  shift
+  [[ $method != *.* ]] || interface+=.${method%.*}
+  busctl --system call "$FIREWALLD" "/${FIREWALLD//./\/}" "$interface" "${method##*.}" "$@"
+}
 
 # Whether all that is in force is stored too, so that a reload loses nothing. Interfaces are
 # left out: firewalld itself keeps their zones over a reload. Its iptables backend would flush
@@ -59,8 +65,8 @@ firewalld_call() { busctl --system call "$FIREWALLD" "/${FIREWALLD//./\/}" "$FIR
 firewalld_all_stored() {
   local list
   [[ $(busctl --system get-property "$FIREWALLD" "/${FIREWALLD//./\/}/config" "$FIREWALLD.config" FirewallBackend) == 's "nftables"' ]] || return 1
-  [[ $(firewalld_call direct getAllChains) == *" 0" && $(firewalld_call direct getAllRules) == *" 0" ]] || return 1
-  [[ $(firewalld_call direct getAllPassthroughs) == *" 0" && $(firewalld_call ipset getIPSets) == *" 0" ]] || return 1
+  [[ $(firewalld_call direct.getAllChains) == *" 0" && $(firewalld_call direct.getAllRules) == *" 0" ]] || return 1
+  [[ $(firewalld_call direct.getAllPassthroughs) == *" 0" && $(firewalld_call ipset.getIPSets) == *" 0" ]] || return 1
   for list in --list-all-zones --list-all-policies; do
     cmp -s <(firewalld_list "$list") <(firewalld_list --permanent "$list") || return 1
   done
@@ -79,10 +85,28 @@ firewalld_tidy() {
   fi
 }
 
+# What this program has stopped and disabled (firewall: disable) runs as it did before; nobody else's decision is touched.
+start_stopped_firewalls() {
+  local unit enabled active
+  while read -r unit enabled active; do
+    if ! systemctl cat "$unit" >/dev/null 2>&1; then
+      say "$unit, which was stopped for the cluster, is not installed any more"
+      continue
+    fi
+    if [[ $enabled == enabled ]] && ! systemctl is-enabled --quiet "$unit"; then systemctl enable --quiet "$unit"; fi
+    if [[ $active == active ]] && ! unit_active "$unit"; then systemctl start "$unit"; fi
+  done < <(noted firewalls-stopped)
+  rm -f "$RECORD/firewalls-stopped"
+}
+
 # firewalld_take_back: every addition that was noted and is still there.
 firewalld_take_back() {
   local scope zone kind first second arguments signature
   [[ -n $(noted firewalld) ]] || return 0
+  if ! unit_active firewalld; then
+    firewalld_take_back_stored
+    return
+  fi
   while read -r scope zone kind first second; do
     arguments=("$first")
     signature=s
@@ -95,4 +119,17 @@ firewalld_take_back() {
     fi
   done < <(noted firewalld)
   firewalld_tidy
+}
+
+# Somebody has stopped it since: it stays stopped, and would come back without our rules.
+firewalld_take_back_stored() {
+  local scope zone kind first second option
+  have firewall-offline-cmd || return 0
+  while read -r scope zone kind first second; do
+    [[ $scope == permanent ]] || continue
+    option=${kind,,}=$first${second:+/$second}
+    if firewall-offline-cmd --zone="$zone" --query-"$option" >/dev/null 2>&1; then
+      firewall-offline-cmd --zone="$zone" --remove-"$option" >/dev/null
+    fi
+  done < <(noted firewalld)
 }

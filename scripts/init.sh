@@ -6,6 +6,14 @@
 
 readonly ADMIN=/etc/kubernetes/admin.conf
 
+# Of a cluster that was finished. A host that knows nothing of it was installed anew: another init there would
+# be another cluster, which the workers don't know, and nobody has asked for it.
+update() {
+  [[ -e $HOME_DIR/node.done ]] || fail "the control plane is gone from $HOST: the host was installed anew, and what its etcd held is lost" \
+    "put the host's disk back from a backup; or make a new cluster: pulumi destroy, then pulumi up"
+  create
+}
+
 create() {
   remember_override
   if ! begin_node; then
@@ -76,8 +84,8 @@ renew_certificates() {
   kubeadm_phase certs renew all --config "$HOME_DIR/kubeadm.yaml" ||
     fail "the cluster's certificates can't be renewed" "the lines above say why"
   for name in etcd kube-apiserver kube-controller-manager kube-scheduler; do
-    mapfile -t containers < <(crictl ps --quiet --name "^$name\$")
-    ((${#containers[@]} == 0)) || crictl stop --timeout 30 "${containers[@]}" >/dev/null
+    mapfile -t containers < <(cri ps --quiet --name "^$name\$")
+    ((${#containers[@]} == 0)) || cri stop --timeout 30 "${containers[@]}" >/dev/null
   done
   wait_for 300 "the API server" api_ready || fail "the API server doesn't answer with its new certificate" "look at crictl ps -a on $HOST"
   rm -f "$HOME_DIR/certificates.renewing"
@@ -87,7 +95,7 @@ renew_certificates() {
 certificates_end_soon() {
   local limit
   limit=$(date -u -d "+$CERTIFICATE_DAYS days" +%FT%TZ)
-  kubeadm certs check-expiration --config "$HOME_DIR/kubeadm.yaml" --output json 2>/dev/null 9>&- | tr ',' '\n' |
+  kubeadm certs check-expiration --config "$HOME_DIR/kubeadm.yaml" --output json 2>/dev/null | tr ',' '\n' |
     sed -n '/"certificateAuthorities"/q; s/.*"expirationDate": *"\([^"]*\)".*/\1/p' |
     awk -v limit="$limit" '$1 < limit {found = 1} END {exit !found}'
 }

@@ -21,9 +21,9 @@ load_modules() {
   { echo "# kubeadm-ipvs: containers, bridged pod traffic, IPVS and its scheduler"
     printf '%s\n' "${modules[@]}"; } | put_file "$MODULES_FILE" 0644 || :
   for module in "${modules[@]}"; do
-    [[ -d /sys/module/$module ]] || modprobe "$module" ||
+    module_there "$module" || modprobe "$module" ||
       fail "the module $module can't be loaded" "look at dmesg on $HOST; a hardened kernel may forbid it"
-    [[ -d /sys/module/$module ]] || fail "the module $module isn't there after modprobe"
+    module_there "$module" || fail "the module $module isn't there after modprobe"
   done
 }
 
@@ -46,19 +46,44 @@ set_sysctls() {
   done
 }
 
-# Units are masked rather than /etc/fstab edited: that file stays the user's own, and every
-# other way to swap (zram, GPT) goes by a unit as well.
+# Units are masked rather than /etc/fstab edited: that file stays the user's own, and other ways to swap (zram-generator,
+# GPT) go by a unit as well.
 stop_swap() {
   local unit units=()
   while read -r unit; do
-    [[ -n $unit && ! -e /etc/systemd/system/$unit ]] || continue
-    note masked "$unit"
-    units+=("$unit")
-  done < <(systemctl list-units --type=swap --all --plain --no-legend | awk '{print $1}')
+    if [[ $(readlink -f "/etc/systemd/system/$unit") == /dev/null ]]; then
+      continue
+    elif [[ -e /etc/systemd/system/$unit ]]; then
+      hold_unit "$unit"
+    else
+      note masked "$unit"
+      units+=("$unit")
+    fi
+  done < <(systemctl list-units --type=swap --all --plain --no-legend | awk '$1 ~ /[.]swap$/ {print $1}')
+  # They swap on by a program of their own, not by a unit of systemd's kind for it.
+  for unit in dphys-swapfile.service zramswap.service; do
+    if systemctl cat "$unit" >/dev/null 2>&1; then hold_unit "$unit"; fi
+  done
   # All at once: systemd reads all its units again after each call.
   ((${#units[@]} == 0)) || systemctl mask --quiet "${units[@]}"
   if [[ -n $(sed 1d /proc/swaps) ]]; then swapoff -a; fi
   [[ -z $(sed 1d /proc/swaps) ]] || fail "swap is still on: $(awk 'NR > 1 {print $1}' /proc/swaps | xargs)"
+}
+
+# A unit whose file is in /etc can't be masked: the mask would be in that file's place. A condition that doesn't hold
+# keeps any unit from starting, whoever wants it.
+hold_unit() {
+  local folder=/etc/systemd/system/$1.d
+  [[ -d $folder ]] || note held-folders "$folder"
+  note held-units "$1"
+  if put_file "$folder/kubeadm-ipvs.conf" 0644 <<'CONF'
+# kubeadm-ipvs: kubelet doesn't start where swap is on
+[Unit]
+ConditionPathExists=!/var/lib/kubeadm-ipvs
+CONF
+  then
+    systemctl daemon-reload
+  fi
 }
 
 relax_selinux() {

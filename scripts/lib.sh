@@ -129,6 +129,13 @@ need_record() {
 # Bootstrap tokens and certificate keys never leave the host in what we print.
 redact() { sed -uE 's/[a-z0-9]{6}\.[a-z0-9]{16}/[token]/g; s/[0-9a-f]{64}([^0-9a-f]|$)/[key]\1/g'; }
 
+# A host's own /etc/crictl.yaml may name another runtime.
+cri() { crictl --runtime-endpoint "$CONTAINERD" --image-endpoint "$CONTAINERD" "$@"; }
+readonly CONTAINERD=unix:///run/containerd/containerd.sock
+
+# Of a module that is built in the kernel shows nothing in /sys/module where it has no parameters.
+module_there() { [[ -d /sys/module/$1 || $(modinfo -F filename "$1" 2>/dev/null) == '(builtin)' ]]; }
+
 unit_active() { systemctl is-active --quiet "$1"; }
 
 # By what the distribution says of itself: Fedora has a package of apt-get, and Debian one of dnf.
@@ -143,6 +150,24 @@ family() {
     echo rpm
   else
     fail "neither apt-get nor dnf is here" "use a Debian, Ubuntu, Fedora or Enterprise Linux host"
+  fi
+}
+
+# A dpkg that was killed in the middle refuses everything until it is let finish; one that is at work (a fresh
+# machine's first updates) is waited for: apt-get does so itself, dpkg doesn't.
+finish_dpkg() {
+  local answer=
+  wait_for 300 "another package manager" dpkg_finished && [[ -z $answer ]] ||
+    fail "dpkg can't finish what an earlier run has begun: $(tail -n 1 <<<"$answer")" "dpkg --configure -a on $HOST says more"
+}
+
+# True also where waiting is no use: then `answer` says why.
+dpkg_finished() {
+  if [[ -z $(ls -A /var/lib/dpkg/updates) && -z $(dpkg --audit) ]]; then return; fi
+  if answer=$(dpkg --configure -a 2>&1); then
+    answer=
+  else
+    [[ $answer != *'locked by another process'* ]]
   fi
 }
 
@@ -167,5 +192,22 @@ run_step() {
       ((SECONDS < LOCK_SECONDS)) || fail "another run of this program is still at work here" "wait for it to end (fuser -v $LOCK), then run again"
     done
   fi
+  VERB=$1 look_whose_host
   "$1"
+}
+
+# OWNER and the file: `STACK ID`, or the stack's name alone where an earlier version of this program wrote it.
+# What a host has become for somebody else since is nobody's to delete but theirs.
+look_whose_host() {
+  local owner
+  [[ -n ${OWNER:-} && -f $HOME_DIR/owner ]] || return 0
+  owner=$(<"$HOME_DIR/owner")
+  if [[ $owner == "$OWNER" || $owner == "${OWNER% *}" ]]; then return 0; fi
+  [[ ${owner% *} != "${OWNER% *}" ]] || owner="$owner, which has another state than this one of the same name"
+  if [[ $VERB == delete ]]; then
+    say "the host belongs to the stack $owner now: left as it is"
+    exit 0
+  fi
+  fail "the host belongs to the stack $owner" \
+    "run pulumi destroy on that stack, or take $HOST out of this one; nothing was changed here. If that stack's state is lost for good: rm $HOME_DIR/owner on the host lets this one take it over"
 }

@@ -34,7 +34,7 @@ run_kubeadm() {
   for ((attempt = 1; ; attempt++)); do
     status=0
     say "kubeadm $1"
-    kubeadm "$@" --config "$HOME_DIR/kubeadm.yaml" 2>&1 9>&- | redact | tee "$HOME_DIR/kubeadm.log" |
+    kubeadm "$@" --config "$HOME_DIR/kubeadm.yaml" 2>&1 | redact | tee "$HOME_DIR/kubeadm.log" |
       sed -unE "s/^\[([a-z0-9-]+)\] (.*)/$HOST: $STEP: [\1] \2/p" >&2 || status=$?
     ((status)) || return 0
     if [[ -n $cleared ]] && ((SECONDS < former_until)) && grep -qF "$STILL_READY" "$HOME_DIR/kubeadm.log"; then
@@ -61,7 +61,7 @@ readonly TRANSIENT='Client.Timeout exceeded|context deadline exceeded|i/o timeou
 
 # kubeadm_phase ARGUMENT...: one of kubeadm's phases on a node that is there; on failure the end of its log.
 kubeadm_phase() {
-  kubeadm "$@" >"$HOME_DIR/phase.log" 2>&1 9>&- || {
+  kubeadm "$@" >"$HOME_DIR/phase.log" 2>&1 || {
     tail -n 5 "$HOME_DIR/phase.log" >&2
     return 1
   }

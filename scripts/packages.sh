@@ -9,6 +9,8 @@ readonly APT_LIST=/etc/apt/sources.list.d/kubeadm-ipvs.sources
 readonly YUM_REPO=/etc/yum.repos.d/kubeadm-ipvs.repo
 readonly YUM_KEY=/etc/pki/rpm-gpg/kubeadm-ipvs.asc
 readonly KUBE_PACKAGES=(kubelet kubeadm kubectl)
+# crictl: since 1.32 kubeadm's package doesn't bring it along (kubernetes/release, cmd/krel/templates/latest/metadata.yaml).
+readonly CRI_PACKAGE=cri-tools
 
 create() {
   need_record
@@ -29,6 +31,7 @@ create() {
 check_versions() {
   local seen
   seen=$(kubeadm version -o short) || fail "kubeadm doesn't run" "packages.manage is off: install kubeadm $VERSION on $HOST"
+  have crictl || fail "crictl isn't here" "packages.manage is off: install cri-tools on $HOST"
   [[ $seen == "v$VERSION" ]] || fail "kubeadm is $seen, not v$VERSION" "set cluster.kubernetesVersion to what is installed, or let this program manage packages"
 }
 
@@ -48,9 +51,7 @@ installed_deb() { [[ $(dpkg-query -W -f '${db:Status-Abbrev}' "$1" 2>/dev/null) 
 install_deb() {
   local tools=(containerd runc iptables ipset ipvsadm conntrack ethtool socat nftables kmod)
   local wanted=() package exact
-  # A dpkg that was killed in the middle refuses everything until it is let finish.
-  if [[ -n $(ls -A /var/lib/dpkg/updates) ]] || [[ -n $(dpkg --audit) ]]; then dpkg --configure -a; fi
-
+  finish_dpkg
   for package in "${tools[@]}"; do
     if ! installed_deb "$package"; then
       # Docker's own build of containerd brings runc along, under another name.
@@ -59,7 +60,7 @@ install_deb() {
     fi
   done
 
-  if ! kube_debs_done; then
+  if ! kube_debs_done || ! have crictl; then
     if [[ -z $KEY ]] && ! have curl && ! have wget; then
       apt_update
       install_debs curl ca-certificates
@@ -70,6 +71,7 @@ install_deb() {
     exact=$(grep -m1 -x -- "$(version_pattern)" < <(apt-cache madison kubeadm | awk -F' *[|] *' '{print $2}')) ||
       fail "the repository $REPOSITORY_DEB has no kubeadm $VERSION-$REVISION" "look at packages.repository and cluster.kubernetesVersion"
     for package in "${KUBE_PACKAGES[@]}"; do wanted+=("$package=$exact"); done
+    have crictl || wanted+=("$CRI_PACKAGE")
   elif ((${#wanted[@]})); then
     apt_update
   fi
@@ -96,11 +98,20 @@ kube_debs_done() {
 }
 
 apt_update() {
-  local said
-  said=$(apt-get update -o Acquire::Retries=3 -o DPkg::Lock::Timeout=300 -o APT::Update::Error-Mode=any 2>&1) || {
-    grep -E '^(E|W):' <<<"$said" | head -n 5 >&2 || :
+  local answer=
+  wait_for 300 "another apt-get" lists_read && [[ -z $answer ]] || {
+    grep -E '^(E|W):' <<<"$answer" | head -n 5 >&2 || :
     fail "apt-get update failed" "mend the package source named above on $HOST (ours is $APT_LIST)"
   }
+}
+
+# Its own option to wait doesn't hold for the lists' lock. True also where waiting is no use: then `answer` says why.
+lists_read() {
+  if answer=$(apt-get update -o Acquire::Retries=3 -o APT::Update::Error-Mode=any 2>&1); then
+    answer=
+  else
+    [[ $answer != *'Could not get lock'* ]]
+  fi
 }
 
 # Writes down what will be new before it is: a host that is killed here still gives it back.
@@ -140,6 +151,7 @@ install_rpm() {
   for package in "${KUBE_PACKAGES[@]}"; do
     [[ $(rpm -q --qf '%{VERSION}' "$package" 2>/dev/null) == "$VERSION" ]] || wanted+=("$package-$VERSION-$REVISION")
   done
+  have crictl || wanted+=("$CRI_PACKAGE")
   local needed=()
   for package in "${wanted[@]}"; do [[ -z $package ]] || needed+=("$package"); done
   ((${#needed[@]} == 0)) || install_rpms "${needed[@]}"
@@ -163,6 +175,9 @@ install_rpms() {
   }
   # `--assumeno` prints the plan and ends with a status of its own.
   plan=$(dnf install "${options[@]/-y/--assumeno}" "$@" 2>&1) || :
+  if grep -q 'No match for argument: containerd' <<<"$plan"; then
+    fail "no repository of $HOST has containerd" "Enterprise Linux has none: add Docker's repository, whose containerd.io is taken then, and run again"
+  fi
   grep -qE '^(Transaction Summary|Nothing to do)' <<<"$plan" || {
     tail -n 5 <<<"$plan" >&2
     fail "dnf can't install $*" "look at the repositories of $HOST, packages.repository and cluster.kubernetesVersion"

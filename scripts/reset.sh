@@ -33,8 +33,9 @@ reset_kubeadm() {
   say "kubeadm reset"
   # The etcd member is removed with the folder: on the only control plane there is nobody to
   # tell, and asking a dead API server would take minutes.
-  timeout 300 kubeadm reset --force --cleanup-tmp-dir --skip-phases=remove-etcd-member \
-    >"$HOME_DIR/reset.log" 2>&1 9>&- || say "kubeadm reset ended early (its log: $HOME_DIR/reset.log); going on by hand"
+  # In the step's own process group: it ends with a step that is stopped, and isn't at work beside the next.
+  timeout --foreground 300 kubeadm reset --force --cleanup-tmp-dir --skip-phases=remove-etcd-member \
+    >"$HOME_DIR/reset.log" 2>&1 || say "kubeadm reset ended early (its log: $HOME_DIR/reset.log); going on by hand"
 }
 
 remove_pods() {
@@ -64,32 +65,29 @@ remove_mounts() {
   done < <(awk -v root="$1/" 'index($2, root) == 1 {print $2}' /proc/mounts | sort -r)
 }
 
-# Virtual servers that were there before us stay.
+readonly VIRTUAL_SERVERS=${KUBEADM_IPVS_VIRTUAL_SERVERS:-/proc/net/ip_vs}
+
+# Virtual servers that were there before us stay, and those that kube-proxy makes none of: by firewall mark, by IPv6.
 clear_ipvs() {
-  [[ -r /proc/net/ip_vs ]] && have ipvsadm || return 0
-  if [[ ! -s $RECORD/ipvs ]]; then
-    ipvsadm --clear
-    return
-  fi
-  local kind address
-  while read -r _ kind address _; do
-    if ! ipvs_recorded "$kind" "$address"; then ipvsadm --delete-service "$kind" "$address"; fi
-  done < <(ipvsadm -Sn | grep '^-A')
+  [[ -r $VIRTUAL_SERVERS ]] && have ipvsadm || return 0
+  local lines line kind
+  mapfile -t lines < <(grep -E '^(TCP|UDP|SCTP) +[0-9A-F]{8}:' "$VIRTUAL_SERVERS")
+  for line in "${lines[@]}"; do
+    read -r kind line _ <<<"$line"
+    grep -qE "^$kind +$line " "$RECORD/ipvs" || ipvsadm --delete-service "--${kind,,}-service" "$(address_of "$line")"
+  done
 }
 
-# The record holds the kernel's own form: TCP C0A8A665:7562.
-ipvs_recorded() {
-  local protocol=TCP ip port a b c d
-  [[ $1 != -u ]] || protocol=UDP
-  ip=${2%:*} port=${2##*:}
-  IFS=. read -r a b c d <<<"$ip"
-  grep -qiF "$(printf '%s  %02X%02X%02X%02X:%04X ' "$protocol" "$a" "$b" "$c" "$d" "$port")" "$RECORD/ipvs"
+# address_of C0A8A665:7562: the kernel's form of 192.168.166.101:30050.
+address_of() {
+  local ip=$((16#${1%:*}))
+  echo "$((ip >> 24)).$((ip >> 16 & 255)).$((ip >> 8 & 255)).$((ip & 255)):$((16#${1#*:}))"
 }
 
 # Rewrites each table without Kubernetes' chains and the rules that lead to them, in one step
 # per table; the user's own rules and counters are put back as they were.
 clear_iptables() {
-  local command suffix family table rules
+  local command suffix family table rules others
   for command in iptables ip6tables; do
     family=ip
     [[ $command == iptables ]] || family=ip6
@@ -98,8 +96,9 @@ clear_iptables() {
       # Asking legacy iptables would load its modules.
       [[ $suffix == -nft || -s /proc/net/${command/tables/_tables}_names ]] || continue
       rules=$("$command$suffix-save" -c 2>/dev/null) || continue
-      if grep -qE "$KUBE_RULES" <<<"$rules"; then
-        grep -vE "$KUBE_RULES" <<<"$rules" | "$command$suffix-restore" -c ||
+      others=$(without_kubernetes <<<"$rules")
+      if [[ $others != "$rules" ]]; then
+        "$command$suffix-restore" -c <<<"$others" ||
           fail "the rules of $command$suffix can't be written back without Kubernetes' own" "look at $command$suffix-save on $HOST"
       fi
     done
@@ -116,7 +115,30 @@ clear_iptables() {
     done
   done
 }
-readonly KUBE_RULES='KUBE-|FLANNEL-|CNI-'
+
+# Of iptables-save's lines those that are neither in a chain of Kubernetes' or flannel's nor lead to one. CNI's
+# chains for ports that pods publish are there for whoever uses CNI on this host (nerdctl, podman): of them only what
+# has our network's name goes, and what nothing leads to any more.
+without_kubernetes() {
+  awk '
+    { lines[NR] = $0 }
+    / name: \\"cbr0\\"/ && target($0) ~ /^CNI-/ && target($0) !~ /^CNI-HOSTPORT-/ { pods[target($0)] }
+    END {
+      for (i = 1; i <= NR; i++) if (target(lines[i]) ~ /^CNI-DN-/ && !(target(lines[i]) in pods)) others = 1
+      for (i = 1; i <= NR; i++) if (!ours(chain_of(lines[i])) && !ours(target(lines[i]))) print lines[i]
+    }
+    function ours(chain) {
+      if (chain in pods) return 1
+      return chain ~ /^(KUBE|FLANNEL)-/ || (!others && chain ~ /^CNI-HOSTPORT-/)
+    }
+    # `:CHAIN …`, and with its counters before it `-A CHAIN …`.
+    function chain_of(line) {
+      if (line ~ /^:/) return substr(line, 2, index(line, " ") - 2)
+      return sub(/^(\[[0-9:]*\] )?-A /, "", line) ? substr(line, 1, index(line " ", " ") - 1) : "-"
+    }
+    function target(line) { return match(line, / -[jg] [^ ]+/) ? substr(line, RSTART + 4, RLENGTH - 4) : "-" }
+  '
+}
 
 clear_ipsets() {
   have ipset || return 0
@@ -135,24 +157,22 @@ clear_links() {
     if [[ -e /sys/class/net/$link ]] && ! grep -qx "$link" "$RECORD/links"; then ip link delete "$link"; fi
   done
   for link in /run/netns/cni-*; do
-    [[ -e $link ]] || continue
+    # Ours has nobody in it any more; podman names its own likewise.
+    if [[ ! -e $link ]] || grep -qxF "net:[$(stat -c %i "$link")]" < <(readlink /proc/[0-9]*/ns/net); then continue; fi
     umount "$link" 2>/dev/null || :
     rm -f "$link"
   done
 }
 
-# Only folders that weren't there before the claim.
+# Only folders that weren't there before the claim, and of those that others use only what flannel's network has there.
 clear_folders() {
   local path
-  # The folder stays as long as containerd does, which watches this one: in another of the same name it never
+  # /etc/cni/net.d stays as long as containerd does, which watches this one: in another of the same name it never
   # sees the network of the node that is made next.
-  if grep -qx /etc/cni "$RECORD/absent"; then
-    [[ ! -d /etc/cni/net.d ]] || find /etc/cni/net.d -mindepth 1 -delete
-  else
-    say "/etc/cni was here before: only our file in it is removed"
-    rm -f /etc/cni/net.d/10-flannel.conflist
-  fi
-  for path in /var/lib/cni /run/flannel /var/lib/kubelet /var/lib/etcd /etc/kubernetes; do
+  rm -f /etc/cni/net.d/10-flannel.conflist
+  rm -rf /var/lib/cni/flannel /var/lib/cni/networks/cbr0 /var/lib/cni/results/{cbr0,cni-loopback}-*
+  remove_empty /var/lib/cni
+  for path in /run/flannel /var/lib/kubelet /var/lib/etcd /etc/kubernetes; do
     if grep -qx "$path" "$RECORD/absent"; then
       rm -rf --one-file-system "$path"
     else
@@ -162,31 +182,48 @@ clear_folders() {
   rm -rf /opt/cni/bin/flannel /var/log/pods/kube-* /var/log/containers/kube-*
 }
 
+# remove_empty FOLDER: where it wasn't there before. What holds something that is none of ours stays.
+remove_empty() {
+  if [[ -d $1 ]] && grep -qx "$1" "$RECORD/absent"; then find "$1" -depth -type d -empty -delete; fi
+}
+
 give_back_firewall() {
-  local unit enabled active rule
-  if unit_active firewalld; then
-    firewalld_take_back
-    firewalld_forget_zones
-  fi
+  # First: only one that runs forgets its rules in force.
+  start_stopped_firewalls
+  firewalld_take_back
+  firewalld_forget_zones
+  give_back_ufw
+}
+
+# ufw's own words: `delete` comes after `route`. A rule that is gone already is a warning, not an error.
+give_back_ufw() {
+  local rule
+  have ufw || return 0
   while read -r rule; do
     # shellcheck disable=SC2086 # the rule's words
-    ufw --force delete $rule >/dev/null
+    case $rule in
+      'route '*) ufw --force route delete ${rule#route } >/dev/null ;;
+      *) ufw --force delete $rule >/dev/null ;;
+    esac
   done < <(noted ufw)
-  while read -r unit enabled active; do
-    case $unit in firewalld | ufw) ;; *) continue ;; esac
-    if [[ $enabled == enabled ]] && ! systemctl is-enabled --quiet "$unit"; then systemctl enable --quiet "$unit"; fi
-    if [[ $active == active ]] && ! unit_active "$unit"; then systemctl start "$unit"; fi
-  done <"$RECORD/units"
 }
 
 give_back_runtime() {
-  grep -q '^containerd|' "$RECORD/packages" || [[ $(recorded_active containerd) == active ]] || return 0
+  local file
+  recorded_unit containerd || return 0
   if unit_active containerd && have ctr; then
     local image
     while read -r image; do
       grep -qxF "$image" "$RECORD/image-list" || ctr -n k8s.io images rm "$image" >/dev/null
     done < <(ctr -n k8s.io images ls -q)
   fi
+  # Restoring puts files back, and takes none away.
+  for file in /etc/containerd/certs.d/*/hosts.toml; do
+    if [[ -e $file ]] && grep -qx '# kubeadm-ipvs' "$file"; then
+      rm -f "$file"
+      rmdir --ignore-fail-on-non-empty "${file%/*}"
+    fi
+  done
   restore_file /etc/containerd/config.toml
   restore_file /etc/containerd/certs.d
   restore_file /etc/crictl.yaml
@@ -194,6 +231,8 @@ give_back_runtime() {
   if [[ $(recorded_enabled containerd) == disabled ]]; then systemctl disable --quiet containerd; fi
 }
 
+# recorded_unit UNIT: it was there, by whichever package or none, running or not.
+recorded_unit() { grep -qE "^$1 [a-z-]+ [a-z]+$" < <(grep -v ' not-found ' "$RECORD/units"); }
 recorded_enabled() { awk -v unit="$1" '$1 == unit {print $2}' "$RECORD/units"; }
 recorded_active() { awk -v unit="$1" '$1 == unit {print $NF}' "$RECORD/units"; }
 
@@ -215,23 +254,23 @@ give_back_packages() {
 }
 
 give_back_debs() {
-  local package plan remove=()
+  local package foreign=() remove=()
   if [[ $(recorded_enabled kubelet) != enabled ]]; then systemctl disable --quiet kubelet 2>/dev/null || :; fi
   for package in kubelet kubeadm kubectl; do
     grep -qx "$package" "$RECORD/holds" || apt-mark unhold "$package" >/dev/null 2>&1 || :
   done
   while read -r package; do
-    if [[ $(dpkg-query -W -f '${db:Status-Abbrev}' "$package" 2>/dev/null) == ??* ]]; then remove+=("$package"); fi
+    [[ $(dpkg-query -W -f '${db:Status-Abbrev}' "$package" 2>/dev/null) == ??* ]] || continue
+    if [[ -n $(edited_conffiles "$package") ]]; then
+      say "$package stays: somebody has edited its $(edited_conffiles "$package" | xargs) since"
+      foreign+=("$package")
+    else
+      remove+=("$package")
+    fi
   done < <(noted packages-added)
+  finish_dpkg
+  spare_what_is_needed
   if ((${#remove[@]})); then
-    if [[ -n $(ls -A /var/lib/dpkg/updates) ]] || [[ -n $(dpkg --audit) ]]; then dpkg --configure -a; fi
-    plan=$(apt-get purge -s -y "${remove[@]}" | awk '/^(Remv|Purg) / {print $2}')
-    while read -r package; do
-      [[ -n $package ]] || continue
-      if ! grep -qx "$package" < <(noted packages-added); then
-        fail "$package, which is not ours, needs a package that we installed" "remove $package on $HOST, or mark what it needs: apt-mark manual; then run again"
-      fi
-    done <<<"$plan"
     say "removing ${#remove[@]} packages that were not here before"
     apt-get purge -qq -y -o DPkg::Lock::Timeout=300 -o Dpkg::Use-Pty=0 "${remove[@]}" >"$HOME_DIR/packages.log" 2>&1 || {
       tail -n 15 "$HOME_DIR/packages.log" >&2
@@ -240,6 +279,41 @@ give_back_debs() {
   fi
   rm -f /etc/apt/sources.list.d/kubeadm-ipvs.sources /etc/apt/keyrings/kubeadm-ipvs.asc
   find /var/lib/apt/lists -name '*kubernetes*' -newer "$RECORD/packages" -delete
+}
+
+# Of `remove` what packages need that stay: those in `foreign`, and those that apt would take along since somebody has
+# installed them later. What makes a host a node isn't left for them.
+spare_what_is_needed() {
+  local package needed before
+  while ((${#remove[@]})); do
+    before=${#remove[@]}
+    while read -r package; do
+      [[ -z $package || " ${remove[*]} " == *" $package "* ]] || foreign+=("$package")
+    done < <(apt-get purge -s -y "${remove[@]}" | awk '/^(Remv|Purg) / {print $2}')
+    ((${#foreign[@]})) || return 0
+    needed=$(apt-cache depends --recurse --installed --no-recommends --no-suggests --no-conflicts --no-breaks \
+      --no-replaces --no-enhances "${foreign[@]}" | sed -nE 's/^([a-z0-9][^ :]*)(:.*)?$/\1/p')
+    for package in "${!remove[@]}"; do
+      grep -qxF "${remove[package]}" <<<"$needed" || continue
+      case ${remove[package]} in containerd* | runc | kube*)
+        fail "${foreign[*]}: not ours, and in need of ${remove[package]}, which we installed" "remove it on $HOST, then run again" ;;
+      esac
+      say "${remove[package]} stays: ${foreign[*]} needs it"
+      unset "remove[package]"
+    done
+    ((${#remove[@]} < before)) || fail "apt would take along ${foreign[*]}, which is not only ours" "remove it on $HOST, then run again"
+    foreign=()
+  done
+}
+
+# edited_conffiles PACKAGE: of a package that others use too; purging it would take along what somebody wrote there,
+# a firewall in /etc/nftables.conf say. What is Kubernetes' own is ours. (RPM keeps such files by itself.)
+edited_conffiles() {
+  case $1 in containerd* | runc | kube* | cri-tools) return ;; esac
+  local path sum
+  while read -r path sum _; do
+    if [[ -f $path && $sum != newconffile && $(md5sum <"$path") != "$sum "* ]]; then echo "$path"; fi
+  done < <(dpkg-query -W -f '${Conffiles}\n' "$1")
 }
 
 give_back_rpms() {
@@ -271,7 +345,7 @@ give_back_rpms() {
 }
 
 give_back_kernel() {
-  local name value swap priority units
+  local name value units
   rm -f /etc/modules-load.d/kubeadm-ipvs.conf /etc/sysctl.d/99-kubeadm-ipvs.conf /etc/tmpfiles.d/kubeadm-ipvs.conf
   while read -r name value; do
     [[ ! -e /proc/sys/$(tr . / <<<"$name") ]] || echo "$value" >"/proc/sys/$(tr . / <<<"$name")"
@@ -279,18 +353,38 @@ give_back_kernel() {
   if [[ -s $RECORD/hashsize && -w $HASHSIZE ]]; then cat "$RECORD/hashsize" >"$HASHSIZE"; fi
   mapfile -t units < <(noted masked)
   ((${#units[@]} == 0)) || systemctl unmask --quiet "${units[@]}"
-  while read -r swap _ priority; do
-    if ! grep -qx "$swap" < <(awk 'NR > 1 {print $1}' /proc/swaps); then
-      # A negative priority is the kernel's own choice and can't be asked for.
-      if ((priority < 0)); then swapon "$swap"; else swapon --priority "$priority" "$swap"; fi
-    fi
-  done <"$RECORD/swaps"
+  give_back_swap
   unload_modules
   if [[ -s $RECORD/selinux ]]; then
     [[ $(cat /sys/fs/selinux/enforce) == "$(cat "$RECORD/selinux")" ]] || setenforce "$(cat "$RECORD/selinux")"
     restore_file /etc/selinux/config
   fi
 }
+
+# A swap that has gone meanwhile, or has another name now, is told, and holds nothing else up.
+give_back_swap() {
+  local unit folder swap priority options
+  while read -r unit; do rm -f "/etc/systemd/system/$unit.d/kubeadm-ipvs.conf"; done < <(noted held-units)
+  while read -r folder; do [[ ! -d $folder ]] || rmdir --ignore-fail-on-non-empty "$folder"; done < <(noted held-folders)
+  if [[ -n $(noted held-units) ]]; then systemctl daemon-reload; fi
+  while read -r unit; do
+    # It runs since the last boot, or it doesn't: only this starts what it does.
+    if [[ $unit == *.service ]] && systemctl is-enabled --quiet "$unit"; then timeout 100 systemctl restart "$unit" || :; fi
+  done < <(noted held-units)
+  while read -r swap _ priority; do
+    if swap_is_on "$swap"; then continue; fi
+    # A device in memory (zram) is made anew by what its unit needs.
+    [[ -e $swap ]] || timeout 100 systemctl start "$(systemd-escape --path --suffix=swap "$swap")" 2>/dev/null || :
+    if swap_is_on "$swap"; then continue; fi
+    # A negative priority is the kernel's own choice and can't be asked for.
+    options=()
+    ((priority < 0)) || options=(--priority "$priority")
+    swapon "${options[@]}" "$swap" 2>/dev/null || say "$swap, which was swapped to before, can't be any more: left as it is"
+  done <"$RECORD/swaps"
+}
+
+swap_is_on() { grep -qx "$1" < <(awk 'NR > 1 {print $1}' "$SWAPS"); }
+readonly SWAPS=${KUBEADM_IPVS_SWAPS:-/proc/swaps}
 
 # Modules that came since, of the kinds that containers and Kubernetes load; several rounds,
 # since some hold others. One in use stays: the kernel refuses.
@@ -313,8 +407,17 @@ give_back_files() {
   remove_unfinished_files /etc
   restore_file_if_recorded /etc/default/kubelet
   restore_file_if_recorded /etc/sysconfig/kubelet
-  for path in /etc/containerd /etc/crictl.yaml /opt/cni /etc/cni /var/lib/kubelet /var/lib/etcd /var/lib/cni \
+  for path in /etc/cni /opt/cni /var/lib/cni; do
+    remove_empty "$path"
+    if [[ -d $path ]] && grep -qx "$path" "$RECORD/absent"; then say "$path stays: it holds what is none of ours"; fi
+  done
+  for path in /etc/containerd /etc/crictl.yaml /var/lib/kubelet /var/lib/etcd \
     /etc/kubernetes /var/lib/containerd /opt/containerd /usr/libexec/kubernetes; do
+    # Somebody has put another containerd in the place of ours since.
+    if [[ $path == *containerd* ]] && have containerd; then
+      [[ ! -e $path ]] || say "$path stays: a containerd that is none of ours is here"
+      continue
+    fi
     if [[ -e $path ]] && grep -qx "$path" "$RECORD/absent"; then rm -rf --one-file-system "$path"; fi
   done
   # The API server's pod makes these where they are missing; one that holds something is in use.

@@ -28,13 +28,11 @@ create() {
     rm -f "$RESTART"
   fi
   wait_for 180 "containerd" ctr version || fail "containerd doesn't answer" "look at journalctl -u containerd on $HOST"
-  wait_for 60 "containerd's CRI plugin" crictl_ready || fail "containerd's CRI plugin isn't ready" "look at journalctl -u containerd on $HOST"
+  wait_for 60 "containerd's CRI plugin" cri version || fail "containerd's CRI plugin isn't ready" "look at journalctl -u containerd on $HOST"
   pull_images
   remember_repair
   say "containerd is ready"
 }
-
-crictl_ready() { crictl --runtime-endpoint unix:///run/containerd/containerd.sock version; }
 
 runtime_config() {
   local major
@@ -111,7 +109,7 @@ write_mirrors() {
 
 put_crictl_config() {
   [[ ! -e /etc/crictl.yaml ]] || return 0
-  printf '# kubeadm-ipvs\nruntime-endpoint: unix:///run/containerd/containerd.sock\nimage-endpoint: unix:///run/containerd/containerd.sock\ntimeout: 60\n' |
+  printf '# kubeadm-ipvs\nruntime-endpoint: %s\nimage-endpoint: %s\ntimeout: 60\n' "$CONTAINERD" "$CONTAINERD" |
     put_file /etc/crictl.yaml 0644
 }
 
@@ -134,7 +132,7 @@ pull_images() {
   while read -r image; do
     if [[ -z $image ]] || grep -qxF "$image" <<<"$present"; then continue; fi
     say "pulling $image"
-    crictl pull "$image" >"$HOME_DIR/pull.log" 2>&1 || {
+    cri pull "$image" >"$HOME_DIR/pull.log" 2>&1 || {
       tail -n 5 "$HOME_DIR/pull.log" >&2
       fail "the image $image can't be pulled" "check registry.mirrors and that $HOST reaches them"
     }

@@ -57,7 +57,6 @@ def kubernetes_debs(version: str, kubernetes: Path, crictl: Path, cni: Path) -> 
                 "usr/bin/kubeadm": kubernetes / "kubeadm",
                 "usr/lib/systemd/system/kubelet.service.d/10-kubeadm.conf": _FILES / "10-kubeadm.conf",
             },
-            depends="cri-tools (>= 1.30.0)",
         ),
         Deb(
             "kubelet",

@@ -27,7 +27,7 @@ way = HostSsh(host="127.0.0.1", port=given["port"], host_key=given["host_key"])
 host = Host(name="node1", role="control-plane", address="10.0.0.11", ssh=way)
 settings = Settings(hosts=(host,), ssh=Ssh(private_key_file=given["key"]))
 parent = pulumi.ComponentResource("test:index:Host", "node1")
-runner, last = remote.Runner(settings, host), None
+runner, last = remote.Runner(settings, host, "test"), None
 for step in remote.STEPS:
     values = {{"WANTED": given["wanted"]}}
     opts = pulumi.ResourceOptions(depends_on=[last] if last else None)

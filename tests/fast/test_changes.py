@@ -10,6 +10,7 @@ from components.changes import RefusedChangeError, judged, kept
 from tests.fast.test_kubeadm import settings_with
 
 NOW = kept(settings_with())
+ROLES = ("worker", "control-plane", "worker")
 
 
 def test_another_version_is_refused_with_the_one_to_go_back_to() -> None:
@@ -17,6 +18,16 @@ def test_another_version_is_refused_with_the_one_to_go_back_to() -> None:
     with pytest.raises(RefusedChangeError) as caught:
         judged(NOW, kept(newer), newer)
     for words in ("1.38.0", "1.37.2", "Nothing was touched", "doesn't upgrade"):
+        assert words in str(caught.value)
+
+
+def test_a_control_plane_that_is_to_be_a_worker_is_refused() -> None:
+    swapped = settings_with()
+    hosts = [host.model_copy(update={"role": role}) for host, role in zip(swapped.hosts, ROLES, strict=True)]
+    swapped = swapped.model_copy(update={"hosts": tuple(hosts)})
+    with pytest.raises(RefusedChangeError) as caught:
+        judged(NOW, kept(swapped), swapped)
+    for words in ("master is the cluster's control plane", "Nothing was touched", "in one change"):
         assert words in str(caught.value)
 
 

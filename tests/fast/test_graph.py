@@ -4,6 +4,7 @@ import base64
 import datetime as dt
 import functools
 import json
+import re
 import threading
 from pathlib import Path
 from typing import Any
@@ -150,6 +151,27 @@ def test_each_host_is_prepared_without_waiting_for_another(recorded: graph.Recor
         steps = {f"{host}-{step}" for step in ("claim", "kernel", "firewall", "packages")}
         registration = set() if host == "master" else {f"{host}-registration"}
         assert recorded.before(f"{host}-runtime") == steps | registration
+
+
+def test_every_step_that_changes_or_deletes_is_told_whose_the_host_is(recorded: graph.Recorder) -> None:
+    told = {
+        name: re.findall(r"^OWNER=(.*)$", inputs["stdin"], re.MULTILINE)
+        for name, inputs in recorded.inputs.items()
+        if "stdin" in inputs
+    }
+    owned = {name for name, owner in told.items() if owner}
+    # Not by the stack's name alone, which another state's stack may have too.
+    assert {owner for owners in told.values() for owner in owners} == {f"'{graph.STACK} owner-id'"}
+    assert owned == {name for name in told if name.rpartition("-")[2] in remote.OWNED}
+    assert {name for name, inputs in recorded.inputs.items() if inputs.get("delete")} <= owned
+
+
+def test_a_workers_removal_has_more_time_than_its_drain(settings: Settings) -> None:
+    slow = settings.model_copy(update={"limits": settings.limits.model_copy(update={"drain": 7200})})
+    recorded = run(slow)
+    limit = re.search(r"timeout \S+ (\d+) ", recorded.inputs["node1-member"]["delete"])
+    assert limit is not None
+    assert int(limit[1]) > 7200
 
 
 def test_a_workers_registration_outlives_its_host_and_goes_with_the_cluster(recorded: graph.Recorder) -> None:

@@ -29,33 +29,121 @@ def part(script: str, body: str, tmp_path: Path, **values: str) -> str:
     return bash(with_lib((SCRIPTS / script).read_text() + body, **values), home=tmp_path).stdout
 
 
+MINE, OLD = "dev 4fd1", "dev"
+
+
 @pytest.mark.parametrize(
-    ("owner", "name", "said"),
+    ("owner", "said"),
     [
-        ("dev", "node1", ""),
-        ("dev", None, ""),
-        ("dev", "node2", "the host is node2 of this same stack"),
-        ("prod", "node1", "the host belongs to the stack prod"),
+        (None, ""),
+        (MINE, ""),
+        (OLD, ""),
+        ("dev 77ab", "another state than this one of the same name"),
+        ("prod 4fd1", "the host belongs to the stack prod"),
     ],
 )
-def test_a_host_that_has_another_name_or_owner_is_refused(
-    tmp_path: Path, owner: str, name: str | None, said: str
+@pytest.mark.parametrize("verb", ["create", "update", "delete"])
+def test_a_host_that_is_anothers_is_refused_and_left_alone_by_whatever_would_delete_on_it(
+    tmp_path: Path, owner: str | None, said: str, verb: str
 ) -> None:
-    (tmp_path / "owner").write_text(f"{owner}\n")
-    if name:
-        (tmp_path / "name").write_text(f"{name}\n")
-    text = with_lib((SCRIPTS / "claim.sh").read_text() + "create() { refuse_other_owners; }\n", STACK="dev")
+    if owner:
+        (tmp_path / "owner").write_text(f"{owner}\n")
+    text = with_lib("create() { echo done; }\ndelete() { echo done; }\n", OWNER=f"'{MINE}'")
+    done = bash(text, verb, "claim", "node1", home=tmp_path, check=False)
+    assert done.returncode == (1 if said and verb != "delete" else 0), done.stderr
+    assert said in done.stderr
+    assert done.stdout == ("" if said else "done\n")
+
+
+@pytest.mark.parametrize(
+    ("name", "role", "started", "said"),
+    [
+        ("node1", "worker", True, ""),
+        (None, None, True, ""),
+        ("node2", "worker", False, "the host is node2 of this same stack"),
+        ("node1", "control-plane", True, "can't become its worker"),
+        ("node1", "control-plane", False, ""),
+    ],
+)
+def test_a_host_that_is_another_of_the_same_stack_is_refused(
+    tmp_path: Path, name: str | None, role: str | None, started: bool, said: str
+) -> None:
+    (tmp_path / "record").mkdir()
+    for file, text in (("name", name), ("role", role), ("node.started", "" if started else None)):
+        if text is not None:
+            (tmp_path / file).write_text(f"{text}\n")
+    body = "create() { refuse_other_uses; }\n"
+    text = with_lib((SCRIPTS / "claim.sh").read_text() + body, ROLE="worker")
     done = bash(text, home=tmp_path, check=False)
     assert done.returncode == (1 if said else 0), done.stderr
     assert said in done.stderr
 
 
+@pytest.mark.parametrize(
+    "path",
+    ["kubernetes/admin.conf", "kubernetes/pki/ca.key", "kubernetes/manifests/x.yaml", "etcd/member/snap", ""],
+)
+def test_a_host_with_another_clusters_files_or_authority_is_refused(tmp_path: Path, path: str) -> None:
+    folders = [tmp_path / name for name in ("kubernetes", "etcd", "kubelet")]
+    for folder in [*folders, tmp_path / "kubernetes/manifests", (tmp_path / path).parent]:
+        folder.mkdir(exist_ok=True, parents=True)
+    if path:
+        (tmp_path / path).touch()
+    body = f"create() {{ refuse_others_nodes {' '.join(map(str, folders))}; }}\n"
+    done = bash(with_lib((SCRIPTS / "claim.sh").read_text() + body), home=tmp_path, check=False)
+    assert ("another cluster, or prepared for one" in done.stderr) == bool(path)
+    assert done.returncode == (1 if path else 0)
+    assert path or done.stderr == ""
+
+
+CONTAINERD = """
+version = 2
+root = "/var/lib/containerd"
+imports = []
+disabled_plugins = ["cri"]
+[proxy_plugins]
+[plugins."io.containerd.grpc.v1.cri".containerd.runtimes.runc]
+"""
+
+
+@pytest.mark.parametrize(
+    ("more", "found"),
+    [
+        ("", []),
+        ('#root = "/data"\n', []),
+        ("imports = ['/etc/containerd/conf.d/*.toml']\n", []),
+        ('  root = "/data/containerd"\n', ['root = "/data/containerd"']),
+        ('imports = ["/etc/mine.toml"]\n', ['imports = ["/etc/mine.toml"]']),
+        ("[proxy_plugins.stargz]\n", ["[proxy_plugins.stargz]"]),
+        (
+            "[plugins.'io.containerd.cri.v1.runtime'.containerd.runtimes.nvidia]\n",
+            ["[plugins.'io.containerd.cri.v1.runtime'.containerd.runtimes.nvidia]"],
+        ),
+    ],
+)
+def test_what_containerd_does_beyond_its_defaults_is_found_before_its_configuration_is_replaced(
+    tmp_path: Path, more: str, found: list[str]
+) -> None:
+    (tmp_path / "config.toml").write_text(CONTAINERD + more)
+    body = f"create() {{ own_containerd_settings {tmp_path}; }}\n"
+    assert part("claim.sh", body, tmp_path).splitlines() == found
+
+
 def claim(tmp_path: Path, verb: str) -> None:
     """Runs the claim's create or delete with a host that is fit, and nothing to be given back."""
-    looks = ("refuse_other_owners", "look_at_system", "look_at_packages", "look_at_ports", "reset_node")
+    looks = (
+        "refuse_other_uses",
+        "look_at_system",
+        "look_at_packages",
+        "look_at_containers",
+        "look_at_ports",
+        "reset_node",
+    )
     gives = (f"give_back_{what}" for what in ("firewall", "runtime", "packages", "kernel", "files"))
     fit = "".join(f"{name}() {{ :; }}\n" for name in (*looks, *gives))
-    text = with_lib((SCRIPTS / "claim.sh").read_text() + fit, STACK="dev").replace('"$1"', verb)
+    text = with_lib((SCRIPTS / "claim.sh").read_text() + fit, ROLE="worker", OWNER="dev").replace(
+        '"$1"', verb
+    )
     text = text.replace("${KUBEADM_IPVS_LOCK:-/run/kubeadm-ipvs.lock}", str(tmp_path / "lock"))
     bash(text, home=tmp_path / "home")
 
@@ -508,7 +596,7 @@ kubeadm() {{
     *) echo "kubeadm $1 $2 $3" >>{tmp_path}/done ;;
   esac
 }}
-crictl() {{ if [[ $1 == ps ]]; then echo "id-$4"; else echo "crictl $1 ${{*: -1}}" >>{tmp_path}/done; fi; }}
+cri() {{ if [[ $1 == ps ]]; then echo "id-$4"; else echo "stop ${{*: -1}}" >>{tmp_path}/done; fi; }}
 kubectl() {{ echo ok; }}
 create() {{ renew_certificates; }}
 """
@@ -516,7 +604,7 @@ create() {{ renew_certificates; }}
     done = (tmp_path / "done").read_text().splitlines() if (tmp_path / "done").exists() else []
     components = ("etcd", "kube-apiserver", "kube-controller-manager", "kube-scheduler")
     assert done == (
-        ["kubeadm certs renew all", *(f"crictl stop id-^{name}$" for name in components)] if renewed else []
+        ["kubeadm certs renew all", *(f"stop id-^{name}$" for name in components)] if renewed else []
     )
     assert not (tmp_path / "certificates.renewing").exists()
 
@@ -719,9 +807,9 @@ create() {{ begin_node; run_kubeadm 3 join; }}
     assert (done.returncode == 0) == (runs == 3), done.stderr
 
 
-@pytest.mark.parametrize(("before", "left"), [(False, set()), (True, {"10-theirs.conflist"})])
+@pytest.mark.parametrize("before", [False, True])
 def test_the_folder_that_containerd_watches_for_the_network_outlives_the_node(
-    tmp_path: Path, before: bool, left: set[str]
+    tmp_path: Path, before: bool
 ) -> None:
     folder = tmp_path / "etc/cni/net.d"
     folder.mkdir(parents=True)
@@ -732,5 +820,152 @@ def test_the_folder_that_containerd_watches_for_the_network_outlives_the_node(
     same = folder.stat().st_ino
     script = re.sub(r"(?<![\w])/(etc|var|run|opt)/", rf"{tmp_path}/\1/", (SCRIPTS / "reset.sh").read_text())
     bash(with_lib(script + "create() { clear_folders; }\n"), home=tmp_path)
-    assert {path.name for path in folder.iterdir()} == left
+    assert [path.name for path in folder.iterdir()] == ["10-theirs.conflist"]
     assert folder.stat().st_ino == same
+
+
+def test_a_control_plane_whose_host_was_installed_anew_is_not_made_again_by_an_update(tmp_path: Path) -> None:
+    body = "create() { echo made; }\nconverge() { echo as it should be; }\n"
+    text = with_lib(INIT + body)
+    lost = bash(text, "update", "init", "master", home=tmp_path, check=False)
+    assert lost.returncode == 1
+    assert "the host was installed anew" in lost.stderr
+    assert lost.stdout == ""
+    (tmp_path / "node.done").touch()
+    assert bash(text, "update", "init", "master", home=tmp_path).stdout == "made\n"
+
+
+LOCKED = "dpkg: error: dpkg frontend lock was locked by another process with pid 7"
+
+
+@pytest.mark.parametrize(
+    ("said", "status"), [(LOCKED, 0), ("dpkg: error processing package x (--configure):", 1)]
+)
+def test_a_package_manager_at_work_is_waited_for_and_a_broken_one_is_told(
+    tmp_path: Path, said: str, status: int
+) -> None:
+    body = f"""
+ls() {{ :; }}
+pause() {{ :; }}
+dpkg() {{
+  if [[ $1 == --audit ]]; then [[ -e {tmp_path}/done ]] || echo half done; return; fi
+  [[ ! -e {tmp_path}/tried ]] || {{ : >{tmp_path}/done; return; }}
+  : >{tmp_path}/tried
+  echo {shlex.quote(said)}
+  return 2
+}}
+create() {{ finish_dpkg; }}
+"""
+    done = bash(with_lib(body), home=tmp_path, check=False)
+    assert done.returncode == status
+    assert (said in done.stderr) == bool(status)
+
+
+@pytest.mark.parametrize(
+    ("said", "status"),
+    [
+        ("E: Could not get lock /var/lib/apt/lists/lock. It is held by process 7 (apt-get)", 0),
+        ("E: no source", 1),
+    ],
+)
+def test_another_apt_get_at_work_is_waited_for_and_a_missing_source_is_told(
+    tmp_path: Path, said: str, status: int
+) -> None:
+    body = f"""
+pause() {{ :; }}
+apt-get() {{
+  if [[ -e {tmp_path}/tried ]]; then return; fi
+  : >{tmp_path}/tried
+  echo {shlex.quote(said)}
+  return 100
+}}
+create() {{ apt_update; }}
+"""
+    script = (SCRIPTS / "packages.sh").read_text()
+    done = bash(with_lib(script + body), home=tmp_path, check=False)
+    assert done.returncode == status
+    assert (said in done.stderr) == bool(status)
+
+
+def test_a_swap_unit_of_the_hosts_own_is_kept_from_starting_and_set_free_again(tmp_path: Path) -> None:
+    units = tmp_path / "systemd"
+    units.mkdir()
+    (units / "data-swap.swap").write_text("[Swap]\nWhat=/data/swap\n")
+    (units / "dev-zram0.swap").symlink_to("/dev/null")
+    (tmp_path / "record").mkdir()
+    tools = f"""
+systemctl() {{
+  case $1 in
+    list-units) printf '%s loaded active active x\n' data-swap.swap dev-zram0.swap dev-sda2.swap ;;
+    cat) [[ $2 == zramswap.service ]] ;;
+    *) echo "$*" >>{tmp_path}/done ;;
+  esac
+}}
+sed() {{ :; }}
+swapoff() {{ :; }}
+timeout() {{ shift; "$@"; }}
+"""
+    kernel = (SCRIPTS / "kernel.sh").read_text().replace("/etc/systemd/system", str(units))
+    for _ in range(2):
+        bash(with_lib(kernel + tools + "create() { stop_swap; }\n"), home=tmp_path)
+    held = sorted(path.parent.name for path in units.glob("*.d/kubeadm-ipvs.conf"))
+    assert held == ["data-swap.swap.d", "zramswap.service.d"]
+    assert "mask --quiet dev-sda2.swap" in (tmp_path / "done").read_text().splitlines()
+    assert (units / "data-swap.swap").exists()
+    reset = (SCRIPTS / "firewalld.sh").read_text() + (SCRIPTS / "reset.sh").read_text()
+    reset = reset.replace("/etc/systemd/system", str(units))
+    (tmp_path / "record/swaps").touch()
+    bash(with_lib(reset + tools + "create() { give_back_swap; }\n"), home=tmp_path)
+    assert sorted(path.name for path in units.iterdir()) == ["data-swap.swap", "dev-zram0.swap"]
+    assert (tmp_path / "done").read_text().splitlines()[-1] == "restart zramswap.service"
+
+
+@pytest.mark.parametrize(("there", "asked"), [(False, ["cri-tools"]), (True, [])])
+def test_crictl_is_installed_where_kubeadms_package_has_not_brought_it(
+    tmp_path: Path, there: bool, asked: list[str]
+) -> None:
+    body = f"""
+installed_deb() {{ true; }}
+dpkg-query() {{ echo 1.37.2-1.1; }}
+finish_dpkg() {{ :; }}
+repository_key() {{ echo key; }}
+put_file() {{ cat >/dev/null; }}
+apt_update() {{ :; }}
+apt-cache() {{ echo 'kubeadm | 1.37.2-1.1 | x'; }}
+apt-mark() {{ printf '%s\n' kubelet kubeadm kubectl; }}
+have() {{ [[ $1 != crictl || {str(there).lower()} == true ]]; }}
+install_debs() {{ printf '%s\n' "$@"; }}
+create() {{ install_deb; }}
+"""
+    values = {"VERSION": "1.37.2", "REVISION": "'*'", "REPOSITORY_DEB": "http://x/", "KEY": "key"}
+    said = part("packages.sh", body, tmp_path, **values)
+    assert [name for name in said.split() if "=" not in name] == asked
+
+
+@pytest.mark.parametrize(("module", "status"), [("ip_vs_rr", 0), ("nothing", 1)])
+def test_a_module_that_is_built_in_the_kernel_is_there(tmp_path: Path, module: str, status: int) -> None:
+    body = "modinfo() { [[ $3 != ip_vs_rr ]] || echo '(builtin)'; }\ncreate() { module_there $MODULE; }\n"
+    done = bash(with_lib(body, MODULE=module), home=tmp_path, check=False)
+    assert done.returncode == status
+
+
+def test_rules_of_the_hosts_own_hand_that_may_reject_are_told(tmp_path: Path) -> None:
+    (tmp_path / "ruleset").write_text(
+        """table ip filter {
+	chain INPUT {
+		type filter hook input priority filter; policy accept;
+		ct state invalid drop
+		tcp dport 22 accept
+		counter packets 0 bytes 0 reject with icmp host-prohibited
+	}
+	chain FORWARD {
+		type filter hook forward priority filter; policy drop;
+		drop
+	}
+}
+"""
+    )
+    body = f"nft() {{ cat {tmp_path}/ruleset; }}\nhave() {{ true; }}\ncreate() {{ tell_of_other_rules; }}\n"
+    said = bash(with_lib((SCRIPTS / "firewall.sh").read_text() + body), home=tmp_path).stderr
+    assert "may reject the cluster's ports" in said
+    assert said.rstrip().endswith(": counter packets 0 bytes 0 reject with icmp host-prohibited")

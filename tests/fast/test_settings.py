@@ -163,6 +163,11 @@ BAD: list[tuple[Callable[[Raw], None], str, list[str]]] = [
     (put("hosts.2.ssh.host", "no spaces"), "hosts[2].ssh.host", ["DNS name"]),
     (put("hosts.2.ssh.hostKey", "AAAA"), "hosts[2].ssh.hostKey", ["no host key"]),
     (put("hosts.2.ssh.hostKey", "ssh-rsa " + ED25519.split()[1]), "hosts[2].ssh.hostKey", ["no host key"]),
+    (
+        put("hosts.2.ssh.hostKey", "ssh-rsa AAAAB3NzaC1yc2EAAAAB"),
+        "hosts[2].ssh.hostKey",
+        ["ssh-rsa", "ssh-ed25519"],
+    ),
     (put("hosts.2.labels", {"tier": 1}), "hosts[2].labels.tier", ["in quotes"]),
     (put("hosts.2.labels", {"tier": "a b"}), "hosts[2].labels", ["tier", "63"]),
     (put("hosts.2.labels", {"bad key": "a"}), "hosts[2].labels", ["bad key"]),
@@ -513,8 +518,12 @@ def test_known_hosts_understands_hashed_names() -> None:
     assert knownhosts.find(text, "127.0.0.1", 22) is None
 
 
-def test_of_several_keys_the_one_is_pinned_that_the_host_will_show() -> None:
-    assert knownhosts.find(f"a {ED25519}\na {ECDSA}\n", "a", 22) == ECDSA
+def test_of_several_keys_the_best_is_pinned_and_never_one_that_servers_do_not_answer_for() -> None:
+    rsa = "ssh-rsa " + base64.b64encode(b"\0\0\0\7ssh-rsa" + bytes(64)).decode()
+    assert knownhosts.valid(rsa)
+    assert knownhosts.find(f"a {rsa}\na {ECDSA}\na {ED25519}\n", "a", 22) == ED25519
+    assert knownhosts.find(f"a {rsa}\na {ECDSA}\n", "a", 22) == ECDSA
+    assert knownhosts.find(f"a {rsa}\n", "a", 22) is None
 
 
 def test_derived_addresses_and_names(raw: Raw, tmp_path: Path) -> None:
