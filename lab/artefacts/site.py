@@ -21,7 +21,8 @@ Source = Literal["auto", "build", "upstream"]
 KUBERNETES_VERSION = "1.37.2"
 DEBIAN_RELEASE = "trixie"
 
-# What the program may install from the distribution; their dependencies come along.
+# What the program may install from the distribution, and ufw, which a test's host has in firewalld's place;
+# their dependencies come along.
 HOST_PACKAGES = (
     "ca-certificates",
     "conntrack",
@@ -37,6 +38,7 @@ HOST_PACKAGES = (
     "mount",
     "openssl",
     "socat",
+    "ufw",
     "util-linux",
 )
 _HOST_SET = "hosts"

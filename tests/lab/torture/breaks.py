@@ -510,6 +510,50 @@ def test_a_host_keeps_the_packages_that_it_had(cluster: Cluster, figure: Figure)
         cluster.run(host, back)
 
 
+# What a person may have on a host in the place of the lab's: ufw, and a swap by a unit of their own.
+OTHER_HABITS = """
+systemctl disable --quiet --now firewalld
+apt-get install -qq -y ufw ipvsadm
+ufw allow 22/tcp; ufw allow 4711/tcp; ufw --force enable
+dd if=/dev/zero of=/srv/swap bs=1M count=64 status=none; chmod 600 /srv/swap; mkswap -q /srv/swap
+printf '[Swap]\\nWhat=/srv/swap\\n[Install]\\nWantedBy=swap.target\\n' >/etc/systemd/system/srv-swap.swap
+systemctl daemon-reload; systemctl enable --quiet --now srv-swap.swap
+"""
+VIRTUAL_SERVER = "ipvsadm -A -f 7 -s wlc"
+FORMER_HABITS = """
+ufw --force disable; apt-get purge -qq -y --autoremove ufw ipvsadm; rm -rf /etc/ufw
+systemctl disable --quiet --now srv-swap.swap; rm /etc/systemd/system/srv-swap.swap /srv/swap
+systemctl daemon-reload
+systemctl enable --quiet firewalld
+"""
+
+
+def test_a_host_with_ufw_and_a_swap_of_its_own_is_given_back(cluster: Cluster, figure: Figure) -> None:
+    """A worker with ufw, a swap unit, a virtual server of its own: joined, rebooted, and as it was"""
+    host = cluster.hosts[-1]
+    with edited(cluster, without(host)):
+        up(cluster)
+        cluster.run(host, f"set -e; {OTHER_HABITS}", timeout=900)
+    cluster.run(host, VIRTUAL_SERVER)
+    plain = cluster.state_of([host])
+    up(cluster)
+    assert "10.244.0.0/16" in cluster.run(host, "ufw status")
+    assert not drift(cluster)[host]
+    cluster.lab.reboot(host)
+    figure(f"rebooted: all NodePorts answer {cluster.wait_for_answers(900):.0f} s later")
+    assert cluster.run(host, "sed 1d /proc/swaps") == "", "its own unit would have turned it on"
+    cluster.run(host, f"{VIRTUAL_SERVER}; echo '# a rule of mine' >>/etc/nftables.conf")
+    with edited(cluster, without(host)):
+        up(cluster)
+        assert "# a rule of mine" in cluster.run(host, "cat /etc/nftables.conf")
+        # A package of the cluster that its owner has made use of since; without it the host is as it was.
+        cluster.run(host, "apt-get purge -qq -y nftables")
+        assert differences(plain, cluster.state_of([host])) == ""
+        figure("as it was, ufw, swap and virtual server; nftables.conf, edited since, stays")
+        cluster.run(host, FORMER_HABITS, timeout=900)
+        cluster.lab.reboot(host)
+
+
 def without_record(state: dict[str, set[str]]) -> dict[str, set[str]]:
     """A state without the record's text, which tells when it was made; its worth shows at the end."""
     return {
