@@ -10,7 +10,12 @@ from components.configuration import settings_of_stack
 settings = settings_of_stack()
 
 # Not the cluster's own name: with another one it would be another resource, and all objects made anew.
-cluster = Cluster("kubernetes", ClusterArgs(settings, stack=pulumi.get_stack()))
+cluster = Cluster(
+    "kubernetes",
+    ClusterArgs(settings, stack=pulumi.get_stack()),
+    # As it was called by earlier versions of this program.
+    pulumi.ResourceOptions(aliases=[pulumi.Alias(name=settings.cluster.name)]),
+)
 
 pulumi.export("kubeconfig", cluster.kubeconfig)
 pulumi.export("nodePorts", cluster.node_ports)

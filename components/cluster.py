@@ -84,7 +84,11 @@ class Cluster(pulumi.ComponentResource):
                 # By default 32 s, in which a slow API server doesn't get its whole schema sent.
                 timeout=int(seconds(settings.cluster.timeouts.kubernetes_api_call)),
             ),
-            opts=pulumi.ResourceOptions(parent=self, depends_on=[control_plane.init]),
+            opts=pulumi.ResourceOptions(
+                parent=self,
+                depends_on=[control_plane.init],
+                aliases=[pulumi.Alias(name=settings.cluster.name, parent=self)],
+            ),
         )
         network = Manifest(
             "flannel",

@@ -15,7 +15,7 @@ create() {
     return
   fi
   local owner
-  read -r owner _ <"$HOME_DIR/owner"
+  owner=$(sed 's/ .*//' "$HOME_DIR/owner" 2>/dev/null) || owner=nobody
   [[ $owner == "$STACK" ]] || differs host "a node of the stack $STACK" "of the stack $owner"
   [[ -e $HOME_DIR/node.done ]] || differs node finished "half made"
   check_files

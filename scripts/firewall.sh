@@ -51,7 +51,7 @@ tell_of_other_rules() {
   rules=$(nft list ruleset 2>/dev/null | awk '
     /^[[:space:]]*chain / {hook = 0; name = $2}
     / hook input / {hook = 1; if (/policy drop/) print "chain " name ": policy drop"}
-    hook && / (drop|reject)/ && !/ hook / && !/invalid/' | sed -E 's/^[[:space:]]+//' | head -n 3)
+    hook && / (drop|reject)/ && !/ hook / && !/invalid/' | sed -nE '1,3s/^[[:space:]]*//p') || :
   [[ -z $rules ]] || say "rules of this host's own may reject the cluster's ports (docs/own-machines.md lists them): ${rules//$'\n'/; }"
 }
 
@@ -59,9 +59,9 @@ tell_of_other_rules() {
 # run time.
 open_firewalld() {
   local zone zones scope port
-  mapfile -t zones < <(cluster_zones)
+  zones=$(cluster_zones)
   for scope in permanent runtime; do
-    for zone in "${zones[@]}"; do
+    for zone in $zones; do
       for port in "$@"; do firewalld_add "$scope" "$zone" Port "${port%/*}" "${port#*/}"; done
     done
     # Pods' own traffic crosses these; what may reach a pod is for network policies to say.
@@ -74,11 +74,11 @@ open_firewalld() {
 
 # The zone of the interface that has the host's address, and the default one, in which all others are by themselves.
 cluster_zones() {
-  local interface default
-  default=$(firewalld_call getDefaultZone)
+  local interface default own
   interface=$(ip -o -4 address show to "$ADDRESS" | awk 'NR == 1 {print $2}')
-  { firewalld_call zone.getZoneOfInterface s "$interface" | grep -v '""' || :
-    echo "$default"; } | sed -E 's/^s "(.*)"$/\1/' | sort -u
+  default=$(firewalld_call getDefaultZone)
+  own=$(firewalld_call zone.getZoneOfInterface s "$interface")
+  printf '%s\n' "$default" "$own" | sed -nE 's/^s "(.+)"$/\1/p' | sort -u
 }
 
 # ufw writes a range with a colon.

@@ -71,7 +71,7 @@ readonly VIRTUAL_SERVERS=${KUBEADM_IPVS_VIRTUAL_SERVERS:-/proc/net/ip_vs}
 clear_ipvs() {
   [[ -r $VIRTUAL_SERVERS ]] && have ipvsadm || return 0
   local lines line kind
-  mapfile -t lines < <(grep -E '^(TCP|UDP|SCTP) +[0-9A-F]{8}:' "$VIRTUAL_SERVERS")
+  mapfile -t lines < <(awk '/^(TCP|UDP|SCTP) +[0-9A-F]+:/' "$VIRTUAL_SERVERS")
   for line in "${lines[@]}"; do
     read -r kind line _ <<<"$line"
     grep -qE "^$kind +$line " "$RECORD/ipvs" || ipvsadm --delete-service "--${kind,,}-service" "$(address_of "$line")"
@@ -158,7 +158,7 @@ clear_links() {
   done
   for link in /run/netns/cni-*; do
     # Ours has nobody in it any more; podman names its own likewise.
-    if [[ ! -e $link ]] || grep -qxF "net:[$(stat -c %i "$link")]" < <(readlink /proc/[0-9]*/ns/net); then continue; fi
+    if [[ ! -e $link ]] || grep -qxF "net:[$(stat -c %i "$link")]" < <(readlink /proc/[0-9]*/ns/net || :); then continue; fi
     umount "$link" 2>/dev/null || :
     rm -f "$link"
   done
@@ -177,6 +177,8 @@ clear_folders() {
       rm -rf --one-file-system "$path"
     else
       say "$path was here before: what kubeadm has left in it stays"
+      # Its reset leaves the only member's data; the claim has seen that there were none.
+      [[ $path != */etcd ]] || rm -rf "$path/member"
     fi
   done
   rm -rf /opt/cni/bin/flannel /var/log/pods/kube-* /var/log/containers/kube-*
@@ -232,7 +234,7 @@ give_back_runtime() {
 }
 
 # recorded_unit UNIT: it was there, by whichever package or none, running or not.
-recorded_unit() { grep -qE "^$1 [a-z-]+ [a-z]+$" < <(grep -v ' not-found ' "$RECORD/units"); }
+recorded_unit() { awk -v unit="$1" '$1 == unit && NF == 3 && $2 != "not-found" {found = 1} END {exit !found}' "$RECORD/units"; }
 recorded_enabled() { awk -v unit="$1" '$1 == unit {print $2}' "$RECORD/units"; }
 recorded_active() { awk -v unit="$1" '$1 == unit {print $NF}' "$RECORD/units"; }
 
@@ -268,7 +270,7 @@ give_back_debs() {
       remove+=("$package")
     fi
   done < <(noted packages-added)
-  finish_dpkg
+  ((${#remove[@]} == 0)) || finish_dpkg
   spare_what_is_needed
   if ((${#remove[@]})); then
     say "removing ${#remove[@]} packages that were not here before"
@@ -284,12 +286,13 @@ give_back_debs() {
 # Of `remove` what packages need that stay: those in `foreign`, and those that apt would take along since somebody has
 # installed them later. What makes a host a node isn't left for them.
 spare_what_is_needed() {
-  local package needed before
+  local package needed taken before
   while ((${#remove[@]})); do
-    before=${#remove[@]}
+    before=${#remove[@]} taken=()
     while read -r package; do
-      [[ -z $package || " ${remove[*]} " == *" $package "* ]] || foreign+=("$package")
+      [[ -z $package || " ${remove[*]} " == *" $package "* ]] || taken+=("$package")
     done < <(apt-get purge -s -y "${remove[@]}" | awk '/^(Remv|Purg) / {print $2}')
+    foreign+=("${taken[@]}")
     ((${#foreign[@]})) || return 0
     needed=$(apt-cache depends --recurse --installed --no-recommends --no-suggests --no-conflicts --no-breaks \
       --no-replaces --no-enhances "${foreign[@]}" | sed -nE 's/^([a-z0-9][^ :]*)(:.*)?$/\1/p')
@@ -301,7 +304,8 @@ spare_what_is_needed() {
       say "${remove[package]} stays: ${foreign[*]} needs it"
       unset "remove[package]"
     done
-    ((${#remove[@]} < before)) || fail "apt would take along ${foreign[*]}, which is not only ours" "remove it on $HOST, then run again"
+    ((${#taken[@]} == 0 || ${#remove[@]} < before)) ||
+      fail "apt would take along ${taken[*]}, which is not only ours" "remove it on $HOST, then run again"
     foreign=()
   done
 }
@@ -364,7 +368,7 @@ give_back_kernel() {
 # A swap that has gone meanwhile, or has another name now, is told, and holds nothing else up.
 give_back_swap() {
   local unit folder swap priority options
-  while read -r unit; do rm -f "/etc/systemd/system/$unit.d/kubeadm-ipvs.conf"; done < <(noted held-units)
+  while read -r unit; do rm -f "/etc/systemd/system/$unit.d/"{,.kubeadm-ipvs.}kubeadm-ipvs.conf; done < <(noted held-units)
   while read -r folder; do [[ ! -d $folder ]] || rmdir --ignore-fail-on-non-empty "$folder"; done < <(noted held-folders)
   if [[ -n $(noted held-units) ]]; then systemctl daemon-reload; fi
   while read -r unit; do
@@ -373,13 +377,13 @@ give_back_swap() {
   done < <(noted held-units)
   while read -r swap _ priority; do
     if swap_is_on "$swap"; then continue; fi
-    # A device in memory (zram) is made anew by what its unit needs.
-    [[ -e $swap ]] || timeout 100 systemctl start "$(systemd-escape --path --suffix=swap "$swap")" 2>/dev/null || :
-    if swap_is_on "$swap"; then continue; fi
     # A negative priority is the kernel's own choice and can't be asked for.
     options=()
     ((priority < 0)) || options=(--priority "$priority")
-    swapon "${options[@]}" "$swap" 2>/dev/null || say "$swap, which was swapped to before, can't be any more: left as it is"
+    if swapon "${options[@]}" "$swap" 2>/dev/null; then continue; fi
+    # A device in memory (zram) is filled anew by what its unit needs.
+    timeout 100 systemctl start "$(systemd-escape --path --suffix=swap "$swap")" 2>/dev/null || :
+    swap_is_on "$swap" || say "$swap, which was swapped to before, can't be any more: left as it is"
   done <"$RECORD/swaps"
 }
 
@@ -414,7 +418,7 @@ give_back_files() {
   for path in /etc/containerd /etc/crictl.yaml /var/lib/kubelet /var/lib/etcd \
     /etc/kubernetes /var/lib/containerd /opt/containerd /usr/libexec/kubernetes; do
     # Somebody has put another containerd in the place of ours since.
-    if [[ $path == *containerd* ]] && have containerd; then
+    if [[ $path == *containerd* ]] && ! recorded_unit containerd && have containerd; then
       [[ ! -e $path ]] || say "$path stays: a containerd that is none of ours is here"
       continue
     fi

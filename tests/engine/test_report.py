@@ -47,6 +47,10 @@ def settings(**sections: Any) -> Edit:
     return lambda written, _: written.update({**sections})
 
 
+def swap_roles(written: dict[str, Any], _: Environment) -> None:
+    written["hosts"][0]["role"], written["hosts"][1]["role"] = "worker", "control-plane"
+
+
 def in_file(path: str, old: str, new: str) -> Edit:
     def edit(_: dict[str, Any], there: Environment) -> None:
         file = there.stack.folder / path
@@ -79,6 +83,8 @@ KINDS = {
     "host-renamed": Kind(in_host(2, name="node9"), DESTRUCTIVE),
     "host-moved": Kind(in_host(2, address="10.0.0.99"), DESTRUCTIVE),
     "control-plane-renamed": Kind(in_host(0, name="first"), DESTRUCTIVE),
+    "control-plane-demoted": Kind(swap_roles, FAILED),
+    "cluster-name": Kind(lambda written, _: written["cluster"].update(name="mine")),
     "host-labels": Kind(in_host(2, labels={"example.com/disk": "ssd"})),
     "host-taints": Kind(in_host(2, taints=["example.com/only=web:NoSchedule"])),
     "host-repaired": Kind(in_host(1, repair="2026-01-31")),

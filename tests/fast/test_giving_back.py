@@ -19,6 +19,8 @@ def run(tmp_path: Path, body: str, *files: str, status: int = 0) -> str:
     script = RESET + "".join((SCRIPTS / name).read_text() for name in files)
     done = bash(with_lib(script + body), home=tmp_path, check=False)
     assert done.returncode == status, done.stderr
+    # A part of a pipeline that finds nothing is no failure, nor told as one.
+    assert ("FAILED" in done.stderr) == bool(status), done.stderr
     return done.stdout + done.stderr
 
 
@@ -77,6 +79,9 @@ create() {{ clear_ipvs; }}
 """
     text = RESET.replace("readonly VIRTUAL_SERVERS=", "readonly ITS_USUAL_PLACE=")
     said = bash(with_lib(text + body), home=tmp_path).stdout
+    (tmp_path / "ip_vs").write_text("".join(IPVS.splitlines(keepends=True)[:3]))
+    none = bash(with_lib(text + body), home=tmp_path)
+    assert none.stdout + none.stderr == ""
     assert said.splitlines() == [
         "--delete-service --tcp-service 10.96.0.1:443",
         "--delete-service --udp-service 10.96.0.10:53",
@@ -275,6 +280,44 @@ create() {{ give_back_debs; }}
 """
 
 
+FOLDERS = """
+have() {{ true; }}
+find() {{ :; }}
+restore_file_if_recorded() {{ :; }}
+tar() {{ :; }}
+systemctl() {{ :; }}
+create() {{ {what}; }}
+"""
+
+
+def folders(tmp_path: Path, what: str, **recorded: str) -> str:
+    """Runs what gives folders back, in a root of the test's own."""
+    record(tmp_path, copied="", **recorded)
+    text = RESET
+    for top in ("etc", "var", "opt", "usr/libexec", "run/flannel"):
+        text = text.replace(f" /{top}/", f" {tmp_path}/{top}/")
+    done = bash(with_lib(text + FOLDERS.format(what=what)), home=tmp_path)
+    return done.stderr
+
+
+@pytest.mark.parametrize(("unit", "left"), [("disabled inactive", False), ("not-found inactive", True)])
+def test_what_a_containerd_has_made_goes_unless_it_is_another_than_ours(
+    tmp_path: Path, unit: str, left: bool
+) -> None:
+    folder = tmp_path / "var/lib/containerd"
+    folder.mkdir(parents=True)
+    said = folders(tmp_path, "give_back_files", absent=f"{folder}\n", units=f"containerd {unit}\n")
+    assert folder.exists() == left
+    assert ("a containerd that is none of ours is here" in said) == left
+
+
+def test_etcds_data_go_also_where_the_folder_was_there_before(tmp_path: Path) -> None:
+    (tmp_path / "var/lib/etcd/member/snap").mkdir(parents=True)
+    (tmp_path / "var/lib/etcd/mine").touch()
+    folders(tmp_path, "clear_folders", absent="", present=f"{tmp_path}/var/lib/etcd\n")
+    assert [path.name for path in (tmp_path / "var/lib/etcd").iterdir()] == ["mine"]
+
+
 @pytest.fixture
 def debs(tmp_path: Path) -> Path:
     record(
@@ -320,6 +363,11 @@ def test_a_package_whose_configuration_somebody_has_written_since_stays_with_wha
     assert packages == ["kubelet", "containerd", "ipset"]
     assert f"nftables stays: somebody has edited its {debs}/nftables.conf since" in said
     assert "libnftables1 stays: nftables needs it" in said
+
+
+def test_a_package_that_stays_and_needs_nothing_of_ours_holds_nothing_up(debs: Path) -> None:
+    (debs / "needs").write_text("nftables\nlibc6\n")
+    assert removed(debs)[0] == ["kubelet", "containerd", "libnftables1", "ipset"]
 
 
 def test_what_somebody_elses_package_needs_stays(debs: Path) -> None:
