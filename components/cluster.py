@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import secrets
 from dataclasses import dataclass
 from typing import Any
 
@@ -58,9 +59,13 @@ class Cluster(pulumi.ComponentResource):
             pulumi.ResourceOptions.merge(watched, opts),
         )
         child = pulumi.ResourceOptions(parent=self)
-        # Another state's stack may have the same name. The engine chooses an id, once for this state's life.
-        mark = pulumi.Stash("owner", input=args.stack, opts=child)
-        owner = pulumi.Output.concat(args.stack, " ", mark.id)
+        # Another state's stack may have the same name: with an id, of which the first stays.
+        mark = pulumi.Stash(
+            "owner",
+            input=f"{args.stack} {secrets.token_hex(4)}",
+            opts=pulumi.ResourceOptions(parent=self, ignore_changes=["input"]),
+        )
+        owner = mark.output
 
         first = settings.control_plane
         machines = {first.name: PreparedHost(first.name, PreparedHostArgs(settings, first, owner), child)}

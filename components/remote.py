@@ -98,7 +98,8 @@ class Runner:
     Args:
         settings: The environment.
         host: The machine.
-        owner: `STACK ID`, written on the host by its claim. A step leaves a host alone that is another's.
+        owner: `STACK ID`, the same for as long as the state lives; written on the host by its claim. A step
+            leaves a host alone that is another's.
     """
 
     def __init__(self, settings: Settings, host: Host, owner: pulumi.Input[str]) -> None:

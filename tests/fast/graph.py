@@ -12,6 +12,7 @@ from pulumi.runtime import mocks, settings, stack
 from model.report import REMEMBERED
 
 STACK = "test"
+OWNER = f"{STACK} 4fd10a2b"  # as an earlier run has chosen it
 # How a secret is marked in what is sent to the engine (sdk/go/common/resource/sig).
 SIGNATURE, SECRET = "4dabf18193072939515e22adb298388d", "1b47061264138c4ac30d75fd1eb44270"
 
@@ -41,7 +42,8 @@ class _Mocks(mocks.Mocks):
         self._outputs = outputs
 
     def new_resource(self, args: mocks.MockResourceArgs) -> tuple[str | None, dict[Any, Any]]:
-        return f"{args.name}-id", {**args.inputs, **self._outputs(args.name)}
+        kept = {"output": OWNER} if args.typ == REMEMBERED else {}
+        return f"{args.name}-id", {**args.inputs, **kept, **self._outputs(args.name)}
 
     def call(self, args: mocks.MockCallArgs) -> tuple[dict[Any, Any], list[tuple[str, str]] | None]:
         raise AssertionError(f"no function of a provider is called: {args.token}")

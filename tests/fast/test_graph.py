@@ -161,7 +161,10 @@ def test_every_step_that_changes_or_deletes_is_told_whose_the_host_is(recorded: 
     }
     owned = {name for name, owner in told.items() if owner}
     # Not by the stack's name alone, which another state's stack may have too.
-    assert {owner for owners in told.values() for owner in owners} == {f"'{graph.STACK} owner-id'"}
+    chosen = recorded.inputs["owner"]["input"]
+    assert re.fullmatch(rf"{graph.STACK} [0-9a-f]{{8}}", chosen)
+    assert list(recorded.requests["owner"].ignoreChanges) == ["input"]
+    assert {owner for owners in told.values() for owner in owners} == {f"'{graph.OWNER}'"}
     assert owned == {name for name in told if name.rpartition("-")[2] in remote.OWNED}
     assert {name for name, inputs in recorded.inputs.items() if inputs.get("delete")} <= owned
 
