@@ -562,15 +562,22 @@ def without_record(state: dict[str, set[str]]) -> dict[str, set[str]]:
     }
 
 
-def test_every_step_of_a_worker_is_killed_at_each_of_its_lines(cluster: Cluster, figure: Figure) -> None:
-    """A worker's steps, and its reset, are killed at each of their lines; the same end, and given back"""
-    host = cluster.hosts[-1]
+PREPARATION = ("claim", "kernel", "firewall", "packages", "runtime")
+
+
+def removed(cluster: Cluster, host: str) -> tuple[dict[str, str], dict[str, set[str]]]:
+    """Take a worker out: what the steps would have been sent, and the host's plain state."""
     sent = texts(cluster)
     with edited(cluster, without(host)):
         up(cluster)
-    plain = cluster.state_of([host])
-    steps = ("claim", "kernel", "firewall", "packages", "runtime")
-    for step in steps:
+    return sent, cluster.state_of([host])
+
+
+def test_every_step_of_a_worker_is_killed_at_each_of_its_lines(cluster: Cluster, figure: Figure) -> None:
+    """A worker's steps, and its reset, are killed at each of their lines; the same end, and given back"""
+    host = cluster.hosts[-1]
+    sent, plain = removed(cluster, host)
+    for step in PREPARATION:
         run_to_its_end(cluster, host, "create", step, sent[f"{host}-{step}"])
     undisturbed = without_record(cluster.state_of([host]))
     run_to_its_end(cluster, host, "delete", "claim", sent[f"{host}-claim"])
@@ -579,7 +586,7 @@ def test_every_step_of_a_worker_is_killed_at_each_of_its_lines(cluster: Cluster,
     def kill(verb: str, step: str) -> None:
         killed_at_each_line(cluster, host, verb, step, sent[f"{host}-{step}"], figure)
 
-    for step in steps:
+    for step in PREPARATION:
         kill("create", step)
     assert differences(undisturbed, without_record(cluster.state_of([host]))) == ""
     token = re.search(r"\b[a-z0-9]{6}\.[a-z0-9]{16}\b", sent[f"{host}-join"])
@@ -588,9 +595,19 @@ def test_every_step_of_a_worker_is_killed_at_each_of_its_lines(cluster: Cluster,
     kill("create", "join")
     cluster.kubectl(f"wait --for=condition=Ready --timeout=290s node/{host}")
     kill("delete", "join")
-    kill("delete", "claim")
+    run_to_its_end(cluster, host, "delete", "claim", sent[f"{host}-claim"])
     cluster.kubectl(f"delete node {host}")
     cluster.run(cluster.hosts[0], f"kubeadm token delete {token.group()}", timeout=600)
+    assert differences(plain, cluster.state_of([host])) == ""
+
+
+def test_a_hosts_giving_back_is_killed_at_each_of_its_lines(cluster: Cluster, figure: Figure) -> None:
+    """A prepared worker's giving back is killed at each of its lines, and ends with the host as it was"""
+    host = cluster.hosts[-1]
+    sent, plain = removed(cluster, host)
+    for step in PREPARATION:
+        run_to_its_end(cluster, host, "create", step, sent[f"{host}-{step}"])
+    killed_at_each_line(cluster, host, "delete", "claim", sent[f"{host}-claim"], figure)
     assert differences(plain, cluster.state_of([host])) == ""
 
 
@@ -637,7 +654,7 @@ def test_init_is_killed_at_each_of_its_lines(cluster: Cluster, figure: Figure) -
     sent = texts(cluster)
     done = cluster.pulumi("destroy", "--yes", "--skip-preview")
     assert done.returncode == 0, done.stdout
-    for step in ("claim", "kernel", "firewall", "packages", "runtime"):
+    for step in PREPARATION:
         run_to_its_end(cluster, host, "create", step, sent[f"{host}-{step}"])
     for verb in ("create", "delete"):
         killed_at_each_line(cluster, host, verb, "init", sent[f"{host}-init"], figure)
