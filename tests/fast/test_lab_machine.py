@@ -192,7 +192,8 @@ def test_emulated_workers_leave_the_cpu_to_the_control_plane_first(
     pid = vm.pid
     assert pid is not None
     try:
-        assert os.getpriority(os.PRIO_PROCESS, pid) == niceness + os.getpriority(os.PRIO_PROCESS, 0)
+        own = os.getpriority(os.PRIO_PROCESS, 0)
+        assert os.getpriority(os.PRIO_PROCESS, pid) == min(own + niceness, 19), "19 is the most"
         group = Path(f"/proc/{pid}/autogroup")
         # Where the kernel groups sessions. A new one begins at 0.
         if group.exists():
