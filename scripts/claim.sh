@@ -143,11 +143,14 @@ readonly TOUCHED=(
   /etc/ssl /etc/ssl/certs /etc/pki /etc/ca-certificates /usr/share/ca-certificates /usr/local/share/ca-certificates
 )
 
-# What kubelet and kube-proxy set, besides what the step `kernel` does.
+# What kubelet and kube-proxy set, besides what the step `kernel` does; and what the kernel itself sets as it begins or
+# ends to forward, here and for each interface (net/ipv4/devinet.c, inet_forward_change).
 readonly SYSCTLS=(
   kernel.panic kernel.panic_on_oops vm.overcommit_memory net.netfilter.nf_conntrack_max
   net.netfilter.nf_conntrack_tcp_timeout_established net.netfilter.nf_conntrack_tcp_timeout_close_wait
   net.ipv4.conf.all.arp_ignore net.ipv4.conf.all.arp_announce net.ipv4.conf.all.route_localnet
+  net.ipv4.vs.conntrack net.ipv4.vs.conn_reuse_mode net.ipv4.vs.expire_nodest_conn net.ipv4.vs.expire_quiescent_template
+  net.ipv4.conf.all.accept_redirects
 )
 
 record_state() {
@@ -193,9 +196,13 @@ record_state() {
     : >image-list
     if have ctr && unit_active containerd; then ctr -n k8s.io images ls -q | sort >image-list; fi
     : >packages-added
-    for path in "${SYSCTLS[@]}"; do
-      if [[ -r /proc/sys/${path//.//} ]]; then echo "$path $(cat "/proc/sys/${path//.//}")"; fi
-    done >sysctls
+    {
+      for path in "${SYSCTLS[@]}"; do
+        if [[ -r /proc/sys/${path//.//} ]]; then echo "$path $(cat "/proc/sys/${path//.//}")"; fi
+      done
+      # By their paths: an interface may have a dot in its name.
+      for path in /proc/sys/net/ipv4/conf/*/forwarding; do echo "${path#/proc/sys/} $(cat "$path")"; done
+    } >sysctls
     if [[ -r $HASHSIZE ]]; then cat "$HASHSIZE"; fi >hashsize
     sync -f .
   )

@@ -349,11 +349,11 @@ give_back_rpms() {
 }
 
 give_back_kernel() {
-  local name value units
+  local path value units
   rm -f /etc/modules-load.d/kubeadm-ipvs.conf /etc/sysctl.d/99-kubeadm-ipvs.conf /etc/tmpfiles.d/kubeadm-ipvs.conf
-  while read -r name value; do
-    [[ ! -e /proc/sys/$(tr . / <<<"$name") ]] || echo "$value" >"/proc/sys/$(tr . / <<<"$name")"
-  done < <(noted sysctls)
+  while read -r path value; do
+    [[ ! -e $path ]] || echo "$value" >"$path"
+  done < <(recorded_sysctls)
   if [[ -s $RECORD/hashsize && -w $HASHSIZE ]]; then cat "$RECORD/hashsize" >"$HASHSIZE"; fi
   mapfile -t units < <(noted masked)
   ((${#units[@]} == 0)) || systemctl unmask --quiet "${units[@]}"
@@ -363,6 +363,15 @@ give_back_kernel() {
     [[ $(cat /sys/fs/selinux/enforce) == "$(cat "$RECORD/selinux")" ]] || setenforce "$(cat "$RECORD/selinux")"
     restore_file /etc/selinux/config
   fi
+}
+
+# Their files and values; first whether the host forwards, since a change of that sets others of them.
+recorded_sysctls() {
+  noted sysctls | awk '
+    $1 !~ "/" {gsub("[.]", "/", $1)}
+    $1 == "net/ipv4/ip_forward" {print "/proc/sys/" $0; next}
+    {rest = rest "/proc/sys/" $0 "\n"}
+    END {printf "%s", rest}'
 }
 
 # A swap that has gone meanwhile, or has another name now, is told, and holds nothing else up.

@@ -213,6 +213,18 @@ def test_a_stopped_firewall_that_was_removed_since_is_told_and_holds_nothing_up(
     assert units_of(firewalls) == {"firewalld": "disabled active"}
 
 
+def test_kernel_settings_come_back_after_the_one_that_changes_others(tmp_path: Path) -> None:
+    """A host that no longer forwards takes redirects again, whatever it did before (inet_forward_change)."""
+    recorded = ["net.ipv4.conf.all.accept_redirects 0", "net/ipv4/conf/eth0.100/forwarding 0"]
+    record(tmp_path, sysctls="\n".join([*recorded, "net.ipv4.ip_forward 0", "kernel.panic 0", ""]))
+    assert run(tmp_path, "create() { recorded_sysctls; }\n").splitlines() == [
+        "/proc/sys/net/ipv4/ip_forward 0",
+        "/proc/sys/net/ipv4/conf/all/accept_redirects 0",
+        "/proc/sys/net/ipv4/conf/eth0.100/forwarding 0",
+        "/proc/sys/kernel/panic 0",
+    ]
+
+
 SWAP = """
 swapon() {{
   echo "swapon $*"
