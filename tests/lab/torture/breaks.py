@@ -31,6 +31,7 @@ from tests.lab.cluster import (
     up,
 )
 from tests.lab.kills import killed_at_each_line, run_to_its_end, texts
+from tests.lab.torture import results
 from tools import env, stack
 
 Figure = Callable[[str], None]
@@ -521,38 +522,51 @@ systemctl daemon-reload; systemctl enable --quiet --now srv-swap.swap
 """
 VIRTUAL_SERVER = "ipvsadm -A -f 7 -s wlc"
 FORMER_HABITS = """
-ufw --force disable; apt-get purge -qq -y --autoremove ufw ipvsadm; rm -rf /etc/ufw
+ufw --force disable; apt-get purge -qq -y --autoremove ufw ipvsadm
 systemctl disable --quiet --now srv-swap.swap; rm /etc/systemd/system/srv-swap.swap /srv/swap
 systemctl daemon-reload
 systemctl enable --quiet firewalld
 """
 
 
-def test_a_host_with_ufw_and_a_swap_of_its_own_is_given_back(cluster: Cluster, figure: Figure) -> None:
-    """A worker with ufw, a swap unit, a virtual server of its own: joined, rebooted, and as it was"""
-    host = cluster.hosts[-1]
+@contextmanager
+def other_habits(cluster: Cluster, host: str) -> Iterator[None]:
+    """Such a host, outside the cluster; then the lab's again, with the traces of its packages as a new before."""
     with edited(cluster, without(host)):
         up(cluster)
         cluster.run(host, f"set -e; {OTHER_HABITS}", timeout=900)
-    cluster.lab.reboot(host)  # as it will have been in the end: firewalld's modules are gone
-    cluster.run(host, VIRTUAL_SERVER)
-    plain = cluster.state_of([host])
-    up(cluster)
-    assert "10.244.0.0/16" in cluster.run(host, "ufw status")
-    assert not drift(cluster)[host]
-    cluster.lab.reboot(host)
-    figure(f"rebooted: all NodePorts answer {cluster.wait_for_answers(900):.0f} s later")
-    assert cluster.run(host, "sed 1d /proc/swaps") == "", "its own unit would have turned it on"
-    cluster.run(host, f"{VIRTUAL_SERVER}; echo '# a rule of mine' >>/etc/nftables.conf")
-    with edited(cluster, without(host)):
+        cluster.lab.reboot(host)  # as it will have been in the end: firewalld's modules are gone
+    try:
+        yield
+    finally:
+        with edited(cluster, without(host)):
+            up(cluster)
+            cluster.run(host, FORMER_HABITS, timeout=900)
+            cluster.lab.reboot(host)
+            cluster.before |= cluster.state_of([host])
+            results.write_state(cluster.lab.folder / "before.txt", cluster.before)
+
+
+def test_a_host_with_ufw_and_a_swap_of_its_own_is_given_back(cluster: Cluster, figure: Figure) -> None:
+    """A worker with ufw, a swap unit, a virtual server of its own: joined, rebooted, and as it was"""
+    host = cluster.hosts[-1]
+    with other_habits(cluster, host):
+        cluster.run(host, VIRTUAL_SERVER)
+        plain = cluster.state_of([host])
         up(cluster)
+        assert "10.244.0.0/16" in cluster.run(host, "ufw status")
+        assert not drift(cluster)[host]
+        cluster.lab.reboot(host)
+        figure(f"rebooted: all NodePorts answer {cluster.wait_for_answers(900):.0f} s later")
+        assert cluster.run(host, "sed 1d /proc/swaps") == "", "its own unit would have turned it on"
+        cluster.run(host, f"{VIRTUAL_SERVER}; echo '# a rule of mine' >>/etc/nftables.conf")
+        with edited(cluster, without(host)):
+            up(cluster)
         assert "# a rule of mine" in cluster.run(host, "cat /etc/nftables.conf")
         # A package of the cluster that its owner has made use of since; without it the host is as it was.
         cluster.run(host, "apt-get purge -qq -y nftables")
         assert differences(plain, cluster.state_of([host])) == ""
         figure("as it was, ufw, swap and virtual server; nftables.conf, edited since, stays")
-        cluster.run(host, FORMER_HABITS, timeout=900)
-        cluster.lab.reboot(host)
 
 
 def without_record(state: dict[str, set[str]]) -> dict[str, set[str]]:
