@@ -531,7 +531,7 @@ systemctl enable --quiet firewalld
 
 @contextmanager
 def other_habits(cluster: Cluster, host: str) -> Iterator[None]:
-    """Such a host, outside the cluster; then the lab's again, with the traces of its packages as a new before."""
+    """Such a host outside the cluster, then the lab's own again; what packages leave is a new `before`."""
     with edited(cluster, without(host)):
         up(cluster)
         cluster.run(host, f"set -e; {OTHER_HABITS}", timeout=900)
