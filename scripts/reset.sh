@@ -65,13 +65,11 @@ remove_mounts() {
   done < <(awk -v root="$1/" 'index($2, root) == 1 {print $2}' /proc/mounts | sort -r)
 }
 
-readonly VIRTUAL_SERVERS=${KUBEADM_IPVS_VIRTUAL_SERVERS:-/proc/net/ip_vs}
-
 # Virtual servers that were there before us stay, and those that kube-proxy makes none of: by firewall mark, by IPv6.
 clear_ipvs() {
-  [[ -r $VIRTUAL_SERVERS ]] && have ipvsadm || return 0
+  [[ -r /proc/net/ip_vs ]] && have ipvsadm || return 0
   local lines line kind
-  mapfile -t lines < <(awk '/^(TCP|UDP|SCTP) +[0-9A-F]+:/' "$VIRTUAL_SERVERS")
+  mapfile -t lines < <(awk '/^(TCP|UDP|SCTP) +[0-9A-F]+:/' /proc/net/ip_vs)
   for line in "${lines[@]}"; do
     read -r kind line _ <<<"$line"
     grep -qE "^$kind +$line " "$RECORD/ipvs" || ipvsadm --delete-service "--${kind,,}-service" "$(address_of "$line")"
@@ -396,8 +394,7 @@ give_back_swap() {
   done <"$RECORD/swaps"
 }
 
-swap_is_on() { grep -qx "$1" < <(awk 'NR > 1 {print $1}' "$SWAPS"); }
-readonly SWAPS=${KUBEADM_IPVS_SWAPS:-/proc/swaps}
+swap_is_on() { grep -qx "$1" < <(awk 'NR > 1 {print $1}' /proc/swaps); }
 
 # Modules that came since, of the kinds that containers and Kubernetes load; several rounds,
 # since some hold others. One in use stays: the kernel refuses.

@@ -72,12 +72,8 @@ FWM  00000001 wlc
 def test_virtual_servers_that_were_there_and_those_that_kube_proxy_makes_none_of_stay(tmp_path: Path) -> None:
     (tmp_path / "ip_vs").write_text(IPVS)
     record(tmp_path, ipvs="TCP  C0000201:0050 wlc\n")
-    body = f"""
-readonly VIRTUAL_SERVERS={tmp_path}/ip_vs
-ipvsadm() {{ echo "$*"; }}
-create() {{ clear_ipvs; }}
-"""
-    text = RESET.replace("readonly VIRTUAL_SERVERS=", "readonly ITS_USUAL_PLACE=")
+    body = 'ipvsadm() { echo "$*"; }\ncreate() { clear_ipvs; }\n'
+    text = RESET.replace("/proc/net/ip_vs", f"{tmp_path}/ip_vs")
     said = bash(with_lib(text + body), home=tmp_path).stdout
     (tmp_path / "ip_vs").write_text("".join(IPVS.splitlines(keepends=True)[:3]))
     none = bash(with_lib(text + body), home=tmp_path)
