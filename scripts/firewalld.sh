@@ -19,7 +19,7 @@ firewalld_zone() {
       signature+=i
       set -- "$@" 0
     fi
-    busctl --system call "$FIREWALLD" "/${FIREWALLD//./\/}" "$FIREWALLD.zone" "$method" "s$signature" "$zone" "$@"
+    firewalld_call "zone.$method" "s$signature" "$zone" "$@"
   fi
 }
 

@@ -129,6 +129,23 @@ need_record() {
 # Bootstrap tokens and certificate keys never leave the host in what we print.
 redact() { sed -uE 's/[a-z0-9]{6}\.[a-z0-9]{16}/[token]/g; s/[0-9a-f]{64}([^0-9a-f]|$)/[key]\1/g'; }
 
+readonly OURS='# kubeadm-ipvs'
+
+# remove_mirrors FOLDER KEPT: from containerd's folder of registries the files of ours, except those that KEPT names
+# (lines that begin with a registry).
+remove_mirrors() {
+  local file registry
+  for file in "$1"/*/hosts.toml; do
+    registry=${file%/hosts.toml}
+    registry=${registry##*/}
+    if [[ -e $file ]] && grep -qx "$OURS" "$file" && ! grep -q "^$registry " <<<"$2"; then
+      rm -f "$file"
+      forget_file "$file"
+      rmdir --ignore-fail-on-non-empty "${file%/hosts.toml}"
+    fi
+  done
+}
+
 # A host's own /etc/crictl.yaml may name another runtime.
 cri() { crictl --runtime-endpoint "$CONTAINERD" --image-endpoint "$CONTAINERD" "$@"; }
 readonly CONTAINERD=unix:///run/containerd/containerd.sock
@@ -192,11 +209,11 @@ run_step() {
       ((SECONDS < LOCK_SECONDS)) || fail "another run of this program is still at work here" "wait for it to end (fuser -v $LOCK), then run again"
     done
   fi
-  VERB=$1 look_whose_host
+  look_whose_host "$1"
   "$1"
 }
 
-# OWNER and the file: `STACK ID`, or the stack's name alone where an earlier version of this program wrote it.
+# look_whose_host VERB. OWNER and the file: `STACK ID`, or the stack's name alone where an earlier version of this program wrote it.
 # What a host has become for somebody else since is nobody's to delete but theirs.
 look_whose_host() {
   local owner
@@ -204,7 +221,7 @@ look_whose_host() {
   owner=$(<"$HOME_DIR/owner")
   if [[ $owner == "$OWNER" || $owner == "${OWNER% *}" ]]; then return 0; fi
   [[ ${owner% *} != "${OWNER% *}" ]] || owner="$owner, which has another state than this one of the same name"
-  if [[ $VERB == delete ]]; then
+  if [[ $1 == delete ]]; then
     say "the host belongs to the stack $owner now: left as it is"
     exit 0
   fi

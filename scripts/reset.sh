@@ -209,7 +209,6 @@ give_back_ufw() {
 }
 
 give_back_runtime() {
-  local file
   recorded_unit containerd || return 0
   if unit_active containerd && have ctr; then
     local image
@@ -218,12 +217,7 @@ give_back_runtime() {
     done < <(ctr -n k8s.io images ls -q)
   fi
   # Restoring puts files back, and takes none away.
-  for file in /etc/containerd/certs.d/*/hosts.toml; do
-    if [[ -e $file ]] && grep -qx '# kubeadm-ipvs' "$file"; then
-      rm -f "$file"
-      rmdir --ignore-fail-on-non-empty "${file%/*}"
-    fi
-  done
+  remove_mirrors /etc/containerd/certs.d ""
   restore_file /etc/containerd/config.toml
   restore_file /etc/containerd/certs.d
   restore_file /etc/crictl.yaml
@@ -254,15 +248,16 @@ give_back_packages() {
 }
 
 give_back_debs() {
-  local package foreign=() remove=()
+  local package edited foreign=() remove=()
   if [[ $(recorded_enabled kubelet) != enabled ]]; then systemctl disable --quiet kubelet 2>/dev/null || :; fi
   for package in kubelet kubeadm kubectl; do
     grep -qx "$package" "$RECORD/holds" || apt-mark unhold "$package" >/dev/null 2>&1 || :
   done
   while read -r package; do
     [[ $(dpkg-query -W -f '${db:Status-Abbrev}' "$package" 2>/dev/null) == ??* ]] || continue
-    if [[ -n $(edited_conffiles "$package") ]]; then
-      say "$package stays: somebody has edited its $(edited_conffiles "$package" | xargs) since"
+    edited=$(edited_conffiles "$package" | xargs)
+    if [[ -n $edited ]]; then
+      say "$package stays: somebody has edited its $edited since"
       foreign+=("$package")
     else
       remove+=("$package")

@@ -5,7 +5,6 @@
 
 readonly CONTAINERD_CONFIG=/etc/containerd/config.toml
 readonly CERTS=/etc/containerd/certs.d
-readonly OURS='# kubeadm-ipvs'
 readonly BOOT_FILE=/etc/tmpfiles.d/kubeadm-ipvs.conf
 # From before containerd's configuration changes until containerd has read it: a run that is killed between
 # the two leaves the restart to the next.
@@ -87,16 +86,8 @@ TOML
 
 # containerd reads these at each pull: no restart. What is ours and no longer asked for goes.
 write_mirrors() {
-  local registry urls url file
-  for file in "$CERTS"/*/hosts.toml; do
-    registry=${file%/hosts.toml}
-    registry=${registry##*/}
-    if [[ -e $file ]] && grep -qx "$OURS" "$file" && ! grep -q "^$registry " <<<"$MIRRORS"; then
-      rm -f "$file"
-      forget_file "$file"
-      rmdir --ignore-fail-on-non-empty "${file%/hosts.toml}"
-    fi
-  done
+  local registry urls url
+  remove_mirrors "$CERTS" "$MIRRORS"
   while read -r registry urls; do
     [[ -n $registry ]] || continue
     {

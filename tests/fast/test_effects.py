@@ -118,9 +118,8 @@ def test_a_setting_that_needs_a_new_cluster_replaces_init(folder: Path, path: st
 
 
 def test_a_version_is_what_a_living_cluster_refuses(folder: Path) -> None:
-    assert with_effect(Effect.REFUSED) == [
-        "cluster.kubernetesVersion"
-    ]  # and hosts[].role, see test_changes.py
+    # And hosts[].role, see test_changes.py.
+    assert with_effect(Effect.REFUSED) == ["cluster.kubernetesVersion"]
     assert kept(changed(folder, "cluster.kubernetesVersion")) != kept(changed(folder))
 
 

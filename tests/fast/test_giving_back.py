@@ -8,9 +8,8 @@ from pathlib import Path
 import pytest
 
 from components.remote import SCRIPTS
+from tests.fast.test_script_parts import RESET
 from tests.fast.test_scripts import bash, with_lib
-
-RESET = (SCRIPTS / "firewalld.sh").read_text() + (SCRIPTS / "reset.sh").read_text()
 
 
 def run(tmp_path: Path, body: str, *files: str, status: int = 0) -> str:
@@ -155,8 +154,7 @@ def firewall(tmp_path: Path, setting: str) -> None:
     """The step `firewall`, with its functions for the rules themselves left out."""
     units = SYSTEMCTL.format(units=tmp_path / "units")
     script = (SCRIPTS / "firewall.sh").read_text()
-    run_with = with_lib(RESET + script + units, FIREWALL=setting)
-    bash(run_with, home=tmp_path)
+    bash(with_lib(RESET + script + units, FIREWALL=setting), home=tmp_path)
 
 
 def units_of(tmp_path: Path) -> dict[str, str]:

@@ -17,10 +17,11 @@ DATA = Path(__file__).parent / "data"
 # As a node in that mode prints them, cut down to a rule of each kind.
 IPTABLES = (DATA / "iptables.txt").read_text()
 NFTABLES = (DATA / "nftables.txt").read_text()
-# What each needs before it: node.sh, and kube.sh.
+# What each needs before it: node.sh, kube.sh, firewalld.sh.
 INIT = (SCRIPTS / "node.sh").read_text() + (SCRIPTS / "init.sh").read_text()
 JOIN = (SCRIPTS / "node.sh").read_text() + (SCRIPTS / "join.sh").read_text()
 MEMBER = (SCRIPTS / "kube.sh").read_text() + (SCRIPTS / "member.sh").read_text()
+RESET = (SCRIPTS / "firewalld.sh").read_text() + (SCRIPTS / "reset.sh").read_text()
 REGISTRATION = (SCRIPTS / "kube.sh").read_text() + (SCRIPTS / "registration.sh").read_text()
 
 
@@ -691,7 +692,7 @@ dnf() {{ echo "dnf $*" >>{tmp_path}/done; }}
 systemctl() {{ :; }}
 create() {{ give_back_rpms; }}
 """
-    text = with_lib((SCRIPTS / "firewalld.sh").read_text() + (SCRIPTS / "reset.sh").read_text() + body)
+    text = with_lib(RESET + body)
     text = text.replace("rm -rf /var/cache", "echo rm -rf /var/cache").replace(
         "rm -f /etc", "echo rm -f /etc"
     )
@@ -912,8 +913,7 @@ timeout() {{ shift; "$@"; }}
     assert held == ["data-swap.swap.d", "zramswap.service.d"]
     assert "mask --quiet dev-sda2.swap" in (tmp_path / "done").read_text().splitlines()
     assert (units / "data-swap.swap").exists()
-    reset = (SCRIPTS / "firewalld.sh").read_text() + (SCRIPTS / "reset.sh").read_text()
-    reset = reset.replace("/etc/systemd/system", str(units))
+    reset = RESET.replace("/etc/systemd/system", str(units))
     (tmp_path / "record/swaps").touch()
     bash(with_lib(reset + tools + "create() { give_back_swap; }\n"), home=tmp_path)
     assert sorted(path.name for path in units.iterdir()) == ["data-swap.swap", "dev-zram0.swap"]

@@ -580,6 +580,12 @@ def without_record(state: dict[str, set[str]]) -> dict[str, set[str]]:
 PREPARATION = ("claim", "kernel", "firewall", "packages", "runtime")
 
 
+def prepare(cluster: Cluster, host: str, sent: dict[str, str]) -> None:
+    """Run a plain host's steps up to the one that makes it a node, undisturbed."""
+    for step in PREPARATION:
+        run_to_its_end(cluster, host, "create", step, sent[f"{host}-{step}"])
+
+
 def removed(cluster: Cluster, host: str) -> tuple[dict[str, str], dict[str, set[str]]]:
     """Take a worker out: what the steps would have been sent, and the host's plain state."""
     sent = texts(cluster)
@@ -592,8 +598,7 @@ def test_every_step_of_a_worker_is_killed_at_each_of_its_lines(cluster: Cluster,
     """A worker's steps, and its reset, are killed at each of their lines; the same end, and given back"""
     host = cluster.hosts[-1]
     sent, plain = removed(cluster, host)
-    for step in PREPARATION:
-        run_to_its_end(cluster, host, "create", step, sent[f"{host}-{step}"])
+    prepare(cluster, host, sent)
     undisturbed = without_record(cluster.state_of([host]))
     run_to_its_end(cluster, host, "delete", "claim", sent[f"{host}-claim"])
     assert differences(plain, cluster.state_of([host])) == ""
@@ -620,8 +625,7 @@ def test_a_hosts_giving_back_is_killed_at_each_of_its_lines(cluster: Cluster, fi
     """A prepared worker's giving back is killed at each of its lines, and ends with the host as it was"""
     host = cluster.hosts[-1]
     sent, plain = removed(cluster, host)
-    for step in PREPARATION:
-        run_to_its_end(cluster, host, "create", step, sent[f"{host}-{step}"])
+    prepare(cluster, host, sent)
     killed_at_each_line(cluster, host, "delete", "claim", sent[f"{host}-claim"], figure)
     assert differences(plain, cluster.state_of([host])) == ""
 
@@ -669,8 +673,7 @@ def test_init_is_killed_at_each_of_its_lines(cluster: Cluster, figure: Figure) -
     sent = texts(cluster)
     done = cluster.pulumi("destroy", "--yes", "--skip-preview")
     assert done.returncode == 0, done.stdout
-    for step in PREPARATION:
-        run_to_its_end(cluster, host, "create", step, sent[f"{host}-{step}"])
+    prepare(cluster, host, sent)
     for verb in ("create", "delete"):
         killed_at_each_line(cluster, host, verb, "init", sent[f"{host}-init"], figure)
     run_to_its_end(cluster, host, "delete", "claim", sent[f"{host}-claim"])
