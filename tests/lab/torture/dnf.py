@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from lab.api import Lab, LabStatus
+from lab.api import HostStatus, Lab, LabStatus
 from lab.progress import Progress
 from tests.lab.cluster import Cluster, command, differences, drift, own_process, put_own_things
 from tests.lab.kills import killed_at_each_line, texts
@@ -18,6 +18,7 @@ from tools import down, env
 
 LAB = "dnf"
 KUBERNETES = ("kubeadm", "kubectl", "kubelet")
+ZONE = "internal"
 
 
 @pytest.fixture
@@ -35,6 +36,7 @@ def plain(
         runs_on(status)
         cluster = Cluster(lab, tuple(host.name for host in status.hosts), env.environment())
         put_own_things(cluster, in_force=cluster.hosts[:1])
+        put_into_zone(cluster, status.hosts[-1])
         cluster.own = {host: own_process(cluster, host) for host in cluster.hosts}
         cluster.before = cluster.state()
         yield cluster
@@ -42,6 +44,13 @@ def plain(
         if os.environ.get("KUBEADM_IPVS_KEEP_LAB") != "1":
             failure_logs.pop("lab", None)
             down.down(LAB, progress, force=True)
+
+
+def put_into_zone(cluster: Cluster, host: HostStatus) -> None:
+    """Give firewalld's zone ZONE the interface by which the other hosts reach this one, as a person might."""
+    interface = cluster.run(host.name, f"ip -o -4 address show to {host.address}").split()[1]
+    for scope in ("--permanent", ""):
+        cluster.run(host.name, f"firewall-cmd --quiet {scope} --zone={ZONE} --change-interface={interface}")
 
 
 def enforcing(cluster: Cluster) -> set[str]:
@@ -76,6 +85,8 @@ def test_hosts_of_the_dnf_family_become_a_cluster_and_are_given_back(
         assert "No matching Packages" in plain.run(host, held)
         assert "containerd" in plain.run(host, "rpm -q containerd ipvsadm conntrack-tools")
     assert enforcing(plain) == {"permissive"}
+    for zone in (ZONE, "public"):
+        assert "10250/tcp" in plain.run(hosts[-1], f"firewall-cmd --permanent --zone={zone} --list-ports")
     assert drift(plain) == {host: set() for host in hosts}
 
     plain.run(hosts[-1], "setenforce 1")
