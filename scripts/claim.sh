@@ -231,6 +231,7 @@ delete() {
   fi
   need_record
   refuse_others_containers
+  choose_packages
   reset_node
   give_back_firewall
   give_back_runtime

@@ -239,20 +239,15 @@ restore_file() {
   fi
 }
 
-give_back_packages() {
-  if [[ $(family) == deb ]]; then
-    give_back_debs
-  else
-    give_back_rpms
-  fi
+# choose_packages: into `remove` those of the packages that came with us that go. Fails where somebody else's needs
+# one, so before anything is taken apart.
+choose_packages() {
+  if [[ $(family) == deb ]]; then choose_debs; else choose_rpms; fi
 }
 
-give_back_debs() {
-  local package edited foreign=() remove=()
-  if [[ $(recorded_enabled kubelet) != enabled ]]; then systemctl disable --quiet kubelet 2>/dev/null || :; fi
-  for package in kubelet kubeadm kubectl; do
-    grep -qx "$package" "$RECORD/holds" || apt-mark unhold "$package" >/dev/null 2>&1 || :
-  done
+choose_debs() {
+  local package edited foreign=()
+  remove=()
   while read -r package; do
     [[ $(dpkg-query -W -f '${db:Status-Abbrev}' "$package" 2>/dev/null) == ??* ]] || continue
     edited=$(edited_conffiles "$package" | xargs)
@@ -265,6 +260,18 @@ give_back_debs() {
   done < <(noted packages-added)
   ((${#remove[@]} == 0)) || finish_dpkg
   spare_what_is_needed
+}
+
+give_back_packages() {
+  if [[ $(family) == deb ]]; then give_back_debs; else give_back_rpms; fi
+}
+
+give_back_debs() {
+  local package
+  if [[ $(recorded_enabled kubelet) != enabled ]]; then systemctl disable --quiet kubelet 2>/dev/null || :; fi
+  for package in kubelet kubeadm kubectl; do
+    grep -qx "$package" "$RECORD/holds" || apt-mark unhold "$package" >/dev/null 2>&1 || :
+  done
   if ((${#remove[@]})); then
     say "removing ${#remove[@]} packages that were not here before"
     apt-get purge -qq -y -o DPkg::Lock::Timeout=300 -o Dpkg::Use-Pty=0 "${remove[@]}" >"$HOME_DIR/packages.log" 2>&1 || {
@@ -284,7 +291,7 @@ spare_what_is_needed() {
     before=${#remove[@]} taken=()
     while read -r package; do
       [[ -z $package || " ${remove[*]} " == *" $package "* ]] || taken+=("$package")
-    done < <(apt-get purge -s -y "${remove[@]}" | awk '/^(Remv|Purg) / {print $2}')
+    done < <(apt-get purge -s -y --allow-change-held-packages "${remove[@]}" | awk '/^(Remv|Purg) / {print $2}')
     foreign+=("${taken[@]}")
     ((${#foreign[@]})) || return 0
     needed=$(apt-cache depends --recurse --installed --no-recommends --no-suggests --no-conflicts --no-breaks \
@@ -292,13 +299,13 @@ spare_what_is_needed() {
     for package in "${!remove[@]}"; do
       grep -qxF "${remove[package]}" <<<"$needed" || continue
       case ${remove[package]} in containerd* | runc | kube*)
-        fail "${foreign[*]}: not ours, and in need of ${remove[package]}, which we installed" "remove it on $HOST, then run again" ;;
+        fail "${foreign[*]}: not ours, and in need of ${remove[package]}, which we installed" "remove it on $HOST, then run again; nothing was changed here" ;;
       esac
       say "${remove[package]} stays: ${foreign[*]} needs it"
       unset "remove[package]"
     done
     ((${#taken[@]} == 0 || ${#remove[@]} < before)) ||
-      fail "apt would take along ${taken[*]}, which is not only ours" "remove it on $HOST, then run again"
+      fail "apt would take along ${taken[*]}, which is not only ours" "remove it on $HOST, then run again; nothing was changed here"
     foreign=()
   done
 }
@@ -313,17 +320,22 @@ edited_conffiles() {
   done < <(dpkg-query -W -f '${Conffiles}\n' "$1")
 }
 
-give_back_rpms() {
-  local package unit key needed remove=()
+choose_rpms() {
+  local package needed
+  remove=()
   while read -r package; do
     if rpm -q --quiet "$package"; then remove+=("$package"); fi
   done < <(noted packages-added)
+  # dnf would take along whatever needs them.
+  ((${#remove[@]} == 0)) || needed=$(rpm --erase --test "${remove[@]}" 2>&1) || {
+    grep 'is needed by' <<<"$needed" >&2 || :
+    fail "a package that is not ours needs one that we installed" "remove it on $HOST, then run again; nothing was changed here"
+  }
+}
+
+give_back_rpms() {
+  local unit key
   if ((${#remove[@]})); then
-    # dnf would take along whatever needs them.
-    needed=$(rpm --erase --test "${remove[@]}" 2>&1) || {
-      grep 'is needed by' <<<"$needed" >&2 || :
-      fail "a package that is not ours needs one that we installed" "remove it on $HOST, then run again"
-    }
     # A package's own script may do it, or not.
     for unit in kubelet containerd; do
       [[ $(recorded_enabled "$unit") == enabled ]] || systemctl disable --quiet --now "$unit" 2>/dev/null || :

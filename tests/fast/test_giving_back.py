@@ -276,13 +276,16 @@ apt-get() {{
   case $* in
     *' -s '*)
       cat {folder}/plan
-      printf 'Purg %s [1]\\n' ${{*:4}}
+      printf 'Purg %s [1]\\n' ${{*:5}}
       ;;
     *) echo "$*" >>{folder}/done ;;
   esac
 }}
 find() {{ :; }}
-create() {{ give_back_debs; }}
+create() {{
+  choose_debs
+  give_back_debs
+}}
 """
 
 
@@ -388,13 +391,23 @@ def test_what_somebody_elses_package_needs_stays(debs: Path) -> None:
     assert "ipset" not in (debs / "done").read_text()
 
 
-def test_a_package_of_somebody_else_on_our_container_runtime_is_named_and_nothing_removed(debs: Path) -> None:
+def test_a_node_is_not_taken_apart_where_a_package_of_somebody_else_is_on_our_container_runtime(
+    debs: Path,
+) -> None:
     (debs / "conffiles-nftables").write_text("")
     (debs / "needs").write_text("docker.io\ncontainerd\n")
     (debs / "plan").write_text("Purg docker.io [1]\n")
-    packages, said = removed(debs, status=1)
-    assert packages == []
+    body = f"""
+family() {{ echo deb; }}
+refuse_others_containers() {{ :; }}
+reset_node() {{ touch {debs}/done; }}
+create() {{ delete; }}
+"""
+    text = (SCRIPTS / "claim.sh").read_text() + DEBS.format(folder=debs) + body
+    said = run(debs, text, status=1)
     assert "docker.io: not ours, and in need of containerd, which we installed" in said
+    assert "nothing was changed here" in said
+    assert not (debs / "done").exists()
 
 
 def test_containers_of_others_on_a_containerd_of_ours_keep_the_host_from_being_given_back(

@@ -138,6 +138,7 @@ def claim(tmp_path: Path, verb: str) -> None:
         "look_at_packages",
         "look_at_containers",
         "look_at_ports",
+        "choose_packages",
         "reset_node",
     )
     gives = (f"give_back_{what}" for what in ("firewall", "runtime", "packages", "kernel", "files"))
@@ -690,7 +691,10 @@ rpm() {{
 }}
 dnf() {{ echo "dnf $*" >>{tmp_path}/done; }}
 systemctl() {{ :; }}
-create() {{ give_back_rpms; }}
+create() {{
+  choose_rpms
+  give_back_rpms
+}}
 """
     text = with_lib(RESET + body)
     text = text.replace("rm -rf /var/cache", "echo rm -rf /var/cache").replace(
