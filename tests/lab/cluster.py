@@ -403,9 +403,13 @@ class Engine:
         return any(word == "begun" and self.begun[-1] == begun for word in self.events())
 
     def kill(self) -> None:
-        """SIGKILL, to the engine alone: its plugins find out for themselves."""
+        """SIGKILL, to the engine alone: its plugins find out for themselves, or are at work still."""
         self._process.kill()
         self._process.wait()
+
+    def end_plugins(self) -> None:
+        """Of a killed engine: some never find out, and would stay for ever (seen with pulumi-command 1.2.1)."""
+        subprocess.run(["pkill", "--session", str(self._process.pid)], check=False, timeout=60)
 
     def wait(self) -> int:
         """The exit status, when it has ended."""
