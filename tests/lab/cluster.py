@@ -408,7 +408,7 @@ class Engine:
         self._process.wait()
 
     def end_plugins(self) -> None:
-        """Of a killed engine: some never find out, and would stay for ever (seen with pulumi-command 1.2.1)."""
+        """Of a killed engine: some never find out, and would stay for ever (pulumi-command 1.2.1)."""
         subprocess.run(["pkill", "--session", str(self._process.pid)], check=False, timeout=60)
 
     def wait(self) -> int:
