@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
@@ -38,3 +39,12 @@ def test_only_what_has_passed_with_the_program_as_it_is_is_left_out(tmp_path: Pa
         "then": result("then", "here", code="0"),
     }
     assert results.passed(kept, "1") == {"now"}
+
+
+def test_the_table_has_only_cases_that_are_there() -> None:
+    cases = {
+        name
+        for file in Path(results.__file__).parent.glob("*.py")
+        for name in re.findall(r"^def (test_\w+)\(", file.read_text(), re.MULTILINE)
+    }
+    assert set(results.read(results.RECORD)) <= cases

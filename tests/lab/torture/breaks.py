@@ -603,8 +603,8 @@ def removed(cluster: Cluster, host: str) -> tuple[dict[str, str], dict[str, set[
     return sent, cluster.state_of([host])
 
 
-def test_every_step_of_a_worker_is_killed_at_each_of_its_lines(cluster: Cluster, figure: Figure) -> None:
-    """A worker's steps, and its reset, are killed at each of their lines; the same end, and given back"""
+def test_a_workers_preparation_is_killed_at_each_of_its_lines(cluster: Cluster, figure: Figure) -> None:
+    """A worker's preparation is killed at each of its lines; the same end as without, and given back"""
     host = cluster.hosts[-1]
     sent, plain = removed(cluster, host)
     prepare(cluster, host, sent)
@@ -612,21 +612,28 @@ def test_every_step_of_a_worker_is_killed_at_each_of_its_lines(cluster: Cluster,
     run_to_its_end(cluster, host, "delete", "claim", sent[f"{host}-claim"])
     assert differences(plain, cluster.state_of([host])) == ""
 
-    def kill(verb: str, step: str) -> None:
-        killed_at_each_line(cluster, host, verb, step, sent[f"{host}-{step}"], figure)
-
     for step in PREPARATION:
-        kill("create", step)
+        killed_at_each_line(cluster, host, "create", step, sent[f"{host}-{step}"], figure)
     assert differences(undisturbed, without_record(cluster.state_of([host]))) == ""
-    token = re.search(r"\b[a-z0-9]{6}\.[a-z0-9]{16}\b", sent[f"{host}-join"])
+    run_to_its_end(cluster, host, "delete", "claim", sent[f"{host}-claim"])
+    assert differences(plain, cluster.state_of([host])) == ""
+
+
+def test_a_join_and_its_reset_are_killed_at_each_of_their_lines(cluster: Cluster, figure: Figure) -> None:
+    """A worker's join, and its reset, are killed at each of their lines; a node, and given back"""
+    master, host = cluster.hosts[0], cluster.hosts[-1]
+    sent, plain = removed(cluster, host)
+    prepare(cluster, host, sent)
+    join = sent[f"{host}-join"]
+    token = re.search(r"\b[a-z0-9]{6}\.[a-z0-9]{16}\b", join)
     assert token is not None
-    cluster.run(cluster.hosts[0], f"kubeadm token create {token.group()} --ttl 4h", timeout=600)
-    kill("create", "join")
+    cluster.run(master, f"kubeadm token create {token.group()} --ttl 4h", timeout=600)
+    killed_at_each_line(cluster, host, "create", "join", join, figure)
     cluster.kubectl(f"wait --for=condition=Ready --timeout=290s node/{host}")
-    kill("delete", "join")
+    killed_at_each_line(cluster, host, "delete", "join", join, figure)
     run_to_its_end(cluster, host, "delete", "claim", sent[f"{host}-claim"])
     cluster.kubectl(f"delete node {host}")
-    cluster.run(cluster.hosts[0], f"kubeadm token delete {token.group()}", timeout=600)
+    cluster.run(master, f"kubeadm token delete {token.group()}", timeout=600)
     assert differences(plain, cluster.state_of([host])) == ""
 
 
