@@ -65,8 +65,7 @@ install_deb() {
       apt_update
       install_debs curl ca-certificates
     fi
-    repository_key "${REPOSITORY_DEB}Release.key" | put_file "$KEYRING" 0644 || :
-    printf 'Types: deb\nURIs: %s\nSuites: /\nSigned-By: %s\n' "$REPOSITORY_DEB" "$KEYRING" | put_file "$APT_LIST" 0644 || :
+    add_deb_source
     apt_update
     exact=$(grep -m1 -x -- "$(version_pattern)" < <(apt-cache madison kubeadm | awk -F' *[|] *' '{print $2}')) ||
       fail "the repository $REPOSITORY_DEB has no kubeadm $VERSION-$REVISION" "look at packages.repository and cluster.kubernetesVersion"
@@ -79,6 +78,35 @@ install_deb() {
   if [[ $(apt-mark showhold | sed -nE '/^(kubelet|kubeadm|kubectl)$/p' | wc -l) != "${#KUBE_PACKAGES[@]}" ]]; then
     apt-mark hold "${KUBE_PACKAGES[@]}" >/dev/null
   fi
+}
+
+# apt refuses two sources of one repository that name different keys: one of the host's own is used as it is.
+add_deb_source() {
+  local file
+  for file in /etc/apt/sources.list /etc/apt/sources.list.d/*.{list,sources}; do
+    if [[ -f $file && $file != "$APT_LIST" ]] && has_repository "$file"; then
+      say "the host has a source of its own for $REPOSITORY_DEB: $file"
+      rm -f "$APT_LIST" "$KEYRING"
+      forget_file "$APT_LIST"
+      forget_file "$KEYRING"
+      return
+    fi
+  done
+  repository_key "${REPOSITORY_DEB}Release.key" | put_file "$KEYRING" 0644 || :
+  printf 'Types: deb\nURIs: %s\nSuites: /\nSigned-By: %s\n' "$REPOSITORY_DEB" "$KEYRING" | put_file "$APT_LIST" 0644 || :
+}
+
+# has_repository FILE: one of apt's, in either of its two forms, with the repository and not turned off.
+has_repository() {
+  awk -v url="${REPOSITORY_DEB%/}" -v stanzas="${1##*.}" '
+    BEGIN { if (stanzas == "sources") RS = "" }
+    stanzas != "sources" && $1 != "deb" { next }
+    tolower($0) ~ /(^|\n)enabled: *(no|false|off|0)/ { next }
+    {
+      gsub(/(^|\n)#[^\n]*/, "")
+      for (i = 1; i <= NF; i++) if ($i == url || $i == url "/") found = 1
+    }
+    END { exit !found }' "$1"
 }
 
 # `*` in the revision stands for any text.

@@ -946,6 +946,38 @@ create() {{ install_deb; }}
     assert [name for name in said.split() if "=" not in name] == asked
 
 
+@pytest.mark.parametrize(
+    ("name", "text", "own"),
+    [
+        ("k.list", "deb [signed-by=/etc/apt/keyrings/k.gpg] https://r.example/v1.37/deb/ /\n", True),
+        ("k.list", "deb [trusted=yes] https://r.example/v1.37/deb /\n", True),
+        ("k.list", "# deb https://r.example/v1.37/deb/ /\ndeb https://r.example/v1.36/deb/ /\n", False),
+        (
+            "k.sources",
+            "Types: deb\nURIs: https://a.example/\n  https://r.example/v1.37/deb/\nSuites: /\n",
+            True,
+        ),
+        ("k.sources", "Types: deb\n# URIs: https://r.example/v1.37/deb/\nURIs: https://a.example/\n", False),
+        ("k.sources", "Enabled: no\nURIs: https://r.example/v1.37/deb/\n\nURIs: https://a.example/\n", False),
+        ("k.save", "deb https://r.example/v1.37/deb/ /\n", False),
+    ],
+)
+def test_a_source_of_the_hosts_own_for_the_same_packages_is_used_and_ours_not_put_beside_it(
+    tmp_path: Path, name: str, text: str, own: bool
+) -> None:
+    """apt refuses to read two that name different keys."""
+    parts = tmp_path / "apt/sources.list.d"
+    parts.mkdir(parents=True)
+    (parts / name).write_text(text)
+    ours = parts / "kubeadm-ipvs.sources"
+    ours.write_text("URIs: https://r.example/v1.37/deb/\n")
+    script = (SCRIPTS / "packages.sh").read_text().replace("/etc/apt", str(tmp_path / "apt"))
+    values = {"REPOSITORY_DEB": "https://r.example/v1.37/deb/", "KEY": "key"}
+    done = bash(with_lib(script + "create() { add_deb_source; }\n", **values), home=tmp_path)
+    assert ours.exists() is not own
+    assert (f"a source of its own for https://r.example/v1.37/deb/: {parts}/{name}" in done.stderr) is own
+
+
 @pytest.mark.parametrize(("module", "status"), [("ip_vs_rr", 0), ("nothing", 1)])
 def test_a_module_that_is_built_in_the_kernel_is_there(tmp_path: Path, module: str, status: int) -> None:
     body = "modinfo() { [[ $3 != ip_vs_rr ]] || echo '(builtin)'; }\ncreate() { module_there $MODULE; }\n"
