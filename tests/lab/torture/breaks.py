@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shlex
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -502,10 +503,15 @@ def test_a_host_keeps_the_packages_that_it_had(cluster: Cluster, figure: Figure)
     """A host that had kubectl, held, from a source of its own: joined, removed, and as it was"""
     host = cluster.hosts[-1]
     config = yaml.safe_load(stack_file(cluster.lab.name).read_text())["config"]
-    source = config["kubeadm-ipvs:packages"]["repository"].format(minor="1.37", format="deb")
+    packages = config["kubeadm-ipvs:packages"]
+    source = packages["repository"].format(minor="1.37", format="deb")
+    key = shlex.quote(Path(packages["key"]).read_text())
     with edited(cluster, without(host)):
         up(cluster)
-        own = f"echo 'deb [trusted=yes] {source} /' >/etc/apt/sources.list.d/own.list; apt-get update -qq"
+        # As upstream's instructions have it: the same repository, with a key of its own.
+        cluster.run(host, f"mkdir -p /etc/apt/keyrings; printf %s {key} >/etc/apt/keyrings/own.asc")
+        line = f"deb [signed-by=/etc/apt/keyrings/own.asc] {source} /"
+        own = f"echo '{line}' >/etc/apt/sources.list.d/own.list; apt-get update -qq"
         cluster.run(host, f"{own}; apt-get install -qq -y kubectl; apt-mark hold kubectl")
     plain = cluster.state_of([host])
     up(cluster)
@@ -515,7 +521,8 @@ def test_a_host_keeps_the_packages_that_it_had(cluster: Cluster, figure: Figure)
         assert differences(plain, cluster.state_of([host])) == ""
         figure("kubectl is there as before, kubelet and kubeadm are gone")
         back = (
-            "apt-get purge -qq -y --allow-change-held-packages kubectl; rm /etc/apt/sources.list.d/own.list"
+            "apt-get purge -qq -y --allow-change-held-packages kubectl; "
+            "rm /etc/apt/sources.list.d/own.list /etc/apt/keyrings/own.asc"
         )
         cluster.run(host, back)
 
