@@ -98,7 +98,9 @@ remember_file() {
   mv -f "$FILES.new" "$FILES"
 }
 
-forget_file() {
+# remove_file PATH: one that put_file has written goes, and isn't looked for any more.
+remove_file() {
+  rm -f "$1"
   [[ -f $FILES ]] || return 0
   awk -v path="$1" 'substr($0, 67) != path' "$FILES" >"$FILES.new"
   mv -f "$FILES.new" "$FILES"
@@ -139,8 +141,7 @@ remove_mirrors() {
     registry=${file%/hosts.toml}
     registry=${registry##*/}
     if [[ -e $file ]] && grep -qx "$OURS" "$file" && ! grep -q "^$registry " <<<"$2"; then
-      rm -f "$file"
-      forget_file "$file"
+      remove_file "$file"
       rmdir --ignore-fail-on-non-empty "${file%/hosts.toml}"
     fi
   done

@@ -86,9 +86,8 @@ add_deb_source() {
   for file in /etc/apt/sources.list /etc/apt/sources.list.d/*.{list,sources}; do
     if [[ -f $file && $file != "$APT_LIST" ]] && has_repository "$file"; then
       say "the host has a source of its own for $REPOSITORY_DEB: $file"
-      rm -f "$APT_LIST" "$KEYRING"
-      forget_file "$APT_LIST"
-      forget_file "$KEYRING"
+      remove_file "$APT_LIST"
+      remove_file "$KEYRING"
       return
     fi
   done

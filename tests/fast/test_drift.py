@@ -49,10 +49,10 @@ create() {{
   for name in kept edited gone ours; do echo "$name" | put_file {etc}/$name 0644 || :; done
   echo again | put_file {etc}/kept 0644 || :
   echo gone | put_file {etc}/ours 0644 || :
-  forget_file {etc}/ours
+  remove_file {etc}/ours
   echo secret | put_file "$HOME_DIR/inside" 0600 || :
   echo other >{etc}/edited
-  rm {etc}/gone {etc}/ours
+  rm {etc}/gone
   check_files
 }}
 """
