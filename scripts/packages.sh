@@ -125,10 +125,11 @@ kube_debs_done() {
 }
 
 apt_update() {
-  local answer=
+  local answer='' ours=''
   wait_for 300 "another apt-get" lists_read && [[ -z $answer ]] || {
     grep -E '^(E|W):' <<<"$answer" | head -n 5 >&2 || :
-    fail "apt-get update failed" "mend the package source named above on $HOST (ours is $APT_LIST)"
+    [[ ! -e $APT_LIST ]] || ours=" (ours is $APT_LIST)"
+    fail "apt-get update failed" "mend the package source named above on $HOST$ours"
   }
 }
 

@@ -16,6 +16,7 @@ import subprocess
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from lab import paths, processes
 from lab.errors import Trouble
@@ -62,6 +63,27 @@ def unlock(name: str, tools: Toolbox, progress: Progress, project: Path | None =
     if locks and all(lock.abandoned for lock in locks):
         progress.say(f"the stack {name} is locked by a run that was killed: unlocking it")
         _pulumi(tools, ["cancel", "--yes", "--stack", name], project, env.environment(tools))
+
+
+def settle(name: str, tools: Toolbox, progress: Progress, project: Path | None = None) -> None:
+    """After an `up` that ended well: forget what an earlier one was killed in the middle of creating.
+
+    The state keeps each such create for good, and Pulumi warns of it at every run, also once the resource
+    is there. Where one isn't there all of them stay: the refresh that clears them asks of no single one.
+
+    :raises Trouble: Pulumi can't clear them.
+    """
+    project = project or paths.project_dir()
+    state = _state(project, name) or {}
+    there = {resource["urn"] for resource in state.get("resources") or []}
+    # Of the other kinds of interrupted operations the engine keeps none from one run to the next.
+    interrupted = {operation["resource"]["urn"] for operation in state.get("pending_operations") or []}
+    if interrupted and interrupted <= there:
+        clear = ["refresh", "--clear-pending-creates", "--yes", "--skip-preview", "--stack", name]
+        # Asks of these alone: the rest of the stack isn't what was interrupted.
+        of = [word for urn in sorted(interrupted) for word in ("--target", urn)]
+        with progress.step("clearing what a killed run had begun, and this one has finished"):
+            _pulumi(tools, [*clear, *of], project, env.environment(tools))
 
 
 def refuse_if_busy(name: str, project: Path | None = None) -> None:
@@ -174,18 +196,25 @@ def _refresh(file: Path) -> None:
         subprocess.run(["git", "add", "--", file.name], cwd=file.parent, capture_output=True)
 
 
-def _stored_salt(project: Path, name: str) -> str | None:
+def _state(project: Path, name: str) -> dict[str, Any] | None:
+    """The stack's deployment as the local backend stores it; none where there is no such stack."""
     checkpoint = env.backend_dir() / ".pulumi" / "stacks" / _project_name(project) / f"{name}.json"
     if not checkpoint.exists():
         return None
     try:
         latest = json.loads(checkpoint.read_text())["checkpoint"]["latest"]
-        return str(latest["secrets_providers"]["state"]["salt"])
+        latest["secrets_providers"]["state"]["salt"]
     except (ValueError, KeyError, TypeError) as error:
         raise Trouble(
             f"{checkpoint} isn't the state of a stack with a passphrase",
             f"if nothing of the stack '{name}' is left, `pulumi stack rm {name} --force` removes it",
         ) from error
+    return dict(latest)
+
+
+def _stored_salt(project: Path, name: str) -> str | None:
+    state = _state(project, name)
+    return None if state is None else str(state["secrets_providers"]["state"]["salt"])
 
 
 def _make(project: Path, name: str, file: Path, tools: Toolbox, variables: dict[str, str]) -> str:

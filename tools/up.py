@@ -145,6 +145,7 @@ def up(lab_name: str, progress: Progress) -> None:
             progress.scope("pulumi"),
             record,
         )
+    stack.settle(stack_of_lab, toolbox, progress)
     clock.note("pulumi up", begun)
     clock.rows += [watch.Row(f"  {span.name}", begun + span.began, span.took) for span in seen.spans]
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import io
 import json
+import subprocess
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -58,15 +60,19 @@ class Run:
     toolbox: env.Toolbox
     server: SshServer
 
-    def pulumi(self, command: str, **given: object) -> tuple[watch.Watcher, list[str]]:
-        """Run one command; what was seen, and the lines that were said without their times."""
-        stream = io.StringIO()
+    def variables(self, **given: object) -> dict[str, str]:
+        """The environment of a command."""
         reach = {
             "port": self.server.port,
             "host_key": self.server.host_key,
             "private_key": self.server.private_key,
         }
-        variables = env.environment(self.toolbox) | {"GIVEN": json.dumps({**reach, "init": "true", **given})}
+        return env.environment(self.toolbox) | {"GIVEN": json.dumps({**reach, "init": "true", **given})}
+
+    def pulumi(self, command: str, **given: object) -> tuple[watch.Watcher, list[str]]:
+        """Run one command; what was seen, and the lines that were said without their times."""
+        stream = io.StringIO()
+        variables = self.variables(**given)
         try:
             with runs.recorded("t", command, variables, self.folder) as record:
                 seen = watch.run(
@@ -122,6 +128,45 @@ def test_a_run_without_changes_says_so(project: Run) -> None:
     assert "plan: nothing to change" in lines
     assert seen.changes == {}
     assert seen.spans == []
+
+
+def test_what_a_killed_run_was_creating_is_cleared_once_a_later_one_has_created_it(
+    project: Run, tmp_path: Path
+) -> None:
+    project.pulumi("destroy")
+    held = tmp_path / "held"
+    variables = project.variables(init=f"touch {held}; while [ -e {held} ]; do sleep 0.1; done")
+    argv = [str(project.toolbox.pulumi.path), "up", "--yes", "--skip-preview", "--stack", "t"]
+    engine = subprocess.Popen(
+        [*argv, "--non-interactive"],
+        cwd=project.folder,
+        env=variables,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
+    )
+    try:
+        deadline = time.monotonic() + 120
+        while not held.exists():
+            assert engine.poll() is None and time.monotonic() < deadline
+            time.sleep(0.05)
+    finally:
+        engine.kill()
+        engine.wait()
+        held.unlink(missing_ok=True)
+        subprocess.run(["pkill", "--session", str(engine.pid)], check=False)
+    progress = Progress(quiet=True)
+
+    def interrupted() -> bool:
+        _, lines = project.pulumi("up")
+        return any("master-init, interrupted while creating" in line for line in lines)
+
+    stack.unlock("t", project.toolbox, progress, project.folder)
+    assert interrupted()
+    assert interrupted(), "Pulumi keeps it for good"
+    stack.settle("t", project.toolbox, progress, project.folder)
+    assert not interrupted()
 
 
 def test_a_failed_step_is_named_with_its_cause(project: Run) -> None:

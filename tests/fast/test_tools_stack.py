@@ -205,3 +205,37 @@ def test_the_lock_of_a_run_that_has_ended_and_was_not_waited_for_is_abandoned(ch
         ended.kill()
         os.waitid(os.P_PID, ended.pid, os.WEXITED | os.WNOWAIT)
         stack.refuse_if_busy("dev", checkout)
+
+
+def refreshed(checkout: Path, tools: env.Toolbox, tmp_path: Path, *there: str) -> list[str]:
+    """What is asked of the engine where creates of `a` and `b` were interrupted, and `there` is there."""
+    place = env.backend_dir() / ".pulumi" / "stacks" / "p"
+    place.mkdir(parents=True, exist_ok=True)
+    latest = {
+        "secrets_providers": {"state": {"salt": "v1:s"}},
+        "resources": [{"urn": urn} for urn in there],
+        "pending_operations": [{"resource": {"urn": urn}, "type": "creating"} for urn in ("b", "a")],
+    }
+    (place / "dev.json").write_text(json.dumps({"checkpoint": {"latest": latest}}))
+    (tmp_path / "calls").write_text("")
+    stack.settle("dev", tools, Progress(quiet=True), checkout)
+    return (tmp_path / "calls").read_text().splitlines()
+
+
+def test_interrupted_creates_are_cleared_only_where_all_are_finished(
+    checkout: Path, tools: env.Toolbox, tmp_path: Path
+) -> None:
+    assert refreshed(checkout, tools, tmp_path, "a", "other") == []
+    [call] = refreshed(checkout, tools, tmp_path, "a", "b", "other")
+    assert call.startswith("refresh --clear-pending-creates --yes --skip-preview --stack dev ")
+    assert "--target a --target b" in call
+    assert "other" not in call
+
+
+def test_a_stack_without_interrupted_creates_is_left_alone(
+    checkout: Path, tools: env.Toolbox, tmp_path: Path
+) -> None:
+    ensure(checkout, tools)
+    (tmp_path / "calls").write_text("")
+    stack.settle("dev", tools, Progress(quiet=True), checkout)
+    assert (tmp_path / "calls").read_text() == ""
