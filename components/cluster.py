@@ -78,8 +78,11 @@ class Cluster(pulumi.ComponentResource):
         provider = kubernetes.Provider(
             name,
             kubeconfig=control_plane.kubeconfig,
-            # Another address or certificate of the same cluster must not replace every object.
-            cluster_identifier=control_plane.ca_hash,
+            # The same for good: another kubeconfig of the same cluster must not replace every object, and
+            # another cluster replaces them all the same (`replace_with`). Where the engine finds, ahead of a
+            # new `init`, that this provider must be replaced, it ends the plugin that it then needs
+            # (Pulumi 3.259).
+            cluster_identifier=owner,
             # A cluster that is gone must not keep its objects in the state for ever.
             delete_unreachable=True,
             # An object whose creation was cut off is there and not in the state: the next run takes it on,
@@ -92,12 +95,14 @@ class Cluster(pulumi.ComponentResource):
             opts=pulumi.ResourceOptions(
                 parent=self,
                 depends_on=[control_plane.init],
+                # Stacks that were made earlier have the first cluster's authority for it.
+                ignore_changes=["clusterIdentifier"],
                 aliases=[pulumi.Alias(name=settings.cluster.name, parent=self)],
             ),
         )
         network = Manifest(
             "flannel",
-            ManifestArgs("flannel.yaml", _flannel(settings), provider, control_plane.init),
+            ManifestArgs("flannel.yaml", _flannel(settings), provider, control_plane),
             child,
         )
         workers = [
@@ -121,7 +126,7 @@ class Cluster(pulumi.ComponentResource):
                 "nginx.yaml",
                 _nginx(settings),
                 provider,
-                control_plane.init,
+                control_plane,
                 depends_on=[member.ready for member in members],
             ),
             child,

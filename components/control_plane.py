@@ -33,16 +33,21 @@ class ControlPlane(pulumi.ComponentResource):
     """A host on which `kubeadm init` has run.
 
     Attributes:
+        host: The machine.
         init: The command that made the cluster. A change of the cluster's identity
             (`components/changes.py`) replaces it, and with it everything that stands on it.
         runner: Runs steps on the control plane for others (tokens, nodes, the proof).
         kubeconfig: The administrator's, secret, with the address that people use.
+        authority: The step that reads who the cluster is. What is `deleted_with` it is left alone when the
+            cluster goes, also for a new one: there the engine takes for deleted what stands on `init`, and
+            `init` itself too late.
         ca_hash: `sha256:…` of the cluster's certificate authority: who the cluster is.
     """
 
     def __init__(self, name: str, args: ControlPlaneArgs, opts: pulumi.ResourceOptions | None = None) -> None:
         super().__init__("kubeadm-ipvs:index:ControlPlane", name, None, opts)
         settings, machine = args.settings, args.machine
+        self.host = machine.host
         self.runner = machine.runner
         self.init = self.runner.step(
             "init",
@@ -69,12 +74,13 @@ class ControlPlane(pulumi.ComponentResource):
         )
         server = f"https://{settings.api_server}"
         # Read twice, since a repair may renew the administrator's certificate, and who the cluster is
-        # must stay known in that preview too: with it unknown all objects would seem to be replaced.
+        # must stay known in that preview too: with it unknown all joins would seem to change.
         self.kubeconfig: pulumi.Output[str] = pulumi.Output.secret(
             self._admin("kubeconfig").stdout.apply(lambda text: kubeadm.kubeconfig_for(text, server))
         )
+        self.authority = self._admin("admin")
         self.ca_hash: pulumi.Output[str] = pulumi.Output.unsecret(
-            self._admin("admin").stdout.apply(kubeadm.ca_hash)
+            self.authority.stdout.apply(kubeadm.ca_hash)
         )
         self.register_outputs({"kubeconfig": self.kubeconfig, "caHash": self.ca_hash})
 

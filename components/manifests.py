@@ -17,6 +17,7 @@ from typing import Any
 import pulumi
 import pulumi_kubernetes as kubernetes
 
+from components.control_plane import ControlPlane
 from model import documents
 
 MANIFESTS = Path(__file__).resolve().parent.parent / "manifests"
@@ -56,15 +57,15 @@ class ManifestArgs:
         file: Its name in `manifests/`.
         parameters: What `${…}` in it stands for.
         provider: The cluster's provider.
-        cluster: The command that made the cluster. When it goes the objects go with it: none is
-            deleted one by one.
+        cluster: The control plane. When the cluster goes the objects go with it: none is deleted one
+            by one.
         timeout: How long an object may take to be ready (`20m`).
     """
 
     file: str
     parameters: Mapping[str, documents.Parameter]
     provider: kubernetes.Provider
-    cluster: pulumi.Resource
+    cluster: ControlPlane
     timeout: str = "20m"
     depends_on: Sequence[pulumi.Resource] = field(default_factory=tuple)
 
@@ -136,10 +137,14 @@ class Manifest(pulumi.ComponentResource):
                     parent=self,
                     provider=args.provider,
                     depends_on=[*args.depends_on, *namespaces],
-                    deleted_with=args.cluster,
+                    deleted_with=args.cluster.authority,
                     # With `deleted_with` alone, a replaced cluster's objects stay in the state as if they
                     # were in the new one.
-                    replace_with=[args.cluster],
+                    replace_with=[args.cluster.init],
+                    # Another machine's init is no replacement of this one, and makes another cluster too.
+                    replacement_trigger=args.cluster.host.name,
+                    # What is deleted goes by its name, and must not be what has just been made.
+                    delete_before_replace=True,
                     hooks=hooks,
                     custom_timeouts=pulumi.CustomTimeouts(create=args.timeout, update=args.timeout),
                 ),

@@ -64,6 +64,8 @@ class Member(pulumi.ComponentResource):
                 "READY_SECONDS": str(settings.limits.rollout - 60),
                 "DRAIN_SECONDS": str(settings.limits.drain),
             },
-            opts=pulumi.ResourceOptions(depends_on=[args.made, *args.depends_on], deleted_with=cluster.init),
+            opts=pulumi.ResourceOptions(
+                depends_on=[args.made, *args.depends_on], deleted_with=cluster.authority
+            ),
         )
         self.register_outputs({"node": host.name})

@@ -29,8 +29,6 @@ MEANT = "destructive"
 COMMAND = "command:remote:Command"
 REMEMBERED = "pulumi:index:Stash"  # what a step was last asked (components/remote.py)
 _CLUSTER = "kubeadm-ipvs:index:Cluster"
-_PROVIDER = "pulumi:providers:kubernetes"
-_UNKNOWN = "04da6b54-80e4-46f7-96ec-b56ff0331ba9"  # what the engine writes for a value that isn't known yet
 _OPS = {
     "create": "create",
     "update": "update",
@@ -278,14 +276,7 @@ class _Told:
             yield Happening(
                 Level.QUIET, f"{_count(len(unseen), 'Kubernetes object')} may be written again, unchanged"
             )
-        kept = self._kept(changes)
-        if kept:
-            yield Happening(
-                Level.QUIET,
-                f"{_count(len(kept), 'Kubernetes object')} that the list has as replaced stay as they are: "
-                "before the run the engine can't know that the cluster is the same",
-            )
-        for change in [change for change in changes if change not in [*unseen, *kept]]:
+        for change in [change for change in changes if change not in unseen]:
             name = f"`{change.name}`"
             if change.op == "create":
                 yield Happening(Level.IN_PLACE, f"{name} is made.")
@@ -295,18 +286,6 @@ class _Told:
                 yield Happening(Level.LOSS, f"**{name} is deleted and made anew**: {_properties(change)}.")
             else:
                 yield _update_of_object(change)
-
-    def _kept(self, changes: Sequence[Change]) -> list[Change]:
-        """The objects whose replacement only seems so.
-
-        Where the step that says who the cluster is runs again, that is unknown in a preview, and the engine
-        replaces what lies in the provider's cluster. Only another init makes another cluster.
-        """
-        unknown = any(
-            change.type == _PROVIDER and change.new.get("clusterIdentifier") == _UNKNOWN
-            for change in self._changes
-        )
-        return [c for c in changes if c.op == "replace" and not _visibly(c)] if unknown else []
 
     def steps(self) -> Iterator[Happening]:
         found: dict[tuple[Words, str, str], list[str]] = {}

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
+from copy import deepcopy
 from pathlib import Path
 
 import pytest
@@ -88,6 +90,52 @@ def test_a_destroy_asks_each_host_once_to_give_itself_back(living: Environment) 
         f"{host}: delete claim {host}" for host in ("master", "node1", "node2")
     ]
     assert left(living) == set()
+
+
+def test_a_new_cluster_is_made_without_draining_or_deleting_one_by_one_what_the_old_one_had(
+    living: Environment, cluster: ApiServer
+) -> None:
+    flannel = "/apis/apps/v1/namespaces/kube-flannel/daemonsets/flannel"
+    former = cluster.call("GET", flannel)["metadata"]["uid"]
+    living.write({**living.settings, "network": {"podSubnet": "10.200.0.0/16"}})
+    run = living.stack.up()
+    made = [line for line in living.asked if re.search(": create (init|join) ", line)]
+    for verb, found in (("delete", deletes(living)[::-1]), ("create", made)):
+        assert found[0] == f"master: {verb} init master", "the cluster goes last, and comes first"
+        assert sorted(found[1:]) == [f"{host}: {verb} join {host}" for host in ("node1", "node2")]
+    assert "create-replacement DaemonSet/kube-flannel/flannel" in run.ops
+    # Here the API server outlives the cluster: what had been deleted would be another now.
+    assert cluster.call("GET", flannel)["metadata"]["uid"] == former
+    assert living.stack.up().ops == []
+
+
+def test_another_address_of_the_control_plane_makes_a_new_cluster(living: Environment) -> None:
+    settings = deepcopy(living.settings)
+    settings["hosts"][0]["address"] = "10.0.0.99"
+    living.write(settings)
+    run = living.stack.up()
+    assert {"create-replacement master-init", "create-replacement node1-join"} <= set(run.ops)
+    assert living.asked.index("master: delete claim master") < living.asked.index(
+        "master: create claim master"
+    )
+    assert living.stack.up().ops == []
+
+
+def test_another_machine_as_control_plane_makes_a_new_cluster_that_gets_every_object(
+    living: Environment,
+) -> None:
+    objects = {
+        entry["urn"].rpartition("::")[2]
+        for entry in living.stack.state()
+        if entry["type"].startswith("kubernetes:")
+    }
+    hosts = [{**living.spare, "role": "control-plane"}, *living.settings["hosts"][1:]]
+    living.write({**living.settings, "hosts": hosts})
+    run = living.stack.up()
+    assert objects and {f"create-replacement {name}" for name in objects} <= set(run.ops)
+    assert living.asked.index("node3: create init node3") < living.asked.index("node1: create join node1")
+    assert living.asked[-1] == "master: delete claim master"
+    assert living.stack.up().ops == []
 
 
 def test_a_dead_worker_holds_up_no_other_hosts_giving_back(living: Environment) -> None:

@@ -111,23 +111,6 @@ def test_an_object_that_is_lost_fails_the_check(op: str, words: str) -> None:
     assert words in page([found], meant=False).text
 
 
-def test_an_object_whose_replacement_is_sure_or_visible_is_a_loss() -> None:
-    spec, other = {"spec": {"x": 1}}, {"spec": {"x": 2}}
-    kind = "kubernetes:core/v1:Service"
-    unknown = {"clusterIdentifier": "04da6b54-80e4-46f7-96ec-b56ff0331ba9"}
-    known = {"clusterIdentifier": "sha256:2"}
-    for identity, new, lost in (
-        (unknown, spec, False),  # only seemingly: the run finds the same cluster
-        (unknown, other, True),
-        (known, spec, True),
-    ):
-        provider = step(
-            "k", "replace", {"clusterIdentifier": "sha256:1"}, identity, "pulumi:providers:kubernetes"
-        )
-        found = environment("prod", provider, step("Service/default/web", "replace", spec, new, kind))
-        assert found.destructive is lost
-
-
 def test_a_replacement_is_one_change_however_many_steps_it_takes() -> None:
     ops = ("delete-replaced", "replace", "create-replacement")
     steps = [step("master-init", op, script(CONFIG="a"), script(CONFIG="b")) for op in ops]
