@@ -113,6 +113,13 @@ class ApiServer:
         self.call("POST", "/api/v1/namespaces", {"metadata": {"name": name}})
         return name
 
+    def forget_namespace(self, name: str) -> None:
+        """Make it as if there had never been one: there is no controller here that would end its deletion."""
+        path = f"/api/v1/namespaces/{name}"
+        self.call("DELETE", path)
+        self.call("PUT", f"{path}/finalize", {**self.call("GET", path), "spec": {"finalizers": []}})
+        assert self.call("GET", path) == {}
+
     @contextmanager
     def pods_ready(self, namespace: str) -> Iterator[None]:
         """While the block runs, every pod of the namespace gets the node, becomes ready, and can end."""

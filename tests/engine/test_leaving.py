@@ -122,8 +122,9 @@ def test_another_address_of_the_control_plane_makes_a_new_cluster(living: Enviro
 
 
 def test_another_machine_as_control_plane_makes_a_new_cluster_that_gets_every_object(
-    living: Environment,
+    living: Environment, cluster: ApiServer
 ) -> None:
+    cluster.forget_namespace("kube-flannel")
     objects = {
         entry["urn"].rpartition("::")[2]
         for entry in living.stack.state()
