@@ -16,7 +16,6 @@ import subprocess
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from lab import paths, processes
 from lab.errors import Trouble
@@ -40,12 +39,14 @@ def ensure(name: str, tools: Toolbox, progress: Progress, project: Path | None =
     project = project or paths.project_dir()
     file = project / f"Pulumi.{name}.yaml"
     variables = env.environment(tools)
-    stored = _stored_salt(project, name)
-    if stored is None:
+    state = _state(project, name)
+    if state is None:
         with progress.step(f"making the stack {name}"):
-            stored = _make(project, name, file, tools, variables)
+            salt = _make(project, name, file, tools, variables)
+    else:
+        salt = state.salt
     install_filter(project)
-    write_salt(file, stored)
+    write_salt(file, salt)
     _refresh(file)
     unlock(name, tools, progress, project)
     _pulumi(tools, ["stack", "select", name], project, variables)
@@ -74,14 +75,11 @@ def settle(name: str, tools: Toolbox, progress: Progress, project: Path | None =
     :raises Trouble: Pulumi can't clear them.
     """
     project = project or paths.project_dir()
-    state = _state(project, name) or {}
-    there = {resource["urn"] for resource in state.get("resources") or []}
-    # Of the other kinds of interrupted operations the engine keeps none from one run to the next.
-    interrupted = {operation["resource"]["urn"] for operation in state.get("pending_operations") or []}
-    if interrupted and interrupted <= there:
+    state = _state(project, name)
+    if state and state.interrupted and state.interrupted <= state.there:
         clear = ["refresh", "--clear-pending-creates", "--yes", "--skip-preview", "--stack", name]
         # Asks of these alone: the rest of the stack isn't what was interrupted.
-        of = [word for urn in sorted(interrupted) for word in ("--target", urn)]
+        of = [word for urn in sorted(state.interrupted) for word in ("--target", urn)]
         with progress.step("clearing what a killed run had begun, and this one has finished"):
             _pulumi(tools, [*clear, *of], project, env.environment(tools))
 
@@ -196,25 +194,37 @@ def _refresh(file: Path) -> None:
         subprocess.run(["git", "add", "--", file.name], cwd=file.parent, capture_output=True)
 
 
-def _state(project: Path, name: str) -> dict[str, Any] | None:
-    """The stack's deployment as the local backend stores it; none where there is no such stack."""
+@dataclass(frozen=True)
+class _State:
+    """What the local backend stores of a stack.
+
+    Attributes:
+        there: The resources, by URN.
+        interrupted: Those that a killed run was creating. Of the other kinds of interrupted operations the
+            engine keeps none from one run to the next.
+    """
+
+    salt: str
+    there: set[str]
+    interrupted: set[str]
+
+
+def _state(project: Path, name: str) -> _State | None:
     checkpoint = env.backend_dir() / ".pulumi" / "stacks" / _project_name(project) / f"{name}.json"
     if not checkpoint.exists():
         return None
     try:
         latest = json.loads(checkpoint.read_text())["checkpoint"]["latest"]
-        latest["secrets_providers"]["state"]["salt"]
+        return _State(
+            str(latest["secrets_providers"]["state"]["salt"]),
+            {resource["urn"] for resource in latest.get("resources") or []},
+            {operation["resource"]["urn"] for operation in latest.get("pending_operations") or []},
+        )
     except (ValueError, KeyError, TypeError) as error:
         raise Trouble(
             f"{checkpoint} isn't the state of a stack with a passphrase",
             f"if nothing of the stack '{name}' is left, `pulumi stack rm {name} --force` removes it",
         ) from error
-    return dict(latest)
-
-
-def _stored_salt(project: Path, name: str) -> str | None:
-    state = _state(project, name)
-    return None if state is None else str(state["secrets_providers"]["state"]["salt"])
 
 
 def _make(project: Path, name: str, file: Path, tools: Toolbox, variables: dict[str, str]) -> str:

@@ -53,19 +53,21 @@ def deletes(there: Environment) -> list[str]:
     return [line for line in there.asked if ": delete " in line]
 
 
+def named(there: Environment, kind: str) -> set[str]:
+    """What is still in the state of the types that begin so."""
+    return {
+        entry["urn"].rpartition("::")[2] for entry in there.stack.state() if entry["type"].startswith(kind)
+    }
+
+
 def left(there: Environment) -> set[str]:
     """The steps that are still in the state, without what they were asked."""
-    return {
-        entry["urn"].rpartition("::")[2]
-        for entry in there.stack.state()
-        if entry["type"] == "command:remote:Command"
-    }
+    return named(there, "command:remote:Command")
 
 
 def objects_anew(there: Environment) -> set[str]:
     """What a run has to do that makes every Kubernetes object of the state anew."""
-    kinds = [entry for entry in there.stack.state() if entry["type"].startswith("kubernetes:")]
-    names = {entry["urn"].rpartition("::")[2] for entry in kinds}
+    names = named(there, "kubernetes:")
     assert len(names) > 5
     return {f"create-replacement {name}" for name in names}
 
