@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import json
-import subprocess
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -15,6 +14,7 @@ import pytest
 from lab.errors import Trouble
 from lab.progress import Progress
 from tests.engine.ssh_server import SshServer, ssh_server
+from tests.live_engine import Engine
 from tools import env, runs, stack, timeline, watch
 from tools.critical import Timeline
 
@@ -136,26 +136,17 @@ def test_what_a_killed_run_was_creating_is_cleared_once_a_later_one_has_created_
     project.pulumi("destroy")
     held = tmp_path / "held"
     variables = project.variables(init=f"touch {held}; while [ -e {held} ]; do sleep 0.1; done")
-    argv = [str(project.toolbox.pulumi.path), "up", "--yes", "--skip-preview", "--stack", "t"]
-    engine = subprocess.Popen(
-        [*argv, "--non-interactive"],
-        cwd=project.folder,
-        env=variables,
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-        start_new_session=True,
-    )
+    engine = Engine("up", stack="t", folder=project.folder, environment=variables)
     try:
+        assert engine.until("create master-init"), engine.said
         deadline = time.monotonic() + 120
         while not held.exists():
-            assert engine.poll() is None and time.monotonic() < deadline
+            assert time.monotonic() < deadline
             time.sleep(0.05)
     finally:
         engine.kill()
-        engine.wait()
         held.unlink(missing_ok=True)
-        subprocess.run(["pkill", "--session", str(engine.pid)], check=False)
+        engine.end_plugins()
     progress = Progress(quiet=True)
 
     def interrupted() -> bool:

@@ -43,7 +43,7 @@ RUN_BY = {
         "tests/fast/test_timeline.py",
         "test_the_command_shows_the_last_run_or_a_given_log",
     ),
-    r"pulumi up --yes --skip-preview --json > events\.json": ("tests/lab/cluster.py", "__init__"),
+    r"pulumi up --yes --skip-preview --json > events\.json": ("tests/live_engine.py", "__init__"),
     r"make policy( .*)?": (
         "tests/engine/test_policy.py",
         "test_the_committed_production_keeps_the_mandatory_rules_and_is_warned_of_its_one_control_plane",

@@ -22,6 +22,7 @@ from lab.api import Lab
 from lab.errors import Trouble
 from lab.paths import project_dir, stack_file, stack_name
 from lab.progress import Progress
+from tests.live_engine import Engine
 
 STATE_SCRIPT = Path(__file__).parent / "state.sh"
 OWN_SCRIPT = Path(__file__).parent / "own.sh"
@@ -111,6 +112,10 @@ class Cluster:
             timeout=RUN_SECONDS,
             check=False,
         )
+
+    def start(self, *arguments: str) -> Engine:
+        """A Pulumi run on the stack, to be watched and disturbed."""
+        return Engine(*arguments, stack=self.stack, folder=project_dir(), environment=self.environment)
 
     def get(self, host: str, address: str, port: int) -> subprocess.CompletedProcess[str]:
         """Ask an address for `/` from a host, by what every host has; it fails without a 200 within 15 s."""
@@ -356,81 +361,3 @@ def put_own_things(cluster: Cluster, *, in_force: Collection[str]) -> None:
 def own_process(cluster: Cluster, host: str) -> str:
     """The process of the person's own service: another one, and it was restarted."""
     return cluster.run(host, "systemctl show -P MainPID own.service").strip()
-
-
-class Engine:
-    """A Pulumi run that is watched while it goes on, to be disturbed at a chosen moment."""
-
-    def __init__(self, cluster: Cluster, *arguments: str) -> None:
-        """Start `pulumi ARGUMENTS` on the cluster's stack."""
-        self._process = subprocess.Popen(
-            ["pulumi", *arguments, "--yes", "--skip-preview", "--json", "--stack", cluster.stack],
-            cwd=project_dir(),
-            env=cluster.environment,
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            start_new_session=True,
-        )
-        self.lines: list[str] = []
-        self.begun: list[str] = []  # `op name`, in the order in which they began
-        self.ended: list[str] = []
-
-    def events(self) -> Iterator[str]:
-        """`begun` or `ended`, each time a resource that isn't the same begins or has ended.
-
-        The engine's own are left out: what is only remembered takes no time.
-        """
-        assert self._process.stdout is not None
-        for line in self._process.stdout:
-            self.lines.append(line)
-            if not line.startswith("{"):
-                continue
-            event = json.loads(line)
-            for kind, seen, word in (
-                ("resourcePreEvent", self.begun, "begun"),
-                ("resOutputsEvent", self.ended, "ended"),
-            ):
-                about = event[kind]["metadata"] if kind in event else {"op": "same"}
-                own = about.get("type", "").startswith("pulumi:")
-                if not own and about["op"] not in ("same", "read", "refresh"):
-                    seen.append(f"{about['op']} {about['urn'].rpartition('::')[2]}")
-                    yield word
-
-    def until(self, begun: str) -> bool:
-        """Wait until a resource's step has begun; false if the run ended before."""
-        return any(word == "begun" and self.begun[-1] == begun for word in self.events())
-
-    def kill(self) -> None:
-        """SIGKILL, to the engine alone: its plugins find out for themselves, or are at work still."""
-        self._process.kill()
-        self._process.wait()
-
-    def end_plugins(self) -> None:
-        """Of a killed engine: some never find out, and would stay for ever (pulumi-command 1.2.1)."""
-        subprocess.run(["pkill", "--session", str(self._process.pid)], check=False, timeout=60)
-
-    def wait(self) -> int:
-        """The exit status, when it has ended."""
-        for _ in self.events():
-            pass
-        return self._process.wait(timeout=60)
-
-    @property
-    def printed(self) -> str:
-        """All that it has printed so far."""
-        return "".join(self.lines)
-
-    @property
-    def said(self) -> str:
-        """Its diagnostics with the resources that they are about, as a person reads them."""
-        events = [json.loads(line) for line in self.lines if line.startswith("{")]
-        found = [event["diagnosticEvent"] for event in events if "diagnosticEvent" in event]
-        told = [
-            f"{about.get('urn', '').rpartition('::')[2]}: {about['message']}"
-            for about in found
-            if about["severity"] != "debug"  # those name every resource, whatever became of it
-        ]
-        plain = [line for line in self.lines if not line.startswith("{")]
-        return "".join([*told, *plain])

@@ -20,7 +20,6 @@ from lab.progress import Progress
 from tests.lab.cluster import (
     Cluster,
     Config,
-    Engine,
     balances,
     differences,
     drift,
@@ -33,6 +32,7 @@ from tests.lab.cluster import (
 )
 from tests.lab.kills import killed_at_each_line, run_to_its_end, texts
 from tests.lab.torture import results
+from tests.live_engine import Engine
 from tools import env, stack
 
 Figure = Callable[[str], None]
@@ -108,7 +108,7 @@ def killed_again_and_again(cluster: Cluster, verb: str, every: int, printed: lis
     points: list[str] = []
     killed: list[Engine] = []
     while True:
-        run = Engine(cluster, verb)
+        run = cluster.start(verb)
         ended = 0
         for word in run.events():
             ended += word == "ended"
@@ -135,7 +135,7 @@ def held_up(cluster: Cluster, host: str, *arguments: str) -> float:
 
     Nor does anything that is updated elsewhere wait until Kubernetes moves the dead host's pods.
     """
-    run = Engine(cluster, *arguments)
+    run = cluster.start(*arguments)
     last = time.monotonic()
     began: dict[str, float] = {}
     for word in run.events():
@@ -155,7 +155,7 @@ def held_up(cluster: Cluster, host: str, *arguments: str) -> float:
 def power_cut_in_init(cluster: Cluster) -> None:
     """`up` on plain hosts, until the control plane loses its power with etcd's manifest just written."""
     master = cluster.hosts[0]
-    run = Engine(cluster, "up")
+    run = cluster.start("up")
     assert run.until(f"create {master}-init"), run.said
     there = "until [[ -e /etc/kubernetes/manifests/etcd.yaml ]]; do read -rt 0.2 <> <(:) || :; done"
     cluster.run(master, f"timeout 900 bash -c '{there}'", timeout=1000)
@@ -197,7 +197,7 @@ kill -KILL "$pid"
     printed: list[str] = []
 
     def cut_off(name: str, step: str) -> None:
-        run = Engine(cluster, "up")
+        run = cluster.start("up")
         assert run.until(f"update {name}-{step}"), run.said
         cluster.lab.ssh(name, ["bash", "-c", cut, step], timeout=120)
         assert run.wait() != 0
@@ -230,7 +230,7 @@ def test_a_worker_is_removed_and_comes_back(cluster: Cluster, figure: Figure) ->
     others = [name for name in cluster.hosts if name != host]
     same = identity(cluster)[0]
     with edited(cluster, without(host)):
-        run = Engine(cluster, "up")
+        run = cluster.start("up")
         assert run.until(f"delete {host}-claim"), run.said
         cluster.lab.power_off(host)
         assert run.wait() != 0
@@ -258,13 +258,13 @@ def test_a_worker_is_removed_and_comes_back(cluster: Cluster, figure: Figure) ->
     assert f"{host}: packages: FAILED" in said
     figure("package source gone: named")
 
-    run = Engine(cluster, "up")
+    run = cluster.start("up")
     assert run.until(f"create {host}-join"), run.said
     cluster.lab.power_off(host)
     assert run.wait() != 0
     assert f"{host}-join" in run.said
     cluster.lab.up()
-    run = Engine(cluster, "up")
+    run = cluster.start("up")
     assert run.wait() == 0, run.said
     touched = {step.split()[1] for step in run.begun}
     # What was promised is asked again, since there is one host more to be proved.
@@ -393,7 +393,7 @@ def test_a_second_up_and_another_stack_are_refused(cluster: Cluster) -> None:
     """Two `up` at once, and another stack on the same hosts, are refused before anything is touched"""
     host = cluster.hosts[-1]
     with edited(cluster, repaired(host)):
-        first = Engine(cluster, "up")
+        first = cluster.start("up")
         assert first.until(f"update {host}-kernel"), first.said
         assert "currently locked" in failing(cluster)
         assert first.wait() == 0, first.said
