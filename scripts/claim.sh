@@ -64,6 +64,7 @@ look_at_system() {
   ((major > 5 || (major == 5 && minor >= 4))) ||
     problems+=("kernel $release is too old: 5.4 or later is needed")
   have systemctl || problems+=("systemd is not here")
+  have tar || problems+=("tar is not here, by which what was before is recorded; install it")
   # kube-proxy refuses nftables on older kernels (pkg/proxy/nftables, v1.37.2).
   [[ $MODE != nftables ]] || ((major > 5 || (major == 5 && minor >= 13))) ||
     problems+=("kernel $release is too old for proxy.mode nftables: 5.13 or later is needed")
@@ -78,6 +79,11 @@ look_at_system() {
   local memory
   memory=$(awk '/^MemTotal:/ {print int($2 / 1024)}' /proc/meminfo)
   ((memory >= 900)) || problems+=("$memory MiB of memory: at least 1 GiB is needed")
+  if [[ $ROLE != worker ]]; then
+    # What kubeadm's own look asks for, which comes when half of the work is done (constants.go, v1.37.2).
+    (($(nproc) >= 2)) || problems+=("one CPU: kubeadm asks for two on the control plane")
+    ((memory < 900 || memory >= 1700)) || problems+=("$memory MiB of memory: kubeadm asks for 1700 on the control plane")
+  fi
 }
 
 # What is here before stays as it is, so another version can't be made of it.
@@ -128,11 +134,14 @@ look_at_ports() {
   [[ $ROLE == worker ]] || ports+=(6443 2379 2380 10257 10259)
   for port in "${ports[@]}"; do
     hex=$(printf '%04X' "$port")
-    if cat /proc/net/tcp /proc/net/tcp6 2>/dev/null | awk -v port=":$hex$" '$4 == "0A" && $2 ~ port {found = 1} END {exit !found}'; then
+    if awk -v port=":$hex$" '$4 == "0A" && $2 ~ port {found = 1} END {exit !found}' < <(sockets); then
       problems+=("port $port/tcp is taken$(ss -Hltnp "sport = :$port" | sed -n '1s/.*users:(("\([^"]*\)".*/ by \1/p')")
     fi
   done
 }
+
+# Where IPv6 was turned off at boot, there is only the first.
+sockets() { cat /proc/net/tcp /proc/net/tcp6 2>/dev/null || :; }
 
 # The files that later steps may write, remove or hide.
 readonly TOUCHED=(

@@ -129,7 +129,8 @@ need_record() {
 }
 
 # Bootstrap tokens and certificate keys never leave the host in what we print.
-redact() { sed -uE 's/[a-z0-9]{6}\.[a-z0-9]{16}/[token]/g; s/[0-9a-f]{64}([^0-9a-f]|$)/[key]\1/g'; }
+# Nor does a proxy's password, which kubeadm prints with its address.
+redact() { sed -uE 's#://[^/@ "]+@#://[password]@#g; s/[a-z0-9]{6}\.[a-z0-9]{16}/[token]/g; s/[0-9a-f]{64}([^0-9a-f]|$)/[key]\1/g'; }
 
 readonly OURS='# kubeadm-ipvs'
 
@@ -202,6 +203,9 @@ run_step() {
   trap 'on_error $? $LINENO "$BASH_COMMAND"' ERR
   trap 'fail "stopped after its time limit or by a signal" "look at $HOST (load, network, disk), then run the same pulumi command again"' TERM INT HUP
   ((EUID == 0)) || fail "not root here" "let the login user run commands as root by sudo without a password"
+  # A login's proxy is for what comes from the Internet: only this step fetches anything by itself. Others speak to
+  # the cluster's own addresses, which no_proxy seldom names.
+  [[ $STEP == packages ]] || unset {http,https,all}_proxy {HTTP,HTTPS,ALL}_PROXY
   # A run that was cut off may still be at work: two at once on one host would spoil each other.
   if locking; then
     exec 9>"$LOCK"

@@ -32,6 +32,8 @@ check_versions() {
   local seen
   seen=$(kubeadm version -o short) || fail "kubeadm doesn't run" "packages.manage is off: install kubeadm $VERSION on $HOST"
   have crictl || fail "crictl isn't here" "packages.manage is off: install cri-tools on $HOST"
+  # A package of the distribution may pass for Kubernetes' own and put its plugins where containerd doesn't look.
+  [[ -x /opt/cni/bin/loopback ]] || fail "the CNI plugins aren't in /opt/cni/bin" "install kubernetes-cni on $HOST"
   [[ $seen == "v$VERSION" ]] || fail "kubeadm is $seen, not v$VERSION" "set cluster.kubernetesVersion to what is installed, or let this program manage packages"
 }
 
@@ -42,8 +44,18 @@ repository_key() {
   elif have curl; then
     curl -fsSL --retry 3 --max-time 60 "${KEY_URL:-$1}"
   else
-    wget -qO- --tries=3 --timeout=60 "${KEY_URL:-$1}"
+    wget -nv -O- --tries=3 --timeout=60 "${KEY_URL:-$1}"
   fi
+}
+
+# put_key FILE DEFAULT_URL: the repository's key. Where it can't be had, the file stays as it is.
+put_key() {
+  local key
+  key=$(repository_key "$2") || fail "the repository's signing key can't be had from ${KEY_URL:-$2}" \
+    "the lines above say why; look at packages.repository and packages.key"
+  [[ -n $KEY || $key == *'-----BEGIN PGP PUBLIC KEY BLOCK-----'* ]] || fail "${KEY_URL:-$2} answers with something else than an armored key" \
+    "look at packages.repository and packages.key, and at what stands between $HOST and them"
+  put_file "$1" 0644 <<<"$key" || :
 }
 
 installed_deb() { [[ $(dpkg-query -W -f '${db:Status-Abbrev}' "$1" 2>/dev/null) == ?i* ]]; }
@@ -91,7 +103,7 @@ add_deb_source() {
       return
     fi
   done
-  repository_key "${REPOSITORY_DEB}Release.key" | put_file "$KEYRING" 0644 || :
+  put_key "$KEYRING" "${REPOSITORY_DEB}Release.key"
   printf 'Types: deb\nURIs: %s\nSuites: /\nSigned-By: %s\n' "$REPOSITORY_DEB" "$KEYRING" | put_file "$APT_LIST" 0644 || :
 }
 
@@ -163,23 +175,26 @@ install_debs() {
 
 install_rpm() {
   local tools=(containerd iptables-nft ipset ipvsadm conntrack-tools ethtool socat nftables kmod iproute-tc)
-  local wanted=() package key
+  local wanted=() package keys key
   for package in "${tools[@]}"; do
     rpm -q --quiet --whatprovides "$package" || wanted+=("$package")
   done
   # Docker's own build of containerd.
   if have containerd; then wanted=("${wanted[@]/#containerd/}"); fi
-  repository_key "${REPOSITORY_RPM}repodata/repomd.xml.key" | put_file "$YUM_KEY" 0644 || :
+  put_key "$YUM_KEY" "${REPOSITORY_RPM}repodata/repomd.xml.key"
   printf '[kubeadm-ipvs]\nname=Kubernetes\nbaseurl=%s\nenabled=1\ngpgcheck=1\nrepo_gpgcheck=1\ngpgkey=file://%s\nexclude=kubelet kubeadm kubectl cri-tools kubernetes-cni\n' \
     "$REPOSITORY_RPM" "$YUM_KEY" | put_file "$YUM_REPO" 0644 || :
   # dnf takes the key into RPM's database, which lists it as a package.
+  keys=$(rpm_keys "$YUM_KEY") || exit 1
   while read -r key; do
     if ! grep -qxF "gpg-pubkey|${key#gpg-pubkey-}" "$RECORD/packages"; then note keys-added "$key"; fi
-  done < <(rpm_keys "$YUM_KEY")
+  done <<<"$keys"
   for package in "${KUBE_PACKAGES[@]}"; do
     [[ $(rpm -q --qf '%{VERSION}' "$package" 2>/dev/null) == "$VERSION" ]] || wanted+=("$package-$VERSION-$REVISION")
   done
   have crictl || wanted+=("$CRI_PACKAGE")
+  # kubelet's own need of it is met by any package that says it provides it, as containernetworking-plugins does.
+  [[ -x /opt/cni/bin/loopback ]] || wanted+=(kubernetes-cni)
   local needed=()
   for package in "${wanted[@]}"; do [[ -z $package ]] || needed+=("$package"); done
   ((${#needed[@]} == 0)) || install_rpms "${needed[@]}"

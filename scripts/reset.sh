@@ -34,7 +34,8 @@ reset_kubeadm() {
   # The etcd member is removed with the folder: on the only control plane there is nobody to
   # tell, and asking a dead API server would take minutes.
   # In the step's own process group: it ends with a step that is stopped, and isn't at work beside the next.
-  timeout --foreground 300 kubeadm reset --force --cleanup-tmp-dir --skip-phases=remove-etcd-member \
+  # Where another runtime is too, it asks for one of them by name.
+  timeout --foreground 300 kubeadm reset --force --cri-socket "$CONTAINERD" --cleanup-tmp-dir --skip-phases=remove-etcd-member \
     >"$HOME_DIR/reset.log" 2>&1 || say "kubeadm reset ended early (its log: $HOME_DIR/reset.log); going on by hand"
 }
 
@@ -170,11 +171,14 @@ clear_folders() {
   rm -f /etc/cni/net.d/10-flannel.conflist
   rm -rf /var/lib/cni/flannel /var/lib/cni/networks/cbr0 /var/lib/cni/results/{cbr0,cni-loopback}-*
   remove_empty /var/lib/cni
+  # What kubeadm's reset takes away, for one that has ended early: the claim has seen that none of it was here.
+  rm -rf /etc/kubernetes/{manifests,pki}/* /var/lib/kubelet/pki /var/lib/kubelet/{{config,instance-config}.yaml,kubeadm-flags.env} \
+    /etc/kubernetes/{admin,super-admin,bootstrap-kubelet,kubelet,controller-manager,scheduler}.conf
   for path in /run/flannel /var/lib/kubelet /var/lib/etcd /etc/kubernetes; do
     if grep -qx "$path" "$RECORD/absent"; then
       rm -rf --one-file-system "$path"
     else
-      say "$path was here before: what kubeadm has left in it stays"
+      say "$path was here before, and stays"
       # Its reset leaves the only member's data; the claim has seen that there were none.
       [[ $path != */etcd ]] || rm -rf "$path/member"
     fi
@@ -354,10 +358,17 @@ give_back_rpms() {
 }
 
 give_back_kernel() {
-  local path value units
+  local path value units forwards=
   rm -f /etc/modules-load.d/kubeadm-ipvs.conf /etc/sysctl.d/99-kubeadm-ipvs.conf /etc/tmpfiles.d/kubeadm-ipvs.conf
   while read -r path value; do
-    [[ ! -e $path ]] || echo "$value" >"$path"
+    if [[ ! -e $path || $(cat "$path") == "$value" || ($forwards && $path == */forwarding) ]]; then
+      continue
+    elif somebody_sets "$path" "$(cat "$path")"; then
+      say "$path stays $(cat "$path"), as a file of the host's own has it by now"
+      [[ $path != */ip_forward ]] || forwards=yes
+    else
+      echo "$value" >"$path"
+    fi
   done < <(recorded_sysctls)
   if [[ -s $RECORD/hashsize && -w $HASHSIZE ]]; then cat "$RECORD/hashsize" >"$HASHSIZE"; fi
   mapfile -t units < <(noted masked)
@@ -369,6 +380,15 @@ give_back_kernel() {
     restore_file /etc/selinux/config
   fi
 }
+
+# somebody_sets PATH VALUE: one of sysctl's files does: a VPN or another runtime, say, that came after us.
+somebody_sets() {
+  awk -F= -v key="${1#/proc/sys/}" -v value="$2" '
+    {gsub("[[:space:]]", ""); sub("^-", "", $1); gsub("[.]", "/", $1)}
+    $1 == key {said = $2}
+    END {exit said "" != value ""}' < <(sysctl_files)
+}
+sysctl_files() { cat /usr/lib/sysctl.d/*.conf /run/sysctl.d/*.conf /etc/sysctl.d/*.conf /etc/sysctl.conf 2>/dev/null || :; }
 
 # Their files and values; first whether the host forwards, since a change of that sets others of them.
 recorded_sysctls() {

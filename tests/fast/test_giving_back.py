@@ -219,6 +219,45 @@ def test_kernel_settings_come_back_after_the_one_that_changes_others(tmp_path: P
     ]
 
 
+@pytest.mark.parametrize(
+    ("file", "left"),
+    [
+        ("", {"net/ipv4/ip_forward": "0", "net/ipv4/conf/eth0/forwarding": "0", "vm/swappiness": "60"}),
+        (
+            "# a VPN\n-net.ipv4.ip_forward = 1\nvm.swappiness=33\n",
+            {"net/ipv4/ip_forward": "1", "net/ipv4/conf/eth0/forwarding": "1", "vm/swappiness": "60"},
+        ),
+        (
+            "net/ipv4/ip_forward=1\nnet.ipv4.ip_forward=0\n",
+            {"net/ipv4/ip_forward": "0", "net/ipv4/conf/eth0/forwarding": "0", "vm/swappiness": "60"},
+        ),
+    ],
+)
+def test_a_host_that_forwards_for_somebody_who_came_later_goes_on_forwarding(
+    tmp_path: Path, file: str, left: dict[str, str]
+) -> None:
+    record(tmp_path, sysctls="net/ipv4/conf/eth0/forwarding 0\nnet.ipv4.ip_forward 0\nvm.swappiness 60\n")
+    for path, value in {
+        "net/ipv4/ip_forward": "1",
+        "net/ipv4/conf/eth0/forwarding": "1",
+        "vm/swappiness": "0",
+    }.items():
+        (tmp_path / "sys" / path).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "sys" / path).write_text(f"{value}\n")
+    (tmp_path / "own.conf").write_text(file)
+    body = f"""
+sysctl_files() {{ cat {tmp_path}/own.conf; }}
+give_back_swap() {{ :; }}
+unload_modules() {{ :; }}
+create() {{ give_back_kernel; }}
+"""
+    script = RESET.replace("/proc/sys/", f"{tmp_path}/sys/").replace("/etc/", f"{tmp_path}/etc/")
+    done = bash(with_lib(script + body), home=tmp_path)
+    assert {path: (tmp_path / "sys" / path).read_text().strip() for path in left} == left
+    told = f"{tmp_path}/sys/net/ipv4/ip_forward stays 1, as a file of the host's own has it by now"
+    assert (told in done.stderr) == (left["net/ipv4/ip_forward"] == "1")
+
+
 SWAP = """
 swapon() {{
   echo "swapon $*"
@@ -325,6 +364,35 @@ def test_etcds_data_go_also_where_the_folder_was_there_before(tmp_path: Path) ->
     (tmp_path / "var/lib/etcd/mine").touch()
     folders(tmp_path, "clear_folders", absent="", present=f"{tmp_path}/var/lib/etcd\n")
     assert [path.name for path in (tmp_path / "var/lib/etcd").iterdir()] == ["mine"]
+
+
+def test_what_a_reset_that_ended_early_has_left_goes_also_where_the_folders_were_there_before(
+    tmp_path: Path,
+) -> None:
+    ours = ("etc/kubernetes/pki/ca.key", "etc/kubernetes/manifests/etcd.yaml", "etc/kubernetes/admin.conf")
+    ours += (
+        "var/lib/kubelet/pki/kubelet.key",
+        "var/lib/kubelet/config.yaml",
+        "var/lib/kubelet/kubeadm-flags.env",
+    )
+    mine = ("etc/kubernetes/mine.yaml", "var/lib/kubelet/mine")
+    for name in (*ours, *mine):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).touch()
+    folders(tmp_path, "clear_folders", absent="")
+    left = {str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*") if path.is_file()}
+    assert left & {*ours, *mine} == set(mine)
+    assert (tmp_path / "etc/kubernetes/manifests").is_dir()
+
+
+def test_kubeadms_reset_is_told_which_runtime(tmp_path: Path) -> None:
+    body = """
+have() { true; }
+unit_active() { true; }
+timeout() { echo "$*" >&3; }
+create() { reset_kubeadm 3>&1; }
+"""
+    assert "--cri-socket unix:///run/containerd/containerd.sock" in run(tmp_path, body)
 
 
 @pytest.fixture

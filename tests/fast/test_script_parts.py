@@ -162,6 +162,105 @@ def test_what_goes_if_it_was_not_there_before_is_looked_for_before_the_first_cha
     assert set(asked) | set(re.findall(r"restore_file(?:_if_recorded)? (/\S+)", reset)) <= recorded
 
 
+@pytest.mark.parametrize(
+    ("role", "cpus", "memory", "lacking", "found"),
+    [
+        ("control-plane", 1, 2000, "", ["one CPU: kubeadm asks for two on the control plane"]),
+        ("control-plane", 2, 1699, "", ["1699 MiB of memory: kubeadm asks for 1700 on the control plane"]),
+        ("control-plane", 2, 1700, "", []),
+        ("control-plane", 2, 800, "", ["800 MiB of memory: at least 1 GiB is needed"]),
+        ("worker", 1, 1000, "", []),
+        ("worker", 1, 1000, "tar", ["tar is not here, by which what was before is recorded; install it"]),
+    ],
+)
+def test_a_host_that_is_too_small_or_lacks_a_tool_is_found_before_anything_is_changed(
+    tmp_path: Path, role: str, cpus: int, memory: int, lacking: str, found: list[str]
+) -> None:
+    body = f"""
+family() {{ echo deb; }}
+stat() {{ echo cgroup2fs; }}
+uname() {{ echo 6.1.0; }}
+have() {{ [[ $1 != {lacking or "nothing"} ]]; }}
+modinfo() {{ :; }}
+awk() {{ echo {memory}; }}
+ip() {{ echo '2: eth1 inet 10.0.0.1/24'; }}
+nproc() {{ echo {cpus}; }}
+create() {{ look_at_system; printf '%s\\n' "${{problems[@]}}"; }}
+"""
+    said = part(
+        "claim.sh", body, tmp_path, ROLE=role, MODE="ipvs", SCHEDULER="rr", ADDRESS="10.0.0.1", problems="()"
+    )
+    assert said.split("\n")[:-1] == (found or [""])
+
+
+@pytest.mark.parametrize("sixth", [True, False])
+def test_a_port_that_is_taken_is_found_also_where_there_is_no_ipv6(tmp_path: Path, sixth: bool) -> None:
+    # As the kernel shows them: 30080 listens, 10250 only has a connection.
+    (tmp_path / "sockets").write_text(
+        "  sl  local_address rem_address   st\n"
+        "   0: 00000000:7580 00000000:0000 0A\n"
+        "   1: 0100007F:280A 0100007F:9C40 01\n"
+    )
+    body = f"""
+cat() {{ command cat {tmp_path}/sockets; {str(sixth).lower()}; }}
+ss() {{ echo 'LISTEN 0 511 *:30080 *:* users:(("nginx",pid=1,fd=6))'; }}
+create() {{ look_at_ports; printf '%s\\n' "${{problems[@]}}"; }}
+"""
+    said = part("claim.sh", body, tmp_path, ROLE="worker", NODE_PORT="30080", problems="()")
+    assert said == "port 30080/tcp is taken by nginx\n"
+
+
+ARMORED = "-----BEGIN PGP PUBLIC KEY BLOCK-----"
+
+
+@pytest.mark.parametrize(
+    ("answer", "said"),
+    [
+        ("echo 'no route' >&2; return 7", "can't be had from"),
+        ("echo '<html>'", "something else than an armored key"),
+    ],
+)
+def test_a_signing_key_that_cannot_be_had_fails_and_leaves_the_former_one(
+    tmp_path: Path, answer: str, said: str
+) -> None:
+    file = tmp_path / "key.asc"
+    for answers, status in ((f"echo '{ARMORED}'", 0), (answer, 1)):
+        body = f"""
+have() {{ [[ $1 == curl ]]; }}
+curl() {{ {answers}; }}
+create() {{ put_key {file} https://packages.example.com/Release.key; }}
+"""
+        text = with_lib((SCRIPTS / "packages.sh").read_text() + body, KEY="", KEY_URL="")
+        done = bash(text, home=tmp_path, check=False)
+        assert done.returncode == status, done.stderr
+        assert file.read_text() == f"{ARMORED}\n"
+    assert said in done.stderr and "https://packages.example.com/Release.key" in done.stderr
+    assert done.stderr.count("FAILED") == 1
+
+
+@pytest.mark.parametrize(("there", "asked"), [(False, ["kubernetes-cni"]), (True, [])])
+def test_cni_plugins_are_installed_where_a_package_that_passes_for_them_has_put_none_there(
+    tmp_path: Path, there: bool, asked: list[str]
+) -> None:
+    plugin = tmp_path / "loopback"
+    if there:
+        plugin.touch(mode=0o755)
+    (tmp_path / "record").mkdir()
+    body = """
+rpm() { [[ $* == *--quiet* ]] || echo 1.37.2; }
+have() { :; }
+put_key() { :; }
+put_file() { cat >/dev/null; }
+rpm_keys() { echo gpg-pubkey-1; }
+grep() { :; }
+install_rpms() { printf '%s\\n' "$@"; }
+create() { install_rpm; }
+"""
+    script = (SCRIPTS / "packages.sh").read_text().replace("/opt/cni/bin/loopback", str(plugin))
+    text = with_lib(script + body, VERSION="1.37.2", REVISION="'*'", REPOSITORY_RPM="http://x/", KEY="key")
+    assert bash(text, home=tmp_path).stdout.split() == asked
+
+
 def test_a_claim_that_was_cut_off_after_its_record_gets_its_owner_by_the_next(tmp_path: Path) -> None:
     (tmp_path / "home/record").mkdir(parents=True)
     claim(tmp_path, "create")
@@ -406,6 +505,112 @@ create() {{ differences_ipvs | grep -v kube-ipvs0 || :; }}
 """
     said = part("proof.sh", body, tmp_path, MODE="ipvs", EXPECTED="'set KUBE-CLUSTER-IP'")
     assert said == (f"missing: a rule that masquerades by the set {missing}\n" if missing else "")
+
+
+PROMISED = """\
+address 10.96.0.1
+address 10.96.0.10
+real TCP 10.96.0.1:443 192.168.166.101:6443 Masq
+real UDP 10.96.0.10:53 10.244.0.2:53 Masq
+set KUBE-CLUSTER-IP
+virtual TCP 10.96.0.1:443 rr
+virtual UDP 10.96.0.10:53 rr
+"""
+# What the tools print where all is so: also a person's own virtual server, and a real server of weight 0
+# that still has a connection.
+ADDRESSES = (
+    "5: kube-ipvs0    inet 10.96.0.1/32 scope global\n5: kube-ipvs0    inet 10.96.0.10/32 scope global\n"
+)
+SAVED = """\
+-A -t 10.96.0.1:443 -s rr
+-a -t 10.96.0.1:443 -r 192.168.166.101:6443 -m -w 1
+-A -u 10.96.0.10:53 -s rr -p 10800
+-a -u 10.96.0.10:53 -r 10.244.0.2:53 -m -w 1
+-a -u 10.96.0.10:53 -r 10.244.0.7:53 -m -w 0
+-A -t 192.0.2.1:80 -s wlc
+-a -t 192.0.2.1:80 -r 192.0.2.9:80 -g -w 1
+"""
+IPSETS = "KUBE-LOOP-BACK\nKUBE-CLUSTER-IP\nmine\n"
+RULES = """\
+:KUBE-SERVICES - [0:0]
+:KUBE-NODE-PORT - [0:0]
+"""
+
+
+@pytest.mark.parametrize(
+    ("kernel", "found"),
+    [
+        ({}, []),
+        ({"state": "up\n"}, ["kube-ipvs0 is up, not DOWN"]),
+        ({"addresses": ADDRESSES.splitlines()[0]}, ["missing: address 10.96.0.10"]),
+        (
+            {"saved": "".join(SAVED.splitlines(keepends=True)[2:])},
+            [
+                "missing: real TCP 10.96.0.1:443 192.168.166.101:6443 Masq",
+                "missing: virtual TCP 10.96.0.1:443 rr",
+            ],
+        ),
+        (
+            {"saved": SAVED.replace("443 -s rr", "443 -s wlc")},
+            ["missing: virtual TCP 10.96.0.1:443 rr", "too many: virtual TCP 10.96.0.1:443 wlc"],
+        ),
+        (
+            {"saved": SAVED.replace(".101:6443", ".109:6443")},
+            [
+                "missing: real TCP 10.96.0.1:443 192.168.166.101:6443 Masq",
+                "too many: real TCP 10.96.0.1:443 192.168.166.109:6443 Masq",
+            ],
+        ),
+        (
+            {"saved": SAVED.replace("6443 -m", "6443 -g")},
+            [
+                "missing: real TCP 10.96.0.1:443 192.168.166.101:6443 Masq",
+                "too many: real TCP 10.96.0.1:443 192.168.166.101:6443 Route",
+            ],
+        ),
+        (
+            {"saved": SAVED.replace("-w 0", "-w 1")},
+            ["too many: real UDP 10.96.0.10:53 10.244.0.7:53 Masq"],
+        ),
+        ({"sets": "KUBE-LOOP-BACK\n"}, ["missing: set KUBE-CLUSTER-IP"]),
+        (
+            {"rules": f"{RULES}:KUBE-SVC-NPX46M4PTMTKRN6Y - [0:0]\n:KUBE-SEP-HFTVNR7P6CJIKS2I - [0:0]\n"},
+            [
+                "balanced in iptables: KUBE-SVC-NPX46M4PTMTKRN6Y",
+                "balanced in iptables: KUBE-SEP-HFTVNR7P6CJIKS2I",
+            ],
+        ),
+        ({"nft": "table ip kube-proxy {}\n"}, ["balanced in nftables: the table ip kube-proxy"]),
+    ],
+)
+def test_what_a_kernel_has_missing_or_too_many_is_said(
+    tmp_path: Path, kernel: dict[str, str], found: list[str]
+) -> None:
+    shown = {
+        "state": "down\n",
+        "addresses": ADDRESSES,
+        "saved": SAVED,
+        "sets": IPSETS,
+        "rules": RULES,
+        "nft": "",
+    }
+    folder = tmp_path / "kernel"
+    folder.mkdir()
+    for name, text in (shown | kernel).items():
+        (folder / name).write_text(text)
+    body = f"""
+cat() {{
+  if [[ $1 == */operstate ]]; then command cat {folder}/state; else command cat "$@"; fi
+}}
+ip() {{ cat {folder}/addresses; }}
+ipvsadm() {{ cat {folder}/saved; }}
+ipset() {{ if [[ $* == "list -n" ]]; then cat {folder}/sets; fi; }}
+iptables-save() {{ cat {folder}/rules; }}
+nft() {{ [[ -s {folder}/nft ]]; }}
+create() {{ differences; }}
+"""
+    said = part("proof.sh", body, tmp_path, MODE="ipvs", EXPECTED=shlex.quote(PROMISED.rstrip()))
+    assert said.splitlines() == found
 
 
 REFUSALS = [
@@ -932,7 +1137,7 @@ def test_crictl_is_installed_where_kubeadms_package_has_not_brought_it(
 installed_deb() {{ true; }}
 dpkg-query() {{ echo 1.37.2-1.1; }}
 finish_dpkg() {{ :; }}
-repository_key() {{ echo key; }}
+put_key() {{ :; }}
 put_file() {{ cat >/dev/null; }}
 apt_update() {{ :; }}
 apt-cache() {{ echo 'kubeadm | 1.37.2-1.1 | x'; }}

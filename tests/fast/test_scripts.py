@@ -147,6 +147,22 @@ def test_tokens_and_keys_are_blotted_out_of_what_kubeadm_prints(tmp_path: Path) 
     assert key not in said
 
 
+def test_a_proxys_password_is_blotted_out_of_what_kubeadm_prints(tmp_path: Path) -> None:
+    body = """create() { echo 'by "http://me:hush@proxy:3128" or https://registry.k8s.io/a@b' | redact; }\n"""
+    said = bash(with_lib(body), home=tmp_path).stdout
+    assert said == 'by "http://[password]@proxy:3128" or https://registry.k8s.io/a@b\n'
+
+
+@pytest.mark.parametrize(("step", "seen"), [("packages", "http://p http://q"), ("init", " ")])
+def test_a_logins_proxy_is_for_the_packages_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: str, seen: str
+) -> None:
+    monkeypatch.setenv("https_proxy", "http://p")
+    monkeypatch.setenv("HTTP_PROXY", "http://q")
+    text = with_lib('create() { echo "${https_proxy:-} ${HTTP_PROXY:-}"; }\n')
+    assert bash(text, "create", step, "node1", home=tmp_path).stdout == f"{seen}\n"
+
+
 def test_a_wait_ends_with_its_condition_or_its_bound(tmp_path: Path) -> None:
     flag = tmp_path / "flag"
     met = f"create() {{ (pause 1; touch {flag}) & wait_for 30 x test -e {flag} && echo met; }}\n"
