@@ -66,7 +66,7 @@ policy: .bootstrap ## the preview with the policy pack; not 0 if a mandatory rul
 .PHONY: destroy
 destroy: .bootstrap ## give the hosts back as they were; the lab stays (STACK=dev)
 	@$(run) -m tools install
-	@$(run) -m tools stack $(STACK)
+	@$(run) -m tools stack $(STACK) --existing
 	@$(env) pulumi destroy --yes --continue-on-error --stack $(STACK)
 
 .PHONY: prune

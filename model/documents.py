@@ -94,11 +94,6 @@ class Document:
         return str(self.body["apiVersion"])
 
     @property
-    def object_name(self) -> str:
-        """`metadata.name`."""
-        return str(self.body["metadata"]["name"])
-
-    @property
     def namespace(self) -> str | None:
         """`metadata.namespace`; None for objects of the whole cluster."""
         namespace = self.body["metadata"].get("namespace")

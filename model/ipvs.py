@@ -1,16 +1,15 @@
-"""What a host's kernel must hold for the services proved, what it does hold, and the difference.
+"""What a host's kernel must hold for the services proved, and what it does hold.
 
-Pure functions on text: what `kubectl ... -o json`, `ipvsadm`, `ip -j`, `ipset` and `iptables-save`
-print. A kernel's state is compared as *canonical lines*, so that a script on the host can do it with
-`sort` and `comm`, and a person can read the difference:
+Pure functions on text: what `kubectl ... -o json` and `ipvsadm` print. What a kernel must hold is a list
+of lines, so that `scripts/proof.sh` can compare it on the host by `sort` and `comm`, and a person can
+read the difference:
 
     address 10.96.0.1                                       on kube-ipvs0
     virtual TCP 10.96.0.1:443 rr                            a virtual server and its scheduler
     real TCP 10.96.0.1:443 192.168.166.101:6443 Masq        one of its real servers
     set KUBE-CLUSTER-IP                                     an ipset that masquerading goes by
 
-Two kinds more are never expected, and only looked at by `findings`: `link DOWN` (kube-ipvs0's state)
-and `chain KUBE-SVC-...` (of iptables). Facts on kube-proxy: pkg/proxy/ipvs/proxier.go, v1.37.2.
+Facts on kube-proxy: pkg/proxy/ipvs/proxier.go, v1.37.2.
 """
 
 from __future__ import annotations
@@ -23,8 +22,6 @@ from typing import Any
 
 from model.settings import Host, Settings
 
-DUMMY_LINK = "kube-ipvs0"
-
 # Always there in IPVS mode: traffic to service addresses and hairpin traffic are masqueraded by them.
 _SETS = ("KUBE-CLUSTER-IP", "KUBE-LOOP-BACK")
 _NODE_PORT_SETS = {
@@ -32,8 +29,6 @@ _NODE_PORT_SETS = {
     "UDP": "KUBE-NODE-PORT-UDP",
     "SCTP": "KUBE-NODE-PORT-SCTP-HASH",
 }
-# Chains by which iptables mode balances load. In IPVS mode there is none of them.
-_BALANCING_CHAIN = re.compile(r"KUBE-(SVC|SVL|EXT|SEP|FW)-[A-Z0-9]+")
 
 _NGINX = "default/nginx"
 
@@ -79,14 +74,6 @@ class Virtual:
     counts: Counts | None = None
 
 
-@dataclass(frozen=True)
-class Link:
-    """A network interface: `state` as `ip` names it (DOWN, UP, UNKNOWN), and its IPv4 addresses."""
-
-    state: str
-    addresses: tuple[str, ...]
-
-
 class UnreadableError(ValueError):
     """Output of a tool, or objects of a cluster, that aren't what they should be; the text says where."""
 
@@ -108,7 +95,7 @@ def promised_services(settings: Settings) -> dict[str, int]:
 def expected(
     objects: str, settings: Settings, host: Host, addresses: Sequence[str] | None = None
 ) -> list[str]:
-    """The canonical lines that the host's kernel must show, sorted.
+    """The lines that the host's kernel must show, sorted.
 
     `objects` is the JSON of `kubectl get services,endpointslices -A -o json`. In the modes iptables and
     nftables there are no virtual servers: the lines are `service TCP 10.96.0.1:443`, `node-port TCP 30080`
@@ -215,31 +202,6 @@ def parse_list(text: str) -> tuple[Virtual, ...]:
     return tuple(virtuals)
 
 
-def parse_save(text: str) -> tuple[Virtual, ...]:
-    """The table of `ipvsadm -Sn`, in its order."""
-    protocols = {"-t": "TCP", "-u": "UDP", "--sctp-service": "SCTP"}
-    forwards = {"-m": "Masq", "-g": "Route", "-i": "Tunnel"}
-    virtuals: dict[tuple[str, str], Virtual] = {}
-    for line in text.splitlines():
-        fields = line.split()
-        if not fields or "-f" in fields[:2]:
-            continue
-        try:
-            key = (protocols[fields[1]], fields[2])
-            if fields[0] == "-A":
-                virtuals[key] = Virtual(*key, fields[fields.index("-s") + 1])
-                continue
-            if fields[0] != "-a":
-                raise ValueError
-            forward = next(forwards[field] for field in fields if field in forwards)
-            weight = int(fields[fields.index("-w") + 1])
-            real = Real(fields[fields.index("-r") + 1], forward, weight)
-            virtuals[key] = replace(virtuals[key], reals=(*virtuals[key].reals, real))
-        except (KeyError, IndexError, ValueError, StopIteration):
-            raise UnreadableError(f"ipvsadm -Sn: unknown line: {line}") from None
-    return tuple(virtuals.values())
-
-
 def parse_stats(text: str) -> dict[tuple[str, str], dict[str, Counts]]:
     """Counts so far from `ipvsadm -Ln --stats`: by (protocol, virtual address), by real address.
 
@@ -274,98 +236,6 @@ def with_stats(
         for virtual in virtuals
         for count in (counts.get((virtual.protocol, virtual.address), {}),)
     )
-
-
-def parse_links(text: str) -> dict[str, Link]:
-    """The interfaces of `ip -j addr`, by name."""
-    links = _json(text or "[]", "ip -j addr")
-    if not isinstance(links, list):
-        raise UnreadableError("ip -j addr: no list of interfaces")
-    return {
-        # `ip` puts in empty objects for what it filtered out.
-        link["ifname"]: Link(
-            link.get("operstate", "UNKNOWN"),
-            tuple(entry["local"] for entry in link.get("addr_info", []) if entry.get("family") == "inet"),
-        )
-        for link in links
-        if link
-    }
-
-
-def parse_sets(text: str) -> tuple[str, ...]:
-    """The names of `ipset list -n`."""
-    return tuple(text.split())
-
-
-def parse_chains(text: str) -> tuple[str, ...]:
-    """The chains of `iptables-save`, each once, in its order."""
-    return tuple(dict.fromkeys(re.findall(r"^:(\S+)", text, flags=re.MULTILINE)))
-
-
-def canonical(
-    virtuals: Iterable[Virtual],
-    link: Link | None = None,
-    sets: Iterable[str] = (),
-    chains: Iterable[str] = (),
-) -> list[str]:
-    """What a kernel shows as canonical lines, sorted. `link` is kube-ipvs0; None where there is none.
-
-    A real server of weight 0 is one that is gone and still has connections: it is left out.
-    """
-    lines: set[str] = {f"set {name}" for name in sets}
-    lines |= {f"chain {name}" for name in chains if _BALANCING_CHAIN.fullmatch(name)}
-    if link is not None:
-        lines.add(f"link {link.state}")
-        lines |= {f"address {address}" for address in link.addresses}
-    for virtual in virtuals:
-        place = f"{virtual.protocol} {virtual.address}"
-        lines.add(f"virtual {place} {virtual.scheduler}")
-        lines |= {f"real {place} {real.address} {real.forward}" for real in virtual.reals if real.weight > 0}
-    return sorted(lines)
-
-
-def findings(expected: Iterable[str], seen: Iterable[str]) -> list[str]:
-    """What is wrong with a kernel, in sentences; empty where it shows what it must.
-
-    Missing is what was expected and isn't seen. Too much is a real server, or another scheduler, of a
-    virtual server that was expected: virtual servers of other services are nobody's business here.
-    """
-    wanted, found = set(expected), set(seen)
-    promised = {tuple(line.split()[1:3]) for line in wanted if line.startswith("virtual ")}
-    result = []
-    for line in wanted - found:
-        match line.split():
-            case ["address", address]:
-                result.append(f"{DUMMY_LINK} has no address {address}")
-            case ["virtual", protocol, place, scheduler]:
-                others = [
-                    other.split()[3] for other in found if other.startswith(f"virtual {protocol} {place} ")
-                ]
-                what = f"is scheduled by {others[0]}, not {scheduler}" if others else "is no virtual server"
-                result.append(f"{protocol} {place} {what}")
-            case ["real", protocol, place, real, forward]:
-                others = [
-                    other.split()[4]
-                    for other in found
-                    if other.startswith(f"real {protocol} {place} {real} ")
-                ]
-                what = f"by {others[0]}, not {forward}" if others else "not at all"
-                result.append(f"{protocol} {place} goes to ready endpoint {real} {what}")
-            case ["set", name]:
-                result.append(f"there is no ipset {name}")
-            case _:
-                raise UnreadableError(f"not a canonical line: {line}")
-    for line in found - wanted:
-        match line.split():
-            case ["real", protocol, place, real, forward] if (protocol, place) in promised:
-                same = f"real {protocol} {place} {real} "
-                if not any(other.startswith(same) for other in wanted):
-                    result.append(f"{protocol} {place} goes to {real}, which is no ready endpoint")
-            case ["link", state] if state != "DOWN":
-                result.append(f"{DUMMY_LINK} is {state}, not DOWN")
-            case ["chain", name] if _BALANCING_CHAIN.fullmatch(name):
-                result.append(f"iptables balances load in the chain {name}")
-    return sorted(result)
 
 
 # For stack outputs

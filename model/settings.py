@@ -17,6 +17,7 @@ What concerns one value is checked by its type (`model/values.py`); what concern
 
 from __future__ import annotations
 
+import base64
 import copy
 import difflib
 import json
@@ -368,7 +369,9 @@ class Packages(Section):
         "*", description="of the package, after the version"
     )
     manage: Annotated[Flag, Effect.IN_PLACE] = Field(
-        default=True, description="`false`: kubelet, kubeadm and kubectl are there already, at that version"
+        default=True,
+        description="`false`: nothing is installed. kubelet (enabled), kubeadm and kubectl at that version, "
+        "crictl, containerd and the tools (ipvsadm, ipset, conntrack, what kubeadm asks for) are there",
     )
 
 
@@ -520,13 +523,6 @@ class Settings(Section):
         """The package repository's URL, filled in, with a slash at its end."""
         url = self.packages.repository.replace("{minor}", self.minor).replace("{format}", package_format)
         return url.rstrip("/") + "/"
-
-    def package_key(self, package_format: Literal["deb", "rpm"]) -> str:
-        """URL or absolute file (`model.values.is_url` tells) of the repository's armored signing key."""
-        if self.packages.key is not None:
-            return self.packages.key
-        beside = "Release.key" if package_format == "deb" else "repodata/repomd.xml.key"
-        return self.package_repository(package_format) + beside
 
     def ssh_endpoint(self, host: Host) -> tuple[str, int]:
         """Host and port where the host's SSH server answers."""
@@ -922,6 +918,20 @@ def _forget(data: dict[str, Any], location: _Location) -> None:
         parent.pop(location[-1], None)
 
 
+def _has_passphrase(key: str) -> bool:
+    """Whether a private key's text is encrypted; what can't be read is for the SSH client to say."""
+    if "ENCRYPTED" in key:  # PKCS #8 in its first line, OpenSSL's older form in a header
+        return True
+    body = "".join(line for line in key.splitlines() if not line.startswith("-"))
+    try:
+        blob = base64.b64decode(body)
+    except ValueError:
+        return False
+    # The cipher's name, a length before it (openssh-portable, PROTOCOL.key).
+    magic, none = b"openssh-key-v1\0", b"\0\0\0\4none"
+    return blob.startswith(magic) and not blob.removeprefix(magic).startswith(none)
+
+
 class _Checks:
     """What concerns more than one value, or a file: each check reports to `findings`."""
 
@@ -1051,13 +1061,17 @@ class _Checks:
         return None
 
     def _private_key(self) -> None:
-        text = self._file("ssh", "privateKeyFile", self.settings.ssh.private_key_file)
-        if text is not None and not re.search(r"-----BEGIN [A-Z ]*PRIVATE KEY-----", text):
-            self._add(
-                ("ssh", "privateKeyFile"),
-                f"is {self.settings.ssh.private_key_file}, which holds no private key; "
-                "write the path of the key itself, not of its .pub",
-            )
+        file = self.settings.ssh.private_key_file
+        text = self._file("ssh", "privateKeyFile", file)
+        if text is None:
+            return
+        if not re.search(r"-----BEGIN [A-Z ]*PRIVATE KEY-----", text):
+            problem = "holds no private key; write the path of the key itself, not of its .pub"
+        elif _has_passphrase(text):
+            problem = "has a passphrase; give the key to an agent (ssh-add), and leave ssh.privateKeyFile out"
+        else:
+            return
+        self._add(("ssh", "privateKeyFile"), f"is {file}, which {problem}")
 
     def _host_keys(self) -> Settings:
         file = self.settings.ssh.known_hosts_file

@@ -23,6 +23,7 @@ def main(arguments: list[str] | None = None) -> int:
         "stack", help="make a stack in the local backend, if it isn't there, and select it"
     )
     make.add_argument("name")
+    make.add_argument("--existing", action="store_true", help="refuse if it isn't there")
     chosen = parser.parse_args(arguments)
     progress = Progress()
     try:
@@ -30,7 +31,7 @@ def main(arguments: list[str] | None = None) -> int:
         if chosen.command == "env":
             print(env.exports(tools))
         elif chosen.command == "stack":
-            stack.ensure(chosen.name, tools, progress)
+            stack.ensure(chosen.name, tools, progress, make=not chosen.existing)
         else:
             print(table(tools))
     except Trouble as trouble:

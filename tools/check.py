@@ -45,7 +45,9 @@ def settings_of(stack: str, environment: Mapping[str, str] | None = None) -> Set
             check=False,
         )
     except FileNotFoundError:
-        raise Trouble("there is no pulumi on PATH", "`make check` puts it there") from None
+        raise Trouble(
+            "there is no pulumi on PATH", "`make check` does, for the lab; else install the Pulumi CLI"
+        ) from None
     if done.returncode != 0:
         raise Trouble(f"the settings of the stack {stack} can't be read: {done.stderr.strip()}")
     config = json.loads(done.stdout)

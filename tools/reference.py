@@ -56,9 +56,7 @@ def settings_page() -> str:
     effects = "\n".join(f"- **{effect.label}**: {effect.value}" for effect in Effect)
     parts = [_HEAD.format(prefix=PREFIX, effects=effects)]
     for title, names in _GROUPS.items():
-        parts.append(
-            f"\n## {title}\n\n| setting | type | default | meaning | a change |\n|---|---|---|---|---|\n"
-        )
+        parts.append(f"\n## {title}\n\n{_COLUMNS}")
         for name in names:
             parts += [
                 f"| `{path}` | {kind(field.annotation, field.metadata)} | {_default(field)} "

@@ -27,21 +27,34 @@ FILTER = "pulumi-salt"
 _CLEAN = "sed /^encryptionsalt:/d"  # git runs it by sh
 _SALT = re.compile(r"^encryptionsalt: *(\S+) *$", re.MULTILINE)
 _PROJECT = re.compile(r"^name: *(\S+) *$", re.MULTILINE)
+# What Pulumi writes into the file of a stack, by which the stack's state is read.
+_OPENS_STATE = re.compile(r"^(encryptionsalt|encryptedkey|secretsprovider): ")
+_OF_A_LAB = re.compile(r"dev|lab-.+")
 
 
-def ensure(name: str, tools: Toolbox, progress: Progress, project: Path | None = None) -> None:
+def ensure(
+    name: str, tools: Toolbox, progress: Progress, project: Path | None = None, *, make: bool = True
+) -> None:
     """Make the stack if it isn't there, put its salt into its file, and select it.
 
     :param name: the stack; `Pulumi.<name>.yaml` is made if it isn't there.
     :param project: the folder of Pulumi.yaml; this checkout's if none is given.
-    :raises Trouble: Pulumi refuses, or the file holds secrets of another state.
+    :param make: else a stack that isn't there is refused.
+    :raises Trouble: Pulumi refuses, the file holds secrets of another state, or the stack is none of a lab
+        and its state is elsewhere.
     """
     project = project or paths.project_dir()
     file = project / f"Pulumi.{name}.yaml"
     variables = env.environment(tools)
     state = _state(project, name)
+    _refuse_elsewhere(name, file, state)
     if state is None:
-        with progress.step(f"making the stack {name}"):
+        if not make:
+            raise Trouble(
+                f"this project's own state has no stack {name}",
+                f"where its state is elsewhere, run plain pulumi: `pulumi destroy --stack {name}`",
+            )
+        with progress.step(f"making the stack {name} in this project's own state"):
             salt = _make(project, name, file, tools, variables)
     else:
         salt = state.salt
@@ -177,6 +190,21 @@ def write_salt(file: Path, salt: str) -> None:
     partial = file.with_name(f".{file.name}.partial")
     partial.write_text(f"{kept}encryptionsalt: {salt}\n")
     partial.replace(file)
+
+
+def _refuse_elsewhere(name: str, file: Path, state: _State | None) -> None:
+    # The salt of a lab's stack may be exchanged: it is of this machine, and git doesn't see it. Of any other
+    # it is committed, and with another one its owner's Pulumi calls the passphrase wrong.
+    if _OF_A_LAB.fullmatch(name) or not file.exists():
+        return
+    own = state and f"encryptionsalt: {state.salt}"
+    for line in file.read_text().splitlines():
+        if _OPENS_STATE.match(line) and line != own:
+            raise Trouble(
+                f"{file.name} is of a stack whose state isn't this project's own (see its last lines)",
+                "run plain pulumi where that state is (docs/reviewing.md, By hand); "
+                f"if that state is gone, take the line '{line.partition(':')[0]}' out",
+            )
 
 
 def _refresh(file: Path) -> None:

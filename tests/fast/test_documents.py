@@ -66,7 +66,7 @@ def test_documents_have_stable_names_types_and_an_order_to_apply_them() -> None:
 def test_a_document_tells_its_parts() -> None:
     document = load(MANIFESTS / "nginx.yaml", NGINX)[2]
     assert (document.kind, document.api_version) == ("Deployment", "apps/v1")
-    assert (document.object_name, document.namespace) == ("nginx", "default")
+    assert document.namespace == "default"
     assert load(MANIFESTS / "flannel.yaml", FLANNEL)[0].namespace is None
 
 

@@ -1,13 +1,11 @@
-"""What the lab tests read from a Pulumi run that they disturb."""
+"""What the tests read from a Pulumi run that they disturb."""
 
 from __future__ import annotations
 
 import json
 from pathlib import Path
 
-from lab.api import Lab
-from lab.progress import Progress
-from tests.lab.cluster import Cluster, Engine
+from tests.live_engine import Engine
 
 CLAIM = "urn:pulumi:dev::p::command:remote:Command::node2-claim"
 
@@ -26,6 +24,6 @@ def test_what_a_run_has_said_names_each_diagnostics_resource_and_is_no_debug_tex
     pulumi.write_text("#!/bin/sh\ncat <<'END'\n" + "\n".join(lines) + "\nEND\nexit 255\n")
     pulumi.chmod(0o755)
     environment = {"PATH": f"{tmp_path}:/usr/bin:/bin"}
-    run = Engine(Cluster(Lab.load("default", Progress(quiet=True)), ("node2",), environment), "destroy")
+    run = Engine("destroy", stack="dev", folder=tmp_path, environment=environment)
     assert run.wait() == 255
     assert run.said == "node2-claim: dial tcp: i/o timeout\nerror: a line that is no event\n"

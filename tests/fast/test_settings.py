@@ -611,17 +611,43 @@ def test_flannels_interface_may_be_set(raw: Raw, tmp_path: Path) -> None:
     assert load(raw, tmp_path).flannel_interface_regex == "^eth1$"
 
 
-def test_the_package_repository_is_filled_in_and_its_key_lies_beside_it(raw: Raw, tmp_path: Path) -> None:
+def openssh(cipher: bytes) -> str:
+    """The begin of a private key as ssh-keygen writes it."""
+    blob = b"openssh-key-v1\0" + len(cipher).to_bytes(4) + cipher + b"\0\0\0\6bcrypt"
+    begin, end = (f"-----{word} OPENSSH PRIVATE KEY-----\n" for word in ("BEGIN", "END"))
+    return f"{begin}{base64.encodebytes(blob).decode()}{end}"
+
+
+@pytest.mark.parametrize(
+    ("key", "refused"),
+    [
+        (openssh(b"none"), False),
+        (openssh(b"aes256-ctr"), True),
+        ("-----BEGIN ENCRYPTED PRIVATE KEY-----\nx\n-----END ENCRYPTED PRIVATE KEY-----\n", True),
+        (
+            "-----BEGIN RSA PRIVATE KEY-----\nProc-Type: 4,ENCRYPTED\n\nx\n-----END RSA PRIVATE KEY-----\n",
+            True,
+        ),
+        ("-----BEGIN RSA PRIVATE KEY-----\nx\n-----END RSA PRIVATE KEY-----\n", False),
+    ],
+)
+def test_a_login_key_with_a_passphrase_belongs_to_an_agent(
+    raw: Raw, tmp_path: Path, key: str, refused: bool
+) -> None:
+    (tmp_path / raw["ssh"]["privateKeyFile"]).write_text(key)
+    if not refused:
+        load(raw, tmp_path)
+        return
+    with pytest.raises(SettingsError, match=r"ssh\.privateKeyFile: .* has a passphrase; .*ssh-add"):
+        load(raw, tmp_path)
+
+
+def test_the_package_repository_is_filled_in(raw: Raw, tmp_path: Path) -> None:
     upstream = load({k: v for k, v in raw.items() if k != "packages"}, tmp_path)
     assert upstream.package_repository("deb") == "https://pkgs.k8s.io/core:/stable:/v1.37/deb/"
-    assert upstream.package_key("deb") == "https://pkgs.k8s.io/core:/stable:/v1.37/deb/Release.key"
-    assert (
-        upstream.package_key("rpm") == "https://pkgs.k8s.io/core:/stable:/v1.37/rpm/repodata/repomd.xml.key"
-    )
     raw["packages"]["repository"] = "http://10.0.2.2:22080/kubernetes/v{minor}/{format}"
     ours = load(raw, tmp_path)
     assert ours.package_repository("deb") == "http://10.0.2.2:22080/kubernetes/v1.37/deb/"
-    assert ours.package_key("deb") == str(tmp_path / "packages.asc")
 
 
 def test_a_host_without_ssh_of_its_own_is_reached_at_its_address(raw: Raw, tmp_path: Path) -> None:

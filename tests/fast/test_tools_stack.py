@@ -142,6 +142,30 @@ def test_a_file_with_secrets_keeps_its_salt_for_a_new_stack(checkout: Path, tool
     assert stack.salt_in(file.read_text()) == "v1:kept"
 
 
+def test_a_stack_whose_state_is_elsewhere_keeps_its_file(checkout: Path, tools: env.Toolbox) -> None:
+    file = checkout / "Pulumi.prod.yaml"
+    for line in ("encryptionsalt: v1:theirs", "secretsprovider: awskms://alias/a"):
+        file.write_text(f"{TEXT}{line}\n")
+        with pytest.raises(Trouble, match=r"Pulumi\.prod\.yaml .* state isn't this project's own"):
+            stack.ensure("prod", tools, Progress(quiet=True), checkout)
+        assert file.read_text() == f"{TEXT}{line}\n"
+    file.write_text(TEXT)
+    stack.ensure("prod", tools, Progress(quiet=True), checkout)
+    stack.ensure("prod", tools, Progress(quiet=True), checkout)
+    assert stack.salt_in(file.read_text()) == "v1:new"
+    file.write_text(f"{TEXT}encryptionsalt: v1:theirs\n")
+    with pytest.raises(Trouble, match="state isn't this project's own"):
+        stack.ensure("prod", tools, Progress(quiet=True), checkout)
+
+
+def test_a_stack_that_is_to_be_destroyed_is_not_made_for_it(checkout: Path, tools: env.Toolbox) -> None:
+    with pytest.raises(Trouble, match="no stack dev"):
+        stack.ensure("dev", tools, Progress(quiet=True), checkout, make=False)
+    assert (checkout / "Pulumi.dev.yaml").read_text() == TEXT
+    ensure(checkout, tools)
+    stack.ensure("dev", tools, Progress(quiet=True), checkout, make=False)
+
+
 def test_a_state_without_a_passphrase_is_named(checkout: Path, tools: env.Toolbox) -> None:
     place = env.backend_dir() / ".pulumi" / "stacks" / "p"
     place.mkdir(parents=True)
