@@ -369,8 +369,10 @@ def test_etcds_data_go_also_where_the_folder_was_there_before(tmp_path: Path) ->
 def test_what_a_reset_that_ended_early_has_left_goes_also_where_the_folders_were_there_before(
     tmp_path: Path,
 ) -> None:
-    ours = ("etc/kubernetes/pki/ca.key", "etc/kubernetes/manifests/etcd.yaml", "etc/kubernetes/admin.conf")
-    ours += (
+    ours = (
+        "etc/kubernetes/pki/ca.key",
+        "etc/kubernetes/manifests/etcd.yaml",
+        "etc/kubernetes/admin.conf",
         "var/lib/kubelet/pki/kubelet.key",
         "var/lib/kubelet/config.yaml",
         "var/lib/kubelet/kubeadm-flags.env",
