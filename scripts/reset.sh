@@ -358,13 +358,15 @@ give_back_rpms() {
 }
 
 give_back_kernel() {
-  local path value units forwards=
+  local path value now units forwards=
   rm -f /etc/modules-load.d/kubeadm-ipvs.conf /etc/sysctl.d/99-kubeadm-ipvs.conf /etc/tmpfiles.d/kubeadm-ipvs.conf
   while read -r path value; do
-    if [[ ! -e $path || $(cat "$path") == "$value" || ($forwards && $path == */forwarding) ]]; then
+    [[ -e $path ]] || continue
+    now=$(<"$path")
+    if [[ $now == "$value" || ($forwards && $path == */forwarding) ]]; then
       continue
-    elif somebody_sets "$path" "$(cat "$path")"; then
-      say "$path stays $(cat "$path"), as a file of the host's own has it by now"
+    elif somebody_sets "$path" "$now"; then
+      say "$path stays $now, as a file of the host's own has it by now"
       [[ $path != */ip_forward ]] || forwards=yes
     else
       echo "$value" >"$path"
