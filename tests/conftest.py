@@ -19,6 +19,7 @@ import os
 import re
 import shutil
 import signal
+import subprocess
 import sys
 import time
 from collections.abc import Callable, Generator, Iterator
@@ -66,6 +67,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_configure(config: pytest.Config) -> None:
+    _only_our_own_surroundings()
     config.stash[_collectors] = {}
     config.stash[_collected] = []
     config.stash[_current] = []
@@ -100,6 +102,22 @@ def pytest_configure(config: pytest.Config) -> None:
         signal.signal(signal.SIGALRM, too_late)
         # At once, if it is over already: zero would be no deadline.
         signal.setitimer(signal.ITIMER_REAL, max(minutes * 60 - gone, 0.001))
+
+
+def _only_our_own_surroundings() -> None:
+    """Take away what would make the tests act elsewhere than in their folders and on this machine.
+
+    A hook of git's may have its repository in the environment, a person's own settings name hooks, and a
+    proxy isn't for servers of the tests' own.
+    """
+    local = subprocess.run(
+        ["git", "rev-parse", "--local-env-vars"], capture_output=True, text=True, check=True
+    )
+    for name in local.stdout.split():
+        os.environ.pop(name, None)
+    os.environ |= {"GIT_CONFIG_GLOBAL": os.devnull, "GIT_CONFIG_NOSYSTEM": "1"}
+    for name in ("no_proxy", "NO_PROXY"):
+        os.environ[name] = ",".join(filter(None, [os.environ.get(name), "127.0.0.1", "localhost"]))
 
 
 def _minutes_left() -> float:

@@ -9,7 +9,11 @@ from __future__ import annotations
 
 import asyncio
 import os
+import socket
+import subprocess
+import tempfile
 import threading
+import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from contextlib import contextmanager
@@ -117,6 +121,40 @@ def public(key: asyncssh.SSHKey) -> str:
 def private(key: asyncssh.SSHKey) -> str:
     """A key's private part, as a file holds it."""
     return key.export_private_key().decode()
+
+
+def closed_port() -> int:
+    """A port of 127.0.0.1 where nobody listens."""
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        return int(taken.getsockname()[1])
+
+
+def turn_one_away(port: int) -> None:
+    """Accept one connection and end it without a word, as a host may that still boots. Within a minute."""
+    with socket.create_server(("127.0.0.1", port)) as server:
+        server.settimeout(60)
+        server.accept()[0].close()
+
+
+@contextmanager
+def ssh_agent(key: str) -> Iterator[str]:
+    """An agent that holds one private key; where its socket is."""
+    # A socket's path is short: pytest's own folders may be too deep.
+    with tempfile.TemporaryDirectory(prefix="agent-") as folder:
+        place = f"{folder}/agent"
+        add = ["ssh-add", "-q", "-"]
+        with subprocess.Popen(["ssh-agent", "-D", "-a", place], stdout=subprocess.DEVNULL) as agent:
+            try:
+                deadline = time.monotonic() + 20
+                while not Path(place).exists():
+                    assert time.monotonic() < deadline, "ssh-agent doesn't start"
+                    time.sleep(0.01)
+                subprocess.run(
+                    add, input=key, text=True, check=True, env={**os.environ, "SSH_AUTH_SOCK": place}
+                )
+                yield place
+            finally:
+                agent.terminate()
 
 
 @contextmanager

@@ -125,9 +125,9 @@ class Stack:
             entry for entry in exported["deployment"].get("resources", []) if not _internal(entry["type"])
         ]
 
-    def forget(self, urn: str) -> None:
+    def forget(self, urn: str, *arguments: str) -> None:
         """Take a resource out of the state; what it has made stays where it is."""
-        done = self._call("state", "delete", urn, "--yes")
+        done = self._call("state", "delete", urn, *arguments, "--yes")
         assert done.returncode == 0, done.stderr
 
     def raw_state(self) -> str:

@@ -7,20 +7,27 @@ used (`tools/plugins/install.py`). Where the two are known to differ, the test s
 from __future__ import annotations
 
 import json
-import socket
 import textwrap
 import time
 from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
-from threading import Timer
+from threading import Thread
 from typing import Any
 
 import asyncssh
 import pytest
 
 from tests.engine.api_server import ApiServer
-from tests.engine.ssh_server import SshServer, private, public, ssh_server
+from tests.engine.ssh_server import (
+    SshServer,
+    closed_port,
+    private,
+    public,
+    ssh_agent,
+    ssh_server,
+    turn_one_away,
+)
 from tests.engine.stack import Stack
 
 COMMAND = """
@@ -264,7 +271,7 @@ def test_a_host_that_refuses_is_given_up_after_the_set_attempts(stack: Stack, ho
         stack,
         host,
         'command("a", create="true", connection=connection(port=given["closed"], dial_error_limit=3))\n',
-        closed=_closed_port(),
+        closed=closed_port(),
     )
     begun = time.monotonic()
     run = stack.up(fails=True)
@@ -274,17 +281,22 @@ def test_a_host_that_refuses_is_given_up_after_the_set_attempts(stack: Stack, ho
 
 
 def test_a_host_that_comes_up_late_is_reached(stack: Stack, tmp_path: Path) -> None:
-    port = _closed_port()
+    port = closed_port()
     late = asyncssh.generate_private_key("ssh-ed25519")
     user = asyncssh.generate_private_key("ssh-ed25519")
     with ExitStack() as running:
-        start = Timer(4, lambda: running.enter_context(ssh_server(tmp_path / "late", port, late, user)))
+
+        def boot() -> None:
+            turn_one_away(port)
+            running.enter_context(ssh_server(tmp_path / "late", port, late, user))
+
+        start = Thread(target=boot)
+        start.start()
         commands(
             stack,
             SshServer(port, tmp_path / "late", public(late), private(user)),
             'command("a", create="echo late >> log", connection=connection(dial_error_limit=-1))\n',
         )
-        start.start()
         assert stack.up().ops == ["create a"]
         start.join()
     assert (tmp_path / "late" / "log").read_text() == "late\n"
@@ -322,6 +334,16 @@ def test_a_proxy_is_passed_through(stack: Stack, host: SshServer, hosts: Callabl
     assert stack.output("stdout") == "there"
     assert len(proxy.logins) == 1
     assert (proxy.commands, len(host.commands)) == ([], 1)
+
+
+def test_a_login_without_a_key_is_by_the_agents(stack: Stack, host: SshServer) -> None:
+    with ssh_agent(host.private_key) as place:
+        stack.extra["SSH_AUTH_SOCK"] = place
+        commands(
+            stack, host, 'command("a", create="echo in >> log", connection=connection(private_key=None))\n'
+        )
+        assert stack.up().ops == ["create a"]
+    assert host.lines() == ["in"]
 
 
 def test_a_dead_agent_fails_even_with_a_key(stack: Stack, host: SshServer) -> None:
@@ -921,7 +943,7 @@ def test_objects_of_an_unreachable_cluster_stay_unless_the_provider_says_otherwi
     stack: Stack, cluster: ApiServer, namespace: str
 ) -> None:
     text = 'config_map("c", options(delete_unreachable=FLAG), {"a": "1"})\n'
-    gone = cluster.kubeconfig_for(f"https://127.0.0.1:{_closed_port()}")
+    gone = cluster.kubeconfig_for(f"https://127.0.0.1:{closed_port()}")
     objects(stack, cluster, namespace, text.replace("FLAG", "False")).up()
     # Only the provider's settings change; the cluster "moves" to where nobody listens.
     objects(stack, cluster, namespace, text.replace("FLAG", "False"), kubeconfig=gone).up(
@@ -1021,9 +1043,3 @@ def test_a_preview_asks_the_server_what_it_thinks(stack: Stack, cluster: ApiServ
     objects(stack, cluster, namespace, text.replace("PORT", "99999"))
     assert "99999" in stack.preview(fails=True).text
     assert cluster.call("GET", f"/api/v1/namespaces/{namespace}/services/s")["spec"]["ports"][0]["port"] == 80
-
-
-def _closed_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as taken:
-        port: int = taken.getsockname()[1]
-    return port

@@ -94,6 +94,20 @@ def test_a_dead_worker_that_comes_back_is_given_back_and_struck_off_again(living
     assert deletes(living) == ["node2: delete claim node2", "master: delete registration master"]
 
 
+def test_a_host_that_is_gone_for_ever_is_forgotten_and_holds_nothing_up(living: Environment) -> None:
+    living.dead.add("node2")
+    remove(living, "node2")
+    living.stack.up(fails=True)
+    claim = next(entry["urn"] for entry in living.stack.state() if entry["urn"].endswith("::node2-claim"))
+    living.stack.forget(claim, "--target-dependents")
+    living.asked.clear()
+    living.stack.up()
+    assert deletes(living) == ["master: delete registration master"]
+    assert not [name for name in left(living) if name.startswith("node2")]
+    living.stack.destroy()
+    assert left(living) == set()
+
+
 def test_a_destroy_asks_each_host_once_to_give_itself_back(living: Environment) -> None:
     living.stack.destroy()
     assert sorted(deletes(living)) == [

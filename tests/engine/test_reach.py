@@ -8,14 +8,22 @@ import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from threading import Timer
+from threading import Thread
 
 import asyncssh
 import pytest
 
 from components import reach
 from model.settings import Host, HostSsh, Settings, Ssh
-from tests.engine.ssh_server import SshServer, private, public, ssh_server
+from tests.engine.ssh_server import (
+    SshServer,
+    closed_port,
+    private,
+    public,
+    ssh_agent,
+    ssh_server,
+    turn_one_away,
+)
 
 
 def settings_for(server: SshServer, tmp_path: Path, *, user: str = "root", wait: int = 1) -> Settings:
@@ -45,13 +53,6 @@ def other_key() -> asyncssh.SSHKey:
 
 
 @pytest.fixture
-def closed_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
-
-
-@pytest.fixture
 def silent_port() -> Iterator[int]:
     """A port that accepts connections, and where nobody says anything."""
     with socket.create_server(("127.0.0.1", 0)) as server:
@@ -77,19 +78,19 @@ def test_many_steps_log_in_once(host: SshServer, tmp_path: Path) -> None:
     assert len(host.logins) == 1
 
 
-def test_a_host_that_boots_is_waited_for(
-    tmp_path: Path, closed_port: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_host_that_boots_is_waited_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(reach, "PAUSE_SECONDS", 0.1)
     key, login = other_key(), other_key()
-    late = SshServer(closed_port, tmp_path / "late", public(key), private(login))
+    port = closed_port()
+    late = SshServer(port, tmp_path / "late", public(key), private(login))
     stop = threading.Event()
 
     def serve() -> None:
-        with ssh_server(tmp_path / "late", closed_port, key, login):
+        turn_one_away(port)
+        with ssh_server(tmp_path / "late", port, key, login):
             stop.wait(30)
 
-    start = Timer(1, serve)
+    start = Thread(target=serve)
     start.start()
     try:
         wait(settings_for(late, tmp_path, wait=20))
@@ -99,11 +100,11 @@ def test_a_host_that_boots_is_waited_for(
 
 
 def test_a_host_that_does_not_answer_is_named_with_its_address_and_the_bound(
-    host: SshServer, tmp_path: Path, closed_port: int
+    host: SshServer, tmp_path: Path
 ) -> None:
-    host.port = closed_port
+    host.port = closed_port()
     said = refusal(settings_for(host, tmp_path))
-    assert f"node1: no SSH server answers at 127.0.0.1:{closed_port} after" in said
+    assert f"node1: no SSH server answers at 127.0.0.1:{host.port} after" in said
     assert "refused" in said
 
 
@@ -133,6 +134,19 @@ def test_a_login_key_that_is_refused_is_told_at_once_without_the_key(host: SshSe
     assert time.monotonic() - began < 30, "it is not waited for"
     assert f"refuses the login with {tmp_path / 'login'}" in said
     assert host.private_key.splitlines()[1] not in said
+
+
+def test_a_login_without_a_key_file_is_by_the_agents(
+    host: SshServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = settings_for(host, tmp_path)
+    settings = settings.model_copy(update={"ssh": settings.ssh.model_copy(update={"private_key_file": None})})
+    with ssh_agent(host.private_key) as place:
+        monkeypatch.setenv("SSH_AUTH_SOCK", place)
+        wait(settings)
+    with ssh_agent(private(other_key())) as place:
+        monkeypatch.setenv("SSH_AUTH_SOCK", place)
+        assert "refuses the login with the agent's keys" in refusal(settings)
 
 
 def test_a_login_key_with_a_passphrase_is_sent_to_the_agent(host: SshServer, tmp_path: Path) -> None:

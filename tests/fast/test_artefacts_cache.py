@@ -7,6 +7,7 @@ import io
 import json
 import os
 import threading
+import time
 from pathlib import Path
 
 import pytest
@@ -111,10 +112,15 @@ def test_two_that_want_the_same_at_once_make_it_once() -> None:
         return make(folder)
 
     first = threading.Thread(target=lambda: cache.cached("kind", "key", QUIET, slow))
-    second = threading.Thread(target=lambda: cache.cached("kind", "key", QUIET, make))
+    heard = io.StringIO()
+    second = threading.Thread(target=lambda: cache.cached("kind", "key", Progress(heard), make))
     first.start()
     assert begun.wait(20)
     second.start()
+    deadline = time.monotonic() + 20
+    while "another process is at it" not in heard.getvalue():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
     go_on.set()
     first.join(20)
     second.join(20)

@@ -68,6 +68,7 @@ def test_a_host_that_was_given_back_is_one_difference(tmp_path: Path) -> None:
 
 def test_packages_are_asked_for_version_and_hold(tmp_path: Path) -> None:
     body = """
+family() { echo deb; }
 dpkg-query() { if [[ ${*: -1} == kubectl ]]; then echo 1.36.0-1.1; else echo 1.37.2-1.1; fi; }
 apt-mark() { printf 'kubelet\\nkubectl\\n'; }
 create() { check_packages; }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import re
 from pathlib import Path
 
 import pytest
@@ -12,11 +13,16 @@ from tests.fast.test_script_parts import RESET
 from tests.fast.test_scripts import bash, with_lib
 
 
+def redirected(script: str, root: Path) -> str:
+    """A script whose files and folders are in a root of the test's own."""
+    return re.sub(r"(?<![\w}/.*])/(etc|var|opt|run|usr/libexec)(?=[/ ;])", rf"{root}/\1", script)
+
+
 def run(tmp_path: Path, body: str, *files: str, status: int = 0) -> str:
     """What a `create` of the test's own says, on a host whose record is there."""
     (tmp_path / "record").mkdir(exist_ok=True)
     script = RESET + "".join((SCRIPTS / name).read_text() for name in files)
-    done = bash(with_lib(script + body), home=tmp_path, check=False)
+    done = bash(with_lib(redirected(script, tmp_path) + body), home=tmp_path, check=False)
     assert done.returncode == status, done.stderr
     # A part of a pipeline that finds nothing is no failure, nor told as one.
     assert ("FAILED" in done.stderr) == bool(status), done.stderr
@@ -341,10 +347,7 @@ create() {{ {what}; }}
 def folders(tmp_path: Path, what: str, **recorded: str) -> str:
     """Runs what gives folders back, in a root of the test's own."""
     record(tmp_path, copied="", **recorded)
-    text = RESET
-    for top in ("etc", "var", "opt", "usr/libexec", "run/flannel"):
-        text = text.replace(f" /{top}/", f" {tmp_path}/{top}/")
-    done = bash(with_lib(text + FOLDERS.format(what=what)), home=tmp_path)
+    done = bash(with_lib(redirected(RESET, tmp_path) + FOLDERS.format(what=what)), home=tmp_path)
     return done.stderr
 
 
@@ -357,6 +360,26 @@ def test_what_a_containerd_has_made_goes_unless_it_is_another_than_ours(
     said = folders(tmp_path, "give_back_files", absent=f"{folder}\n", units=f"containerd {unit}\n")
     assert folder.exists() == left
     assert ("a containerd that is none of ours is here" in said) == left
+
+
+def test_of_the_hosts_links_and_network_namespaces_those_of_others_stay(tmp_path: Path) -> None:
+    links, spaces = tmp_path / "net", tmp_path / "netns"
+    for name in ("kube-ipvs0", "cni0", "eth0", "podman0"):
+        (links / name).mkdir(parents=True)
+    spaces.mkdir()
+    for name in ("cni-left", "cni-podman"):
+        (spaces / name).touch()
+    # Of podman's there is a process; a cni0 that was there before is a person's own.
+    record(tmp_path, links="cni0\neth0\npodman0\n")
+    body = f"""
+ip() {{ echo "$*"; }}
+umount() {{ :; }}
+readlink() {{ echo "net:[{(spaces / "cni-podman").stat().st_ino}]"; }}
+create() {{ clear_links; }}
+"""
+    script = RESET.replace("/sys/class/net", str(links)).replace("/run/netns", str(spaces))
+    assert bash(with_lib(script + body), home=tmp_path).stdout.splitlines() == ["link delete kube-ipvs0"]
+    assert [path.name for path in spaces.iterdir()] == ["cni-podman"]
 
 
 def test_etcds_data_go_also_where_the_folder_was_there_before(tmp_path: Path) -> None:

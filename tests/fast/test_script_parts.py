@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import shlex
+import tomllib
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -191,6 +192,57 @@ create() {{ look_at_system; printf '%s\\n' "${{problems[@]}}"; }}
         "claim.sh", body, tmp_path, ROLE=role, MODE="ipvs", SCHEDULER="rr", ADDRESS="10.0.0.1", problems="()"
     )
     assert said.split("\n")[:-1] == (found or [""])
+
+
+def test_another_network_for_pods_and_a_containerd_with_settings_are_found_before_anything_is_changed(
+    tmp_path: Path,
+) -> None:
+    network, containerd = tmp_path / "net.d", tmp_path / "containerd"
+    for folder in (network, containerd):
+        folder.mkdir()
+    (network / "10-calico.conflist").touch()
+    (network / "README").touch()
+    (containerd / "config.toml").write_text('disabled_plugins = ["cri"]\nroot = "/data/containerd"\n')
+    script = (SCRIPTS / "claim.sh").read_text().replace("/etc/cni/net.d", str(network))
+    script = script.replace(
+        "own_containerd_settings /etc/containerd", f"own_containerd_settings {containerd}"
+    )
+    body = "create() { look_at_containers; printf '%s\\n' \"${problems[@]}\"; }\n"
+    said = bash(with_lib(script + body, problems="()"), home=tmp_path).stdout.splitlines()
+    assert [line.partition(";")[0] for line in said] == [
+        f"{network}/10-calico.conflist: another network for pods is configured",
+        'containerd is configured for more than this cluster: root = "/data/containerd"',
+    ]
+
+
+@pytest.mark.parametrize(
+    ("lacking", "version", "said"),
+    [
+        ("", "v1.37.2", "packages are the host's own business; kubeadm is at 1.37.2"),
+        ("", "v1.36.0", "kubeadm is v1.36.0, not v1.37.2"),
+        ("crictl", "v1.37.2", "crictl isn't here"),
+        ("loopback", "v1.37.2", "the CNI plugins aren't in"),
+    ],
+)
+def test_packages_of_the_hosts_own_are_looked_at_and_left(
+    tmp_path: Path, lacking: str, version: str, said: str
+) -> None:
+    (tmp_path / "record").mkdir()
+    plugin = tmp_path / "loopback"
+    if lacking != "loopback":
+        plugin.touch(mode=0o755)
+    body = f"""
+kubeadm() {{ echo {version}; }}
+have() {{ [[ $1 != {lacking or "nothing"} ]]; }}
+install_deb() {{ echo changed; }}
+install_rpm() {{ echo changed; }}
+systemctl() {{ echo changed; }}
+"""
+    script = (SCRIPTS / "packages.sh").read_text().replace("/opt/cni/bin/loopback", str(plugin))
+    done = bash(with_lib(script + body, MANAGE="false", VERSION="1.37.2"), home=tmp_path, check=False)
+    assert said in done.stderr
+    assert ("FAILED" in done.stderr) == (said[0] != "p")
+    assert done.stdout == ""
 
 
 @pytest.mark.parametrize("sixth", [True, False])
@@ -399,6 +451,48 @@ def runtime(tmp_path: Path, config: Path, more: str = "") -> list[str]:
     (tmp_path / "record").mkdir(exist_ok=True)
     bash(with_lib(script + tools + more, SANDBOX_IMAGE="pause", IMAGES=""), home=tmp_path, check=not more)
     return calls.read_text().splitlines()
+
+
+@pytest.mark.parametrize(
+    ("version", "of_images", "of_pods", "sandbox"),
+    [
+        (
+            "containerd github.com/containerd/containerd 1.7.24~ds1 1.7.24~ds1-6",
+            *["io.containerd.grpc.v1.cri"] * 2,
+            "sandbox_image",
+        ),
+        (
+            "containerd containerd.io v2.1.4 75cb2b7193e4e490e9fbdc236c0e811ccaba3376",
+            "io.containerd.cri.v1.images",
+            "io.containerd.cri.v1.runtime",
+            "pinned_images.sandbox",
+        ),
+    ],
+)
+def test_containerd_is_told_the_same_in_the_form_of_each_of_its_versions(
+    tmp_path: Path, version: str, of_images: str, of_pods: str, sandbox: str
+) -> None:
+    """containerd's docs/cri/config.md has both forms."""
+    body = f"containerd() {{ echo '{version}'; }}\ncreate() {{ runtime_config; }}\n"
+    said = part("runtime.sh", body, tmp_path, SANDBOX_IMAGE="registry.example.com/pause:3.10")
+    plugins = tomllib.loads(said)["plugins"]
+    image = plugins[of_images]
+    for name in sandbox.split("."):
+        image = image[name]
+    assert image == "registry.example.com/pause:3.10"
+    assert plugins[of_images]["registry"]["config_path"] == "/etc/containerd/certs.d"
+    assert plugins[of_pods]["containerd"]["runtimes"]["runc"]["options"]["SystemdCgroup"] is True
+    network = plugins[of_pods]["cni"]
+    assert [network["conf_dir"], *network.get("bin_dirs", [network.get("bin_dir")])] == [
+        "/etc/cni/net.d",
+        "/opt/cni/bin",
+    ]
+
+
+def test_another_containerd_is_refused_with_the_versions_that_will_do(tmp_path: Path) -> None:
+    body = "containerd() { echo 'containerd x v3.0.0'; }\ncreate() { runtime_config; }\n"
+    done = bash(with_lib((SCRIPTS / "runtime.sh").read_text() + body), home=tmp_path, check=False)
+    assert (done.returncode, "next: install containerd 1.7 or 2" in done.stderr) == (1, True)
 
 
 def test_containerd_is_restarted_by_the_run_after_one_that_was_killed_before_it(tmp_path: Path) -> None:

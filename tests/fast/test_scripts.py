@@ -7,16 +7,13 @@ from pathlib import Path
 
 import pytest
 
+from components import remote
 from components.remote import SCRIPTS, STEPS, command_text, compose
 
 
-def bash(
-    text: str, *arguments: str, home: Path | None = None, check: bool = True
-) -> subprocess.CompletedProcess[str]:
+def bash(text: str, *arguments: str, home: Path, check: bool = True) -> subprocess.CompletedProcess[str]:
     """Runs a composed text as sshd would: the text on standard input, verb, step and host as words."""
-    environment = dict(os.environ)
-    if home is not None:
-        environment |= {"KUBEADM_IPVS_HOME": str(home), "KUBEADM_IPVS_LOCK": str(home / "lock")}
+    environment = {**os.environ, "KUBEADM_IPVS_HOME": str(home), "KUBEADM_IPVS_LOCK": str(home / "lock")}
     return subprocess.run(
         ["bash", "-s", "--", *(arguments or ("create", "step", "node1"))],
         input=text,
@@ -51,11 +48,22 @@ def test_a_step_is_valid_bash_as_it_is_sent(step: str) -> None:
     assert (checked.returncode, checked.stderr) == (0, "")
 
 
-def test_values_arrive_as_they_are_whatever_they_hold() -> None:
-    nasty = "a'b\"c $(touch /nonexistent) `x` \\ \n  two\tthree"
-    text = with_lib("create() { printf '%s' \"$NASTY\"; }\n") + "\n"
-    text = text.replace("STEP=$2", compose([], {"NASTY": nasty}).split("STEP=$2")[0] + "STEP=$2")
-    assert bash(text).stdout == nasty
+def composed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, body: str, **values: str) -> str:
+    """A step of the test's own as it is sent; root is not asked for."""
+    lib = (SCRIPTS / "lib.sh").read_text().replace("((EUID == 0))", "true")
+    monkeypatch.setattr(remote, "SCRIPTS", tmp_path)
+    (tmp_path / "lib.sh").write_text(lib)
+    (tmp_path / "step.sh").write_text(body)
+    return compose(["lib.sh", "step.sh"], values)
+
+
+def test_values_arrive_as_they_are_whatever_they_hold(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    nasty = f"a'b\"c $(touch {tmp_path}/ran) `x` \\ \n  two\tthree"
+    text = composed(tmp_path, monkeypatch, "create() { printf '%s' \"$NASTY\"; }\n", NASTY=nasty)
+    assert bash(text, home=tmp_path).stdout == nasty
+    assert not (tmp_path / "ran").exists()
 
 
 def test_a_value_must_be_a_shell_variable() -> None:
@@ -64,11 +72,13 @@ def test_a_value_must_be_a_shell_variable() -> None:
 
 
 @pytest.mark.parametrize("share", [0.1, 0.3, 0.5, 0.7, 0.9, 0.99])
-def test_a_text_that_is_cut_off_on_its_way_runs_nothing(share: float, tmp_path: Path) -> None:
+def test_a_text_that_is_cut_off_on_its_way_runs_nothing(
+    share: float, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     witness = tmp_path / "ran"
-    text = with_lib(f"create() {{ touch {witness}; }}\n")
+    text = composed(tmp_path, monkeypatch, f"create() {{ touch {witness}; }}\n", WITNESS="x" * 100)
     body = text[: text.index('run_step "$1"')]
-    bash(body[: int(len(body) * share)], check=False)
+    bash(body[: int(len(body) * share)], home=tmp_path, check=False)
     assert not witness.exists()
     bash(text, home=tmp_path)
     assert witness.exists()

@@ -72,4 +72,6 @@ def killed_at_each_line(
     command = ["bash", "-c", AGAIN_AND_AGAIN, str(STEP_SECONDS), verb, step, host]
     done = cluster.lab.ssh(host, command, input=watched, timeout=ALL_SECONDS)
     assert done.returncode == 0, f"{step}: {done.stdout}{done.stderr}"
-    figure(f"{step} ({verb}) killed {int(done.stdout)} times")
+    times = int(done.stdout)
+    assert times > 0, "no line of it was seen"
+    figure(f"{step} ({verb}) killed {times} times")

@@ -16,6 +16,9 @@ from tests.lab.cluster import ASK, Cluster
 
 PAUSE_SECONDS = 1.0
 REQUEST_SECONDS = 15.0
+# Of the requests while kube-proxy changes; on emulated hosts one in seventy was. Where an address doesn't
+# answer in a mode at all, or until the change of every host is over, it is more.
+LOST_AT_MOST = 0.2
 
 
 @dataclass

@@ -123,6 +123,7 @@ def killed_again_and_again(cluster: Cluster, verb: str, every: int, printed: lis
             for former in killed:
                 former.end_plugins()
             assert status == 0, run.said
+            assert len(points) > 2, "not killed in the middle"
             return points
         printed.append(run.printed)
         every += bool(killed and set(killed[-1].ended) & set(run.ended))
