@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import secrets
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -137,7 +138,7 @@ class Cluster(pulumi.ComponentResource):
                 settings,
                 machines,
                 control_plane,
-                subject=_subject(settings, network, nginx),
+                subject=_subject(settings, nodes.values(), network, nginx),
                 depends_on=[*nginx.objects.values(), *proxies.steps],
             ),
             child,
@@ -174,15 +175,18 @@ def _nginx(settings: Settings) -> dict[str, documents.Parameter]:
     }
 
 
-def _subject(settings: Settings, *manifests: Manifest) -> pulumi.Output[str]:
-    """A text that changes when an object of the manifests is another or has another specification."""
+def _subject(
+    settings: Settings, nodes: Iterable[pulumi.CustomResource], *manifests: Manifest
+) -> pulumi.Output[str]:
+    """A text that changes when a node or an object is another, or an object has another specification."""
     generations = [
         pulumi.Output.all(resource.id, resource.metadata).apply(_generation)
         for manifest in manifests
         for resource in manifest.objects.values()
     ]
     proxy = settings.proxy.model_dump_json()
-    return pulumi.Output.all(*generations).apply(lambda known: "\n".join([*known, proxy]))
+    made = [node.id for node in nodes]
+    return pulumi.Output.all(*made, *generations).apply(lambda known: "\n".join([*known, proxy]))
 
 
 def _generation(values: list[Any]) -> str:

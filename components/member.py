@@ -9,6 +9,7 @@ import pulumi
 from pulumi_command import remote
 
 from components.control_plane import ControlPlane
+from model import kubeadm
 from model.settings import Host, Settings
 
 # What a removal does before and after its drain: kubectl by an API server that may be busy.
@@ -60,7 +61,7 @@ class Member(pulumi.ComponentResource):
             values={
                 "NODE": host.name,
                 "LABELS": "\n".join(f"{key}={value}" for key, value in sorted(host.labels.items())),
-                "TAINTS": "\n".join(host.taints),
+                "TAINTS": "\n".join(kubeadm.node_taints(settings, host)),
                 "READY_SECONDS": str(settings.limits.rollout - 60),
                 "DRAIN_SECONDS": str(settings.limits.drain),
             },

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -10,7 +11,7 @@ import pulumi
 
 from components.control_plane import ControlPlane
 from components.host import PreparedHost
-from components.remote import plain_output
+from components.remote import STEPS, compose, plain_output
 from model import ipvs
 from model.settings import Host, Settings
 
@@ -23,14 +24,14 @@ class ProofArgs:
         settings: The environment.
         machines: The hosts by name, each to be proved.
         control_plane: Where the cluster is asked what it promises.
-        subject: Changes when what the proof stands on does: then it is proved anew.
+        subject: Changes when what stands behind the services does: then it is proved anew.
         depends_on: What must be there first.
     """
 
     settings: Settings
     machines: Mapping[str, PreparedHost]
     control_plane: ControlPlane
-    subject: pulumi.Input[str]
+    subject: pulumi.Output[str]
     depends_on: Sequence[pulumi.Resource]
 
 
@@ -56,7 +57,9 @@ class Proof(pulumi.ComponentResource):
                     f"{service} {count}" for service, count in ipvs.promised_services(settings).items()
                 ),
                 "WAIT_SECONDS": str(settings.proof.wait_seconds),
-                "SUBJECT": args.subject,
+                # Whatever makes a proof run again: kernels are held against what is promised then, not when
+                # it was asked last.
+                "SUBJECT": args.subject.apply(lambda text: "\n".join([text, *_reasons(settings)])),
             },
             # Pods of a node that was made anew have other addresses.
             repair="\n".join(f"{host.name} {host.repair}" for host in settings.hosts if host.repair) or None,
@@ -90,3 +93,10 @@ class Proof(pulumi.ComponentResource):
             "REQUESTS": str(settings.proof.requests),
             "WAIT_SECONDS": str(settings.proof.wait_seconds),
         }
+
+
+def _reasons(settings: Settings) -> list[str]:
+    """What a proof depends on besides the cluster."""
+    text = compose(STEPS["proof"], {})
+    hosts = [f"{host.name} {host.address}" for host in settings.hosts]
+    return [*hosts, settings.proof.model_dump_json(), hashlib.sha256(text.encode()).hexdigest()]

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 import pulumi
 
+from components import agent
 from model.settings import Host, Settings
 
 if TYPE_CHECKING:
@@ -67,6 +68,12 @@ async def wait(settings: Settings, host: Host) -> None:
     Raises:
         UnreachableError: It doesn't within `ssh.wait_seconds`, or never will.
     """
+    dead = agent.dead()
+    if dead:
+        raise UnreachableError(
+            f"{host.name}: no SSH agent answers at {dead}, and the provider asks it, whatever "
+            "ssh.privateKeyFile says. Unset SSH_AUTH_SOCK, or start the agent (a new login has another one)"
+        )
     address, port = settings.ssh_endpoint(host)
     began = said = time.monotonic()
     while True:

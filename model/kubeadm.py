@@ -12,6 +12,7 @@ import base64
 import binascii
 import hashlib
 import json
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -19,7 +20,7 @@ import yaml
 from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
-from model.settings import Host, Kubelet, Settings
+from model.settings import Host, Kubelet, Proxy, Settings
 
 API_VERSION = "kubeadm.k8s.io/v1beta4"
 # Where init.sh puts `patches` before it runs kubeadm.
@@ -138,14 +139,9 @@ def patches(settings: Settings) -> dict[str, str]:
 
 def _init(settings: Settings) -> dict[str, Any]:
     host = settings.control_plane
+    # Where there is none, kubeadm would give the control plane its own.
     registration = _node(settings, host)
-    if not settings.workers:
-        # Nobody else could run pods: without the taint the only host takes them.
-        registration.setdefault("taints", [])
-    elif host.taints:
-        # A list takes the place of kubeadm's own, which belongs to every control plane.
-        control_plane = {"key": "node-role.kubernetes.io/control-plane", "effect": "NoSchedule"}
-        registration["taints"] = [control_plane, *registration["taints"]]
+    registration.setdefault("taints", [])
     return {
         "apiVersion": API_VERSION,
         "kind": "InitConfiguration",
@@ -236,12 +232,13 @@ def _proxy(settings: Settings) -> dict[str, Any]:
         "clusterCIDR": settings.network.pod_subnet,
         # Always written: kube-proxy's own default is another one, and changes with the minor.
         "mode": proxy.mode,
+        # Each mode reads its own.
+        **({proxy.mode: _sync(proxy)} if proxy.mode != "ipvs" else {}),
         # By itself this mode answers on a node's primary address only, the others on all of its addresses.
         **({"nodePortAddresses": ["0.0.0.0/0"]} if proxy.mode == "nftables" else {}),
         "ipvs": {
             "scheduler": proxy.scheduler,
-            "syncPeriod": proxy.sync_period,
-            "minSyncPeriod": proxy.min_sync_period,
+            **_sync(proxy),
             "strictARP": proxy.strict_arp,
             "tcpTimeout": proxy.tcp_timeout,
             "tcpFinTimeout": proxy.tcp_fin_timeout,
@@ -251,21 +248,49 @@ def _proxy(settings: Settings) -> dict[str, Any]:
     }
 
 
+def _sync(proxy: Proxy) -> dict[str, str]:
+    return {"syncPeriod": proxy.sync_period, "minSyncPeriod": proxy.min_sync_period}
+
+
+CONTROL_PLANE_TAINT = "node-role.kubernetes.io/control-plane:NoSchedule"
+
+
+def node_taints(settings: Settings, host: Host) -> list[str]:
+    """The taints that a node has: the host's, and Kubernetes' own on a control plane with workers.
+
+    Without a worker nobody else could run pods.
+    """
+    role = [CONTROL_PLANE_TAINT] if host.role == "control-plane" and settings.workers else []
+    return list(dict.fromkeys([*role, *host.taints]))
+
+
+# Of labels of these names kubelet puts back, at each of its starts, what its flag says: whatever has been
+# changed since would be lost (pkg/kubelet/kubelet_node_status.go, updateDefaultLabels, v1.37.2).
+_KUBELETS_OWN_LABELS = ("topology.kubernetes.io/", "node.kubernetes.io/instance-type")
+
+
 def _node(settings: Settings, host: Host) -> dict[str, Any]:
     # Without node-ip, kubelet registers the address of the default route: on a host with a NAT
     # or management interface, the wrong one.
     arguments = {"node-ip": host.address}
+    taints = node_taints(settings, host)
     if settings.cluster.slow_hosts:
         arguments["housekeeping-interval"] = "60s"
-    if host.labels:
-        arguments["node-labels"] = ",".join(f"{key}={value}" for key, value in sorted(host.labels.items()))
+    # For what is scheduled by them from the start; all of them are the member's to set.
+    first = [
+        f"{key}={value}"
+        for key, value in sorted(host.labels.items())
+        if not key.startswith(_KUBELETS_OWN_LABELS)
+    ]
+    if first:
+        arguments["node-labels"] = ",".join(first)
     return {
         "name": host.name,
         "criSocket": CRI_SOCKET,
         "kubeletExtraArgs": _arguments(arguments),
         "imagePullPolicy": "IfNotPresent",
         # From the start, so that no pod slips in; later changes are the member's.
-        **({"taints": [_taint(taint) for taint in host.taints]} if host.taints else {}),
+        **({"taints": [_taint(taint) for taint in taints]} if taints else {}),
     }
 
 
@@ -291,8 +316,19 @@ def _arguments(values: Mapping[str, str]) -> list[dict[str, str]]:
     return [{"name": name, "value": value} for name, value in values.items()]
 
 
+class _Dumper(yaml.SafeDumper):
+    """Quotes also what Go's reader, which is kubeadm's, takes for a number or a truth value."""
+
+
+_Dumper.add_implicit_resolver(
+    "tag:yaml.org,2002:float",
+    re.compile(r"([yYnN]|[-+]?(\.?[0-9][0-9_]*\.?[0-9_]*([eE][-+]?[0-9]+)?|0[xXoObB][0-9A-Fa-f_]+))$"),
+    list("yYnN-+.0123456789"),
+)
+
+
 def _documents(*documents: Mapping[str, Any]) -> str:
-    return yaml.safe_dump_all(documents, sort_keys=False, default_flow_style=False, width=1000)
+    return yaml.dump_all(documents, Dumper=_Dumper, sort_keys=False, default_flow_style=False, width=1000)
 
 
 def _kubeconfig(text: str) -> dict[str, Any]:

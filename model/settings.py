@@ -45,32 +45,37 @@ from model.values import (
     Environment,
     FilePath,
     Flag,
+    GracePeriod,
     HostKey,
     HostPort,
     Image,
     ImageRepository,
+    ImageThreshold,
     KubernetesVersion,
     Labels,
+    LogFiles,
     Mirrors,
     Name,
     Network4,
     NodePort,
     PackageKey,
     PackageRevision,
-    Percent,
     PodSubnet,
     Port,
     Positive,
     PositiveDuration,
-    Quantities,
     Regex,
     RepositoryUrl,
+    Reserved,
     ResyncSeconds,
+    RolloutSeconds,
     ServiceSubnet,
+    Size,
     SshHost,
     Subdomain,
     Taints,
     Text,
+    Thresholds,
     TokenMinutes,
     UserName,
     is_url,
@@ -201,7 +206,7 @@ class Limits(Section):
     prepare: Annotated[Positive, Effect.NOTHING] = Field(1200, description="each step of its preparation")
     init: Annotated[Positive, Effect.NOTHING] = Field(1200, description="kubeadm init")
     join: Annotated[Positive, Effect.NOTHING] = Field(1200, description="kubeadm join")
-    rollout: Annotated[Positive, Effect.NOTHING] = Field(900, description="a node until it is Ready")
+    rollout: Annotated[RolloutSeconds, Effect.NOTHING] = Field(900, description="a node until it is Ready")
     proof: Annotated[Positive, Effect.NOTHING] = Field(600, description="the proof, besides its waiting")
     reset: Annotated[Positive, Effect.NOTHING] = Field(900, description="giving a host back")
     drain: Annotated[Positive, Effect.NOTHING] = Field(300, description="draining a node")
@@ -219,28 +224,28 @@ class Kubelet(Section):
     pod_pids_limit: Annotated[Positive | None, Effect.IN_PLACE] = Field(
         None, description="processes in a pod"
     )
-    system_reserved: Annotated[Quantities | None, Effect.IN_PLACE] = Field(
+    system_reserved: Annotated[Reserved | None, Effect.IN_PLACE] = Field(
         None, description="kept from pods for the system: `{cpu: 200m, memory: 256Mi}`"
     )
-    kube_reserved: Annotated[Quantities | None, Effect.IN_PLACE] = Field(
+    kube_reserved: Annotated[Reserved | None, Effect.IN_PLACE] = Field(
         None, description="likewise for kubelet and the container runtime"
     )
-    eviction_hard: Annotated[Quantities | None, Effect.IN_PLACE] = Field(
+    eviction_hard: Annotated[Thresholds | None, Effect.IN_PLACE] = Field(
         None, description="with less left, pods are evicted: `{memory.available: 100Mi}`"
     )
-    image_gc_high_threshold_percent: Annotated[Percent | None, Effect.IN_PLACE] = Field(
+    image_gc_high_threshold_percent: Annotated[ImageThreshold | None, Effect.IN_PLACE] = Field(
         None, description="of the disk in use, and unused images are deleted"
     )
-    container_log_max_files: Annotated[Positive | None, Effect.IN_PLACE] = Field(
+    container_log_max_files: Annotated[LogFiles | None, Effect.IN_PLACE] = Field(
         None, description="log files kept of a container"
     )
-    container_log_max_size: Annotated[Text | None, Effect.IN_PLACE] = Field(
+    container_log_max_size: Annotated[Size | None, Effect.IN_PLACE] = Field(
         None, description="of each: `10Mi`"
     )
     serialize_image_pulls: Annotated[Flag | None, Effect.IN_PLACE] = Field(
         None, description="one image at a time"
     )
-    shutdown_grace_period: Annotated[PositiveDuration | None, Effect.IN_PLACE] = Field(
+    shutdown_grace_period: Annotated[GracePeriod | None, Effect.IN_PLACE] = Field(
         None, description="for pods when the host is shut down"
     )
 
@@ -493,14 +498,23 @@ class Settings(Section):
         """What every node runs and kubeadm doesn't pull on a worker, to be pulled while others are busy."""
         flannel = self.network.flannel
         images = [self.pause_image, self.kube_proxy_image, flannel.image, flannel.cni_plugin_image]
-        if host.role == "worker" or not self.workers:
+        if host in self.nginx_hosts:
             images.append(self.nginx.image)
         return tuple(images)
 
     @property
     def nginx_spread(self) -> int:
         """Over how many hosts nginx's pods must be spread: as many as there are to run them, at least one."""
-        return max(1, min(self.nginx.replicas, len(self.workers)))
+        return max(1, min(self.nginx.replicas, len(self.nginx_hosts)))
+
+    @property
+    def nginx_hosts(self) -> tuple[Host, ...]:
+        """The hosts whose taints let nginx's pods run there; with workers, the control plane isn't one."""
+        return tuple(
+            host
+            for host in self.workers or self.hosts
+            if not any(taint.endswith((":NoSchedule", ":NoExecute")) for taint in host.taints)
+        )
 
     @property
     def flannel_interface_regex(self) -> str:
@@ -949,7 +963,8 @@ class _Checks:
         self._networks()
         self._sync_periods()
         self._private_key()
-        self._file("packages", "key", self.settings.packages.key)
+        self._signing_key()
+        self._taints()
         return self._host_keys()
 
     def _good(self, *location: str | int) -> bool:
@@ -1059,6 +1074,20 @@ class _Checks:
         )
         self._add((section, name), f"is {file}, which {reason}{lab}")
         return None
+
+    def _signing_key(self) -> None:
+        file = self.settings.packages.key
+        text = self._file("packages", "key", file)
+        if text is not None and "-----BEGIN PGP PUBLIC KEY BLOCK-----" not in text:
+            self._add(("packages", "key"), f"is {file}, which is no armored key (gpg --export --armor)")
+
+    def _taints(self) -> None:
+        if self.settings.hosts and not self.settings.nginx_hosts:
+            self._add(
+                ("hosts",),
+                "have taints that keep nginx's pods from every one of them; leave one that can run pods "
+                "without a taint of NoSchedule or NoExecute",
+            )
 
     def _private_key(self) -> None:
         file = self.settings.ssh.private_key_file

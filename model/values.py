@@ -203,6 +203,12 @@ def _positive_duration(value: str) -> str:
     return value
 
 
+def _grace_period(value: str) -> str:
+    if seconds(_duration(value)) < 1:
+        raise ValueError(f"is {value!r}; write at least a second: `30s`")
+    return value
+
+
 def _url(value: str, what: str) -> str:
     try:
         parts = urlsplit(value)
@@ -296,9 +302,13 @@ def _regex(value: str) -> str:
         re.compile(value)
     except re.error as error:
         raise ValueError(f"is {value!r}, which is no regular expression: {error}") from None
-    # flannel reads it with Go's RE2, which has neither look-around nor back-references.
-    if not value or re.search(r"\(\?(=|!|<=|<!|P=|>|\()|\\[1-9]", value):
-        raise ValueError(f"is {value!r}; flannel knows neither look-around nor back-references: `^eth1$`")
+    # flannel reads it with Go's RE2, which has no look-around, no back-references, none of possessive
+    # quantifiers, and `\z` for Python's `\Z`.
+    if not value or re.search(r"\(\?(=|!|<=|<!|P=|>|\()|\\[1-9Z]|[*+?}]\+", value):
+        raise ValueError(
+            f"is {value!r}; flannel knows neither look-around, back-references, `\\Z` nor possessive "
+            "quantifiers: `^eth1$`"
+        )
     return value
 
 
@@ -364,12 +374,46 @@ def _environment(value: dict[str, str]) -> dict[str, str]:
     return value
 
 
-def _quantities(value: dict[str, str]) -> dict[str, str]:
+_QUANTITY = re.compile(r"\d+(\.\d+)?(m|k|M|G|T|Ki|Mi|Gi|Ti)?")
+_RESERVABLE = ("cpu", "memory", "ephemeral-storage", "pid")  # cmd/kubelet/app/server.go, parseResourceList
+_SIGNALS = (  # pkg/kubelet/eviction/api/types.go; kubelet sets those of containerfs itself
+    "memory.available",
+    "nodefs.available",
+    "nodefs.inodesFree",
+    "imagefs.available",
+    "imagefs.inodesFree",
+    "pid.available",
+)
+
+
+def _reserved(value: dict[str, str]) -> dict[str, str]:
     for name, text in value.items():
-        if not re.fullmatch(r"\d+(\.\d+)?(m|k|M|G|T|Ki|Mi|Gi|Ti|%)?", text):
+        if name not in _RESERVABLE:
             raise ValueError(
-                f"has {name}: {text!r}; write a quantity as Kubernetes does: `500m`, `512Mi`, `10%`"
+                f"has {name}, of which nothing can be kept; write one of {', '.join(_RESERVABLE)}"
             )
+        if not _QUANTITY.fullmatch(text):
+            raise ValueError(f"has {name}: {text!r}; write a quantity as Kubernetes does: `500m`, `512Mi`")
+    return value
+
+
+def _thresholds(value: dict[str, str]) -> dict[str, str]:
+    for name, text in value.items():
+        if name not in _SIGNALS:
+            raise ValueError(f"has {name}, which kubelet doesn't know; write one of {', '.join(_SIGNALS)}")
+        percent = re.fullmatch(r"(\d+(\.\d+)?)%", text)
+        if percent is not None and Decimal(percent[1]) <= 100:
+            continue
+        if not _QUANTITY.fullmatch(text) or not re.search("[1-9]", text):
+            raise ValueError(
+                f"has {name}: {text!r}; write a quantity above zero or a percentage to 100: `100Mi`, `10%`"
+            )
+    return value
+
+
+def _size(value: str) -> str:
+    if not re.fullmatch(r"[1-9]\d{0,11}(k|M|G|Ki|Mi|Gi)?", value):
+        raise ValueError(f"is {value!r}; write a size as Kubernetes does: `10Mi`")
     return value
 
 
@@ -440,6 +484,7 @@ Duration = Annotated[str, BeforeValidator(_duration_text), AfterValidator(_durat
 PositiveDuration = Annotated[
     str, BeforeValidator(_duration_text), AfterValidator(_positive_duration), _DURATION_KIND
 ]
+GracePeriod = Annotated[str, BeforeValidator(_duration_text), AfterValidator(_grace_period), _DURATION_KIND]
 RepositoryUrl = Annotated[str, AfterValidator(_repository_url), Kind("URL", pattern="://")]
 PackageRevision = Annotated[str, AfterValidator(_revision), Kind("revision")]
 PackageKey = Annotated[str, AfterValidator(_package_key), Kind("path or URL")]
@@ -458,7 +503,9 @@ HostKey = Annotated[
 Regex = Annotated[str, AfterValidator(_regex), Kind("regular expression")]
 Labels = Annotated[dict[str, str], AfterValidator(_labels), Kind("name: text")]
 Taints = Annotated[tuple[str, ...], AfterValidator(_taints), Kind("list of taints")]
-Quantities = Annotated[dict[str, str], AfterValidator(_quantities), Kind("name: quantity")]
+Reserved = Annotated[dict[str, str], AfterValidator(_reserved), Kind("name: quantity")]
+Thresholds = Annotated[dict[str, str], AfterValidator(_thresholds), Kind("name: quantity")]
+Size = Annotated[str, AfterValidator(_size), Kind("size", pattern=r"^\d+[kMGi]*$")]
 Environment = Annotated[dict[str, str], AfterValidator(_environment), Kind("NAME: text")]
 UserName = Annotated[str, AfterValidator(_user_name), Kind("user name")]
 Flag = Annotated[
@@ -467,9 +514,13 @@ Flag = Annotated[
     # Pulumi itself writes a stack file's `true` anew as text.
     Kind("true or false", type=["boolean", "string"], enum=[True, False, "true", "false"]),
 ]
-Percent = Annotated[int, BeforeValidator(_integer), Between(0, 100, "a percentage")]
+# Below kubelet's own 80, at which it stops to delete, it doesn't start (pkg/kubelet/apis/config/validation).
+ImageThreshold = Annotated[int, BeforeValidator(_integer), Between(81, 100, "a percentage")]
+LogFiles = Annotated[int, BeforeValidator(_integer), Between(2, 1_000, "a whole number")]
 Port = Annotated[int, BeforeValidator(_integer), Between(1, 65535, "a port")]
 NodePort = Annotated[int, BeforeValidator(_integer), Between(30000, 32767, "a node port")]
 Positive = Annotated[int, BeforeValidator(_integer), Between(1, 1_000_000, "a whole number")]
+# A minute of them is kept for what comes after the wait.
+RolloutSeconds = Annotated[int, BeforeValidator(_integer), Between(120, 1_000_000, "seconds")]
 ResyncSeconds = Annotated[int, BeforeValidator(_integer), Between(1, 3600, "seconds")]
 TokenMinutes = Annotated[int, BeforeValidator(_integer), Between(1, 1440, "minutes")]

@@ -72,13 +72,36 @@ open_firewalld() {
   say "firewalld lets the cluster's ports and the pod network through"
 }
 
-# The zone of the interface that has the host's address, and the default one, in which all others are by themselves.
+# The zone of the interface that has the host's address; the default one, in which all others are by themselves; and
+# those by source in which the hosts' network is, which firewalld asks first.
 cluster_zones() {
   local interface default own
   interface=$(ip -o -4 address show to "$ADDRESS" | awk 'NR == 1 {print $2}')
   default=$(firewalld_call getDefaultZone)
   own=$(firewalld_call zone.getZoneOfInterface s "$interface")
-  printf '%s\n' "$default" "$own" | sed -nE 's/^s "(.+)"$/\1/p' | sort -u
+  { printf '%s\n' "$default" "$own" | sed -nE 's/^s "(.+)"$/\1/p'; source_zones; } | sort -u
+}
+
+# The zones of which a source holds the host's address. busctl prints a{sa{sas}}: how many zones; of each its name, how
+# many kinds; of each its name (interfaces, sources), how many, and these.
+source_zones() {
+  firewalld_call zone.getActiveZones | tr -d '"' | awk -v address="$ADDRESS" '
+    function number(ip,  part) { split(ip, part, "."); return ((part[1] * 256 + part[2]) * 256 + part[3]) * 256 + part[4] }
+    function holds(network,  part, size) {
+      if (network !~ /^[0-9.]+(\/[0-9]+)?$/) return 0
+      size = 2 ^ (32 - (split(network, part, "/") == 2 ? part[2] : 32))
+      return int(number(part[1]) / size) == int(number(address) / size)
+    }
+    {
+      at = 3
+      for (zones = $2; zones > 0; zones--) {
+        zone = $(at++)
+        for (kinds = $(at++); kinds > 0; kinds--) {
+          kind = $(at++)
+          for (many = $(at++); many > 0; many--) { thing = $(at++); if (kind == "sources" && holds(thing)) print zone }
+        }
+      }
+    }'
 }
 
 # ufw writes a range with a colon.

@@ -37,7 +37,7 @@ create() {
 }
 
 # kubeadm asks for no CPU for kube-proxy: on a busy node it then gets a hundredth of what others get, and
-# no service answers there for minutes. kubeadm's patches don't reach it.
+# no service answers there for minutes. kubeadm's patches reach it from 1.37 on only.
 give_kube_proxy_its_share() {
   kubectl --kubeconfig "$ADMIN" --request-timeout=60s -n kube-system patch daemonset kube-proxy --patch \
     '{"spec": {"template": {"spec": {"containers": [{"name": "kube-proxy", "resources": {"requests": {"cpu": "100m"}}}]}}}}' >/dev/null
@@ -84,8 +84,10 @@ renew_certificates() {
   kubeadm_phase certs renew all --config "$HOME_DIR/kubeadm.yaml" ||
     fail "the cluster's certificates can't be renewed" "the lines above say why"
   for name in etcd kube-apiserver kube-controller-manager kube-scheduler; do
-    mapfile -t containers < <(cri ps --quiet --name "^$name\$")
-    ((${#containers[@]} == 0)) || cri stop --timeout 30 "${containers[@]}" >/dev/null
+    containers=$(cri ps --quiet --name "^$name\$") ||
+      fail "containerd doesn't say which container is $name's" "it goes on with its former certificate; run again, or look at crictl ps on $HOST"
+    # shellcheck disable=SC2086 # an id a word
+    [[ -z $containers ]] || cri stop --timeout 30 $containers >/dev/null
   done
   wait_for 300 "the API server" api_ready || fail "the API server doesn't answer with its new certificate" "look at crictl ps -a on $HOST"
   rm -f "$HOME_DIR/certificates.renewing"
@@ -93,11 +95,19 @@ renew_certificates() {
 
 # Within as many days as model/drift.py asks.
 certificates_end_soon() {
-  local limit
+  local limit known
   limit=$(date -u -d "+$CERTIFICATE_DAYS days" +%FT%TZ)
-  kubeadm certs check-expiration --config "$HOME_DIR/kubeadm.yaml" --output json 2>/dev/null | tr ',' '\n' |
-    sed -n '/"certificateAuthorities"/q; s/.*"expirationDate": *"\([^"]*\)".*/\1/p' |
-    awk -v limit="$limit" '$1 < limit {found = 1} END {exit !found}'
+  known=$(kubeadm certs check-expiration --config "$HOME_DIR/kubeadm.yaml" --output json 2>"$HOME_DIR/phase.log") || {
+    tail -n 5 "$HOME_DIR/phase.log" >&2
+    fail "when the cluster's certificates end can't be told" "the lines above name the file: put it back, or take it away, and kubeadm makes it anew"
+  }
+  tr ',' '\n' <<<"$known" | awk -v limit="$limit" '
+    /"certificateAuthorities"/ {authorities = 1}
+    !authorities && match($0, /"expirationDate": *"[^"]*"/) {
+      split(substr($0, RSTART, RLENGTH), part, "\"")
+      if (part[4] < limit) found = 1
+    }
+    END {exit !found}'
 }
 
 # What kubeadm keeps in the cluster for every node. kube-proxy's is read when the step `proxy`
@@ -109,6 +119,8 @@ converge_config() {
     return
   fi
   say "uploading the settings to the cluster"
+  # The settings name their folder, which kubeadm wants to be there.
+  put_patches
   kubeadm_phase init phase upload-config all --config "$HOME_DIR/kubeadm.new.yaml" ||
     fail "the changed settings can't be uploaded" "the lines above say why"
   upload_proxy_config || fail "kube-proxy's changed settings can't be uploaded" "the lines above say why"

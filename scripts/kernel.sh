@@ -61,7 +61,7 @@ stop_swap() {
     fi
   done < <(systemctl list-units --type=swap --all --plain --no-legend | awk '$1 ~ /[.]swap$/ {print $1}')
   # They swap on by a program of their own, not by a unit of systemd's kind for it.
-  for unit in dphys-swapfile.service zramswap.service; do
+  for unit in dphys-swapfile.service zramswap.service zram-config.service armbian-zram-config.service; do
     if systemctl cat "$unit" >/dev/null 2>&1; then hold_unit "$unit"; fi
   done
   # All at once: systemd reads all its units again after each call.
@@ -71,7 +71,8 @@ stop_swap() {
 }
 
 # A unit whose file is in /etc can't be masked: the mask would be in that file's place. A condition that doesn't hold
-# keeps any unit from starting, whoever wants it.
+# keeps any unit from starting, whoever wants it. The file that it names is on the root file system: /var may be
+# mounted later than swap is turned on.
 hold_unit() {
   local folder=/etc/systemd/system/$1.d
   [[ -d $folder ]] || note held-folders "$folder"
@@ -79,7 +80,7 @@ hold_unit() {
   if put_file "$folder/kubeadm-ipvs.conf" 0644 <<'CONF'
 # kubeadm-ipvs: kubelet doesn't start where swap is on
 [Unit]
-ConditionPathExists=!/var/lib/kubeadm-ipvs
+ConditionPathExists=!/etc/modules-load.d/kubeadm-ipvs.conf
 CONF
   then
     systemctl daemon-reload

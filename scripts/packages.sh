@@ -14,8 +14,10 @@ readonly CRI_PACKAGE=cri-tools
 
 create() {
   need_record
+  refuse_upgrade
   if [[ $MANAGE != true ]]; then
     check_versions
+    remember_version
     say "packages are the host's own business; kubeadm is at $VERSION"
     return
   fi
@@ -25,8 +27,19 @@ create() {
   esac
   check_versions
   systemctl enable --quiet kubelet
+  remember_version
   say "kubelet, kubeadm and kubectl $VERSION are installed and held"
 }
+
+# A living node isn't upgraded by its packages alone. The preview refuses another version; a run of chosen steps
+# (`pulumi up --target`) has none.
+refuse_upgrade() {
+  local made
+  [[ -e $HOME_DIR/node.done && -e $HOME_DIR/version ]] || return 0
+  made=$(<"$HOME_DIR/version")
+  [[ $made == "$VERSION" ]] || fail "$HOST is a node of a cluster at $made, which this program doesn't upgrade yet" "set cluster.kubernetesVersion to $made again; nothing was changed here"
+}
+remember_version() { printf '%s\n' "$VERSION" | put_file "$HOME_DIR/version" 0600 || :; }
 
 check_versions() {
   local seen

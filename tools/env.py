@@ -5,12 +5,12 @@ from __future__ import annotations
 import os
 import secrets
 import shlex
-import socket
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from components import agent
 from lab import paths
 from lab.progress import Progress
 from tools import engine
@@ -76,8 +76,7 @@ def programs(tools: Toolbox) -> dict[str, str | None]:
         "PATH": os.pathsep.join(_path(tools)),
         "PULUMI_SKIP_UPDATE_CHECK": "true",
         "PULUMI_DISABLE_AUTOMATIC_PLUGIN_ACQUISITION": "true",  # they are here; don't ask the network
-        # The command plugin fails on an agent that doesn't answer even where it has a key.
-        **({"SSH_AUTH_SOCK": None} if _agent_is_dead() else {}),
+        **({"SSH_AUTH_SOCK": None} if agent.dead() else {}),
     }
 
 
@@ -122,15 +121,3 @@ def _python_dir() -> str:
     # The language host runs the first `python` on PATH.
     project = paths.project_dir() / ".venv" / "bin"
     return str(project if (project / "python").exists() else Path(sys.executable).parent)
-
-
-def _agent_is_dead() -> bool:
-    where = os.environ.get("SSH_AUTH_SOCK")
-    if not where:
-        return False
-    with socket.socket(socket.AF_UNIX) as probe:
-        try:
-            probe.connect(where)
-        except OSError:
-            return True
-    return False

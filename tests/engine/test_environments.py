@@ -47,3 +47,16 @@ def test_the_engine_makes_no_stack_in_a_file_backend_without_a_passphrase_or_a_k
     assert without.returncode != 0
     assert "passphrase must be set" in without.stderr
     assert "unknown secrets provider" in made("--secrets-provider", "none").stderr
+
+
+def test_a_setting_that_is_kept_as_a_secret_is_refused_since_it_would_stand_in_the_open(
+    toolbox: env.Toolbox, tmp_path: Path
+) -> None:
+    stack = make_committed_stack(tmp_path, env.environment(toolbox), "dev")
+    secret = "http://me:hush@proxy.example.com:3128"
+    path = "kubeadm-ipvs:cluster.componentEnvironment.HTTPS_PROXY"
+    argv = ["pulumi", "config", "set", "--stack", stack.name, "--secret", "--path", path, secret]
+    subprocess.run(argv, cwd=stack.folder, env=stack.environment, check=True, capture_output=True)
+    run = stack.preview(fails=True)
+    assert "Set without --secret: cluster" in "\n".join(run.messages)
+    assert "hush" not in run.text

@@ -149,6 +149,17 @@ def test_a_login_without_a_key_file_is_by_the_agents(
         assert "refuses the login with the agent's keys" in refusal(settings)
 
 
+def test_an_agent_that_is_gone_is_told_before_the_provider_trips_over_it(
+    host: SshServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with ssh_agent(host.private_key) as place:
+        monkeypatch.setenv("SSH_AUTH_SOCK", place)
+        wait(settings_for(host, tmp_path))
+    said = refusal(settings_for(host, tmp_path, wait=60))
+    assert f"node1: no SSH agent answers at {place}" in said
+    assert "Unset SSH_AUTH_SOCK" in said
+
+
 def test_a_login_key_with_a_passphrase_is_sent_to_the_agent(host: SshServer, tmp_path: Path) -> None:
     host.private_key = other_key().export_private_key("pkcs8-pem", passphrase="secret").decode()
     assert "belongs into an agent" in refusal(settings_for(host, tmp_path, wait=60))

@@ -53,6 +53,7 @@ OTHERS: dict[str, Any] = {
     "registry.imageRepository": "example.com",
     "registry.mirrors": {"docker.io": ["https://example.com"]},
     "ssh.user": "ops",
+    "cluster.kubelet.imageGcHighThresholdPercent": 90,
 }
 # What these hosts can't show: files that are read while settings are loaded, and a second control plane.
 UNSEEN = {"extends", "ssh.privateKeyFile", "ssh.knownHostsFile", "hosts[].ssh.hostKey", "hosts[].role"}

@@ -90,6 +90,9 @@ nodeRegistration:
   - name: node-ip
     value: 192.168.166.101
   imagePullPolicy: IfNotPresent
+  taints:
+  - key: node-role.kubernetes.io/control-plane
+    effect: NoSchedule
 skipPhases:
 - show-join-command
 timeouts:
@@ -238,7 +241,64 @@ def test_a_host_alone_takes_pods_and_one_with_workers_keeps_its_taint() -> None:
     alone = documents(kubeadm.init_config(settings_with(1)))["InitConfiguration"]
     assert alone["nodeRegistration"]["taints"] == []
     with_workers = documents(kubeadm.init_config(settings_with(2)))["InitConfiguration"]
-    assert "taints" not in with_workers["nodeRegistration"]
+    own = {"key": "node-role.kubernetes.io/control-plane", "effect": "NoSchedule"}
+    assert with_workers["nodeRegistration"]["taints"] == [own]
+
+
+def test_kubernetes_own_taint_that_the_settings_name_too_is_there_once() -> None:
+    settings = settings_with(2)
+    asked = settings.control_plane.model_copy(
+        update={"taints": ("node-role.kubernetes.io/control-plane:NoSchedule", "a:NoExecute")}
+    )
+    assert kubeadm.node_taints(settings, asked) == list(asked.taints)
+
+
+def test_a_node_that_is_the_last_is_no_longer_kept_from_pods() -> None:
+    several, alone = settings_with(2), settings_with(1)
+    assert kubeadm.node_taints(several, several.control_plane) == [kubeadm.CONTROL_PLANE_TAINT]
+    assert kubeadm.node_taints(several, several.workers[0]) == []
+    assert kubeadm.node_taints(alone, alone.control_plane) == []
+
+
+def test_labels_that_kubelet_would_put_back_at_each_start_are_left_to_the_member() -> None:
+    settings = settings_with()
+    labels = {
+        "a": "1",
+        "topology.kubernetes.io/zone": "a",
+        "topology.kubernetes.io/region": "r",
+        "node.kubernetes.io/instance-type": "big",
+        "node.kubernetes.io/other": "2",
+    }
+    host = settings.workers[0].model_copy(update={"labels": labels})
+    joining = yaml.safe_load(kubeadm.join_config(settings, host, TOKEN, CA_HASH))
+    arguments = {item["name"]: item["value"] for item in joining["nodeRegistration"]["kubeletExtraArgs"]}
+    assert arguments["node-labels"] == "a=1,node.kubernetes.io/other=2"
+
+
+# Numbers and truth values for go.yaml.in/yaml/v2 (resolve.go), by which kubeadm reads, and text for PyYAML.
+@pytest.mark.parametrize("text", ["y", "N", "1e3", "0o17", "12e4", "1_000", "+.5", "0b11", "7."])
+def test_a_text_that_looks_like_a_number_or_a_truth_value_to_go_is_in_quotes(text: str) -> None:
+    settings = settings_with()
+    host = settings.workers[0].model_copy(update={"taints": (f"dedicated={text}:NoSchedule",)})
+    written = kubeadm.join_config(settings, host, TOKEN, CA_HASH)
+    assert f"value: '{text}'\n" in written
+
+
+@pytest.mark.parametrize("text", ["1m0s", "192.168.166.101", "10.244.0.0/16", "yes-1", "node1"])
+def test_other_texts_are_as_plain_as_ever(text: str) -> None:
+    settings = settings_with()
+    settings = settings.model_copy(
+        update={"cluster": settings.cluster.model_copy(update={"component_environment": {"A": text}})}
+    )
+    assert f"value: {text}\n" in kubeadm.init_config(settings)
+
+
+@pytest.mark.parametrize("mode", ["nftables", "iptables"])
+def test_the_other_modes_are_told_their_sync_periods_too(mode: str) -> None:
+    settings = settings_with()
+    proxy = settings.proxy.model_copy(update={"mode": mode, "sync_period": "9s", "min_sync_period": "3s"})
+    written = documents(kubeadm.init_config(settings.model_copy(update={"proxy": proxy})))
+    assert written["KubeProxyConfiguration"][mode] == {"syncPeriod": "9s", "minSyncPeriod": "3s"}
 
 
 def test_labels_are_handed_to_kubelet_in_one_order() -> None:
@@ -279,7 +339,7 @@ def test_kubelets_settings_are_those_given_under_kubernetes_names() -> None:
             "kubelet": {
                 "maxPods": 50,
                 "systemReserved": {"cpu": "200m"},
-                "imageGcHighThresholdPercent": 70,
+                "imageGcHighThresholdPercent": 85,
                 "serializeImagePulls": False,
             }
         }
@@ -290,7 +350,7 @@ def test_kubelets_settings_are_those_given_under_kubernetes_names() -> None:
         **own,
         "maxPods": 50,
         "systemReserved": {"cpu": "200m"},
-        "imageGCHighThresholdPercent": 70,
+        "imageGCHighThresholdPercent": 85,
         "serializeImagePulls": False,
     }
     assert documents(kubeadm.init_config(given))["KubeletConfiguration"] == rendered

@@ -538,6 +538,20 @@ def test_services_that_lack_endpoints_are_named_with_how_many(tmp_path: Path, dn
 
 
 @pytest.mark.parametrize(
+    ("endpoints", "lacking"),
+    [
+        ("true,10.244.0.2 true,10.244.0.3 true,10.244.1.4", ""),
+        ("true,10.244.0.2 true,10.244.0.3", "kube-system/kube-dns has 2 ready endpoints, not 3"),
+    ],
+)
+def test_dns_has_as_many_endpoints_as_somebody_has_asked_of_its_deployment(
+    tmp_path: Path, endpoints: str, lacking: str
+) -> None:
+    lines = ["deployed kube-system/coredns 2,2,3,3,3,3", f"endpoints kube-system/kube-dns {endpoints}"]
+    assert what_is_lacking(tmp_path, lines, "'kube-system/kube-dns 2'") == lacking
+
+
+@pytest.mark.parametrize(
     ("deployment", "numbers", "lacking"),
     [
         ("default/nginx", "3,3,2,2,2,2", ""),
@@ -831,6 +845,46 @@ create() {{ upload_proxy_config; }}
     assert uploaded.endswith("mode: nftables\n")
 
 
+def test_patches_that_the_settings_name_are_there_before_kubeadm_reads_them(tmp_path: Path) -> None:
+    body = f"""
+kubeadm_phase() {{ ls {tmp_path}/patches; }}
+upload_proxy_config() {{ :; }}
+create() {{ converge_config; }}
+"""
+    values = {"CONFIG": "new", "PATCHES": "$'etcd+strategic.json\\t{}'"}
+    assert bash(with_lib(INIT + body, **values), home=tmp_path).stdout == "etcd+strategic.json\n"
+
+
+@pytest.mark.parametrize(
+    ("made", "done", "refused"),
+    [("1.36.3", True, True), ("1.37.2", True, False), ("1.36.3", False, False), (None, True, False)],
+)
+def test_a_living_node_gets_no_packages_of_another_version(
+    tmp_path: Path, made: str | None, done: bool, refused: bool
+) -> None:
+    if made:
+        (tmp_path / "version").write_text(f"{made}\n")
+    if done:
+        (tmp_path / "node.done").touch()
+    body = "create() { refuse_upgrade; echo installed; }\n"
+    text = with_lib((SCRIPTS / "packages.sh").read_text() + body, VERSION="1.37.2")
+    said = bash(text, home=tmp_path, check=False)
+    assert said.stdout == ("" if refused else "installed\n")
+    assert ("set cluster.kubernetesVersion to 1.36.3 again" in said.stderr) == refused
+
+
+def test_a_zone_by_source_is_opened_where_the_hosts_network_is_in_it(tmp_path: Path) -> None:
+    zones = (
+        'a{sa{sas}} 4 "public" 1 "interfaces" 2 "eth0" "eth1" '
+        '"internal" 2 "interfaces" 1 "eth2" "sources" 2 "192.0.2.0/24" "10.0.0.0/8" '
+        '"dmz" 1 "sources" 2 "10.9.0.0/16" "ipset:theirs" "home" 1 "sources" 1 "10.0.0.11"'
+    )
+    body = f"firewalld_call() {{ echo '{zones}'; }}\ncreate() {{ source_zones; }}\n"
+    script = (SCRIPTS / "firewalld.sh").read_text() + (SCRIPTS / "firewall.sh").read_text()
+    said = bash(with_lib(script + body, ADDRESS="10.0.0.11"), home=tmp_path).stdout
+    assert said.split() == ["internal", "home"]
+
+
 def test_the_api_servers_schema_is_made_in_the_form_that_the_provider_asks_for(tmp_path: Path) -> None:
     # The JSON form was handed out, while the binary one took longer than the API server's own minute.
     body = """
@@ -877,6 +931,29 @@ def expiry(days: int, compact: bool) -> str:
         "certificateAuthorities": [{"name": "ca", "expirationDate": "2001-01-01T00:00:00Z"}],
     }
     return json.dumps(text, separators=(",", ":")) if compact else json.dumps(text, indent=4)
+
+
+@pytest.mark.parametrize(
+    ("kubeadm", "cri", "said"),
+    [
+        ("echo 'ca.crt: no PEM' >&2; return 1", ":", "when the cluster's certificates end can't be told"),
+        (":", "return 1", "containerd doesn't say which container is etcd's"),
+    ],
+)
+def test_a_repair_that_cannot_renew_certificates_fails(
+    tmp_path: Path, kubeadm: str, cri: str, said: str
+) -> None:
+    if kubeadm == ":":
+        (tmp_path / "certificates.renewing").touch()
+    body = f"""
+kubeadm() {{ {kubeadm}; }}
+cri() {{ {cri}; }}
+kubectl() {{ echo ok; }}
+create() {{ renew_certificates; }}
+"""
+    done = bash(with_lib(INIT + body, CERTIFICATE_DAYS="30"), home=tmp_path, check=False)
+    assert (done.returncode, said in done.stderr) == (1, True), done.stderr
+    assert (tmp_path / "certificates.renewing").exists() == (kubeadm == ":")
 
 
 @pytest.mark.parametrize("compact", [True, False])

@@ -118,6 +118,54 @@ BAD: list[tuple[Callable[[Raw], None], str, list[str]]] = [
         "cluster.kubelet.systemReserved",
         ["`500m`"],
     ),
+    # What kubelet doesn't start with.
+    (
+        put("cluster.kubelet", {"imageGcHighThresholdPercent": 80}),
+        "cluster.kubelet.imageGcHighThresholdPercent",
+        ["81"],
+    ),
+    (put("cluster.kubelet", {"containerLogMaxFiles": 1}), "cluster.kubelet.containerLogMaxFiles", ["from 2"]),
+    (
+        put("cluster.kubelet", {"containerLogMaxSize": "10m"}),
+        "cluster.kubelet.containerLogMaxSize",
+        ["`10Mi`"],
+    ),
+    (
+        put("cluster.kubelet", {"containerLogMaxSize": "10MB"}),
+        "cluster.kubelet.containerLogMaxSize",
+        ["`10Mi`"],
+    ),
+    (
+        put("cluster.kubelet", {"kubeReserved": {"cpus": "200m"}}),
+        "cluster.kubelet.kubeReserved",
+        ["cpus", "cpu, memory"],
+    ),
+    (
+        put("cluster.kubelet", {"systemReserved": {"memory": "10%"}}),
+        "cluster.kubelet.systemReserved",
+        ["10%"],
+    ),
+    (
+        put("cluster.kubelet", {"evictionHard": {"memory.free": "9Mi"}}),
+        "cluster.kubelet.evictionHard",
+        ["memory.available"],
+    ),
+    (
+        put("cluster.kubelet", {"evictionHard": {"memory.available": "0"}}),
+        "cluster.kubelet.evictionHard",
+        ["above zero"],
+    ),
+    (
+        put("cluster.kubelet", {"evictionHard": {"nodefs.available": "150%"}}),
+        "cluster.kubelet.evictionHard",
+        ["to 100"],
+    ),
+    (
+        put("cluster.kubelet", {"shutdownGracePeriod": "500ms"}),
+        "cluster.kubelet.shutdownGracePeriod",
+        ["a second"],
+    ),
+    (put("limits", {"rollout": 60}), "limits.rollout", ["from 120"]),
     (put("hosts.0.taints", ["dedicated"]), "hosts[0].taints", ["`key=value:Effect`", "NoSchedule"]),
     (put("hosts.0.taints", ["a=b:NoExecute", "a=c:NoExecute"]), "hosts[0].taints", ["twice"]),
     (put("production", "maybe"), "production", ["true or false"]),
@@ -192,6 +240,8 @@ BAD: list[tuple[Callable[[Raw], None], str, list[str]]] = [
     (put("network.dnsDomain", "cluster_local"), "network.dnsDomain", ["DNS name"]),
     (put("network.flannel.interfaceRegex", "("), "network.flannel.interfaceRegex", ["no regular expression"]),
     (put("network.flannel.resyncSeconds", 0), "network.flannel.resyncSeconds", ["seconds"]),
+    (put("network.flannel.interfaceRegex", r"^eth1\Z"), "network.flannel.interfaceRegex", ["`^eth1$`"]),
+    (put("network.flannel.interfaceRegex", "^eth1++$"), "network.flannel.interfaceRegex", ["possessive"]),
     (put("network.flannel.interfaceRegex", "(?!lo)"), "network.flannel.interfaceRegex", ["look-around"]),
     (put("network.flannel.image", "flannel"), "network.flannel.image", ["without a version"]),
     # Cluster and proxy.
@@ -236,6 +286,7 @@ BAD: list[tuple[Callable[[Raw], None], str, list[str]]] = [
     (put("packages.repository", "http://x/{version}/"), "packages.repository", ["{version}", "{minor}"]),
     (put("packages.revision", "1.1; rm"), "packages.revision", ["`*`"]),
     (put("packages.key", "no-such.asc"), "packages.key", ["is not there"]),
+    (put("packages.key", "id.pub"), "packages.key", ["no armored key"]),
     (put("packages.key", "ftp://x/key"), "packages.key", ["http://"]),
     # How hosts are reached.
     (put("ssh.privateKeyFile", "absent"), "ssh.privateKeyFile", ["is not there"]),
@@ -458,7 +509,7 @@ def test_paths_start_at_the_base_folder_or_at_home(
 ) -> None:
     home = tmp_path / "home"
     home.mkdir()
-    (home / "key.asc").write_text("x")
+    (home / "key.asc").write_text("-----BEGIN PGP PUBLIC KEY BLOCK-----\n")
     monkeypatch.setenv("HOME", str(home))
     raw["packages"]["key"] = "~/key.asc"
     settings = load(raw, tmp_path)
@@ -566,6 +617,22 @@ def test_only_hosts_that_run_pods_need_the_applications_image(raw: Raw, tmp_path
     assert settings.nginx.image in settings.node_images(settings.workers[0])
     alone = load(raw | {"hosts": raw["hosts"][:1]}, tmp_path)
     assert alone.nginx.image in alone.node_images(alone.control_plane)
+
+
+@pytest.mark.parametrize(("effect", "spread"), [("NoSchedule", 1), ("NoExecute", 1), ("PreferNoSchedule", 2)])
+def test_a_worker_that_its_taints_keep_the_application_from_isnt_counted(
+    raw: Raw, tmp_path: Path, effect: str, spread: int
+) -> None:
+    raw["hosts"][2]["taints"] = [f"dedicated=db:{effect}"]
+    settings = load(raw, tmp_path)
+    assert settings.nginx_spread == spread
+    assert (settings.nginx.image in settings.node_images(settings.hosts[2])) == (spread == 2)
+
+
+def test_taints_that_leave_the_application_no_host_are_refused(raw: Raw, tmp_path: Path) -> None:
+    for host in raw["hosts"][1:]:
+        host["taints"] = ["dedicated=db:NoSchedule"]
+    assert [problem.path for problem in problems_of(raw, tmp_path)] == ["hosts"]
 
 
 @pytest.mark.parametrize(
