@@ -294,6 +294,7 @@ def drift(cluster: Cluster) -> dict[str, set[str]]:
         env=cluster.environment,
         capture_output=True,
         text=True,
+        timeout=RUN_SECONDS,
         check=False,
     )
     said = json.loads(done.stdout)
