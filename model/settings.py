@@ -498,7 +498,7 @@ class Settings(Section):
         """What every node runs and kubeadm doesn't pull on a worker, to be pulled while others are busy."""
         flannel = self.network.flannel
         images = [self.pause_image, self.kube_proxy_image, flannel.image, flannel.cni_plugin_image]
-        if host in self.nginx_hosts:
+        if host.role == "worker" or not self.workers:
             images.append(self.nginx.image)
         return tuple(images)
 

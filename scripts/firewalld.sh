@@ -99,14 +99,20 @@ start_stopped_firewalls() {
   rm -f "$RECORD/firewalls-stopped"
 }
 
-# firewalld_take_back: every addition that was noted and is still there.
+# firewalld_take_back: every addition that was noted and is still there. Once: asking it again costs a minute on a slow
+# host, and whoever opens the ports again notes them again.
 firewalld_take_back() {
-  local scope zone kind first second arguments signature
   [[ -n $(noted firewalld) ]] || return 0
-  if ! unit_active firewalld; then
+  if unit_active firewalld; then
+    firewalld_take_back_all
+  else
     firewalld_take_back_stored
-    return
   fi
+  rm -f "$RECORD/firewalld"
+}
+
+firewalld_take_back_all() {
+  local scope zone kind first second arguments signature
   while read -r scope zone kind first second; do
     arguments=("$first")
     signature=s

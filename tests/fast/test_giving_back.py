@@ -410,6 +410,24 @@ def test_what_a_reset_that_ended_early_has_left_goes_also_where_the_folders_were
     assert (tmp_path / "etc/kubernetes/manifests").is_dir()
 
 
+def test_firewalld_is_asked_once_for_what_was_added(tmp_path: Path) -> None:
+    record(tmp_path, firewalld="runtime public Port 10250 tcp\npermanent trusted Interface cni0\n")
+    body = """
+unit_active() { true; }
+firewalld_zone() { echo "$*" >&2; if [[ $3 == query* ]]; then echo "b true"; fi; }
+firewalld_tidy() { echo tidied >&2; }
+create() { firewalld_take_back; }
+"""
+    assert run(tmp_path, body).splitlines() == [
+        "runtime public queryPort ss 10250 tcp",
+        "runtime public removePort ss 10250 tcp",
+        "permanent trusted queryInterface s cni0",
+        "permanent trusted removeInterface s cni0",
+        "tidied",
+    ]
+    assert run(tmp_path, body) == ""
+
+
 def test_kubeadms_reset_is_told_which_runtime(tmp_path: Path) -> None:
     body = """
 have() { true; }

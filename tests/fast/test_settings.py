@@ -624,9 +624,7 @@ def test_a_worker_that_its_taints_keep_the_application_from_isnt_counted(
     raw: Raw, tmp_path: Path, effect: str, spread: int
 ) -> None:
     raw["hosts"][2]["taints"] = [f"dedicated=db:{effect}"]
-    settings = load(raw, tmp_path)
-    assert settings.nginx_spread == spread
-    assert (settings.nginx.image in settings.node_images(settings.hosts[2])) == (spread == 2)
+    assert load(raw, tmp_path).nginx_spread == spread
 
 
 def test_taints_that_leave_the_application_no_host_are_refused(raw: Raw, tmp_path: Path) -> None:
