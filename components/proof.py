@@ -31,7 +31,7 @@ class ProofArgs:
     settings: Settings
     machines: Mapping[str, PreparedHost]
     control_plane: ControlPlane
-    subject: pulumi.Output[str]
+    subject: pulumi.Input[str]
     depends_on: Sequence[pulumi.Resource]
 
 
@@ -59,7 +59,7 @@ class Proof(pulumi.ComponentResource):
                 "WAIT_SECONDS": str(settings.proof.wait_seconds),
                 # Whatever makes a proof run again: kernels are held against what is promised then, not when
                 # it was asked last.
-                "SUBJECT": args.subject.apply(lambda text: "\n".join([text, *_reasons(settings)])),
+                "SUBJECT": pulumi.Output.concat(args.subject, "\n", _reasons(settings)),
             },
             # Pods of a node that was made anew have other addresses.
             repair="\n".join(f"{host.name} {host.repair}" for host in settings.hosts if host.repair) or None,
@@ -95,8 +95,8 @@ class Proof(pulumi.ComponentResource):
         }
 
 
-def _reasons(settings: Settings) -> list[str]:
+def _reasons(settings: Settings) -> str:
     """What a proof depends on besides the cluster."""
     text = compose(STEPS["proof"], {})
     hosts = [f"{host.name} {host.address}" for host in settings.hosts]
-    return [*hosts, settings.proof.model_dump_json(), hashlib.sha256(text.encode()).hexdigest()]
+    return "\n".join([*hosts, settings.proof.model_dump_json(), hashlib.sha256(text.encode()).hexdigest()])

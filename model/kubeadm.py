@@ -139,8 +139,8 @@ def patches(settings: Settings) -> dict[str, str]:
 
 def _init(settings: Settings) -> dict[str, Any]:
     host = settings.control_plane
-    # Where there is none, kubeadm would give the control plane its own.
     registration = _node(settings, host)
+    # Left out, kubeadm would give the control plane its own.
     registration.setdefault("taints", [])
     return {
         "apiVersion": API_VERSION,
@@ -273,7 +273,6 @@ def _node(settings: Settings, host: Host) -> dict[str, Any]:
     # Without node-ip, kubelet registers the address of the default route: on a host with a NAT
     # or management interface, the wrong one.
     arguments = {"node-ip": host.address}
-    taints = node_taints(settings, host)
     if settings.cluster.slow_hosts:
         arguments["housekeeping-interval"] = "60s"
     # For what is scheduled by them from the start; all of them are the member's to set.
@@ -284,6 +283,7 @@ def _node(settings: Settings, host: Host) -> dict[str, Any]:
     ]
     if first:
         arguments["node-labels"] = ",".join(first)
+    taints = node_taints(settings, host)
     return {
         "name": host.name,
         "criSocket": CRI_SOCKET,

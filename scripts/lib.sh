@@ -192,6 +192,9 @@ dpkg_finished() {
 
 # Steps that only read, and may wait long, say no.
 locking() { true; }
+# Only a step that fetches from the Internet says yes, and keeps a login's proxy: others speak to the cluster's own
+# addresses, which no_proxy seldom names.
+fetching() { false; }
 update() { create; }
 delete() { :; }
 
@@ -203,9 +206,7 @@ run_step() {
   trap 'on_error $? $LINENO "$BASH_COMMAND"' ERR
   trap 'fail "stopped after its time limit or by a signal" "look at $HOST (load, network, disk), then run the same pulumi command again"' TERM INT HUP
   ((EUID == 0)) || fail "not root here" "let the login user run commands as root by sudo without a password"
-  # A login's proxy is for what comes from the Internet: only this step fetches anything by itself. Others speak to
-  # the cluster's own addresses, which no_proxy seldom names.
-  [[ $STEP == packages ]] || unset {http,https,all}_proxy {HTTP,HTTPS,ALL}_PROXY
+  fetching || unset {http,https,all}_proxy {HTTP,HTTPS,ALL}_PROXY
   # A run that was cut off may still be at work: two at once on one host would spoil each other.
   if locking; then
     exec 9>"$LOCK"

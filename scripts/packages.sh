@@ -12,6 +12,8 @@ readonly KUBE_PACKAGES=(kubelet kubeadm kubectl)
 # crictl: since 1.32 kubeadm's package doesn't bring it along (kubernetes/release, cmd/krel/templates/latest/metadata.yaml).
 readonly CRI_PACKAGE=cri-tools
 
+fetching() { true; }
+
 create() {
   need_record
   refuse_upgrade

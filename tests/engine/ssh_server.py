@@ -13,7 +13,6 @@ import socket
 import subprocess
 import tempfile
 import threading
-import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from contextlib import contextmanager
@@ -142,16 +141,13 @@ def ssh_agent(key: str) -> Iterator[str]:
     # A socket's path is short: pytest's own folders may be too deep.
     with tempfile.TemporaryDirectory(prefix="agent-") as folder:
         place = f"{folder}/agent"
-        add = ["ssh-add", "-q", "-"]
-        with subprocess.Popen(["ssh-agent", "-D", "-a", place], stdout=subprocess.DEVNULL) as agent:
+        argv = ["ssh-agent", "-D", "-a", place]
+        with subprocess.Popen(argv, stdout=subprocess.PIPE, text=True) as agent:
             try:
-                deadline = time.monotonic() + 20
-                while not Path(place).exists():
-                    assert time.monotonic() < deadline, "ssh-agent doesn't start"
-                    time.sleep(0.01)
-                subprocess.run(
-                    add, input=key, text=True, check=True, env={**os.environ, "SSH_AUTH_SOCK": place}
-                )
+                # It says where it listens once it does.
+                assert agent.stdout is not None and place in agent.stdout.readline()
+                variables = {**os.environ, "SSH_AUTH_SOCK": place}
+                subprocess.run(["ssh-add", "-q", "-"], input=key, text=True, check=True, env=variables)
                 yield place
             finally:
                 agent.terminate()

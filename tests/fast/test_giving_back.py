@@ -3,19 +3,13 @@
 from __future__ import annotations
 
 import hashlib
-import re
 from pathlib import Path
 
 import pytest
 
 from components.remote import SCRIPTS
 from tests.fast.test_script_parts import RESET
-from tests.fast.test_scripts import bash, with_lib
-
-
-def redirected(script: str, root: Path) -> str:
-    """A script whose files and folders are in a root of the test's own."""
-    return re.sub(r"(?<![\w}/.*])/(etc|var|opt|run|usr/libexec)(?=[/ ;])", rf"{root}/\1", script)
+from tests.fast.test_scripts import bash, redirected, with_lib
 
 
 def run(tmp_path: Path, body: str, *files: str, status: int = 0) -> str:
@@ -257,7 +251,7 @@ give_back_swap() {{ :; }}
 unload_modules() {{ :; }}
 create() {{ give_back_kernel; }}
 """
-    script = RESET.replace("/proc/sys/", f"{tmp_path}/sys/").replace("/etc/", f"{tmp_path}/etc/")
+    script = redirected(RESET, tmp_path).replace("/proc/sys/", f"{tmp_path}/sys/")
     done = bash(with_lib(script + body), home=tmp_path)
     assert {path: (tmp_path / "sys" / path).read_text().strip() for path in left} == left
     told = f"{tmp_path}/sys/net/ipv4/ip_forward stays 1, as a file of the host's own has it by now"

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from components.remote import SCRIPTS
-from tests.fast.test_scripts import bash, with_lib
+from tests.fast.test_scripts import bash, redirected, with_lib
 
 DATA = Path(__file__).parent / "data"
 # As a node in that mode prints them, cut down to a rule of each kind.
@@ -215,6 +215,14 @@ def test_another_network_for_pods_and_a_containerd_with_settings_are_found_befor
     ]
 
 
+def packages(tmp_path: Path, *, plugins: bool) -> str:
+    """The step's script on a host with CNI's plugins in their place, or without."""
+    plugin = tmp_path / "loopback"
+    if plugins:
+        plugin.touch(mode=0o755)
+    return (SCRIPTS / "packages.sh").read_text().replace("/opt/cni/bin/loopback", str(plugin))
+
+
 @pytest.mark.parametrize(
     ("lacking", "version", "said"),
     [
@@ -228,9 +236,6 @@ def test_packages_of_the_hosts_own_are_looked_at_and_left(
     tmp_path: Path, lacking: str, version: str, said: str
 ) -> None:
     (tmp_path / "record").mkdir()
-    plugin = tmp_path / "loopback"
-    if lacking != "loopback":
-        plugin.touch(mode=0o755)
     body = f"""
 kubeadm() {{ echo {version}; }}
 have() {{ [[ $1 != {lacking or "nothing"} ]]; }}
@@ -238,7 +243,7 @@ install_deb() {{ echo changed; }}
 install_rpm() {{ echo changed; }}
 systemctl() {{ echo changed; }}
 """
-    script = (SCRIPTS / "packages.sh").read_text().replace("/opt/cni/bin/loopback", str(plugin))
+    script = packages(tmp_path, plugins=lacking != "loopback")
     done = bash(with_lib(script + body, MANAGE="false", VERSION="1.37.2"), home=tmp_path, check=False)
     assert said in done.stderr
     assert ("FAILED" in done.stderr) == (said[0] != "p")
@@ -294,9 +299,6 @@ create() {{ put_key {file} https://packages.example.com/Release.key; }}
 def test_cni_plugins_are_installed_where_a_package_that_passes_for_them_has_put_none_there(
     tmp_path: Path, there: bool, asked: list[str]
 ) -> None:
-    plugin = tmp_path / "loopback"
-    if there:
-        plugin.touch(mode=0o755)
     (tmp_path / "record").mkdir()
     body = """
 rpm() { [[ $* == *--quiet* ]] || echo 1.37.2; }
@@ -308,7 +310,7 @@ grep() { :; }
 install_rpms() { printf '%s\\n' "$@"; }
 create() { install_rpm; }
 """
-    script = (SCRIPTS / "packages.sh").read_text().replace("/opt/cni/bin/loopback", str(plugin))
+    script = packages(tmp_path, plugins=there)
     text = with_lib(script + body, VERSION="1.37.2", REVISION="'*'", REPOSITORY_RPM="http://x/", KEY="key")
     assert bash(text, home=tmp_path).stdout.split() == asked
 
@@ -1199,7 +1201,7 @@ def test_the_folder_that_containerd_watches_for_the_network_outlives_the_node(
     for name in ("10-flannel.conflist", "10-theirs.conflist"):
         (folder / name).touch()
     same = folder.stat().st_ino
-    script = re.sub(r"(?<![\w])/(etc|var|run|opt)/", rf"{tmp_path}/\1/", (SCRIPTS / "reset.sh").read_text())
+    script = redirected((SCRIPTS / "reset.sh").read_text(), tmp_path)
     bash(with_lib(script + "create() { clear_folders; }\n"), home=tmp_path)
     assert [path.name for path in folder.iterdir()] == ["10-theirs.conflist"]
     assert folder.stat().st_ino == same

@@ -36,6 +36,11 @@ def with_lib(body: str, **values: str) -> str:
     )
 
 
+def redirected(script: str, root: Path) -> str:
+    """A script whose files and folders are in a root of the test's own."""
+    return re.sub(r"(?<![\w}/.*])/(etc|var|opt|run|usr/libexec)(?=[/ ;])", rf"{root}/\1", script)
+
+
 def test_every_script_is_part_of_a_step() -> None:
     sent = {name for files in STEPS.values() for name in files}
     assert sent == {path.name for path in SCRIPTS.glob("*.sh")}
@@ -163,13 +168,14 @@ def test_a_proxys_password_is_blotted_out_of_what_kubeadm_prints(tmp_path: Path)
     assert said == 'by "http://[password]@proxy:3128" or https://registry.k8s.io/a@b\n'
 
 
-@pytest.mark.parametrize(("step", "seen"), [("packages", "http://p http://q"), ("init", " ")])
+@pytest.mark.parametrize(("step", "seen"), [("packages", "http://p http://q"), ("runtime", " ")])
 def test_a_logins_proxy_is_for_the_packages_alone(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: str, seen: str
 ) -> None:
     monkeypatch.setenv("https_proxy", "http://p")
     monkeypatch.setenv("HTTP_PROXY", "http://q")
-    text = with_lib('create() { echo "${https_proxy:-} ${HTTP_PROXY:-}"; }\n')
+    script = (SCRIPTS / f"{step}.sh").read_text()
+    text = with_lib(script + 'create() { echo "${https_proxy:-} ${HTTP_PROXY:-}"; }\n')
     assert bash(text, "create", step, "node1", home=tmp_path).stdout == f"{seen}\n"
 
 
