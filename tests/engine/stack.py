@@ -218,11 +218,7 @@ def make_committed_stack(folder: Path, environment: dict[str, str], name: str) -
     """A committed stack in `folder/project`, empty; what its settings name in a home is in `folder/home`."""
     project, home = folder / "project", folder / "home"
     stacks.copy_checkout(project)
-    # Pulumi's own lines are of the state that a person has; this one's state is another.
-    file = project / f"Pulumi.{name}.yaml"
-    own = ("encryptionsalt:", "encryptedkey:", "secretsprovider:")
-    lines = file.read_text().splitlines(keepends=True)
-    file.write_text("".join(line for line in lines if not line.startswith(own)))
+    forget_state(project, name)
     home.mkdir()
     stacks.make_home(home, name)
     # Where plugins may be is the person's own all the same.
@@ -230,6 +226,14 @@ def make_committed_stack(folder: Path, environment: dict[str, str], name: str) -
     stack = make_stack_of(project, {**environment, "PULUMI_HOME": plugins, "HOME": str(home)}, name)
     stack.language_host = True
     return stack
+
+
+def forget_state(project: Path, name: str) -> None:
+    """Take Pulumi's own lines out of a stack's file: they are of another state than the next command's."""
+    file = project / f"Pulumi.{name}.yaml"
+    own = ("encryptionsalt:", "encryptedkey:", "secretsprovider:")
+    lines = file.read_text().splitlines(keepends=True)
+    file.write_text("".join(line for line in lines if not line.startswith(own)))
 
 
 def _internal(kind: str) -> bool:

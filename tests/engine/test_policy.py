@@ -13,7 +13,7 @@ import pytest
 from lab import paths
 from lab.progress import Progress
 from tests import stacks
-from tests.engine.stack import LIMIT_SECONDS, Stack, make_committed_stack
+from tests.engine.stack import LIMIT_SECONDS, Stack, forget_state, make_committed_stack
 from tools import env, policy
 
 Copy = Callable[[str], Stack]
@@ -47,10 +47,12 @@ def test_the_committed_production_keeps_the_mandatory_rules_and_is_warned_of_its
     copy: Copy, tmp_path: Path
 ) -> None:
     stack = copy("prod")
+    # The command makes its stack anew, in the state that every command of the project has: what the copy's
+    # own state wrote into the file would be of a stack whose state is elsewhere.
+    forget_state(stack.folder, "prod")
     done = subprocess.run(
         [str(stacks.PROJECT / ".venv/bin/python"), "-m", "tools.policy", "--stack", "prod"],
         cwd=stack.folder,
-        # The command makes its stack in the state that every command of the project has.
         env={
             **os.environ,
             **{name: stack.environment[name] for name in ("HOME", "PULUMI_HOME")},
