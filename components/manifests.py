@@ -45,6 +45,9 @@ HELD_SECONDS = 900.0
 # objects counts, whoever else has set it: a conflict would stop each run until somebody mends it by hand.
 APPLIED = {"pulumi.com/patchFieldManager": "kubeadm-ipvs", "pulumi.com/patchForce": "true"}
 
+# How long an object may take to be ready: flannel's and nginx's images are fetched meanwhile.
+READY_WITHIN = "20m"
+
 PAUSE_SECONDS = 5.0
 LONGEST_PAUSE_SECONDS = 30.0
 
@@ -59,14 +62,12 @@ class ManifestArgs:
         provider: The cluster's provider.
         cluster: The control plane. When the cluster goes the objects go with it: none is deleted one
             by one.
-        timeout: How long an object may take to be ready (`20m`).
     """
 
     file: str
     parameters: Mapping[str, documents.Parameter]
     provider: kubernetes.Provider
     cluster: ControlPlane
-    timeout: str = "20m"
     depends_on: Sequence[pulumi.Resource] = field(default_factory=tuple)
 
 
@@ -146,7 +147,7 @@ class Manifest(pulumi.ComponentResource):
                     # What is deleted goes by its name, and must not be what has just been made.
                     delete_before_replace=True,
                     hooks=hooks,
-                    custom_timeouts=pulumi.CustomTimeouts(create=args.timeout, update=args.timeout),
+                    custom_timeouts=pulumi.CustomTimeouts(create=READY_WITHIN, update=READY_WITHIN),
                 ),
             )
             self.objects[document.name] = resource

@@ -15,7 +15,7 @@ import asyncio
 import json
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict
 from datetime import UTC, datetime
 
@@ -28,17 +28,15 @@ from tools.reader import Reader
 LOOK_SECONDS = 300  # a few seconds on a host with time to spare, two minutes on a busy emulated one
 
 
-def settings_of(stack: str, environment: Mapping[str, str] | None = None) -> Settings:
+def settings_of(stack: str) -> Settings:
     """The settings of a stack, read by the `pulumi` on PATH.
 
-    :param environment: Pulumi's; this process's own if none is given.
     :raises Trouble: there is no such stack, or its settings can't be used.
     """
     try:
         done = subprocess.run(
             ["pulumi", "config", "--stack", stack, "--json", "--show-secrets", "--non-interactive"],
             cwd=project_dir(),
-            env=environment,
             stdin=subprocess.DEVNULL,
             capture_output=True,
             text=True,
