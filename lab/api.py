@@ -19,14 +19,15 @@ from lab.accelerator import Decision, choose
 from lab.errors import Trouble
 from lab.files import digest_of, locked, write_atomic
 from lab.image import Image, ensure_base, ensure_image
+from lab.image import prune as prune_images
 from lab.machine import Vm, make_key
 from lab.options import Family, Options
-from lab.paths import DEFAULT_LAB
+from lab.paths import DEFAULT_LAB, lab_command
 from lab.ports import LOOPBACK, Ports
 from lab.progress import Progress
 
 T = TypeVar("T")
-HostState = Literal["ready", "booting", "stopped"]
+HostState = Literal["ready", "booting", "paused", "stopped"]
 Source = Literal["auto", "build", "upstream"]
 
 # From power-on to systemd's end; emulated, with builds beside it, several minutes happen.
@@ -176,13 +177,12 @@ class Lab:
 
     def _read(self) -> _Record:
         if not self.exists:
-            suffix = "" if self.name == DEFAULT_LAB else f" --name {self.name}"
-            raise Trouble(f"there is no lab '{self.name}'", f"python3 -m lab up{suffix}")
+            raise Trouble(f"there is no lab '{self.name}'", lab_command("up", self.name))
         try:
             return _Record.read(self._record_path)
         except (ValueError, TypeError, KeyError) as error:
             raise Trouble(
-                f"{self._record_path} can't be understood: {error}", "python3 -m lab down"
+                f"{self._record_path} can't be understood: {error}", lab_command("down", self.name)
             ) from None
 
     def _vms(self, record: _Record) -> tuple[Vm, ...]:
@@ -269,7 +269,7 @@ class Lab:
             if differing:
                 raise Trouble(
                     f"the lab '{self.name}' exists with other options:\n" + "\n".join(differing),
-                    f"python3 -m lab down --name {self.name}, then up again",
+                    f"{lab_command('down', self.name)}, then up again",
                 )
             return record
         options = Options(name=self.name, **wanted)
@@ -320,13 +320,20 @@ class Lab:
         ports.check_free(wanted)
 
     def _check_room(self, record: _Record) -> None:
-        """Refuse where the disk is too full to begin; say so where memory is short.
+        """Refuse where the disk is too full to make what is missing; say so where memory is short.
+
+        A lab that has all it serves and boots from only begins again, and is what `make down` frees.
 
         :raises Trouble: with the folder and what it has.
         """
+        made = self._has_image and bool(record.site_root) and Path(record.site_root).exists()
         for folder in (self.folder, paths.cache_dir()):
             free = shutil.disk_usage(folder).free
-            if free < _DISK_NEEDED:
+            if free < _DISK_NEEDED and made:
+                self._progress.say(
+                    f"{folder} has {free >> 20} MiB left: QEMU stops a host whose disk can't be written"
+                )
+            elif free < _DISK_NEEDED:
                 raise Trouble(
                     f"{folder} has {free >> 30} GiB left, and the lab needs {_DISK_NEEDED >> 30}",
                     "make room (python3 -m lab prune), or set XDG_STATE_HOME and XDG_CACHE_HOME elsewhere",
@@ -351,15 +358,17 @@ class Lab:
         self._check_room(record)
         progress = self._progress
         with ThreadPoolExecutor(1) as beside:
-            # The base system is downloads and unpacking mostly; the site is compiling.
-            base = beside.submit(ensure_base, release, family, progress)
+            # The base system is downloads and unpacking mostly; the site is compiling. Of use is it for
+            # the image, and for the RPMs.
+            wanted = family == "dnf" or not self._has_image
+            base = beside.submit(ensure_base, release, family, progress) if wanted else None
             site = ensure_site(progress, source=source, debian_release=release)
-            archive = base.result()
+            archive = base.result() if base else None
         root, archives = site.root, tuple(sorted(path for path in site.preload.iterdir() if path.is_file()))
-        if family == "dnf":
+        if archive and family == "dnf":
             # Hosts without a runtime hold no images either.
             root, archives = ensure_repositories(site, release, archive, progress), ()
-        if not (self.folder / "base/complete").exists():
+        if not self._has_image:
             self._adopt(ensure_image(release, archives, family, progress))
         record = dataclasses.replace(record, image=(self.folder / "base/complete").read_text())
         base_folder = self.folder / "base"
@@ -385,6 +394,10 @@ class Lab:
         write_atomic(self.folder / "known_hosts", known)
         stackfile.write(self.name, record.options, record.ports, self.folder, progress)
         return record
+
+    @property
+    def _has_image(self) -> bool:
+        return (self.folder / "base/complete").exists()
 
     def _adopt(self, image: Image) -> None:
         """Link the image into the lab, which then lives on when the cache is deleted."""
@@ -412,20 +425,31 @@ class Lab:
         )
         vms = self._vms(record)
         names = ", ".join(vm.host.name for vm in vms)
+        booted = [vm for vm in vms if vm.booted]
+        booting = [vm for vm in vms if vm not in booted]
         with progress.step(f"hosts: booting {names} ({record.accelerator})", every=15):
             for vm in vms:
+                vm.let_run(progress.scope("hosts"))
                 vm.start()
-            self._wait_ready(record, vms)
+            self._wait(Vm.wait_ready, record, booting)
+            # What has become of a host since its boot is for whoever uses it to judge.
+            self._wait(Vm.wait_answers, record, booted)
         # The site's key is made anew with the cache: hosts that were seeded before get to know it.
         key = (self.folder / "packages.asc").read_text()
         self._each(lambda vm: vm.trust_packages(key), vms)
 
-    def _wait_ready(self, record: _Record, vms: Sequence[Vm]) -> None:
+    def _wait(
+        self,
+        for_what: Callable[[Vm, float, Progress, threading.Event], None],
+        record: _Record,
+        vms: Sequence[Vm],
+    ) -> None:
+        """Wait for all of them by `Vm.wait_ready` or `Vm.wait_answers`; the first failure ends it."""
         failed = threading.Event()
 
         def wait(vm: Vm) -> None:
             try:
-                vm.wait_ready(_BOOT_SECONDS[record.accelerator], self._progress.scope("hosts"), failed)
+                for_what(vm, _BOOT_SECONDS[record.accelerator], self._progress.scope("hosts"), failed)
             except BaseException:
                 failed.set()
                 raise
@@ -453,7 +477,7 @@ class Lab:
             with self._progress.step(f"hosts: rebooting {host}"):
                 vm.shut_down_for_reboot(_BOOT_SECONDS[record.accelerator])
                 vm.start()
-                self._wait_ready(record, (vm,))
+                self._wait(Vm.wait_ready, record, (vm,))
 
     def power_off(self, host: str) -> None:
         """Take a host's power away, as it happens to real ones: nothing is shut down. `up` starts it again.
@@ -555,7 +579,7 @@ class Lab:
         """
         path = self._vm(host).folder / "console.log"
         if not path.exists():
-            raise Trouble(f"{host} has never been started", "python3 -m lab up")
+            raise Trouble(f"{host} has never been started", lab_command("up", self.name))
         return path.read_text(errors="replace")
 
     def journal(self, host: str) -> str:
@@ -594,7 +618,10 @@ class Lab:
         self._each(collect, vms)
         for log in (self.folder / "services").glob("*.log"):
             shutil.copyfile(log, folder / log.name)
-        write_atomic(folder / "status.json", self.status().to_json())
+        try:
+            write_atomic(folder / "status.json", self.status().to_json())
+        except Trouble as trouble:
+            (folder / "not-collected.txt").write_text(f"status.json: {trouble}\n")
 
     # -- snapshots --------------------------------------------------------
 
@@ -608,7 +635,7 @@ class Lab:
             vms = self._vms(self._read())
             stopped = [vm.host.name for vm in vms if vm.pid is None]
             if stopped:
-                raise Trouble(f"these hosts don't run: {', '.join(stopped)}", "python3 -m lab up")
+                raise Trouble(f"these hosts don't run: {', '.join(stopped)}", lab_command("up", self.name))
             with self._progress.step(f"snapshot: saving '{tag}'"):
                 try:
                     # All stop before the first is saved: none may speak to another's past.
@@ -621,7 +648,7 @@ class Lab:
     def restore(self, tag: str) -> None:
         """Bring all hosts back to a snapshot, whether they run or not; their clocks are set right.
 
-        :raises Trouble: a host doesn't hold it, or can't be loaded.
+        :raises Trouble: a host doesn't hold it, or can't be loaded; the hosts run on in any case.
         """
         _check_tag(tag)
         with locked(self._lock_path(), self._progress, f"lab {self.name}"):
@@ -638,16 +665,23 @@ class Lab:
                 for vm in vms:
                     if vm.pid is None:
                         vm.start(paused=True)
-                self._each(lambda vm: vm.pause(), vms)
-                self._each(lambda vm: vm.load(tag), vms)
-                self._each(lambda vm: vm.resume(), vms)
-                self._wait_ready(record, vms)
+                try:
+                    self._each(lambda vm: vm.pause(), vms)
+                    self._each(lambda vm: vm.load(tag), vms)
+                finally:
+                    self._each(lambda vm: vm.resume(), vms)
+                # Whatever state was saved is what is wanted: also one with failed services.
+                self._wait(Vm.wait_answers, record, vms)
                 self._each(lambda vm: vm.set_clock(), vms)
+                key = (self.folder / "packages.asc").read_text()
+                self._each(lambda vm: vm.trust_packages(key), vms)
 
 
 def _host_status(vm: Vm) -> HostStatus:
     pid = vm.pid
     state: HostState = "stopped" if pid is None else "ready" if ssh.greets(vm.ssh_port, 2.0) else "booting"
+    if state == "booting" and vm.held():
+        state = "paused"
     host = vm.host
     return HostStatus(
         host.name,
@@ -679,59 +713,54 @@ def _check_tag(tag: str) -> None:
         )
 
 
-def names() -> list[str]:
-    """The names of the labs that exist."""
-    return sorted(path.parent.name for path in paths.labs_dir().glob("*/lab.json"))
-
-
 def prune(progress: Progress, *, everything: bool = False) -> None:
     """Remove what nothing needs any more: images and sites of the past, leftovers of interrupted work.
 
-    What a lab that exists serves stays in any case; its image it holds itself.
+    What a lab that exists serves stays in any case, with the key that signs it; its image it holds itself.
+    What somebody is making at this moment stays too, or is waited for.
 
     :param everything: the whole cache of this project but that.
+    :raises Trouble: a lab's record can't be understood, so that what it serves isn't known.
     """
+    # Here and not above: as in `_provide`.
+    from lab.artefacts import cache
+    from lab.artefacts import prune as prune_sites
+
     for trash in paths.labs_dir().glob(".removed-*"):
         shutil.rmtree(trash)
-    cache = paths.cache_dir()
-    before = _disk_use(cache)
+    folder = paths.cache_dir()
+    before = _disk_use(folder)
     records = [Lab.load(path.parent.name, progress)._read() for path in paths.labs_dir().glob("*/lab.json")]
     served = {Path(p) for record in records for p in (record.site_root, record.registry_data) if p}
-    images = _finished(cache / "image")
-    # Kinds of folders that labs serve: apt's site with the registry, and the repositories of RPMs.
-    kinds = {kind: _finished(cache / kind) for kind in ("site", "rpm")}
-    idle = {
-        path
-        for folders in kinds.values()
-        for path in folders
-        if not any(root.is_relative_to(path) for root in served)
-    }
+    prune_images({record.image for record in records}, progress, everything=everything)
     if everything:
-        targets = [path for path in cache.iterdir() if path.name not in kinds]
-        for kind, folders in kinds.items():
-            targets += [path for path in (cache / kind).glob("*") if path in idle or path not in folders]
+        for kind in ("site", "rpm", "go", "debian"):
+            cache.prune(kind, _served_keys(folder / kind, served))
+        # Each of these is made anew by the next command that wants it.
+        kept = {"image", "site", "rpm", "go", "debian", *(["signing"] if served else [])}
+        for path in folder.iterdir():
+            if path.name not in kept:
+                _remove(path)
     else:
-        # The newest of each stays: it is what the next `up` would take.
-        used = {record.image for record in records}
-        targets = [path for path in _all_but_newest(images) if path.name not in used]
-        for folders in kinds.values():
-            targets += [path for path in _all_but_newest(folders) if path in idle]
-        targets += (cache / "image").glob("work-*")
-    for path in targets:
-        if path.is_dir():
-            subprocess.run(["chmod", "-R", "u+w", str(path)], check=False, capture_output=True)
-            shutil.rmtree(path)
-        else:
-            path.unlink()
-    progress.say(f"prune: {(before - _disk_use(cache)) >> 20} MiB freed in {cache}")
+        prune_sites(progress, served)
+        rpms = folder / "rpm"
+        finished = sorted(rpms.glob(f"*/{cache.MANIFEST}"), key=lambda path: path.parent.stat().st_mtime)
+        newest = {path.parent.name for path in finished[-1:]}
+        cache.prune("rpm", newest | _served_keys(rpms, served))
+    progress.say(f"prune: {(before - _disk_use(folder)) >> 20} MiB freed in {folder}")
 
 
-def _finished(folder: Path) -> list[Path]:
-    return [path for path in folder.glob("*") if (path / "manifest.json").exists()]
+def _served_keys(kind: Path, served: set[Path]) -> set[str]:
+    """The names of the folders below a kind's folder that labs serve something of."""
+    return {path.relative_to(kind).parts[0] for path in served if path.is_relative_to(kind)}
 
 
-def _all_but_newest(folders: Sequence[Path]) -> list[Path]:
-    return sorted(folders, key=lambda path: path.stat().st_mtime)[:-1]
+def _remove(path: Path) -> None:
+    if path.is_dir():
+        subprocess.run(["chmod", "-R", "u+w", str(path)], check=False, capture_output=True)
+        shutil.rmtree(path)
+    else:
+        path.unlink()
 
 
 def _disk_use(folder: Path) -> int:

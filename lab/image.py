@@ -20,7 +20,7 @@ from lab import paths, requirements
 from lab.errors import Trouble
 from lab.files import digest_of, locked, sparse_digest, tree_digest, write_atomic
 from lab.image_root import Plan
-from lab.options import Family
+from lab.options import FAMILIES, RELEASES, Family, debian_mirror
 from lab.progress import Progress
 
 PACKAGES = (
@@ -41,6 +41,9 @@ _DPKG_OPTIONS = (
     "path-exclude=/usr/share/locale/*",
     "path-exclude=/usr/share/info/*",
 )
+
+# sudo drops the environment. By name: a proxy's password has no place in a command line.
+_KEEP_PROXIES = ("--preserve-env=http_proxy,https_proxy,no_proxy",)
 
 DISK_BYTES = 8 << 30
 SWAP_BYTES = 512 << 20
@@ -69,11 +72,6 @@ class Image:
     def initrd(self) -> Path:
         """The lab's initramfs."""
         return self.folder / "initrd"
-
-
-def debian_mirror() -> str:
-    """Where Debian's packages come from: KUBEADM_IPVS_DEBIAN_MIRROR, else Debian's own address."""
-    return os.environ.get("KUBEADM_IPVS_DEBIAN_MIRROR", "http://deb.debian.org/debian")
 
 
 def as_root(progress: Progress, *, labels: bool = False) -> list[str]:
@@ -187,7 +185,7 @@ def ensure_base(release: str, family: Family, progress: Progress) -> Path:
             *options, release, str(draft), debian_mirror(),
         ]  # fmt: skip
         if not rootless and os.geteuid() != 0:
-            command = [privilege[0], *command]
+            command = [privilege[0], *_KEEP_PROXIES, *command]
         with progress.step(f"image: installing Debian {release}'s packages from {debian_mirror()}", every=20):
             _run(command, "installing the image's packages")
         draft.replace(target)  # its folder is ours, whoever wrote the file
@@ -209,6 +207,42 @@ def _verified(folder: Path, progress: Progress) -> bool:
     return True
 
 
+def _remove_builds(progress: Progress) -> None:
+    """Remove what interrupted builds have left. The caller holds the lock, so that none is under way."""
+    for work in _cache().glob("work-*"):
+        plan = work / "plan.json"
+        # Made by sudo or by root, and not in a user namespace: the files are root's own.
+        outside = plan.exists() and json.loads(plan.read_text())["owner"] != [0, 0]
+        privilege = [requirements.program("sudo")] if outside and os.geteuid() != 0 else as_root(progress)
+        _run([*privilege, "rm", "-rf", str(work)], "removing an interrupted build")
+
+
+def prune(used: set[str], progress: Progress, *, everything: bool) -> None:
+    """Remove images and base systems of the past, and what interrupted builds have left.
+
+    :param used: the keys of the images that labs have; with the newest, which the next one takes, they stay.
+    :param everything: all of them; labs hold their images themselves.
+    """
+    with (
+        locked(_cache() / ".image.lock", progress, "image"),
+        locked(_cache() / ".base.lock", progress, "image"),
+    ):
+        _remove_builds(progress)
+        finished = sorted(
+            (path.parent for path in _cache().glob("*/manifest.json")),
+            key=lambda folder: folder.stat().st_mtime,
+        )
+        bases = {
+            f"base-{release}-{_base_key(release, family)}.tar" for release in RELEASES for family in FAMILIES
+        }
+        for folder in finished if everything else finished[:-1]:
+            if everything or folder.name not in used:
+                shutil.rmtree(folder)
+        for archive in [*_cache().glob("base-*.tar"), *_cache().glob("base-*.draft")]:
+            if everything or archive.name not in bases:
+                archive.unlink()
+
+
 def ensure_image(release: str, preload: tuple[Path, ...], family: Family, progress: Progress) -> Image:
     """The image for a release with these container images; made if it isn't there, verified if it is.
 
@@ -223,8 +257,7 @@ def ensure_image(release: str, preload: tuple[Path, ...], family: Family, progre
             return Image(key, folder)
         base = ensure_base(release, family, progress)
         privilege = as_root(progress, labels=family == "dnf")
-        for stale in _cache().glob("work-*"):
-            _run([*privilege, "rm", "-rf", str(stale)], "removing an interrupted build")
+        _remove_builds(progress)
         work = _cache() / f"work-{key}"
         (work / "tree").mkdir(parents=True)
         (work / "out").mkdir()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import shutil
 import subprocess
 import threading
 import time
@@ -15,6 +16,7 @@ from lab import processes, qemu, requirements, seed, ssh
 from lab.errors import Trouble
 from lab.files import write_atomic
 from lab.options import Host
+from lab.paths import lab_command
 from lab.progress import Progress
 from lab.qmp import Qmp
 
@@ -24,6 +26,8 @@ _SNAPSHOT_SECONDS = 600.0
 # Two thirds of the control plane's share where there isn't enough for all. With a third (5), workers of a
 # lab of three were starved: their kubelets took minutes to start a container.
 _WORKERS_NICENESS = 2
+# For a guest that QEMU stopped at a full disk: with less it would stand again at once.
+_ROOM_TO_GO_ON = 1 << 30  # bytes
 # What the kernel or the lab's initramfs says on the console when a boot can't go on.
 _FATAL = ("Kernel panic", "lab: ", "You are in emergency mode")
 
@@ -92,7 +96,7 @@ class Vm:
                 family=self.machine.family,
                 pods_first=self.machine.accelerator == "tcg" and self.host.role == "control-plane",
             )
-            write_atomic(self.folder / "packages.known", packages_key)
+            write_atomic(self._packages_known, packages_key)
             write_atomic(self.folder / "seed.tar", seed.archive(identity), 0o600)
         if not (self.folder / "disk.qcow2").exists():
             draft = self.folder / ".disk.draft"
@@ -159,8 +163,38 @@ class Vm:
             return ()
         return ("nice", "-n", str(_WORKERS_NICENESS))
 
-    def wait_ready(self, seconds: float, progress: Progress, cancelled: threading.Event) -> None:
-        """Wait until the host has booted: SSH answers with the pinned key, and systemd is done.
+    def held(self) -> str | None:
+        """Why QEMU lets the guest's CPUs stand, in its own word; None where they run, or QEMU doesn't.
+
+        :raises Trouble: QEMU doesn't say.
+        """
+        if self.pid is None:
+            return None
+        with Qmp(self.folder) as qmp:
+            status: str = qmp.execute("query-status")["status"]
+        return None if status == "running" else status
+
+    def let_run(self, progress: Progress) -> None:
+        """Let a guest run whose CPUs stand: at a full disk's end, or after a snapshot that was cut off.
+
+        :raises Trouble: QEMU couldn't write the disk, and there is no more room than before.
+        """
+        why = self.held()
+        if why is None:
+            return
+        if why == "io-error":
+            free = shutil.disk_usage(self.folder).free
+            if free < _ROOM_TO_GO_ON:
+                raise Trouble(
+                    f"QEMU stopped {self.host.name} when it couldn't write its disk: "
+                    f"{self.folder} has {free >> 20} MiB left",
+                    f"make room, then {lab_command('up', self.machine.lab)}: the host goes on where it stood",
+                )
+        progress.say(f"{self.host.name}: stood still (QEMU says {why}); it goes on")
+        self.resume()
+
+    def wait_answers(self, seconds: float, progress: Progress, cancelled: threading.Event) -> None:
+        """Wait until the host's SSH server greets.
 
         :param seconds: how long it may take.
         :param cancelled: set when another host failed, so that this wait is of no use any more.
@@ -177,9 +211,23 @@ class Vm:
             if fatal is not None:
                 raise self._no_boot(f"{self.host.name} doesn't boot: {fatal}")
             if time.monotonic() - begun > seconds:
-                raise self._no_boot(f"{self.host.name} doesn't answer by SSH after {seconds:.0f}s")
+                why = self.held()
+                cause = f" (QEMU holds it: {why})" if why else ""
+                raise self._no_boot(f"{self.host.name} doesn't answer by SSH after {seconds:.0f}s{cause}")
             time.sleep(0.25)
         progress.say(f"{self.host.name}: SSH answers after {time.monotonic() - begun:.0f}s")
+
+    def wait_ready(self, seconds: float, progress: Progress, cancelled: threading.Event) -> None:
+        """Wait until the host has booted: SSH answers with the pinned key, and systemd is done.
+
+        :param seconds: how long it may take.
+        :param cancelled: set when another host failed, so that this wait is of no use any more.
+        :raises Trouble: it doesn't; with the console's last lines.
+        """
+        begun = time.monotonic()
+        self.wait_answers(seconds, progress, cancelled)
+        if cancelled.is_set():
+            return
         state = self._final_state(begun + seconds, cancelled)
         if cancelled.is_set():
             return
@@ -188,7 +236,17 @@ class Vm:
                 self.lab_folder, self.ssh_port, ["systemctl", "--failed", "--no-legend", "--plain"]
             )
             raise self._no_boot(f"{self.host.name} booted, but is {state}:\n{failed.stdout.strip()}")
+        self._note_booted()
         progress.say(f"{self.host.name}: ready after {time.monotonic() - begun:.0f}s")
+
+    def _note_booted(self) -> None:
+        write_atomic(self.folder / "booted", str(self.pid))
+
+    @property
+    def booted(self) -> bool:
+        """Whether the guest of this QEMU has been ready once, whatever has become of it since."""
+        note = self.folder / "booted"
+        return note.exists() and note.read_text() == str(self.pid)
 
     def _final_state(self, deadline: float, cancelled: threading.Event) -> str:
         """systemd's word for the finished boot; a login that fails on a busy host is tried again."""
@@ -205,12 +263,17 @@ class Vm:
             if cancelled.wait(1.0):
                 return "given up"
 
+    @property
+    def _packages_known(self) -> Path:
+        """The packages' key that the guest has, as far as this machine knows."""
+        return self.folder / "packages.known"
+
     def trust_packages(self, key: str) -> None:
         """Give a running host the package repository's key, if it was seeded with another one.
 
         :raises Trouble: the host doesn't take it.
         """
-        known = self.folder / "packages.known"
+        known = self._packages_known
         if known.exists() and known.read_text() == key:
             return
         command = ["tee", f"/{seed.KEY_PLACE[self.machine.family]}"]
@@ -229,7 +292,8 @@ class Vm:
         console = self.folder / "console.log"
         return Trouble(
             f"{what}\nthe console's last lines ({console}):\n{_tail(console, _CONSOLE_LINES)}",
-            "python3 -m lab down, then up again; if it fails at the same place, the console says where",
+            f"{lab_command('down', self.machine.lab)}, then up again; "
+            "if it fails at the same place, the console says where",
         )
 
     @property
@@ -250,7 +314,7 @@ class Vm:
         """
         pid = self.pid
         if pid is None:
-            raise Trouble(f"{self.host.name} doesn't run", "python3 -m lab up")
+            raise Trouble(f"{self.host.name} doesn't run", lab_command("up", self.machine.lab))
         with Qmp(self.folder) as qmp:
             qmp.execute("set-action", reboot="shutdown")
         # The connection may be cut before the command's end: whether QEMU ends decides.
@@ -281,11 +345,14 @@ class Vm:
 
     def load(self, tag: str) -> None:
         """Load memory and disk; the guest stays paused."""
+        # The key in the guest will be the one of that time.
+        self._packages_known.unlink(missing_ok=True)
         with Qmp(self.folder, timeout=_SNAPSHOT_SECONDS) as qmp:
             qmp.job(
                 "snapshot-load", f"load-{tag}", _SNAPSHOT_SECONDS,
                 tag=tag, vmstate=qemu.DISK, devices=[qemu.DISK],
             )  # fmt: skip
+        self._note_booted()
 
     def snapshots(self) -> list[str]:
         """The tags that its disk holds, whether it runs or not."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from typing import Literal
 
@@ -23,6 +24,11 @@ _CPUS: dict[Role, int] = {"control-plane": 2, "worker": 1}
 _LAN = "192.168.166"
 _FIRST = 101
 _MOST_HOSTS = 20
+
+
+def debian_mirror() -> str:
+    """Where Debian's packages come from: KUBEADM_IPVS_DEBIAN_MIRROR, else Debian's own address."""
+    return os.environ.get("KUBEADM_IPVS_DEBIAN_MIRROR", "http://deb.debian.org/debian")
 
 
 @dataclass(frozen=True)

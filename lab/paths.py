@@ -62,6 +62,14 @@ def lab_dir(name: str = DEFAULT_LAB) -> Path:
     return labs_dir() / name
 
 
+def lab_command(words: str, name: str = DEFAULT_LAB) -> str:
+    """The command line that does something with one lab, for advice: never with another than is spoken of.
+
+    :param words: such as `up`.
+    """
+    return f"python3 -m lab {words}" + ("" if name == DEFAULT_LAB else f" --name {name}")
+
+
 def stack_name(name: str = DEFAULT_LAB) -> str:
     """The Pulumi stack that belongs to a lab: `dev` for the default one, else `lab-<name>`."""
     return "dev" if name == DEFAULT_LAB else f"lab-{name}"

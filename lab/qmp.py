@@ -45,6 +45,8 @@ class Qmp:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        # Both: the connection stays until its last file is closed, and QEMU listens to one at a time.
+        self._stream.close()
         self._socket.close()
 
     def execute(self, command: str, **arguments: Any) -> Any:
@@ -71,23 +73,33 @@ class Qmp:
     def job(self, command: str, job_id: str, seconds: float, **arguments: Any) -> None:
         """Run a command that works as a job, and wait for its end.
 
+        What an earlier run has begun under this id and was killed over is waited for first: QEMU keeps
+        a job until somebody takes note of its end.
+
         :param seconds: how long it may take.
         :raises Trouble: it fails or takes too long.
         """
-        self.execute(command, job_id=job_id, **arguments)
         deadline = time.monotonic() + seconds
-        while True:
-            job = next((job for job in self.execute("query-jobs") if job["id"] == job_id), None)
-            if job is None:
-                raise Trouble(f"QEMU of {self._name} lost its job {command}")
-            if job["status"] == "concluded":
-                break
-            if time.monotonic() > deadline:
-                raise Trouble(f"{command} of {self._name} is not done after {seconds:.0f}s")
-            time.sleep(0.1)
+        if self._concluded(job_id, command, deadline) is not None:
+            self.execute("job-dismiss", id=job_id)
+        self.execute(command, job_id=job_id, **arguments)
+        job = self._concluded(job_id, command, deadline)
+        if job is None:
+            raise Trouble(f"QEMU of {self._name} lost its job {command}")
         self.execute("job-dismiss", id=job_id)
         if "error" in job:
             raise Trouble(f"{command} of {self._name} failed: {job['error']}")
+
+    def _concluded(self, job_id: str, command: str, deadline: float) -> dict[str, Any] | None:
+        """A job at its end; None if there is none of that id."""
+        while True:
+            jobs: list[dict[str, Any]] = self.execute("query-jobs")
+            job = next((job for job in jobs if job["id"] == job_id), None)
+            if job is None or job["status"] == "concluded":
+                return job
+            if time.monotonic() > deadline:
+                raise Trouble(f"{command} of {self._name} is not done in time")
+            time.sleep(0.1)
 
     def snapshots(self, node: str) -> list[str]:
         """The tags of the snapshots in a disk."""

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import shutil
 import subprocess
-from collections.abc import Sequence
+import time
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from lab.errors import Trouble
-from lab.options import Family
+from lab.options import Family, debian_mirror
 from lab.progress import Progress
 
 # Users' PATH often lacks the folders of administration programs; those needed here run as anyone.
@@ -26,6 +28,9 @@ Components: main
 Signed-By: /usr/share/keyrings/debian-archive-keyring.gpg
 """
 _QEMU_PACKAGES = ("qemu-system-x86", "qemu-utils")
+_SYSTEMD = Path("/run/systemd/system")
+_LOCK_SECONDS = 300.0
+_LOCK_PAUSE_SECONDS = 3.0
 _OLD_QEMU = 8  # major versions before it run system calls two to three times slower without KVM
 
 
@@ -49,6 +54,12 @@ REQUIREMENTS = (
     Requirement("ssh", "openssh-client"),
     Requirement("ssh-keygen", "openssh-client"),
     Requirement("docker-registry", "docker-registry"),
+    # For the site of packages and images; building it needs a compiler too, and says so.
+    Requirement("dpkg-deb", "dpkg"),
+    Requirement("gpg", "gnupg"),
+    Requirement("gpgconf", "gnupg"),
+    Requirement("gpgv", "gpgv"),
+    Requirement("zstd", "zstd"),
     Requirement("/usr/share/keyrings/debian-archive-keyring.gpg", "debian-archive-keyring"),
 )
 # For those who aren't root: user namespaces with more than one user.
@@ -138,12 +149,23 @@ def os_release(path: Path = Path("/etc/os-release")) -> dict[str, str]:
     return {key: value.strip('"') for key, value in pairs}
 
 
+def kvm_opens() -> bool:
+    """Whether this user may use the kernel's own virtualization, as far as can be told without a guest."""
+    return os.access("/dev/kvm", os.R_OK | os.W_OK)
+
+
 def _wants_backports(packages: Sequence[str]) -> bool:
+    """Whether QEMU is to come from Debian 12's backports.
+
+    One that is here is exchanged only where guests can't but be emulated: others may use it too.
+    """
     release = os_release()
     if (release.get("ID"), release.get("VERSION_ID")) != ("debian", "12"):
         return False
     version = qemu_version()
-    return bool(set(packages) & set(_QEMU_PACKAGES)) if version is None else version[0] < _OLD_QEMU
+    if version is None:
+        return bool(set(packages) & set(_QEMU_PACKAGES))
+    return version[0] < _OLD_QEMU and not kvm_opens()
 
 
 def _privileged(argv: Sequence[str]) -> list[str]:
@@ -155,15 +177,56 @@ def _privileged(argv: Sequence[str]) -> list[str]:
     return [sudo, *argv]
 
 
-def _apt(progress: Progress, argv: Sequence[str]) -> None:
-    progress.say(f"requirements: {' '.join(argv)}")
-    prefix = ["env", "DEBIAN_FRONTEND=noninteractive"]
-    # A dpkg lock that another program holds is waited for.
-    command = _privileged([*prefix, "apt-get", "-q", "-o", "DPkg::Lock::Timeout=300", *argv])
+def apt(progress: Progress, argv: Sequence[str]) -> None:
+    """Run apt-get as root or by sudo. Another program's lock is waited for.
+
+    :param argv: apt-get's words.
+    :raises Trouble: it fails, or there is no right to use it.
+    """
+    progress.say(f"requirements: apt-get {' '.join(argv)}")
+    lock = f"DPkg::Lock::Timeout={_LOCK_SECONDS:.0f}"
+    variables = ["LC_ALL=C", "DEBIAN_FRONTEND=noninteractive"]
+    command = _privileged(["env", *variables, "apt-get", "-q", "-o", lock, *argv])
+    deadline = time.monotonic() + _LOCK_SECONDS
+    while True:
+        done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False)
+        if done.returncode == 0:
+            return
+        said = done.stdout + done.stderr
+        # That option is for dpkg's lock alone: `update` takes another, and gives up at once.
+        if "Could not get lock" not in said or time.monotonic() > deadline:
+            last = "\n".join(said.splitlines()[-15:])
+            raise Trouble(f"apt-get {' '.join(argv)} failed:\n{last}", "see what apt says; run it by hand")
+        progress.say("requirements: another program uses apt; trying again")
+        time.sleep(_LOCK_PAUSE_SECONDS)
+
+
+@contextlib.contextmanager
+def _without_service(packages: Sequence[str]) -> Iterator[None]:
+    """Keep docker-registry's own service from being started where it is installed now.
+
+    It would listen on port 5000 of every address, where people like to have a registry of their own. The
+    lab starts the program itself. Where the package was here before, its service is somebody's.
+    """
+    if "docker-registry" not in packages or not _SYSTEMD.is_dir():
+        yield
+        return
+    _systemctl("mask")
+    try:
+        yield
+    finally:
+        _systemctl("unmask")
+    _systemctl("disable")
+
+
+def _systemctl(verb: str) -> None:
+    command = _privileged(["systemctl", verb, "docker-registry.service"])
     done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False)
     if done.returncode != 0:
-        last = "\n".join((done.stdout + done.stderr).splitlines()[-15:])
-        raise Trouble(f"apt-get {' '.join(argv)} failed:\n{last}", "see what apt says; run it by hand")
+        raise Trouble(
+            f"systemctl {verb} docker-registry.service failed: {done.stderr.strip()}",
+            "the lab needs the program and not its service: see what systemd says, then run this again",
+        )
 
 
 def install(progress: Progress, extra: Sequence[str] = (), family: Family = "deb") -> None:
@@ -188,20 +251,20 @@ def install(progress: Progress, extra: Sequence[str] = (), family: Family = "deb
             progress.say(
                 "requirements: Debian 12's QEMU is slow without KVM; adding bookworm-backports for QEMU 10"
             )
-            text = _BACKPORTS.format(mirror="http://deb.debian.org/debian")
+            text = _BACKPORTS.format(mirror=debian_mirror())
             subprocess.run(
                 _privileged(["tee", str(_BACKPORTS_FILE)]),
                 input=text, text=True, stdout=subprocess.DEVNULL, check=True,
             )  # fmt: skip
-        _apt(progress, ["update"])
+        apt(progress, ["update"])
         others = [package for package in packages if not (backports and package in _QEMU_PACKAGES)]
         if backports:
             # Backports have a lower priority and are taken only where asked for.
-            _apt(
+            apt(
                 progress,
                 ["install", "-y", "--no-install-recommends", "-t", "bookworm-backports", *_QEMU_PACKAGES],
             )
         if others:
-            _apt(progress, ["install", "-y", "--no-install-recommends", *others])
-    # The packages bring a service of their own, which would hold no port of ours but needs none either.
+            with _without_service(others):
+                apt(progress, ["install", "-y", "--no-install-recommends", *others])
     check(family)

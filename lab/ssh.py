@@ -58,7 +58,9 @@ def run(
             [*command(folder, port), line],
             input=input or "",
             capture_output=True,
-            text=True,
+            # A log may hold any bytes.
+            encoding="utf-8",
+            errors="replace",
             timeout=timeout,
             check=False,
         )

@@ -15,7 +15,7 @@ from lab.artefacts.cache import cached
 from lab.artefacts.command import run
 from lab.errors import Trouble
 from lab.files import digest_of
-from lab.image import debian_mirror
+from lab.options import debian_mirror
 from lab.progress import Progress
 
 KEYRING = Path("/usr/share/keyrings/debian-archive-keyring.gpg")

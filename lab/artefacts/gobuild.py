@@ -22,6 +22,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
+from lab import requirements
 from lab.artefacts.cache import cached as cached
 from lab.artefacts.cache import sha256_of
 from lab.errors import Trouble
@@ -375,15 +376,11 @@ def _apt_package() -> str:
 
 
 def _apt_install(package: str, progress: Progress) -> None:
-    sudo = [] if os.geteuid() == 0 else ["sudo"]
-    argv = [*sudo, "env", "DEBIAN_FRONTEND=noninteractive", "apt-get", "install", "--yes"]
     with progress.step(f"installing {package} by apt"):
-        done = subprocess.run(
-            [*argv, "--no-install-recommends", package], capture_output=True, text=True, check=False
-        )
-    if done.returncode != 0:
-        last = "\n".join(done.stderr.splitlines()[-5:])
-        raise Trouble(f"apt couldn't install {package}:\n{last}", "install Go 1.26 or newer yourself")
+        try:
+            requirements.apt(progress, ["install", "--yes", "--no-install-recommends", package])
+        except Trouble as trouble:
+            raise Trouble(trouble.what, "install Go 1.26 or newer yourself") from None
 
 
 def executable_name(package: str) -> str:

@@ -486,6 +486,7 @@ def test_a_lab_whose_record_is_broken_can_still_be_taken_down_with_its_processes
 
 def made(folder: Path, age: float) -> Path:
     folder.mkdir(parents=True)
+    folder.with_name(f"{folder.name}.lock").touch()  # as whoever makes it holds
     (folder / "manifest.json").write_text("{}")
     when = time.time() - age
     os.utime(folder, (when, when))

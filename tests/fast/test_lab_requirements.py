@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from lab import requirements
+from lab.artefacts import command
 from lab.errors import Trouble
 from lab.progress import Progress
 
@@ -59,21 +60,24 @@ def test_programs_are_found_where_only_administrators_look(
 
 
 @pytest.mark.parametrize(
-    ("system", "version", "wanted"),
+    ("system", "version", "kvm", "wanted"),
     [
-        ({"ID": "debian", "VERSION_ID": "12"}, (7, "7.2"), True),
-        ({"ID": "debian", "VERSION_ID": "12"}, (10, "10.0"), False),
-        ({"ID": "debian", "VERSION_ID": "12"}, None, True),
-        ({"ID": "debian", "VERSION_ID": "13"}, None, False),
-        ({"ID": "ubuntu", "VERSION_ID": "22.04"}, (6, "6.2"), False),
+        ({"ID": "debian", "VERSION_ID": "12"}, (7, "7.2"), False, True),
+        ({"ID": "debian", "VERSION_ID": "12"}, (7, "7.2"), True, False),
+        ({"ID": "debian", "VERSION_ID": "12"}, (10, "10.0"), False, False),
+        ({"ID": "debian", "VERSION_ID": "12"}, None, True, True),
+        ({"ID": "debian", "VERSION_ID": "13"}, None, False, False),
+        ({"ID": "ubuntu", "VERSION_ID": "22.04"}, (6, "6.2"), False, False),
     ],
 )
-def test_backports_are_wanted_on_debian_12_with_an_old_qemu_only(
+def test_backports_are_wanted_on_debian_12_where_an_old_qemu_would_emulate_or_none_is_there(
     monkeypatch: pytest.MonkeyPatch,
     system: dict[str, str],
     version: tuple[int, str] | None,
+    kvm: bool,
     wanted: bool,
 ) -> None:
+    monkeypatch.setattr(requirements, "kvm_opens", lambda: kvm)
     monkeypatch.setattr(requirements, "os_release", lambda: system)
     monkeypatch.setattr(requirements, "qemu_version", lambda: version)
     packages = ["qemu-system-x86"] if version is None else []
@@ -120,3 +124,60 @@ def test_a_browser_is_wanted_where_none_is_and_apt_has_one(
 def test_without_apt_the_packages_are_named(bin_folder: Path) -> None:
     with pytest.raises(Trouble, match="no apt-get"):
         requirements.install(Progress(quiet=True))
+
+
+@pytest.fixture
+def as_root(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("os.geteuid", lambda: 0)
+
+
+def test_backports_come_from_the_mirror_that_everything_else_of_debian_comes_from(
+    bin_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, as_root: None
+) -> None:
+    source = tmp_path / "backports.sources"
+    monkeypatch.setattr(requirements, "_BACKPORTS_FILE", source)
+    monkeypatch.setattr(requirements, "_wants_backports", lambda packages: True)
+    monkeypatch.setattr(requirements, "missing", lambda family="deb": ())
+    monkeypatch.setenv("KUBEADM_IPVS_DEBIAN_MIRROR", "http://mirror.example.com/debian")
+    add(bin_folder, "apt-get")
+    monkeypatch.setenv("PATH", f"{bin_folder}:/usr/bin:/bin")
+    requirements.install(Progress(quiet=True))
+    assert "URIs: http://mirror.example.com/debian\n" in source.read_text()
+
+
+def test_what_making_a_site_needs_is_installed_with_the_rest() -> None:
+    packages = {requirement.package for requirement in requirements.wanted()}
+    always = {command.PACKAGES[name] for name in command._ALWAYS}
+    assert always - packages == {"apt"}  # without it nothing is installed at all
+
+
+def test_apts_lock_on_its_lists_is_waited_for(
+    bin_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, as_root: None
+) -> None:
+    monkeypatch.setattr(requirements, "_LOCK_PAUSE_SECONDS", 0.0)
+    (bin_folder / "env").symlink_to("/usr/bin/env")
+    once = tmp_path / "asked"
+    locked = "E: Could not get lock /var/lib/apt/lists/lock. It is held by process 7 (apt-get)"
+    add(bin_folder, "apt-get", f'[ -e {once} ] || {{ : >{once}; echo "{locked}" >&2; exit 100; }}')
+    requirements.apt(Progress(quiet=True), ["update"])
+    once.unlink()
+    monkeypatch.setattr(requirements, "_LOCK_SECONDS", 0.0)
+    with pytest.raises(Trouble, match="Could not get lock"):
+        requirements.apt(Progress(quiet=True), ["update"])
+
+
+@pytest.mark.parametrize(("lacking", "asked"), [(True, ["mask", "unmask", "disable"]), (False, [])])
+def test_a_registry_that_is_installed_now_gets_no_service_and_one_that_was_there_keeps_its_own(
+    bin_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, as_root: None,
+    lacking: bool, asked: list[str],
+) -> None:  # fmt: skip
+    calls, systemd = tmp_path / "calls", tmp_path / "systemd"
+    systemd.mkdir()
+    calls.touch()
+    monkeypatch.setattr(requirements, "_SYSTEMD", systemd)
+    add(bin_folder, "systemctl", f'echo "$1 $2" >>{calls}')
+    with requirements._without_service(["docker-registry"] if lacking else ["mmdebstrap"]):
+        before = calls.read_text().splitlines()
+    lines = [f"{verb} docker-registry.service" for verb in asked]
+    assert before == lines[:1]
+    assert calls.read_text().splitlines() == lines
