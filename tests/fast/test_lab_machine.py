@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import fcntl
 import io
 import json
 import os
@@ -15,7 +16,7 @@ from pathlib import Path
 
 import pytest
 
-from lab import accelerator, api, image, image_root, processes, qemu, requirements, seed
+from lab import accelerator, api, image, image_root, paths, processes, qemu, requirements, seed
 from lab.api import Lab
 from lab.errors import Trouble
 from lab.files import locked, sparse_digest, write_atomic
@@ -525,6 +526,85 @@ def test_pruning_keeps_what_a_lab_serves_and_removes_the_past(tmp_path: Path, ev
     assert new_image.exists() is newest.exists() is not everything
 
 
+@pytest.mark.parametrize("everything", [False, True])
+def test_pruning_takes_the_past_of_every_kind_and_leaves_a_served_sites_key(everything: bool) -> None:
+    cache = paths.cache_dir()
+    served = made(cache / "site/served", 100)
+    lab = Lab.load("blue", Progress(quiet=True))
+    lab.folder.mkdir(parents=True)
+    record = api._Record(Options(name="blue"), fixed(3), site_root=str(served / "www"), image="none")
+    record.write(lab.folder / "lab.json")
+    (cache / "signing").mkdir()
+    program, packages = made(cache / "go/etcd-of-last-year", 100), made(cache / "debian/trixie-old", 100)
+    made(cache / "debian/trixie-new", 0)
+    made(cache / "image/new", 0)
+    base, base_now = (
+        cache / f"image/base-trixie-{key}.tar" for key in ("of-last-year", image._base_key("trixie", "deb"))
+    )
+    for archive in (base, base_now):
+        archive.touch()
+    (cache / "upstream/copied").mkdir(parents=True)
+    api.prune(Progress(quiet=True), everything=everything)
+    assert (cache / "signing").exists(), "the served site would be made anew with another key"
+    for gone in (program, packages, base, cache / "upstream/copied"):
+        assert not gone.exists(), gone
+    assert base_now.exists() is (cache / "debian/trixie-new").exists() is not everything
+
+
+def test_pruning_waits_for_an_image_in_the_making_and_takes_an_interrupted_one() -> None:
+    folder = paths.cache_dir() / "image"
+    work = folder / "work-1"
+    work.mkdir(parents=True)
+    (work / "plan.json").write_text(json.dumps({"owner": [os.getuid(), os.getgid()]}))
+    seen = []
+
+    class Told(io.StringIO):
+        def flush(self) -> None:
+            if "another process is at it" in self.getvalue() and not holder.closed:
+                seen.append(work.exists())
+                holder.close()  # the build ends
+
+    holder = (folder / ".image.lock").open("a")
+    fcntl.flock(holder, fcntl.LOCK_EX)
+    image.prune(set(), Progress(Told()), everything=False)
+    assert seen == [True]
+    assert not work.exists()
+
+
+def test_what_sudo_has_built_is_removed_by_sudo_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    work = paths.cache_dir() / "image/work-1"
+    work.mkdir(parents=True)
+    commands: list[list[str]] = []
+    monkeypatch.setattr("os.geteuid", lambda: 1000)
+    monkeypatch.setattr(requirements, "program", lambda name: f"/usr/bin/{name}")
+    monkeypatch.setattr(image, "as_root", lambda progress: ["unshare"])
+    monkeypatch.setattr(image, "_run", lambda argv, what: commands.append(argv))
+    for owner in ([1000, 1000], [0, 0]):
+        (work / "plan.json").write_text(json.dumps({"owner": owner}))
+        image._remove_builds(Progress(quiet=True))
+    assert [command[0] for command in commands] == ["/usr/bin/sudo", "unshare"]
+
+
+def test_by_sudo_the_base_system_comes_through_the_proxy_whose_password_is_in_no_command_line(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    commands: list[list[str]] = []
+
+    def run(argv: list[str], what: str) -> None:
+        commands.append(argv)
+        Path(next(word for word in argv if word.endswith(".draft"))).touch()
+
+    monkeypatch.setenv("http_proxy", "http://user:secret@proxy.example.com:3128")
+    monkeypatch.setattr("os.geteuid", lambda: 1000)
+    monkeypatch.setattr(requirements, "program", lambda name: name)
+    monkeypatch.setattr(image, "as_root", lambda progress: ["/usr/bin/sudo", "unshare"])
+    monkeypatch.setattr(image, "_run", run)
+    image.ensure_base("trixie", "deb", Progress(quiet=True))
+    (command,) = commands
+    assert command[:3] == ["/usr/bin/sudo", "--preserve-env=http_proxy,https_proxy,no_proxy", "mmdebstrap"]
+    assert "secret" not in " ".join(command)
+
+
 def test_a_full_disk_is_said_before_anything_is_begun(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(api, "_DISK_NEEDED", 1 << 60)
     monkeypatch.setattr("lab.requirements.check", lambda family: None)
@@ -532,3 +612,28 @@ def test_a_full_disk_is_said_before_anything_is_begun(monkeypatch: pytest.Monkey
     lab = Lab.load("blue", Progress(quiet=True))
     with pytest.raises(Trouble, match="make room"):
         lab.up()
+
+
+def test_a_lab_that_has_all_it_needs_begins_again_on_a_full_disk_and_without_a_network(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(api, "_DISK_NEEDED", 1 << 60)
+    monkeypatch.setattr("lab.requirements.check", lambda family: None)
+    monkeypatch.setattr("lab.ports.check_free", lambda wanted: None)
+
+    class Reached(Exception):
+        pass
+
+    def reached(*_: object, **__: object) -> None:
+        raise Reached
+
+    monkeypatch.setattr("lab.artefacts.ensure_site", reached)
+    monkeypatch.setattr(api, "ensure_base", lambda *_: pytest.fail("nothing is made of a base system here"))
+    lab = Lab.load("blue", Progress(quiet=True))
+    (lab.folder / "base").mkdir(parents=True)
+    (lab.folder / "base/complete").write_text("an-image")
+    (tmp_path / "www").mkdir()
+    record = api._Record(Options(name="blue"), fixed(3), site_root=str(tmp_path / "www"), image="an-image")
+    record.write(lab.folder / "lab.json")
+    with pytest.raises(Reached):
+        lab._provide(record, "auto")
