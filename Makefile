@@ -55,9 +55,7 @@ check: .bootstrap ## what on the hosts is not as it was set up; status 2 if anyt
 
 .PHONY: preview
 preview: .bootstrap ## what `pulumi up` would do (STACK=dev)
-	@$(run) -m tools install
-	@$(run) -m tools stack $(STACK)
-	@$(env) pulumi preview --stack $(STACK) --diff
+	@$(run) -m tools.preview --stack $(STACK)
 
 .PHONY: policy
 policy: .bootstrap ## the preview with the policy pack; not 0 if a mandatory rule is broken (STACK=dev)

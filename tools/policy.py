@@ -20,7 +20,7 @@ from lab import paths
 from lab.errors import Trouble
 from lab.files import locked, write_atomic
 from lab.progress import Progress
-from tools import bootstrap, env, stack
+from tools import bootstrap, env, preview
 from tools.plugins import install
 
 PACK = paths.project_dir() / "policy"
@@ -92,16 +92,14 @@ def with_pack(variables: dict[str, str], progress: Progress) -> dict[str, str]:
     return {**variables, "PATH": os.pathsep.join([str(folder), variables["PATH"]])}
 
 
-def preview(name: str, more: Sequence[str], progress: Progress) -> int:
+def judge(name: str, more: Sequence[str], progress: Progress) -> int:
     """Preview the stack with the pack; Pulumi's status, which a mandatory rule's violation makes 1 or more.
 
     :raises Trouble: the engine or the pack's environment can't be had.
     """
     tools = env.toolbox(progress, ask_upstream=True)
     variables = with_pack(env.environment(tools), progress)
-    stack.ensure(name, tools, progress)
-    argv = [str(tools.pulumi.path), "preview", "--stack", name, "--policy-pack", str(PACK), *more]
-    return subprocess.run(argv, cwd=paths.project_dir(), env=variables, check=False).returncode
+    return preview.run(name, ["--policy-pack", str(PACK), *more], tools, variables, progress)
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -113,7 +111,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("more", nargs="*", help="arguments for pulumi preview, after --")
     chosen = parser.parse_args(arguments)
     try:
-        return preview(chosen.stack, chosen.more, Progress())
+        return judge(chosen.stack, chosen.more, Progress())
     except Trouble as trouble:
         print(f"error: {trouble}", file=sys.stderr)
         return 1

@@ -8,12 +8,14 @@ filter of git's leaves that line out of what git sees: the checkout stays clean.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import re
 import shutil
 import socket
 import subprocess
 import tempfile
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -63,6 +65,40 @@ def ensure(
     _refresh(file)
     unlock(name, tools, progress, project)
     _pulumi(tools, ["stack", "select", name], project, variables)
+
+
+@contextlib.contextmanager
+def for_preview(
+    name: str, tools: Toolbox, variables: dict[str, str], progress: Progress, project: Path | None = None
+) -> Iterator[tuple[dict[str, str], list[str]]]:
+    """What a preview of the stack is run with: the environment, and arguments for Pulumi.
+
+    A lab's stack is made where it isn't there, as by `ensure`. Of any other the state may be elsewhere,
+    where its file doesn't tell so: one that this project's own state doesn't hold is made in a state that
+    ends with this, from a copy of the file, and nothing of it is written into the checkout.
+
+    :param variables: the environment for Pulumi.
+    :raises Trouble: as `ensure`; or there is no such file.
+    """
+    project = project or paths.project_dir()
+    file = project / f"Pulumi.{name}.yaml"
+    if _OF_A_LAB.fullmatch(name) or _state(project, name) is not None:
+        ensure(name, tools, progress, project)
+        yield variables, []
+        return
+    if not file.exists():
+        raise Trouble(f"there is no stack {name}: {file} isn't there", "write it (docs/own-machines.md)")
+    _refuse_elsewhere(name, file, None)
+    with tempfile.TemporaryDirectory(prefix="kubeadm-ipvs-preview-") as folder:
+        copy, state = Path(folder) / file.name, Path(folder) / "state"
+        state.mkdir()
+        shutil.copy(file, copy)
+        shutil.copy(project / "Pulumi.yaml", folder)
+        alone = {**variables, "PULUMI_BACKEND_URL": f"file://{state}"}
+        init = ["stack", "init", name, "--secrets-provider", "passphrase", "--no-select"]
+        progress.say(f"this project's own state has no stack {name}: previewing it as a new cluster")
+        _pulumi(tools, init, Path(folder), alone)
+        yield alone, ["--config-file", str(copy)]
 
 
 def unlock(name: str, tools: Toolbox, progress: Progress, project: Path | None = None) -> None:

@@ -158,6 +158,52 @@ def test_a_stack_whose_state_is_elsewhere_keeps_its_file(checkout: Path, tools: 
         stack.ensure("prod", tools, Progress(quiet=True), checkout)
 
 
+def test_a_preview_of_a_stack_that_is_not_this_states_own_leaves_nothing_behind(
+    checkout: Path, tools: env.Toolbox
+) -> None:
+    file = checkout / "Pulumi.prod.yaml"
+    file.write_text(TEXT)
+    variables = env.environment(tools)
+    with stack.for_preview("prod", tools, variables, Progress(quiet=True), checkout) as (alone, arguments):
+        backend = Path(alone["PULUMI_BACKEND_URL"].removeprefix("file://"))
+        assert (backend / ".pulumi/stacks/p/prod.json").exists()
+        assert backend != env.backend_dir()
+        copy = Path(arguments[1])
+        assert arguments[0] == "--config-file"
+        assert copy.name == file.name
+        assert copy.exists()
+    assert not copy.exists()
+    assert not backend.exists()
+    assert file.read_text() == TEXT
+    assert not (env.backend_dir() / ".pulumi/stacks").exists()
+    assert git(checkout, "status", "--short") == "?? Pulumi.prod.yaml\n"
+
+
+def test_a_preview_of_the_labs_stack_and_of_one_that_this_state_holds_is_of_what_it_holds(
+    checkout: Path, tools: env.Toolbox
+) -> None:
+    (checkout / "Pulumi.mine.yaml").write_text(TEXT)
+    stack.ensure("mine", tools, Progress(quiet=True), checkout)
+    variables = env.environment(tools)
+    for name in ("dev", "mine"):
+        with stack.for_preview(name, tools, variables, Progress(quiet=True), checkout) as given:
+            assert given == (variables, [])
+        assert stack.salt_in((checkout / f"Pulumi.{name}.yaml").read_text()) == "v1:new"
+
+
+def test_a_mistyped_stack_is_not_made(checkout: Path, tools: env.Toolbox) -> None:
+    def preview(name: str) -> None:
+        with stack.for_preview(name, tools, {}, Progress(quiet=True), checkout):
+            pytest.fail("there is nothing to preview")
+
+    with pytest.raises(Trouble, match=r"no stack prdo: .*Pulumi\.prdo\.yaml isn't there"):
+        preview("prdo")
+    assert not (checkout / "Pulumi.prdo.yaml").exists()
+    (checkout / "Pulumi.prod.yaml").write_text(f"{TEXT}secretsprovider: awskms://alias/a\n")
+    with pytest.raises(Trouble, match="state isn't this project's own"):
+        preview("prod")
+
+
 def test_a_stack_that_is_to_be_destroyed_is_not_made_for_it(checkout: Path, tools: env.Toolbox) -> None:
     with pytest.raises(Trouble, match="no stack dev"):
         stack.ensure("dev", tools, Progress(quiet=True), checkout, make=False)
