@@ -38,12 +38,16 @@ class Words:
             the value's.
         one_by_one: Whether a host waits for the one before.
         after: What a reader should know beyond it.
+        unless: Values of the same step: where one of them differs too, its words say this as well.
+        after_unless: Values of the same step: where one of them differs too, `after` isn't true.
     """
 
     level: Level
     text: str
     one_by_one: bool = False
     after: str = ""
+    unless: tuple[str, ...] = ()
+    after_unless: tuple[str, ...] = ()
 
 
 STEPS: Mapping[str, Mapping[str, Words]] = {
@@ -66,11 +70,16 @@ STEPS: Mapping[str, Mapping[str, Words]] = {
             Level.IN_PLACE,
             "containerd pulls by other registry mirrors on {hosts}",
             after="Nothing restarts: containerd reads them at each pull.",
+            after_unless=("SANDBOX_IMAGE", "REPAIR"),
         ),
         "SANDBOX_IMAGE": Words(
             Level.ROLLING, "containerd restarts on {hosts}, with another sandbox image", after="Pods go on."
         ),
-        "IMAGES": Words(Level.QUIET, "images are pulled on {hosts}, before a pod asks for them"),
+        "IMAGES": Words(
+            Level.QUIET,
+            "images are pulled on {hosts}, before a pod asks for them",
+            unless=("SANDBOX_IMAGE",),
+        ),
     },
     "init": {
         "CERTIFICATE_NAMES": Words(
@@ -80,7 +89,11 @@ STEPS: Mapping[str, Mapping[str, Words]] = {
             Level.ROLLING, "kubelet restarts on every node, with other settings", after="Pods go on."
         ),
         "PROXY": Words(Level.QUIET, "kube-proxy's settings are uploaded on {hosts}"),
-        "CONFIG": Words(Level.QUIET, "kubeadm's settings are uploaded on {hosts}"),
+        "CONFIG": Words(
+            Level.QUIET,
+            "kubeadm's settings are uploaded on {hosts}",
+            unless=("CERTIFICATE_NAMES", "KUBELET", "PROXY"),
+        ),
     },
     "proxy": {
         "MODE=nftables": Words(
@@ -100,6 +113,7 @@ STEPS: Mapping[str, Mapping[str, Words]] = {
             "kube-proxy restarts on {hosts}",
             one_by_one=True,
             after="Meanwhile the kernel balances as before.",
+            unless=("MODE",),
         ),
     },
     "member": {
@@ -121,7 +135,7 @@ STEPS: Mapping[str, Mapping[str, Words]] = {
 }
 """By a step's name, and the value of it that differs, or that and what it then is (`MODE=nftables`).
 
-components/remote.py has the steps. The first that differs is told; where none does, nothing is."""
+components/remote.py has the steps. Each value that differs is told, by the first of its words that fit."""
 
 REPAIR = Words(
     Level.IN_PLACE,

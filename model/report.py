@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
@@ -300,31 +300,32 @@ class _Told:
         uploads = any(seen[change.name] for change in updated if change.step == "init")
         # A join registers the node with the labels and taints that its member then keeps: told by the member.
         nodes = {change.host for change in updated if change.step == "member" and seen[change.name]}
+        # A text that is taken out of the settings asks for nothing.
         repaired = {
             change.host
             for change in updated
-            if change.step != "look" and "REPAIR" in (seen[change.name] or {})
+            if change.step != "look" and (seen[change.name] or {}).get("REPAIR", ("", ""))[1]
         }
         for change in updated:
             values = seen[change.name]
+            again = consequences.AGAIN
             if change.host in repaired:
-                tell(consequences.REPAIR, change.host)
+                again = consequences.REPAIR
+                tell(again, change.host)
             # A registration has nothing to do before its host leaves.
-            elif change.step in ("proof", "look", "registration"):
-                if change.step == "proof":
+            if change.step in ("proof", "look", "registration"):
+                if change.step == "proof" and change.host not in repaired:
                     tell(consequences.PROVED, change.host)
             elif values is None:
                 # A join's text is secret. What init is told anew, each join is; else its script is another.
                 if change.step == "join" and not uploads and change.host not in nodes:
-                    tell(consequences.AGAIN, change.host)
-            elif values:
-                first = _first(change.step, values)
-                if first is not None:
-                    tell(first[1], change.host, *values[first[0]])
-                elif all(name.endswith("_SECONDS") for name in values):
-                    tell(consequences.AGAIN, change.host)
+                    tell(again, change.host)
             else:
-                tell(consequences.AGAIN, change.host)
+                differing = _words(change.step, values)
+                for name, words in differing.items():
+                    tell(words, change.host, *values[name])
+                if not differing and all(name == "REPAIR" or name.endswith("_SECONDS") for name in values):
+                    tell(again, change.host)
         for (words, old, new), hosts in found.items():
             yield Happening(words.level, _sentence(words, hosts, old, new))
 
@@ -341,12 +342,15 @@ class _Told:
             yield Happening(level, f"`{change.name}` ({change.type}): {change.op}.")
 
 
-def _first(step: str, values: Mapping[str, tuple[str, str]]) -> tuple[str, Words] | None:
+def _words(step: str, values: Mapping[str, tuple[str, str]]) -> dict[str, Words]:
+    """What the values of a step that differ do, by their names."""
+    found: dict[str, Words] = {}
     for key, words in consequences.STEPS.get(step, {}).items():
         name, _, value = key.partition("=")
-        if name in values and (not value or values[name][1] == value):
-            return name, words
-    return None
+        fits = name in values and (not value or values[name][1] == value)
+        if fits and name not in found and not values.keys() & set(words.unless):
+            found[name] = replace(words, after="") if values.keys() & set(words.after_unless) else words
+    return found
 
 
 def _sentence(words: Words, hosts: Sequence[str], old: str, new: str) -> str:

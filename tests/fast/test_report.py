@@ -35,6 +35,10 @@ def script(**values: str) -> dict[str, Any]:
     return {"stdin": compose(("lib.sh",), values)}
 
 
+def update(name: str, before: dict[str, str], **after: str) -> Any:
+    return step(name, "update", script(**before), script(**after))
+
+
 def told(*steps: Any) -> list[str]:
     return [happening.text for happening in happenings(changes_of({"steps": list(steps)}), HOSTS)]
 
@@ -127,6 +131,56 @@ def test_a_step_that_runs_again_for_its_script_alone_is_told_as_such() -> None:
     old, new = script(FIREWALL="open"), script(FIREWALL="open")
     new["stdin"] = "# more\n" + new["stdin"]
     assert told(step("node1-firewall", "update", old, new)) == [
+        "steps run again on node1, with the settings that they had."
+    ]
+
+
+def test_what_evicts_pods_is_told_beside_the_labels() -> None:
+    assert told(update("node1-member", {}, LABELS="disk=ssd", TAINTS="only=web:NoExecute")) == [
+        "labels of node1 change.",
+        "taints of node1 change. A NoExecute taint evicts pods that don't tolerate it.",
+    ]
+
+
+def test_other_mirrors_are_not_said_to_restart_nothing_where_something_else_does() -> None:
+    [restart, mirrors] = told(update("node1-runtime", {}, MIRRORS="a b", SANDBOX_IMAGE="c", IMAGES="d"))
+    assert restart == "**containerd restarts on node1, with another sandbox image**. Pods go on."
+    assert mirrors == "containerd pulls by other registry mirrors on node1."
+    assert "Nothing restarts" in told(update("node1-runtime", {}, MIRRORS="a b", IMAGES="d"))[0]
+
+
+def test_other_names_of_the_api_server_do_not_hide_that_kubelets_restart() -> None:
+    steps = [
+        update("master-init", {}, CERTIFICATE_NAMES="api.test", KUBELET="maxPods: 60", CONFIG="both"),
+        step("node1-join", "update", {"stdin": "[secret]"}, {"stdin": "[secret]"}),
+    ]
+    assert told(*steps) == [
+        "**kubelet restarts on every node, with other settings**. Pods go on.",
+        "the API server's certificate is made anew on master, with other names.",
+    ]
+    assert "## prod: restarts, one after the other" in page([environment("prod", *steps)], meant=False).text
+
+
+def test_another_proxy_mode_is_told_once_and_its_settings_are_a_part_of_it() -> None:
+    [text] = told(update("node1-proxy", {"MODE": "ipvs", "PROXY": "a"}, MODE="nftables", PROXY="b"))
+    assert text.startswith("**kube-proxy changes from ipvs to nftables on node1**. On each node")
+
+
+def test_what_a_repaired_host_is_asked_besides_is_told_too() -> None:
+    assert told(
+        update("master-init", {}, REPAIR="today", KUBELET="maxPods: 60"),
+        update("master-kernel", {}, REPAIR="today"),
+        update("master-runtime", {}, REPAIR="today", MIRRORS="a b"),
+        step("master-proof", "update", {"stdin": "[secret]"}, {"stdin": "[secret]"}),
+    ) == [
+        "**kubelet restarts on every node, with other settings**. Pods go on.",
+        "every step on master runs again, to put right what has drifted. containerd restarts; pods go on.",
+        "containerd pulls by other registry mirrors on master.",
+    ]
+
+
+def test_a_repair_that_is_taken_out_of_the_settings_repairs_nothing() -> None:
+    assert told(update("node1-runtime", {"REPAIR": "today"})) == [
         "steps run again on node1, with the settings that they had."
     ]
 
