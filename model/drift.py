@@ -48,7 +48,12 @@ def differences(printed: str, now: datetime) -> tuple[Difference, ...]:
         if len(parts) != 3:
             raise ValueError(f"not a line of check.sh: {line[:80]}")
         if parts[0] == "certificate":
-            certificate = x509.load_der_x509_certificate(base64.b64decode(parts[2]))
+            try:
+                certificate = x509.load_der_x509_certificate(base64.b64decode(parts[2]))
+            except (ValueError, x509.InvalidVersion):
+                # An empty file, a damaged one, a kubeconfig without a certificate of its own.
+                found.append(Difference(parts[1], "a certificate", "none that can be read"))
+                continue
             days = (certificate.not_valid_after_utc - now).days
             if days < CERTIFICATE_DAYS:
                 end = certificate.not_valid_after_utc.astimezone(UTC)

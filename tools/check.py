@@ -63,11 +63,14 @@ def settings_of(stack: str) -> Settings:
 async def look(settings: Settings, host: Host, stack: str) -> tuple[drift.Difference, ...]:
     """One host's differences.
 
-    :raises Trouble: it can't be reached, or the look failed there.
+    :raises Trouble: it can't be reached, the look failed there, or what it printed can't be understood.
     """
     async with Reader(settings, host) as reader:
         printed = await reader.ask("check", drift.values(settings, stack), LOOK_SECONDS)
-    return drift.differences(printed, datetime.now(UTC))
+    try:
+        return drift.differences(printed, datetime.now(UTC))
+    except ValueError as error:
+        raise Trouble(f"what the look printed can't be understood: {error}") from None
 
 
 async def check(

@@ -22,6 +22,7 @@ from model.settings import Settings, load
 from tests.fast import test_graph
 from tests.fast.test_script_parts import part
 from tools import check
+from tools.reader import Reader
 
 NOW = dt.datetime(2026, 11, 25, tzinfo=dt.UTC)
 
@@ -118,6 +119,15 @@ def test_a_certificate_that_ends_within_thirty_days_is_a_difference() -> None:
     assert past.found == "ended on 2026-11-24"
 
 
+@pytest.mark.parametrize("text", ["", "bm9uZQ==", "no base64"])
+def test_a_certificate_that_can_not_be_read_is_a_difference_beside_the_others(text: str) -> None:
+    printed = f"certificate\t/pki/ca.crt\t{text}\nswap\toff\ton: /dev/vdb\n"
+    assert drift.differences(printed, NOW) == (
+        Difference("/pki/ca.crt", "a certificate", "none that can be read"),
+        Difference("swap", "off", "on: /dev/vdb"),
+    )
+
+
 def test_a_line_that_is_no_finding_is_refused() -> None:
     with pytest.raises(ValueError, match="not a line"):
         drift.differences("Warning: something", NOW)
@@ -166,6 +176,24 @@ def test_the_exit_status_is_for_a_scheduler(
     assert ("repair: '" in capsys.readouterr().out) == any(isinstance(f, tuple) and f for f in found.values())
     assert check.main(["--stack", "dev", "--json"]) == status
     assert set(json.loads(capsys.readouterr().out)) == {"differences", "notLookedAt"}
+
+
+def test_a_host_whose_answer_can_not_be_understood_keeps_nobody_from_the_others(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    printed = {"master": "", "node1": "Warning: something\n", "node2": "swap\toff\ton\n"}
+
+    async def ask(reader: Reader, *_: Any) -> str:
+        return printed[reader.host.name]
+
+    monkeypatch.setattr(check, "settings_of", lambda stack: settings)
+    monkeypatch.setattr(Reader, "ask", ask)
+    assert check.main(["--stack", "dev"]) == 1
+    said = capsys.readouterr().out.splitlines()
+    assert "node2  swap  off        on" in said
+    assert "master: as it was set up" in said
+    [line] = [line for line in said if line.startswith("node1: not looked at: ")]
+    assert "not a line of check.sh: Warning: something" in line
 
 
 @pytest.mark.parametrize(("host", "without"), [("master", {"join"}), ("node1", {"init", "kubeconfig"})])
