@@ -49,9 +49,11 @@ class Change:
     """What the engine would do to one resource.
 
     Attributes:
-        op: create, update, replace or delete; anything else is the engine's own word.
+        op: create, update, replace or delete; `same` where nothing but its protection is another; anything
+            else is the engine's own word.
         old: Its inputs now, if it is there.
         new: Its inputs then, if it still is.
+        protected: Whether no run may delete it, now and then; the same where it comes or goes.
     """
 
     op: str
@@ -59,6 +61,7 @@ class Change:
     type: str
     old: Mapping[str, Any] = field(default_factory=dict)
     new: Mapping[str, Any] = field(default_factory=dict)
+    protected: tuple[bool, bool] = (False, False)
 
     @property
     def host(self) -> str:
@@ -138,10 +141,14 @@ def changes_of(plan: Mapping[str, Any]) -> list[Change]:
     """What is not left as it is: a change for each resource, by name within the engine's order of types."""
     found: dict[str, Change] = {}
     for entry in plan.get("steps") or []:
-        if entry["op"] in ("same", "refresh"):
+        if entry["op"] == "refresh":
             continue
         old, new = entry.get("oldState") or {}, entry.get("newState") or {}
         state = new or old
+        protected = (bool(old.get("protect")), bool(new.get("protect"))) if old and new else (False, False)
+        # The engine calls it the same where only its protection is another.
+        if entry["op"] == "same" and protected[0] == protected[1]:
+            continue
         # What a step is asked is told by the step.
         if state.get("type") == REMEMBERED:
             continue
@@ -152,6 +159,7 @@ def changes_of(plan: Mapping[str, Any]) -> list[Change]:
             type=str(state.get("type", "")),
             old=old.get("inputs") or (former.old if former else {}),
             new=new.get("inputs") or (former.new if former else {}),
+            protected=protected,
         )
     return list(found.values())
 
@@ -185,7 +193,14 @@ def happenings(changes: Sequence[Change], order: Sequence[str]) -> list[Happenin
     :param order: the hosts' names as a person has them in mind; others follow by name.
     """
     told = _Told(changes, order)
-    found = [*told.cluster(), *told.hosts(), *told.objects(), *told.steps(), *told.others()]
+    found = [
+        *told.cluster(),
+        *told.hosts(),
+        *told.protection(),
+        *told.objects(),
+        *told.steps(),
+        *told.others(),
+    ]
     return sorted(found, key=lambda happening: -happening.level)
 
 
@@ -193,7 +208,13 @@ class _Told:
     def __init__(self, changes: Sequence[Change], order: Sequence[str]) -> None:
         names = {change.host for change in changes if change.step and change.step != "look"}
         self._order = [*order, *sorted(names - set(order), key=_natural)]
-        self._changes = sorted(changes, key=lambda change: (self._rank(change), _natural(change.name)))
+        ordered = sorted(changes, key=lambda change: (self._rank(change), _natural(change.name)))
+        self._changes = [change for change in ordered if change.op != "same"]
+        self._protection = {
+            change.host if change.step else f"`{change.name}`": change.protected[1]
+            for change in ordered
+            if change.protected[0] != change.protected[1]
+        }
         inits = {change.op for change in self._changes if change.step == "init"}
         self._lost = bool(inits & {"replace", "delete"})
         self._fresh = inits == {"create"}
@@ -267,6 +288,14 @@ class _Told:
                 if _address(old.old) == _address(change.new) != "":
                     text = consequences.SAME_MACHINE.format(old=old.host, new=change.host)
                     yield Happening(Level.LOSS, f"⚠ {text}")
+
+    def protection(self) -> Iterator[Happening]:
+        for name, protected in self._protection.items():
+            if protected:
+                text = f"{name} is protected from now on: no run deletes or replaces it."
+            else:
+                text = f"**{name} may be deleted and replaced again: its protection goes**."
+            yield Happening(Level.IN_PLACE, text)
 
     def objects(self) -> Iterator[Happening]:
         changes = [] if self._fresh or self._lost else self._objects
@@ -676,7 +705,7 @@ def _warnings(plan: Mapping[str, Any]) -> list[str]:
 
 def _resources(changed: Sequence[Change], most: int) -> list[str]:
     components = ("kubeadm-ipvs:", "pulumi:pulumi:")
-    changes = [change for change in changed if not change.type.startswith(components)]
+    changes = [change for change in changed if change.op != "same" and not change.type.startswith(components)]
     if not changes:
         return []
     ranks = list(_SIGNS)

@@ -92,6 +92,38 @@ def test_a_changed_scheduler_restarts_kube_proxy_node_by_node() -> None:
     assert told(*proxies(1))[0].startswith("**kube-proxy restarts on master**. ")
 
 
+def protecting(name: str, before: bool, after: bool, op: str = "same") -> Any:
+    entry = step(name, op, script(), script())
+    entry["oldState"]["protect"], entry["newState"]["protect"] = before, after
+    return entry
+
+
+UNPROTECTED = "**master may be deleted and replaced again: its protection goes**."
+
+
+def test_a_control_plane_that_loses_its_protection_is_told_once_and_destroys_nothing() -> None:
+    steps = [protecting(f"master-{name}", True, False) for name in ("claim", "init")]
+    assert told(*steps) == [UNPROTECTED]
+    made = page([environment("prod", *steps)], meant=False)
+    assert made.text == f"## prod: changes in place\n\n- {UNPROTECTED}\n"
+    assert not made.destructive
+
+
+def test_a_control_plane_that_is_protected_from_now_on_is_told_as_such() -> None:
+    assert told(protecting("master-init", False, True)) == [
+        "master is protected from now on: no run deletes or replaces it."
+    ]
+
+
+def test_protection_that_goes_is_told_beside_what_else_happens_to_the_step() -> None:
+    assert UNPROTECTED in told(protecting("master-init", True, False, op="update"))
+
+
+def test_what_stays_protected_or_open_is_nothing() -> None:
+    steps = [protecting("master-init", True, True), protecting("node1-join", False, False)]
+    assert page([environment("prod", *steps)], meant=False).text == "## prod: nothing changes\n"
+
+
 def test_a_worker_that_goes_is_drained_removed_and_given_back() -> None:
     [text] = told(*REMOVAL)
     assert text.startswith("**node2 is drained, removed, given back**.")
