@@ -20,6 +20,8 @@ IPVS_ENDS = (1, 40)
 """The first minor of Kubernetes, as (major, minor), whose kube-proxy has no IPVS mode by default."""
 NODE_PORTS = range(30000, 32768)
 """kube-apiserver's own range, which this program doesn't change."""
+BY_HOST = frozenset({"virtualServers"})
+"""The stack's outputs whose keys are the hosts' names."""
 
 _PRODUCTION = re.compile(r"(prod|production|live)([-_.].*)?", re.IGNORECASE)
 _PUBLIC_KEY = re.compile(r"(ssh|ecdsa|sk)-[a-z0-9@.-]+ [A-Za-z0-9+/]+=*( .*)?")
@@ -219,13 +221,11 @@ def ipvs(environment: Environment, resource: Resource) -> Iterator[str]:
 
 def secrets(_: Environment, resource: Resource) -> Iterator[str]:
     """What is secret, by its name or its look, is marked so: else it is in the state for all to read."""
-    # By its name only where a person chose the name for others to read: a stack's own outputs.
-    named = resource.type == STACK
-    for path, value in _leaves(resource.properties):
+    for path, name, value in _outputs(resource):
         if isinstance(value, (Hidden, Unknown)):
             continue
         look = next((what for what, pattern in _SECRET_TEXT.items() if pattern.search(_text(value))), "")
-        if look or (named and value not in ("", None) and _SECRET_NAME.search(path)):
+        if look or (value not in ("", None) and _SECRET_NAME.search(name)):
             why = f"holds {look}" if look else "is secret by its name"
             yield (
                 f"the output {path} of {resource.name} {why} and is plain -> wrap it in pulumi.Output.secret"
@@ -319,6 +319,18 @@ def _containers(spec: Any) -> Iterator[Mapping[str, Any]]:
     for inner in ("jobTemplate", "template", "spec"):
         if inner in found:
             yield from _containers(found[inner])
+
+
+def _outputs(resource: Resource) -> Iterator[tuple[str, str, Any]]:
+    """Each value's path, what of that was chosen to tell others what the value is, and the value."""
+    for output, value in resource.properties.items():
+        by_host = resource.type == STACK and output in BY_HOST and isinstance(value, Mapping)
+        places = {f"{output}.{host}": inner for host, inner in value.items()} if by_host else {output: value}
+        for place, inner in places.items():
+            for path, leaf in _leaves(inner, place):
+                # Only a stack's outputs are named for others to read; what a host is called says nothing.
+                name = f"{output}{path.removeprefix(place)}" if resource.type == STACK else ""
+                yield path, name, leaf
 
 
 def _leaves(value: Any, path: str = "") -> Iterator[tuple[str, Any]]:

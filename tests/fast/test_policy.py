@@ -181,6 +181,19 @@ def test_a_marked_secret_and_ordinary_outputs_are_right() -> None:
     assert found("no-plain-secrets", DEV, outputs) == []
 
 
+@pytest.mark.parametrize("host", ["tokenizer1", "secrets-1", "token.example.com"])
+def test_a_hosts_name_makes_no_secret_of_what_its_kernel_balances(host: str) -> None:
+    tables = {host: [{"protocol": "TCP", "destinations": [{"address": "10.244.0.2"}]}], "node1": []}
+    assert found("no-plain-secrets", DEV, of_stack(virtualServers=tables)) == []
+
+
+def test_what_is_secret_by_another_name_or_its_look_is_refused_below_a_host_too() -> None:
+    tables = {"node1": [{"password": "x"}], "node2": ["abcdef.0123456789abcdef"]}
+    by_name, by_look = found("no-plain-secrets", DEV, of_stack(virtualServers=tables))
+    assert "virtualServers.node1[0].password" in by_name
+    assert "virtualServers.node2[0]" in by_look
+
+
 def test_one_control_plane_in_production_is_warned_of_and_never_refused() -> None:
     rule = RULES["single-control-plane"]
     assert "one host holds etcd" in found(rule.name, PROD, cluster())[0]
