@@ -187,17 +187,19 @@ def unpinned(image: str) -> str:
 def node_ports(_: Environment, resource: Resource) -> Iterator[str]:
     """A Service's NodePorts are chosen, within the range, and said what they are for."""
     spec = _mapping(resource.properties.get("spec"))
-    if resource.type != "kubernetes:core/v1:Service" or spec.get("type") not in ("NodePort", "LoadBalancer"):
+    if resource.type != "kubernetes:core/v1:Service":
         return
-    for port in _list(spec.get("ports")):
-        number = _mapping(port).get("nodePort")
+    opened = list(_opened(spec))
+    if not opened:
+        return
+    for what, number in opened:
         if isinstance(number, Unknown):
             continue
         # Numbers come from the engine as floating point.
         if not isinstance(number, (int, float)) or number not in NODE_PORTS:
             said = "is left to the cluster" if number is None else f"is {_shown(number)}"
             yield (
-                f"a nodePort of {resource.name} {said} -> write one from {NODE_PORTS[0]} to "
+                f"a {what} of {resource.name} {said} -> write one from {NODE_PORTS[0]} to "
                 f"{NODE_PORTS[-1]}, so that firewalls and people know it"
             )
     annotations = _mapping(_mapping(resource.properties.get("metadata")).get("annotations"))
@@ -207,6 +209,21 @@ def node_ports(_: Environment, resource: Resource) -> Iterator[str]:
             f"{resource.name} opens a port of every node and doesn't say what for "
             f"-> write the annotation {PURPOSE}"
         )
+
+
+def _opened(spec: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
+    """The fields of the ports that a Service opens on every node, and their numbers; None is any free one."""
+    balanced = spec.get("type") == "LoadBalancer"
+    if not balanced and spec.get("type") != "NodePort":
+        return
+    # Where this isn't known yet, nothing is said of ports that nobody has chosen.
+    chooses = not balanced or spec.get("allocateLoadBalancerNodePorts") in (None, True)
+    for port in _list(spec.get("ports")):
+        number = _mapping(port).get("nodePort")
+        if number is not None or chooses:
+            yield "nodePort", number
+    if balanced and spec.get("externalTrafficPolicy") == "Local":
+        yield "healthCheckNodePort", spec.get("healthCheckNodePort")
 
 
 def ipvs(environment: Environment, resource: Resource) -> Iterator[str]:

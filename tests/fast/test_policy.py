@@ -38,10 +38,10 @@ def deployment(image: Any, where: str = "containers") -> Resource:
     return Resource("kubernetes:apps/v1:Deployment", "Deployment/default/web", {"spec": spec})
 
 
-def service(port: Any, kind: str = "NodePort", purpose: Any = "HTTP for people") -> Resource:
+def service(port: Any, kind: str = "NodePort", purpose: Any = "HTTP for people", **more: Any) -> Resource:
     ports = [{"port": 80} if port is None else {"port": 80, "nodePort": port}]
     annotations = {} if purpose is None else {rules.PURPOSE: purpose}
-    properties = {"metadata": {"annotations": annotations}, "spec": {"type": kind, "ports": ports}}
+    properties = {"metadata": {"annotations": annotations}, "spec": {"type": kind, "ports": ports, **more}}
     return Resource("kubernetes:core/v1:Service", "Service/default/web", properties)
 
 
@@ -140,6 +140,31 @@ def test_a_documented_node_port_within_the_range_is_right(port: Any) -> None:
 
 def test_a_service_without_node_ports_needs_no_purpose() -> None:
     assert found("node-ports-documented", DEV, service(None, "ClusterIP", None)) == []
+    balanced = service(None, "LoadBalancer", None, allocateLoadBalancerNodePorts=False)
+    assert found("node-ports-documented", DEV, balanced) == []
+
+
+def test_a_load_balancer_that_is_given_no_node_ports_is_asked_for_those_that_it_writes() -> None:
+    without = {"allocateLoadBalancerNodePorts": False}
+    wrong_port = service(80, "LoadBalancer", **without)
+    without_purpose = service(30080, "LoadBalancer", None, **without)
+    assert "is 80" in found("node-ports-documented", DEV, wrong_port)[0]
+    assert rules.PURPOSE in found("node-ports-documented", DEV, without_purpose)[0]
+
+
+@pytest.mark.parametrize("port", [None, 80])
+def test_a_port_for_a_load_balancers_health_checks_is_chosen_like_any_other(port: int | None) -> None:
+    local = {"allocateLoadBalancerNodePorts": False, "externalTrafficPolicy": "Local"}
+    chosen = {} if port is None else {"healthCheckNodePort": port}
+    (said,) = found("node-ports-documented", DEV, service(None, "LoadBalancer", **local, **chosen))
+    assert "healthCheckNodePort of Service/default/web" in said
+    right = service(None, "LoadBalancer", healthCheckNodePort=30100, **local)
+    assert found("node-ports-documented", DEV, right) == []
+
+
+def test_only_a_load_balancer_that_keeps_its_traffic_local_has_health_checks() -> None:
+    assert found("node-ports-documented", DEV, service(30080, externalTrafficPolicy="Local")) == []
+    assert found("node-ports-documented", DEV, service(30080, "LoadBalancer")) == []
 
 
 @pytest.mark.parametrize("version", [(1, 40), (1, 41), (2, 0)])
