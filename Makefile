@@ -14,7 +14,8 @@ ARGS ?=
 
 run := .venv/bin/python
 # The engine, the plugins and the state's place, for the Pulumi commands below.
-env := eval "$$($(run) -m tools env)";
+# By a variable: a program that fails within eval's own argument ends nothing.
+env := settings="$$($(run) -m tools env)"; eval "$$settings";
 
 .PHONY: help
 help: ## show this list
@@ -50,7 +51,7 @@ timeline: .bootstrap ## where the time of the last `make up` or `make down` went
 	@$(env) $(run) -m tools.timeline --stack $(STACK) $(ARGS)
 
 .PHONY: check
-check: .bootstrap ## what on the hosts is not as it was set up; status 2 if anything (STACK=dev)
+check: .bootstrap ## what on the hosts is not as it was set up; fails if anything (STACK=dev)
 	@$(env) $(run) -m tools.check --stack $(STACK)
 
 .PHONY: preview

@@ -2,7 +2,8 @@
 
 Logs in to every host of the stack's settings, reads, and changes nothing. For a scheduler the exit
 status tells: 0 all as set up, 2 something differs, 1 a host couldn't be looked at or the settings
-can't be used (whatever else was found is printed all the same).
+can't be used (whatever else was found is printed all the same). Not so that of `make check`: make ends
+with 2 whatever has failed.
 
 `pulumi up` alone repairs nothing: it runs a step only where its inputs have changed. A text in a host's
 setting `repair` that wasn't there before is such a change, and the steps put right what differs.

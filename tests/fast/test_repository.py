@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import re
+import shutil
 import subprocess
 import sys
 import tomllib
@@ -63,6 +65,47 @@ def test_the_make_targets_of_the_readme_exist() -> None:
     for page in pages:
         for name in re.findall(r"(?:`|^\s*)make ([a-z][a-z-]+)", page.read_text(), re.MULTILINE):
             assert name in known, f"{page.relative_to(PROJECT)} names `make {name}`"
+
+
+@pytest.mark.parametrize(
+    ("target", "program"),
+    [
+        ("show", "tools.show"),
+        ("timeline", "tools.timeline"),
+        ("check", "tools.check"),
+        ("preview", "preview --stack"),
+        ("destroy", "destroy --yes"),
+    ],
+)
+@pytest.mark.parametrize("known", [True, False])
+def test_nothing_is_started_in_an_environment_that_could_not_be_made(
+    tmp_path: Path, target: str, program: str, known: bool
+) -> None:
+    shutil.copy(PROJECT / "Makefile", tmp_path)
+    stub = f"""#!/bin/sh
+echo "$*" >>'{tmp_path}/started'
+if [ "$*" = "-m tools env" ]; then
+  echo "export PLACE='a  b'"
+  exit {0 if known else 1}
+fi
+[ -z "${{PLACE-}}" ] || echo "$PLACE" >>'{tmp_path}/started'
+"""
+    for path in (tmp_path / ".venv/bin/python", tmp_path / "bin/pulumi"):
+        path.parent.mkdir(parents=True)
+        path.write_text(stub)
+        path.chmod(0o755)
+    done = subprocess.run(
+        ["make", target, "PYTHON=true"],
+        cwd=tmp_path,
+        env={"PATH": f"{tmp_path}/bin:{os.environ['PATH']}"},
+        capture_output=True,
+        text=True,
+    )
+    started = (tmp_path / "started").read_text()
+    assert "-m tools env" in started
+    assert (program in started) == known, started
+    assert ("a  b" in started) == known
+    assert (done.returncode == 0) == known, done.stderr
 
 
 def test_links_between_the_pages_lead_somewhere() -> None:
