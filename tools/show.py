@@ -29,6 +29,7 @@ from tools.check import settings_of
 from tools.reader import Reader
 
 OUTPUT = "virtualServers"
+_MISSING = "does not have output property"  # Pulumi's words for an output that the stack hasn't
 # The kernel adds its counters up every other second.
 WATCH_SECONDS = 2.0
 # It reads a few files of /proc; a host that hangs holds up the others' next look for so long.
@@ -47,7 +48,7 @@ class Look:
 def last_proof(stack: str) -> Look:
     """What the stack's last proof saw.
 
-    :raises Trouble: there is no such output, or it isn't this program's.
+    :raises Trouble: the stack's outputs can't be read, there is no such one, or it isn't this program's.
     """
     text = _output(stack)
     try:
@@ -68,19 +69,23 @@ def last_proof(stack: str) -> Look:
 def _output(stack: str) -> str:
     try:
         result = subprocess.run(
-            ["pulumi", "stack", "output", OUTPUT, "--stack", stack, "--json"],
+            ["pulumi", "stack", "output", OUTPUT, "--stack", stack, "--json", "--non-interactive"],
+            stdin=subprocess.DEVNULL,
             capture_output=True,
             text=True,
             check=False,
         )
     except FileNotFoundError:
         raise Trouble("there is no pulumi on PATH", "`make show` puts it there") from None
-    if result.returncode != 0:
+    if result.returncode == 0:
+        return result.stdout
+    said = result.stderr.strip()
+    if _MISSING in said:
         raise Trouble(
-            f"the stack {stack} has no {OUTPUT} to show: {result.stderr.strip()}",
+            f"the stack {stack} has no {OUTPUT} to show: {said}",
             "`pulumi up` makes it; the proof is its last step",
         )
-    return result.stdout
+    raise Trouble(f"the outputs of the stack {stack} can't be read: {said}")
 
 
 async def look(readers: Sequence[Reader]) -> Look:

@@ -49,7 +49,9 @@ def pulumi(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def test_the_stacks_virtual_servers_are_printed(pulumi: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert show.main(["--stack", "dev"]) == 0
     assert "TCP 10.96.0.1:443  rr         192.168.166.101:6443" in capsys.readouterr().out
-    assert (pulumi / "arguments").read_text() == "stack output virtualServers --stack dev --json\n"
+    assert (pulumi / "arguments").read_text() == (
+        "stack output virtualServers --stack dev --json --non-interactive\n"
+    )
 
 
 def test_the_structured_output_is_printed_as_it_is(pulumi: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -57,13 +59,27 @@ def test_the_structured_output_is_printed_as_it_is(pulumi: Path, capsys: pytest.
     assert json.loads(capsys.readouterr().out) == {"master": [ROW]}
 
 
-def test_a_stack_without_the_output_is_said_with_pulumis_own_words(
+def test_outputs_that_can_not_be_read_are_said_with_pulumis_own_words_and_no_other_cause(
     pulumi: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (pulumi / "status").write_text("255")
-    (pulumi / "complaint").write_text("error: no stack named 'dev' found\n")
+    (pulumi / "complaint").write_text("error: incorrect passphrase\n")
     assert show.main(["--stack", "dev"]) == 1
-    assert "no stack named 'dev' found" in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert "the outputs of the stack dev can't be read: error: incorrect passphrase" in said
+    assert "has no virtualServers" not in said
+    assert "pulumi up" not in said
+
+
+def test_a_stack_without_the_output_is_said_with_the_next_move(
+    pulumi: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (pulumi / "status").write_text("255")
+    (pulumi / "complaint").write_text("error: current stack does not have output property 'virtualServers'\n")
+    assert show.main(["--stack", "dev"]) == 1
+    said = capsys.readouterr().err
+    assert "the stack dev has no virtualServers to show" in said
+    assert "`pulumi up` makes it" in said
 
 
 @pytest.mark.parametrize("answer", ["[1]", '{"master": [{}]}', "", '"[secret]"', '{"master": 1}'])
