@@ -17,6 +17,9 @@ reset_node() {
   systemctl stop kubelet 2>/dev/null || :
   remove_pods
   remove_mounts /var/lib/kubelet
+  # Of pods that containerd couldn't stop in time for kubeadm: these don't go with their processes.
+  remove_mounts /run/containerd/io.containerd.grpc.v1.cri/sandboxes
+  remove_mounts /run/containerd/io.containerd.runtime.v2.task/k8s.io
   systemctl stop kubepods.slice 2>/dev/null || :
   clear_ipvs
   clear_iptables

@@ -376,6 +376,27 @@ create() {{ clear_links; }}
     assert [path.name for path in spaces.iterdir()] == ["cni-podman"]
 
 
+def test_mounts_of_pods_go_and_those_of_others_containers_stay(tmp_path: Path) -> None:
+    (tmp_path / "node.started").touch()
+    ours = (
+        "/run/containerd/io.containerd.runtime.v2.task/k8s.io/0a1b/rootfs",
+        "/run/containerd/io.containerd.grpc.v1.cri/sandboxes/9cea/shm",
+        "/var/lib/kubelet/pods/7/volumes/token",
+    )
+    mine = (
+        "/run/containerd/io.containerd.runtime.v2.task/default/mine/rootfs",
+        "/run/docker/mine/shm",
+        "/var/lib/kubelet-of-mine",
+    )
+    (tmp_path / "mounts").write_text("".join(f"tmpfs {path} tmpfs rw 0 0\n" for path in (*mine, *ours)))
+    others = ("remove_pods", "clear_ipvs", "clear_iptables", "clear_ipsets", "clear_links", "clear_folders")
+    stubs = "".join(f"{name}() {{ :; }}\n" for name in (*others, "systemctl"))
+    body = f'{stubs}umount() {{ echo "$1"; }}\ncreate() {{ reset_node; }}\n'
+    script = RESET.replace("/proc/mounts", str(tmp_path / "mounts"))
+    said = bash(with_lib(script + body), home=tmp_path).stdout.splitlines()
+    assert sorted(line for line in said if line.startswith("/")) == sorted(ours)
+
+
 def test_etcds_data_go_also_where_the_folder_was_there_before(tmp_path: Path) -> None:
     (tmp_path / "var/lib/etcd/member/snap").mkdir(parents=True)
     (tmp_path / "var/lib/etcd/mine").touch()
