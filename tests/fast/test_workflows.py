@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -89,9 +90,13 @@ def test_a_job_that_a_fork_can_start_has_no_secret_no_environment_and_no_runner_
     assert "workflow_run" not in workflow["on"]
     if "pull_request" not in workflow["on"] or OWN in str(job.get("if", "")):
         return
-    assert not SECRETS.search(str(job) + str(workflow.get("env", "")))
+    open_steps = [step for step in job["steps"] if OWN not in str(step.get("if", ""))]
+    outside = {key: value for key, value in job.items() if key != "steps"}
+    assert not SECRETS.search(str(open_steps) + str(outside) + str(workflow.get("env", "")))
     assert "environment" not in job
-    assert "write" not in str(job.get("permissions", workflow["permissions"]))
+    # The report must end for a fork too, as failed; GitHub's own token of a fork's run can only read.
+    if name != "report":
+        assert "write" not in str(job.get("permissions", workflow["permissions"]))
     runner = job["runs-on"]
     assert "vars." not in runner or re.search(
         rf"{re.escape(OWN)}\) && vars\.\w+ \|\| 'ubuntu-[\d.]+'", runner
@@ -102,8 +107,35 @@ def test_a_job_that_a_fork_can_start_has_no_secret_no_environment_and_no_runner_
 def test_a_condition_on_the_pull_requests_origin_holds_whatever_else_is_true(
     workflow: Yaml, name: str, job: Yaml
 ) -> None:
-    condition = str(job.get("if", ""))
-    assert OWN not in condition or "||" not in condition
+    for entry in (job, *job["steps"]):
+        condition = str(entry.get("if", ""))
+        assert OWN not in condition or "||" not in condition
+
+
+def test_the_required_check_is_never_skipped() -> None:
+    # GitHub counts a skipped job as a passed check; `!cancelled()` skips it where a run is cancelled.
+    assert job("preview", "report")["if"] == "always()"
+
+
+@pytest.mark.parametrize("result", ["failure", "cancelled", "skipped"])
+def test_without_the_list_of_environments_the_report_fails_first_of_all_and_says_why(result: str) -> None:
+    first, *rest = job("preview", "report")["steps"]
+    assert first["if"] == "needs.touched.result != 'success'"
+    assert first["env"] == {"RESULT": "${{ needs.touched.result }}"}
+    done = subprocess.run(
+        ["bash", "-e", "-c", first["run"]],
+        env={"RESULT": result},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 1
+    assert f"`touched`: {result}" in done.stdout
+    assert "whoever takes it over pushes the branch here" in done.stdout
+    # What comes after it runs only where it didn't.
+    assert not [step for step in rest if re.search(r"always|failure|cancelled", str(step.get("if", "")))]
+    [writes] = [step for step in rest if SECRETS.search(str(step))]
+    assert writes["if"] == f"needs.touched.result == 'success' && {OWN}"
 
 
 @pytest.mark.parametrize(("workflow", "name", "job"), JOBS)
