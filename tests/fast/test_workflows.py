@@ -179,6 +179,19 @@ def test_an_update_waits_for_its_environment_and_what_only_reads_does_not() -> N
     }
 
 
+def test_a_branchs_code_runs_on_another_runner_than_what_logs_in_to_the_hosts() -> None:
+    def runners(text: str) -> set[str]:
+        return set(re.findall(r"\w+_RUNNER|self-hosted", text))
+
+    log_in = {job("up", "up")["runs-on"], job("drift", "check")["runs-on"]}
+    assert len(log_in) == 1
+    assert not runners(job("preview", "preview")["runs-on"]) & runners(str(log_in))
+    found = gitlab()
+    for stack in ("staging", "prod"):
+        assert found[f"up {stack}"]["tags"] == found[f"drift {stack}"]["tags"] == ["$HOSTS_RUNNER"]
+        assert found[f"preview {stack}"]["tags"] == ["$PREVIEW_RUNNER"]
+
+
 def test_the_state_is_named_by_the_same_variables_everywhere() -> None:
     for workflow, name in (("preview", "preview"), ("up", "up"), ("drift", "check")):
         [given] = [step["env"] for step in job(workflow, name)["steps"] if "STACK" in step.get("env", {})]
@@ -227,5 +240,5 @@ def test_ci_md_names_every_secret_variable_and_label() -> None:
     page = (PROJECT / "docs/ci.md").read_text()
     files = [*WORKFLOWS, PROJECT / lint.GITLAB]
     used = {name for path in files for name in re.findall(r"\b(?:secrets|vars)\.([A-Z_]+)", path.read_text())}
-    for name in sorted({*used, "GITLAB_TOKEN", "HOSTS_RUNNER", "LAB_RUNNER", MEANT}):
+    for name in sorted({*used, "GITLAB_TOKEN", "HOSTS_RUNNER", "PREVIEW_RUNNER", "LAB_RUNNER", MEANT}):
         assert f"`{name}`" in page, f"docs/ci.md doesn't say what {name} is"
