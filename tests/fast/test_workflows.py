@@ -169,10 +169,14 @@ def test_one_update_of_a_stack_runs_at_a_time_and_none_is_cancelled_in_the_middl
     assert "concurrency" not in parsed(PROJECT / ".github/workflows/up.yml")
 
 
-def test_an_update_waits_for_its_environment_and_what_only_reads_does_not() -> None:
+def test_updates_previews_and_drift_checks_have_environments_of_their_own() -> None:
     assert job("up", "up")["environment"] == "${{ matrix.environment }}"
     assert job("preview", "preview")["environment"] == "${{ matrix.environment }}-preview"
-    assert job("drift", "check")["environment"] == "${{ matrix.environment }}-preview"
+    # Reviewers of the previews must not be waited for by night.
+    assert job("drift", "check")["environment"] == "${{ matrix.environment }}-drift"
+    page = (PROJECT / "docs/ci.md").read_text()
+    for name in ("prod", "prod-preview", "prod-drift"):
+        assert f"   - `{name}`: " in page
     assert parsed(PROJECT / ".github/workflows/up.yml")["on"] == {
         "push": {"branches": ["main"]},
         "workflow_dispatch": None,
@@ -227,8 +231,8 @@ def test_the_gitlab_example_keeps_what_github_keeps() -> None:
         assert up["resource_group"] == stack
         assert up["interruptible"] is False
         assert [rule["when"] for rule in up["rules"]] == ["manual"]
-        for reading in (preview, drift):
-            assert reading["environment"] == {"name": f"{stack}-preview", "action": "access"}
+        for kind, reading in (("preview", preview), ("drift", drift)):
+            assert reading["environment"] == {"name": f"{stack}-{kind}", "action": "access"}
         assert {job["variables"]["STACK"] for job in (up, preview, drift)} == {stack}
     own = "$CI_MERGE_REQUEST_SOURCE_PROJECT_PATH == $CI_PROJECT_PATH"
     assert all(own in rule["if"] for name in ("preview prod", "report") for rule in found[name]["rules"])
