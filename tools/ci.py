@@ -26,8 +26,9 @@ from lab.progress import Progress
 from model.report import MEANT
 from model.settings import PREFIX, SettingsError, config_of, joined, load, own_settings
 from model.verdict import findings_in
-from tools import env, forge, policy, watch
+from tools import engine, env, forge, policy, watch
 from tools.__main__ import table
+from tools.plugins import install
 from tools.report import findings_text
 
 # Folders and files that no cluster is made from. Whatever is in neither list concerns all of them:
@@ -52,6 +53,9 @@ STATE = (
     "AWS_SECRET_ACCESS_KEY",
     "AWS_REGION",
 )
+
+STAND_INS = "KUBEADM_IPVS_STAND_INS"
+"""1 where this project's stand-ins for Pulumi's providers will do, as in the tests."""
 
 
 def environments(root: Path) -> list[str]:
@@ -100,6 +104,22 @@ def settings_problems(root: Path, stack: str) -> list[str]:
     return []
 
 
+def own_programs(progress: Progress) -> env.Toolbox:
+    """Pulumi's own programs, for what is previewed or changed in an environment.
+
+    :raises Trouble: the engine can't be had, or a provider plugin: no stand-in is used unasked (`STAND_INS`).
+    """
+    tools = env.toolbox(progress, ask_upstream=True)
+    progress.say(table(tools))
+    missing = [tool.name for tool in tools.plugins if tool.source == install.STAND_IN]
+    if missing and os.environ.get(STAND_INS) != "1":
+        raise Trouble(
+            f"{' and '.join(missing)} can't be had, and no environment is left to this project's stand-ins",
+            f"let the runner reach {engine.UPSTREAM_HOST}, or put Pulumi's own plugins on its PATH",
+        )
+    return tools
+
+
 def pulumi_environment(tools: env.Toolbox) -> dict[str, str]:
     """The environment for Pulumi: our programs, and the state that the job's secrets name.
 
@@ -124,8 +144,7 @@ def preview(root: Path, stack: str, output: Path) -> bool:
     :raises Trouble: Pulumi or the pack's environment can't be had.
     """
     progress = Progress()
-    tools = env.toolbox(progress, ask_upstream=True)
-    progress.say(table(tools))
+    tools = own_programs(progress)
     return previewed(root, stack, output, policy.with_pack(pulumi_environment(tools), progress))
 
 
@@ -266,8 +285,7 @@ def up(root: Path, stack: str, newest: str) -> None:
     if stack in touched(root, "HEAD", newest):
         raise Trouble(f"{newest} holds a newer change of {stack}", "approve that one's run instead")
     progress = Progress()
-    tools = env.toolbox(progress, ask_upstream=True)
-    progress.say(table(tools))
+    tools = own_programs(progress)
     variables = policy.with_pack(pulumi_environment(tools), progress)
     pack = ["--policy-pack", str(root / policy.PACK.name)]
     seen = watch.run(["up", "--yes", "--stack", stack, *pack], variables, root, progress)

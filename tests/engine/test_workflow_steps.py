@@ -144,6 +144,7 @@ def runner(tmp_path: Path, toolbox: env.Toolbox) -> Iterator[Runner]:
     theirs = ("GITHUB_", "CI_", "PULUMI_", "AWS_", "PYTEST_", "MAKE")
     variables = {name: value for name, value in os.environ.items() if not name.startswith(theirs)}
     variables["no_proxy"] = "127.0.0.1"
+    variables[ci.STAND_INS] = "1"
     # The Python that .venv was made by is the runner's python3.
     python = str(Path(sys.executable).resolve().parent)
     variables["PATH"] = os.pathsep.join([python, *os.get_exec_path()])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +13,12 @@ import pytest
 import yaml
 
 from lab.errors import Trouble
+from lab.progress import Progress
 from model.settings import PREFIX, written
 from tests.fast.forge_server import Site, serving
 from tools import ci, env, lint
 from tools.engine import Tool
+from tools.plugins import install
 
 PROJECT = Path(__file__).resolve().parents[2]
 KEY = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIJx1BZx8x1Ch1v0mVRy2F1S7ZrYHn3bQJtY4Q5o1V8pK"
@@ -165,6 +168,33 @@ def test_the_errors_of_a_preview_are_its_own_words() -> None:
 def toolbox() -> env.Toolbox:
     tool = Tool("pulumi", "3", "PATH", Path("/usr/bin/pulumi"))
     return env.Toolbox(tool, tool, ())
+
+
+@pytest.fixture
+def stand_in(monkeypatch: pytest.MonkeyPatch) -> Tool:
+    """A provider of this project's, which every run of this test has in place of Pulumi's own."""
+    tool = Tool("pulumi-resource-command", "for 1", install.STAND_IN, Path("/cache/pulumi-resource-command"))
+    monkeypatch.setattr(env, "toolbox", lambda *_, **__: replace(toolbox(), plugins=(tool,)))
+    monkeypatch.delenv(ci.STAND_INS, raising=False)
+    return tool
+
+
+def test_no_environment_is_previewed_or_updated_by_a_stand_in(
+    repository: Path, tmp_path: Path, stand_in: Tool
+) -> None:
+    for run in (
+        lambda: ci.preview(repository, "prod", tmp_path / "previews"),
+        lambda: ci.up(repository, "prod", "main"),
+    ):
+        with pytest.raises(Trouble, match=r"pulumi-resource-command.*\n.*get\.pulumi\.com"):
+            run()
+
+
+def test_a_stand_in_serves_where_the_runner_allows_it(
+    stand_in: Tool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(ci.STAND_INS, "1")
+    assert ci.own_programs(Progress()).plugins == (stand_in,)
 
 
 def test_pulumi_runs_with_the_jobs_state_and_without_secrets_that_are_not_set(
