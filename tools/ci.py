@@ -23,7 +23,7 @@ import yaml
 from lab.errors import Trouble
 from lab.paths import DEFAULT_LAB, project_dir, stack_name
 from lab.progress import Progress
-from model.report import MEANT
+from model.report import LIMIT_CHARACTERS, MEANT
 from model.settings import PREFIX, SettingsError, config_of, joined, load, own_settings
 from model.verdict import findings_in
 from tools import engine, env, forge, policy, watch
@@ -43,6 +43,7 @@ APART_FILES = frozenset(
 
 _STACK_FILE = re.compile(r"Pulumi\.([A-Za-z0-9_-]+)\.yaml")
 _FAILED = "error: preview failed"  # the engine's last words, whatever the cause
+_CUT = "\n\nThe job's log has the rest."
 _FILES = ("ssh.privateKeyFile", "ssh.knownHostsFile", "packages.key")
 # A secret that isn't set arrives as an empty variable, which for most of these means something else.
 STATE = (
@@ -92,9 +93,11 @@ def settings_problems(root: Path, stack: str) -> list[str]:
 
     A file that the settings name, such as the login key, need not be here.
     """
-    config = config_of((root / f"Pulumi.{stack}.yaml").read_text())
     try:
+        config = config_of((root / f"Pulumi.{stack}.yaml").read_text())
         load(own_settings(config), root)
+    except yaml.YAMLError as error:
+        return [f"is no YAML: {' '.join(str(error).split())}"]
     except SettingsError as error:
         return [
             f"{problem.path}: {problem.text}"
@@ -244,13 +247,19 @@ def report_arguments(root: Path, base: str, previews: Path, labels: Sequence[str
 
 
 def _settings_at(root: Path, commit: str, stack: str) -> str:
-    """A stack file as it was, with what it extended as that was: the checkout has only what it is now."""
+    """A stack file as it was, with what it extended as that was: the checkout has only what it is now.
+
+    Where one of the two was no YAML, the file's text: a change that mends it must have a report.
+    """
     text = _git(root, "show", f"{commit}:Pulumi.{stack}.yaml")
-    own = config_of(text)
-    extends = own.get(f"{PREFIX}extends")
-    if not isinstance(extends, str) or not _has(root, commit, extends):
+    try:
+        own = config_of(text)
+        extends = own.get(f"{PREFIX}extends")
+        if not isinstance(extends, str) or not _has(root, commit, extends):
+            return text
+        shared = config_of(_git(root, "show", f"{commit}:{extends}"))
+    except yaml.YAMLError:
         return text
-    shared = config_of(_git(root, "show", f"{commit}:{extends}"))
     return yaml.safe_dump({"config": joined(shared, own) | {f"{PREFIX}extends": None}}, sort_keys=False)
 
 
@@ -317,7 +326,11 @@ def check(root: Path, stack: str, output: Path) -> int:
 
 
 def drift_text(stacks: Sequence[str], findings: Path) -> tuple[str, bool]:
-    """The issue's text, and whether anything is to be done. A stack without a finding wasn't looked at."""
+    """The issue's text, and whether anything is to be done. A stack without a finding wasn't looked at.
+
+    Each stack has an equal part of what an issue holds.
+    """
+    room = LIMIT_CHARACTERS // max(len(stacks), 1) - len("\n\n")
     parts: list[str] = []
     found = False
     for stack in stacks:
@@ -332,7 +345,8 @@ def drift_text(stacks: Sequence[str], findings: Path) -> tuple[str, bool]:
         words = "not as it was set up" if finding["status"] == 2 else "not looked at wholly"
         # Indented, and so a code block that nothing in it can end.
         lines = [f"    {line}" for line in finding["text"].splitlines()]
-        parts.append("\n".join([f"## {stack}: {words}", "", *lines]))
+        part = "\n".join([f"## {stack}: {words}", "", *lines])
+        parts.append(part if len(part) <= room else part[: room - len(_CUT)] + _CUT)
     return "\n\n".join(parts) + "\n", found
 
 

@@ -14,6 +14,7 @@ import yaml
 
 from lab.errors import Trouble
 from lab.progress import Progress
+from model.report import LIMIT_CHARACTERS
 from model.settings import PREFIX, written
 from tests.fast.forge_server import Site, serving
 from tools import ci, env, lint
@@ -156,6 +157,17 @@ def test_every_problem_of_the_settings_is_told(
         assert f"  {path}: " in said
 
 
+def test_a_stack_file_that_is_no_yaml_is_a_problem_of_its_own(
+    repository: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    commit(repository, Pulumi_prod_yaml="a: [", Pulumi_staging_yaml=stack_file())
+    monkeypatch.setattr(ci, "project_dir", lambda: repository)
+    assert ci.main(["settings"]) == 1
+    said = capsys.readouterr().out
+    assert "Pulumi.prod.yaml: 1 problems\n  is no YAML: while parsing" in said
+    assert "Pulumi.staging.yaml: ok" in said
+
+
 def test_the_errors_of_a_preview_are_its_own_words() -> None:
     plan = {
         "diagnostics": [{"message": "info", "severity": "info"}, {"message": "bad\n", "severity": "error"}]
@@ -259,6 +271,22 @@ def test_the_settings_before_a_change_are_with_what_they_extended_then(
     assert written(before["config"], repository) == {"proxy": {"scheduler": "rr"}, "firewall": "open"}
 
 
+@pytest.mark.parametrize("broken", ["Pulumi_prod_yaml", "common_yaml"])
+def test_a_change_that_mends_a_file_that_is_no_yaml_is_reported(
+    repository: Path, tmp_path: Path, broken: str
+) -> None:
+    good = {
+        "Pulumi_prod_yaml": yaml.safe_dump({"config": {f"{PREFIX}extends": "common.yaml"}}),
+        "common_yaml": yaml.safe_dump({"config": {f"{PREFIX}firewall": "open"}}),
+    }
+    base = commit(repository, **{**good, broken: "a: ["})
+    commit(repository, **good)
+    arguments = ci.report_arguments(repository, base, tmp_path, [])
+    before = tmp_path / "prod.before.yaml"
+    assert f"prod={before}" in arguments
+    assert before.read_text() == ("a: [" if broken == "Pulumi_prod_yaml" else good["Pulumi_prod_yaml"])
+
+
 def test_a_change_that_touches_no_environment_any_more_says_so_in_the_comment_that_is_there(
     repository: Path, tmp_path: Path, site: Site, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -306,6 +334,20 @@ def test_drift_is_told_for_each_environment_and_nothing_in_it_ends_the_block(tmp
     assert found
     assert "## prod: not as it was set up\n\n    node1  swap on\n    ```\n    # not a title\n" in text
     assert "## staging: as it was set up" in text
+
+
+@pytest.mark.parametrize("line", ["x" * 79 + "\n", "x" * 80], ids=["many lines", "one line"])
+def test_a_finding_that_no_issue_holds_is_cut_and_each_environment_named(tmp_path: Path, line: str) -> None:
+    finding(tmp_path, "prod", 2, line * 2500)
+    finding(tmp_path, "qa", 2, "node1  swap on\n")
+    finding(tmp_path, "staging", 1, line * 2500)
+    text, found = ci.drift_text(["prod", "qa", "staging"], tmp_path)
+    assert found
+    assert len(text) <= LIMIT_CHARACTERS
+    for title in ("prod: not as it was set up", "qa: not as it was set up", "staging: not looked at wholly"):
+        assert f"## {title}\n" in text
+    assert "## qa: not as it was set up\n\n    node1  swap on\n\n## staging" in text
+    assert text.count("\n\nThe job's log has the rest.") == 2
 
 
 @pytest.mark.parametrize("looked", [True, False])
