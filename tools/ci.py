@@ -263,23 +263,33 @@ def _settings_at(root: Path, commit: str, stack: str) -> str:
     return yaml.safe_dump({"config": joined(shared, own) | {f"{PREFIX}extends": None}}, sort_keys=False)
 
 
-def report(root: Path, base: str, previews: Path, labels: Sequence[str]) -> int:
+def report(root: Path, base: str, head: str, previews: Path, labels: Sequence[str]) -> int:
     """Keep the pull request's comment up to date; the status of `tools.report`.
 
+    :param head: the pull request's newest commit, as this run knows it. Where there is a newer one by now,
+        the comment is left to that one's run, which may have been faster.
     :raises Trouble: there is no report, or it can't be written there.
     """
     site = forge.of_run(os.environ)
     arguments = report_arguments(root, base, previews, labels)
     if not arguments:
-        forge.keep_comment(site, "This change touches no environment.", only_update=True)
+        _comment(site, head, "This change touches no environment.", only_update=True)
         return 0
     text = previews / "report.md"
     argv = [sys.executable, "-m", "tools.report", *arguments, "--output", str(text)]
     status = subprocess.run(argv, cwd=root, check=False).returncode
     if not text.exists():
         raise Trouble(f"tools.report wrote nothing and ended with status {status}")
-    forge.keep_comment(site, text.read_text())
+    _comment(site, head, text.read_text())
     return status
+
+
+def _comment(site: forge.Forge, head: str, text: str, *, only_update: bool = False) -> None:
+    now = site.head()
+    if now == head:
+        forge.keep_comment(site, text, only_update=only_update)
+    else:
+        print(f"the comment is left as it is: this run is of {head}, and the pull request is at {now} by now")
 
 
 def up(root: Path, stack: str, newest: str) -> None:
@@ -389,6 +399,7 @@ def _parser() -> argparse.ArgumentParser:
     of_report = command("report", "Write the previews of a change as the pull request's one comment.")
     for asked in (of_change, of_report):
         asked.add_argument("--base", required=True, help="the commit before the change")
+    of_report.add_argument("--head", required=True, help="the pull request's newest commit then")
     of_report.add_argument("--previews", required=True, type=Path, help="the folder that preview has written")
     of_report.add_argument("--labels", default="", help="the pull request's, with commas between them")
     of_preview = command("preview", "Write an environment's preview, or its errors, into a folder.")
@@ -423,7 +434,7 @@ def _run(chosen: argparse.Namespace, root: Path) -> int:
         case "preview":
             return 0 if preview(root, chosen.stack, chosen.output) else 1
         case "report":
-            return report(root, chosen.base, chosen.previews, chosen.labels.split(","))
+            return report(root, chosen.base, chosen.head, chosen.previews, chosen.labels.split(","))
         case "up":
             up(root, chosen.stack, chosen.newest)
         case "check":

@@ -47,6 +47,18 @@ class Forge:
     ]  # two fields of an entry, one in the other, and what CI's own has there
     comments: Texts
     issues: Texts
+    request: str  # where the pull request is
+    sha: tuple[str, ...]  # the fields, one in the other, that hold its head there
+
+    def head(self) -> str:
+        """The pull request's newest commit, as the site knows it now.
+
+        :raises Trouble: the site refuses or doesn't answer.
+        """
+        found: Any = _request(self.url, self.header, "GET", self.request)
+        for name in self.sha:
+            found = found[name]
+        return str(found)
 
     def find(self, texts: Texts, marker: str) -> int | None:
         """The number of CI's own entry with the marker; None where there is none.
@@ -142,6 +154,8 @@ def _github(variables: Mapping[str, str]) -> Forge:
             new={"title": "Hosts are not as they were set up", "labels": ["drift"]},
             closed={"state": "closed"},
         ),
+        request=f"{repository}/pulls/{variables.get('PULL_REQUEST')}",
+        sha=("head", "sha"),
     )
 
 
@@ -149,7 +163,8 @@ def _gitlab(variables: Mapping[str, str]) -> Forge:
     token = _token(variables, "GITLAB_TOKEN", "make a project access token and put it into this CI variable")
     url, header = variables["CI_API_V4_URL"], ("PRIVATE-TOKEN", token)
     project = f"projects/{variables['CI_PROJECT_ID']}"
-    notes = f"{project}/merge_requests/{variables.get('CI_MERGE_REQUEST_IID')}/notes"
+    request = f"{project}/merge_requests/{variables.get('CI_MERGE_REQUEST_IID')}"
+    notes = f"{request}/notes"
     return Forge(
         url=url,
         header=header,
@@ -166,6 +181,8 @@ def _gitlab(variables: Mapping[str, str]) -> Forge:
             new={"title": "Hosts are not as they were set up", "labels": "drift"},
             closed={"state_event": "close"},
         ),
+        request=request,
+        sha=("sha",),
     )
 
 

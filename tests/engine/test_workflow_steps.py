@@ -70,6 +70,7 @@ class Runner:
         """Run a job's script of the GitLab example."""
         given = {
             "CI_MERGE_REQUEST_DIFF_BASE_SHA": self.base,
+            "CI_COMMIT_SHA": self.site.head,
             "CI_COMMIT_BEFORE_SHA": self.base,
             "CI_DEFAULT_BRANCH": "main",
             "CI_MERGE_REQUEST_LABELS": "",
@@ -132,6 +133,7 @@ def runner(tmp_path: Path, toolbox: env.Toolbox) -> Iterator[Runner]:
 
     values = {
         "github.event.pull_request.base.sha": base,
+        "github.event.pull_request.head.sha": head,
         "github.event.before": base,
         "github.event.pull_request.number": "5",
         "join(github.event.pull_request.labels.*.name, ',')": "",
@@ -149,6 +151,7 @@ def runner(tmp_path: Path, toolbox: env.Toolbox) -> Iterator[Runner]:
     python = str(Path(sys.executable).resolve().parent)
     variables["PATH"] = os.pathsep.join([python, *os.get_exec_path()])
     with serving() as site:
+        site.head = head
         yield Runner(checkout, base, site, values, variables)
 
 

@@ -1,4 +1,7 @@
-"""GitHub's and GitLab's REST API on this machine, as far as CI uses it: comments and issues in lists."""
+"""GitHub's and GitLab's REST API on this machine, as far as CI uses it.
+
+A pull request's head, and comments and issues in lists.
+"""
 
 from __future__ import annotations
 
@@ -22,6 +25,7 @@ class Site:
     """What the site holds; entries as its API shows them."""
 
     url: str = ""
+    head: str = ""  # of the pull request, as it is now
     comments: list[dict[str, Any]] = field(default_factory=list)
     issues: list[dict[str, Any]] = field(default_factory=list)
     writes: list[str] = field(default_factory=list)  # method and path
@@ -72,6 +76,10 @@ def serving() -> Iterator[Site]:
             body = json.loads(self.rfile.read(length)) if length else {}
             if parts.path == "/user":
                 return self._send(200, GITLAB_USER)
+            if parts.path == "/repos/me/cluster/pulls/5":
+                return self._send(200, {"number": 5, "head": {"sha": site.head}})
+            if parts.path == "/projects/3/merge_requests/5":
+                return self._send(200, {"iid": 5, "sha": site.head})
             own = {"author": GITLAB_USER} if "/projects/" in parts.path else {"user": GITHUB_BOT}
             entries = site.comments
             match = _COMMENTS.fullmatch(parts.path)

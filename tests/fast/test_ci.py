@@ -16,7 +16,7 @@ from lab.errors import Trouble
 from lab.progress import Progress
 from model.report import LIMIT_CHARACTERS
 from model.settings import PREFIX, written
-from tests.fast.forge_server import Site, serving
+from tests.fast.forge_server import GITHUB_BOT, GITLAB_USER, Site, serving
 from tools import ci, env, lint
 from tools.engine import Tool
 from tools.plugins import install
@@ -292,13 +292,40 @@ def test_a_change_that_touches_no_environment_any_more_says_so_in_the_comment_th
 ) -> None:
     for name, value in site.github().items():
         monkeypatch.setenv(name, value)
-    base = git(repository, "rev-parse", "HEAD")
-    assert ci.report(repository, base, tmp_path, []) == 0
+    base = site.head = git(repository, "rev-parse", "HEAD")
+    assert ci.report(repository, base, base, tmp_path, []) == 0
     assert site.comments == []
     old = {"id": 1, "body": "<!-- kubeadm-ipvs: preview -->\nold", "user": {"login": "github-actions[bot]"}}
     site.comments.append(old)
-    assert ci.report(repository, base, tmp_path, []) == 0
+    assert ci.report(repository, base, base, tmp_path, []) == 0
     assert "touches no environment" in site.comments[0]["body"]
+
+
+@pytest.mark.parametrize("kind", ["github", "gitlab"])
+@pytest.mark.parametrize("touches", [True, False])
+def test_a_run_of_an_older_head_leaves_the_comment_alone_and_ends_with_its_status(
+    repository: Path,
+    tmp_path: Path,
+    site: Site,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    kind: str,
+    touches: bool,
+) -> None:
+    for name, value in getattr(site, kind)().items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setenv("PYTHONPATH", str(PROJECT))  # tools.report is started in the checkout's folder
+    base = head = git(repository, "rev-parse", "HEAD")
+    if touches:
+        head = commit(repository, Pulumi_prod_yaml="2")
+    site.head = "b" * 40
+    who = {"user": GITHUB_BOT, "author": GITLAB_USER}
+    site.comments.append({"id": 1, "body": "<!-- kubeadm-ipvs: preview -->\nof the newer head", **who})
+    assert ci.report(repository, base, head, tmp_path, []) == (1 if touches else 0)
+    assert site.writes == []
+    said = capsys.readouterr().out
+    assert head in said
+    assert site.head in said
 
 
 def test_an_approval_of_an_old_change_is_refused_while_a_newer_one_of_the_stack_is_there(

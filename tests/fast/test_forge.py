@@ -87,6 +87,13 @@ def test_drift_opens_one_issue_changes_it_and_closes_it_when_it_is_gone(
     assert len(site.issues) == 2
 
 
+def test_the_head_of_the_pull_request_is_the_one_that_the_site_has_now(
+    site: Site, variables: dict[str, str]
+) -> None:
+    site.head = "a" * 40
+    assert forge.of_run(variables).head() == "a" * 40
+
+
 def test_a_token_that_may_not_write_is_said_with_what_to_look_at_and_not_shown(
     site: Site, variables: dict[str, str]
 ) -> None:

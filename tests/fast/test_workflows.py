@@ -196,6 +196,15 @@ def test_a_branchs_code_runs_on_another_runner_than_what_logs_in_to_the_hosts() 
         assert found[f"preview {stack}"]["tags"] == ["$PREVIEW_RUNNER"]
 
 
+def test_the_report_knows_which_commit_it_is_about() -> None:
+    [step] = [step for step in job("preview", "report")["steps"] if "tools.ci report" in step.get("run", "")]
+    assert step["env"]["HEAD"] == "${{ github.event.pull_request.head.sha }}"
+    assert ' --head "$HEAD"' in step["run"]
+    # In a pipeline for merged results CI_COMMIT_SHA is the merge, and only there the other is set.
+    [line] = gitlab()["report"]["script"]
+    assert ' --head "${CI_MERGE_REQUEST_SOURCE_BRANCH_SHA:-$CI_COMMIT_SHA}"' in line
+
+
 def test_the_state_is_named_by_the_same_variables_everywhere() -> None:
     for workflow, name in (("preview", "preview"), ("up", "up"), ("drift", "check")):
         [given] = [step["env"] for step in job(workflow, name)["steps"] if "STACK" in step.get("env", {})]
