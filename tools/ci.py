@@ -41,7 +41,7 @@ APART_FILES = frozenset(
     }
 )
 
-_STACK_FILE = re.compile(r"Pulumi\.([A-Za-z0-9_-]+)\.yaml")
+_STACK_FILE = re.compile(r"Pulumi\.([A-Za-z0-9_.-]+)\.yaml")
 _FAILED = "error: preview failed"  # the engine's last words, whatever the cause
 _CUT = "\n\nThe job's log has the rest."
 _FILES = ("ssh.privateKeyFile", "ssh.knownHostsFile", "packages.key")

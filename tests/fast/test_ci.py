@@ -68,6 +68,13 @@ def test_an_environment_is_a_committed_stack_that_is_no_labs(repository: Path) -
     assert ci.environments(repository) == ["prod", "staging"]
 
 
+def test_an_environment_may_have_a_dot_in_its_name(repository: Path) -> None:
+    base = commit(repository, Pulumi_prod_eu_yaml="1", Pulumi_dev_eu_yaml="1")
+    assert ci.environments(repository) == ["dev.eu", "prod", "prod.eu", "staging"]
+    commit(repository, Pulumi_prod_eu_yaml="2")
+    assert ci.touched(repository, base) == ["prod.eu"]
+
+
 @pytest.mark.parametrize(
     ("files", "expected"),
     [
