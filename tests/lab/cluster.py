@@ -23,6 +23,7 @@ from lab.errors import Trouble
 from lab.paths import project_dir, stack_file, stack_name
 from lab.progress import Progress
 from tests.live_engine import Engine
+from tools import env, stack
 
 STATE_SCRIPT = Path(__file__).parent / "state.sh"
 OWN_SCRIPT = Path(__file__).parent / "own.sh"
@@ -116,6 +117,10 @@ class Cluster:
     def start(self, *arguments: str) -> Engine:
         """A Pulumi run on the stack, to be watched and disturbed."""
         return Engine(*arguments, stack=self.stack, folder=project_dir(), environment=self.environment)
+
+    def unlock(self) -> None:
+        """What `make up` does first: take away the lock of a run that was killed."""
+        stack.unlock(self.stack, env.toolbox(), Progress(quiet=True))
 
     def get(self, host: str, address: str, port: int) -> subprocess.CompletedProcess[str]:
         """Ask an address for `/` from a host, by what every host has; it fails without a 200 within 15 s."""

@@ -40,11 +40,6 @@ EVICTION_SECONDS = 300  # Kubernetes' own, for a node that doesn't answer
 DEAD_HOST_SECONDS = 120  # beside what the others need, which on emulated hosts is minutes by itself
 
 
-def unlock(cluster: Cluster) -> None:
-    """What `make up` does first: take away the lock of a run that was killed."""
-    stack.unlock(cluster.stack, env.toolbox(), Progress(quiet=True))
-
-
 def without(name: str) -> Callable[[Config], None]:
     """The settings without a host."""
 
@@ -128,7 +123,7 @@ def killed_again_and_again(cluster: Cluster, verb: str, every: int, printed: lis
         printed.append(run.printed)
         every += bool(killed and set(killed[-1].ended) & set(run.ended))
         killed.append(run)
-        unlock(cluster)
+        cluster.unlock()
 
 
 def held_up(cluster: Cluster, host: str, *arguments: str) -> float:
