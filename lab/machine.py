@@ -126,7 +126,7 @@ class Vm:
         """
         if self.pid is not None:
             return
-        for name in ("qemu.pid", "qmp.sock"):
+        for name in ("qemu.pid", "qmp.sock", "booted"):
             (self.folder / name).unlink(missing_ok=True)
         log = self.folder / "qemu.log"
         scheduling = self._scheduling()
