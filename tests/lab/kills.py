@@ -10,6 +10,7 @@ from tests.lab.cluster import Cluster
 
 CALL = "STEP=$2 HOST=$3\n"
 STEP_SECONDS = 1500
+PREPARATION = ("claim", "kernel", "firewall", "packages", "runtime")
 ALL_SECONDS = 3 * 3600  # a hundred runs and more
 
 # Before each of a step's commands: ends the step, with what it has started, in the first line where it
@@ -75,3 +76,9 @@ def killed_at_each_line(
     times = int(done.stdout)
     assert times > 0, "no line of it was seen"
     figure(f"{step} ({verb}) killed {times} times")
+
+
+def prepare(cluster: Cluster, host: str, sent: dict[str, str]) -> None:
+    """Run a plain host's steps up to the one that makes it a node, undisturbed."""
+    for step in PREPARATION:
+        run_to_its_end(cluster, host, "create", step, sent[f"{host}-{step}"])

@@ -30,7 +30,7 @@ from tests.lab.cluster import (
     secrets_of,
     up,
 )
-from tests.lab.kills import killed_at_each_line, run_to_its_end, texts
+from tests.lab.kills import killed_at_each_line, prepare, run_to_its_end, texts
 from tests.lab.torture import results
 from tests.live_engine import Engine
 from tools import env, stack
@@ -581,45 +581,12 @@ def test_a_host_with_ufw_and_a_swap_of_its_own_is_given_back(cluster: Cluster, f
         figure("as it was, ufw, swap and virtual server; nftables.conf, edited since, stays")
 
 
-def without_record(state: dict[str, set[str]]) -> dict[str, set[str]]:
-    """A state without the record's text, which tells when it was made; its worth shows at the end."""
-    return {
-        host: {line for line in lines if not re.match(r"hash\|.*/var/lib/kubeadm-ipvs/record/", line)}
-        for host, lines in state.items()
-    }
-
-
-PREPARATION = ("claim", "kernel", "firewall", "packages", "runtime")
-
-
-def prepare(cluster: Cluster, host: str, sent: dict[str, str]) -> None:
-    """Run a plain host's steps up to the one that makes it a node, undisturbed."""
-    for step in PREPARATION:
-        run_to_its_end(cluster, host, "create", step, sent[f"{host}-{step}"])
-
-
 def removed(cluster: Cluster, host: str) -> tuple[dict[str, str], dict[str, set[str]]]:
     """Take a worker out: what the steps would have been sent, and the host's plain state."""
     sent = texts(cluster)
     with edited(cluster, without(host)):
         up(cluster)
     return sent, cluster.state_of([host])
-
-
-def test_a_workers_preparation_is_killed_at_each_of_its_lines(cluster: Cluster, figure: Figure) -> None:
-    """A worker's preparation is killed at each of its lines; the same end as without, and given back"""
-    host = cluster.hosts[-1]
-    sent, plain = removed(cluster, host)
-    prepare(cluster, host, sent)
-    undisturbed = without_record(cluster.state_of([host]))
-    run_to_its_end(cluster, host, "delete", "claim", sent[f"{host}-claim"])
-    assert differences(plain, cluster.state_of([host])) == ""
-
-    for step in PREPARATION:
-        killed_at_each_line(cluster, host, "create", step, sent[f"{host}-{step}"], figure)
-    assert differences(undisturbed, without_record(cluster.state_of([host]))) == ""
-    run_to_its_end(cluster, host, "delete", "claim", sent[f"{host}-claim"])
-    assert differences(plain, cluster.state_of([host])) == ""
 
 
 def test_a_join_and_its_reset_are_killed_at_each_of_their_lines(cluster: Cluster, figure: Figure) -> None:
@@ -637,15 +604,6 @@ def test_a_join_and_its_reset_are_killed_at_each_of_their_lines(cluster: Cluster
     run_to_its_end(cluster, host, "delete", "claim", sent[f"{host}-claim"])
     cluster.kubectl(f"delete node {host}")
     cluster.run(master, f"kubeadm token delete {token.group()}", timeout=600)
-    assert differences(plain, cluster.state_of([host])) == ""
-
-
-def test_a_hosts_giving_back_is_killed_at_each_of_its_lines(cluster: Cluster, figure: Figure) -> None:
-    """A prepared worker's giving back is killed at each of its lines, and ends with the host as it was"""
-    host = cluster.hosts[-1]
-    sent, plain = removed(cluster, host)
-    prepare(cluster, host, sent)
-    killed_at_each_line(cluster, host, "delete", "claim", sent[f"{host}-claim"], figure)
     assert differences(plain, cluster.state_of([host])) == ""
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -10,11 +9,11 @@ from typing import Any
 
 import pytest
 
-from lab.api import HostStatus, Lab, LabStatus
+from lab.api import HostStatus, LabStatus
 from lab.progress import Progress
 from tests.lab.cluster import Cluster, command, differences, drift, own_process, put_own_things
-from tests.lab.kills import killed_at_each_line, texts
-from tools import down, env, stack
+from tests.lab.kills import killed_at_each_line
+from tests.lab.torture.plain import plain_hosts, prepared
 
 LAB = "dnf"
 KUBERNETES = ("kubeadm", "kubectl", "kubelet")
@@ -28,22 +27,13 @@ def plain(
     runs_on: Callable[[LabStatus], None],
 ) -> Iterator[Cluster]:
     """Plain hosts of the family, in a lab that goes at the end. Each case leaves them as they were."""
-    lab = Lab.load(LAB, progress)
-    down.down(LAB, progress, force=True)
-    failure_logs["lab"] = lab.collect_logs
-    try:
-        status = lab.up(count=int(os.environ.get("KUBEADM_IPVS_TEST_HOSTS", "2")), family="dnf")
-        runs_on(status)
-        cluster = Cluster(lab, tuple(host.name for host in status.hosts), env.environment())
+
+    def own(cluster: Cluster) -> None:
         put_own_things(cluster, in_force=cluster.hosts[:1])
-        put_into_zone(cluster, status.hosts[-1])
-        cluster.own = {host: own_process(cluster, host) for host in cluster.hosts}
-        cluster.before = cluster.state()
+        put_into_zone(cluster, cluster.lab.status().hosts[-1])
+
+    with plain_hosts(LAB, "dnf", failure_logs, progress, runs_on, own) as cluster:
         yield cluster
-    finally:
-        if os.environ.get("KUBEADM_IPVS_KEEP_LAB") != "1":
-            failure_logs.pop("lab", None)
-            down.down(LAB, progress, force=True)
 
 
 def put_into_zone(cluster: Cluster, host: HostStatus) -> None:
@@ -105,24 +95,6 @@ def test_hosts_of_the_dnf_family_become_a_cluster_and_are_given_back(
     assert enforcing(plain) == {"enforcing"}
     assert differences(plain.before, plain.state()) == ""
     assert {host: own_process(plain, host) for host in hosts} == plain.own
-
-
-def prepared(plain: Cluster, host: str) -> dict[str, str]:
-    """What `up` sends to a host until it is prepared; the host is plain again."""
-    stack.ensure(plain.stack, env.toolbox(), Progress(quiet=True))
-    run = plain.start("up")
-    last = f"create {host}-runtime"
-    events = run.events()
-    assert any(last in run.ended for _ in events), run.said
-    # The engine tells of an end before it writes it down, and has written it down by the next.
-    next(events)
-    run.kill()
-    plain.unlock()
-    sent = texts(plain)
-    done = plain.pulumi("destroy", "--yes", "--skip-preview")
-    run.end_plugins()
-    assert done.returncode == 0, done.stdout + done.stderr
-    return sent
 
 
 def test_the_steps_of_the_dnf_family_are_killed_at_each_of_their_lines(
