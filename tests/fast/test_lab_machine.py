@@ -556,7 +556,7 @@ def test_pruning_waits_for_an_image_in_the_making_and_takes_an_interrupted_one()
     work = folder / "work-1"
     work.mkdir(parents=True)
     (work / "plan.json").write_text(json.dumps({"owner": [os.getuid(), os.getgid()]}))
-    seen = []
+    seen: list[bool] = []
 
     class Told(io.StringIO):
         def flush(self) -> None:
