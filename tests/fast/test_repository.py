@@ -73,7 +73,6 @@ def test_the_make_targets_of_the_readme_exist() -> None:
         ("show", "tools.show"),
         ("timeline", "tools.timeline"),
         ("check", "tools.check"),
-        ("preview", "preview --stack"),
         ("destroy", "destroy --yes"),
     ],
 )
