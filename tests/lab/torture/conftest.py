@@ -13,6 +13,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable, Generator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from lab.api import Lab, LabStatus
 from lab.progress import Progress
 from tests.lab.cluster import Cluster, command, own_process, put_own_things
 from tests.lab.torture import results
+from tests.lab.torture.plain import PlainLab, plain_hosts
 from tools import env
 
 LAB = "torture"
@@ -87,6 +89,14 @@ def runs_on(request: pytest.FixtureRequest) -> Callable[[LabStatus], None]:
         request.config.stash[_where] = results.where(status)
 
     return keep
+
+
+@pytest.fixture(scope="session")
+def plain_lab(
+    failure_logs: dict[str, Callable[[Path], Any]], progress: Progress, runs_on: Callable[[LabStatus], None]
+) -> PlainLab:
+    """Makes plain hosts for a module's cases."""
+    return partial(plain_hosts, failure_logs=failure_logs, progress=progress, runs_on=runs_on)
 
 
 @pytest.fixture(scope="session")

@@ -4,16 +4,14 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
-from pathlib import Path
-from typing import Any
 
 import pytest
 
-from lab.api import HostStatus, LabStatus
+from lab.api import HostStatus
 from lab.progress import Progress
 from tests.lab.cluster import Cluster, command, differences, drift, own_process, put_own_things
 from tests.lab.kills import killed_at_each_line
-from tests.lab.torture.plain import plain_hosts, prepared
+from tests.lab.torture.plain import PlainLab, prepared
 
 LAB = "dnf"
 KUBERNETES = ("kubeadm", "kubectl", "kubelet")
@@ -21,18 +19,14 @@ ZONE = "internal"
 
 
 @pytest.fixture(scope="module")
-def plain(
-    failure_logs: dict[str, Callable[[Path], Any]],
-    progress: Progress,
-    runs_on: Callable[[LabStatus], None],
-) -> Iterator[Cluster]:
+def plain(plain_lab: PlainLab) -> Iterator[Cluster]:
     """Plain hosts of the family, in a lab that goes at the end. Each case leaves them as they were."""
 
     def own(cluster: Cluster) -> None:
         put_own_things(cluster, in_force=cluster.hosts[:1])
         put_into_zone(cluster, cluster.lab.status().hosts[-1])
 
-    with plain_hosts(LAB, "dnf", failure_logs, progress, runs_on, own) as cluster:
+    with plain_lab(LAB, "dnf", own) as cluster:
         yield cluster
 
 

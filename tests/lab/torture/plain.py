@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -15,15 +15,19 @@ from tests.lab.cluster import Cluster, own_process
 from tests.lab.kills import texts
 from tools import down, env, stack
 
+PlainLab = Callable[[str, Family, Callable[[Cluster], None]], AbstractContextManager[Cluster]]
+"""`plain_hosts` with what is the same for all cases."""
+
 
 @contextmanager
 def plain_hosts(
     name: str,
     family: Family,
+    own: Callable[[Cluster], None],
+    *,
     failure_logs: dict[str, Callable[[Path], Any]],
     progress: Progress,
     runs_on: Callable[[LabStatus], None],
-    own: Callable[[Cluster], None],
 ) -> Iterator[Cluster]:
     """Plain hosts in a lab of that name, which goes at the end.
 

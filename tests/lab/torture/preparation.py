@@ -4,30 +4,22 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterator
-from pathlib import Path
-from typing import Any
 
 import pytest
 
-from lab.api import LabStatus
-from lab.progress import Progress
 from tests.lab.cluster import Cluster, differences, put_own_things
 from tests.lab.kills import PREPARATION, killed_at_each_line, prepare, run_to_its_end
-from tests.lab.torture.plain import plain_hosts, prepared
+from tests.lab.torture.plain import PlainLab, prepared
 
 
 @pytest.fixture(scope="module")
-def plain(
-    failure_logs: dict[str, Callable[[Path], Any]],
-    progress: Progress,
-    runs_on: Callable[[LabStatus], None],
-) -> Iterator[Cluster]:
+def plain(plain_lab: PlainLab) -> Iterator[Cluster]:
     """Plain hosts. Each case leaves them as they were."""
 
     def own(cluster: Cluster) -> None:
         put_own_things(cluster, in_force=())
 
-    with plain_hosts("plain", "deb", failure_logs, progress, runs_on, own) as cluster:
+    with plain_lab("plain", "deb", own) as cluster:
         yield cluster
 
 
