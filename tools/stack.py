@@ -95,9 +95,8 @@ def for_preview(
         shutil.copy(file, copy)
         shutil.copy(project / "Pulumi.yaml", folder)
         alone = {**variables, "PULUMI_BACKEND_URL": f"file://{state}"}
-        init = ["stack", "init", name, "--secrets-provider", "passphrase", "--no-select"]
         progress.say(f"this project's own state has no stack {name}: previewing it as a new cluster")
-        _pulumi(tools, init, Path(folder), alone)
+        _init(name, tools, Path(folder), alone)
         yield alone, ["--config-file", str(copy)]
 
 
@@ -301,18 +300,20 @@ def _make(project: Path, name: str, file: Path, tools: Toolbox, variables: dict[
         if present is not None and re.search(r"^\s+secure: ", text, re.MULTILINE):
             # Secrets in the file: the new stack must keep the salt, and the passphrase must fit it.
             written.write_text(f"encryptionsalt: {present}\n")
-        _pulumi(
-            tools,
-            ["stack", "init", name, "--secrets-provider", "passphrase", "--no-select"],
-            elsewhere,
-            variables,
-        )
+        _init(name, tools, elsewhere, variables)
         salt = salt_in(written.read_text())
     if salt is None:
         raise Trouble(
             f"Pulumi made the stack {name} without a salt", "is PULUMI_BACKEND_URL a local file backend?"
         )
     return salt
+
+
+def _init(name: str, tools: Toolbox, folder: Path, variables: dict[str, str]) -> None:
+    """Have Pulumi make a stack; it writes the stack's file in the folder anew."""
+    _pulumi(
+        tools, ["stack", "init", name, "--secrets-provider", "passphrase", "--no-select"], folder, variables
+    )
 
 
 def _project_name(project: Path) -> str:
