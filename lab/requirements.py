@@ -42,6 +42,15 @@ class Requirement:
     package: str
 
 
+# What the site of packages and images is made with; building it needs a compiler too, and says so.
+SITE = (
+    Requirement("docker-registry", "docker-registry"),
+    Requirement("dpkg-deb", "dpkg"),
+    Requirement("gpg", "gnupg"),
+    Requirement("gpgconf", "gnupg"),
+    Requirement("gpgv", "gpgv"),
+    Requirement("zstd", "zstd"),
+)
 REQUIREMENTS = (
     Requirement("qemu-system-x86_64", "qemu-system-x86"),
     Requirement("qemu-img", "qemu-utils"),
@@ -53,19 +62,13 @@ REQUIREMENTS = (
     Requirement("tar", "tar"),
     Requirement("ssh", "openssh-client"),
     Requirement("ssh-keygen", "openssh-client"),
-    Requirement("docker-registry", "docker-registry"),
-    # For the site of packages and images; building it needs a compiler too, and says so.
-    Requirement("dpkg-deb", "dpkg"),
-    Requirement("gpg", "gnupg"),
-    Requirement("gpgconf", "gnupg"),
-    Requirement("gpgv", "gpgv"),
-    Requirement("zstd", "zstd"),
+    *SITE,
     Requirement("/usr/share/keyrings/debian-archive-keyring.gpg", "debian-archive-keyring"),
 )
 # For those who aren't root: user namespaces with more than one user.
 ROOTLESS = (Requirement("newuidmap", "uidmap"),)
 # For labs of the dnf family: their packages and their repository.
-_DNF = (
+DNF = (
     Requirement("rpmbuild", "rpm"),
     Requirement("rpmsign", "rpm"),
     Requirement("createrepo_c", "createrepo-c"),
@@ -84,7 +87,7 @@ def program(name: str) -> str:
     """
     path = find(name)
     if path is None:
-        package = next((r.package for r in (*REQUIREMENTS, *ROOTLESS, *_DNF) if r.what == name), None)
+        package = next((r.package for r in (*REQUIREMENTS, *ROOTLESS, *DNF) if r.what == name), None)
         raise Trouble(f"the program {name} isn't installed", f"apt install {package or name}")
     return path
 
@@ -92,7 +95,7 @@ def program(name: str) -> str:
 def wanted(family: Family = "deb") -> tuple[Requirement, ...]:
     """What this user needs for labs of a family."""
     rootless = () if os.geteuid() == 0 else ROOTLESS
-    return (*REQUIREMENTS, *rootless, *(_DNF if family == "dnf" else ()))
+    return (*REQUIREMENTS, *rootless, *(DNF if family == "dnf" else ()))
 
 
 def missing(family: Family = "deb") -> tuple[Requirement, ...]:

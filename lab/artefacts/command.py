@@ -3,34 +3,20 @@
 from __future__ import annotations
 
 import os
-import shutil
 import subprocess
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from lab.errors import Trouble
+from lab.requirements import DNF, SITE, find
 
 # Debian's package for each program that is used here.
 PACKAGES = {
     "apt-get": "apt",
     "apt-cache": "apt",
-    "createrepo_c": "createrepo-c",
-    "dpkg-deb": "dpkg",
-    "docker-registry": "docker-registry",
     "gcc": "gcc libc6-dev",
-    "gpg": "gnupg",
-    "gpgconf": "gnupg",
-    "gpgv": "gpgv",
-    "rpmbuild": "rpm",
-    "rpmsign": "rpm",
-    "zstd": "zstd",
+    **{requirement.what: requirement.package for requirement in (*SITE, *DNF)},
 }
-_SBIN = "/usr/local/sbin:/usr/sbin:/sbin"
-
-
-def find(name: str) -> str | None:
-    """A program's path, also where only administrators' PATH has it."""
-    return shutil.which(name, path=f"{os.environ.get('PATH', os.defpath)}:{_SBIN}")
 
 
 def need(name: str) -> str:
@@ -45,7 +31,7 @@ def need(name: str) -> str:
 
 
 # What making a site asks for; building it asks for a compiler beside.
-_ALWAYS = ("apt-get", "dpkg-deb", "docker-registry", "gpg", "gpgconf", "gpgv", "zstd")
+_ALWAYS = ("apt-get", *(requirement.what for requirement in SITE))
 _KEYRING = Path("/usr/share/keyrings/debian-archive-keyring.gpg")
 _C_HEADERS = Path("/usr/include/stdio.h")
 

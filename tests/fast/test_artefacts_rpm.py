@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from lab import image_dnf, rpmspec
-from lab.artefacts import command, rpms
+from lab import image_dnf, requirements, rpmspec
+from lab.artefacts import rpms
 from lab.artefacts.aptrepo import Signer
 from lab.artefacts.debs import kubernetes_debs
 from lab.artefacts.debs import pack as pack_debs
@@ -30,7 +30,7 @@ def _own_folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def need_rpm() -> None:
     for program in ("rpmbuild", "rpmsign", "createrepo_c"):
-        if command.find(program) is None:
+        if requirements.find(program) is None:
             pytest.skip(f"no {program}: `python -m lab requirements --install --family dnf` for this test")
 
 
