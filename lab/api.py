@@ -17,7 +17,7 @@ from typing import Any, Literal, Self, TypeVar
 from lab import paths, ports, processes, qemu, requirements, services, ssh, stackfile
 from lab.accelerator import Decision, choose
 from lab.errors import Trouble
-from lab.files import digest_of, locked, write_atomic
+from lab.files import digest_of, finished, locked, write_atomic
 from lab.image import Image, ensure_base, ensure_image
 from lab.image import prune as prune_images
 from lab.machine import Vm, make_key
@@ -734,18 +734,18 @@ def prune(progress: Progress, *, everything: bool = False) -> None:
     served = {Path(p) for record in records for p in (record.site_root, record.registry_data) if p}
     prune_images({record.image for record in records}, progress, everything=everything)
     if everything:
-        for kind in ("site", "rpm", "go", "debian"):
+        kinds = ("site", "rpm", "go", "debian")
+        for kind in kinds:
             cache.prune(kind, _served_keys(folder / kind, served))
         # Each of these is made anew by the next command that wants it.
-        kept = {"image", "site", "rpm", "go", "debian", *(["signing"] if served else [])}
+        kept = {"image", *kinds, *(["signing"] if served else [])}
         for path in folder.iterdir():
             if path.name not in kept:
                 _remove(path)
     else:
         prune_sites(progress, served)
         rpms = folder / "rpm"
-        finished = sorted(rpms.glob(f"*/{cache.MANIFEST}"), key=lambda path: path.parent.stat().st_mtime)
-        newest = {path.parent.name for path in finished[-1:]}
+        newest = {path.name for path in finished(rpms)[-1:]}
         cache.prune("rpm", newest | _served_keys(rpms, served))
     progress.say(f"prune: {(before - _disk_use(folder)) >> 20} MiB freed in {folder}")
 

@@ -46,6 +46,12 @@ def locked(path: Path, progress: Progress, what: str) -> Iterator[None]:
         yield
 
 
+def finished(folder: Path) -> list[Path]:
+    """A cache folder's folders that were made to their end, as a manifest in them tells; the newest last."""
+    found = [path.parent for path in folder.glob("*/manifest.json")]
+    return sorted(found, key=lambda path: path.stat().st_mtime)
+
+
 def sparse_digest(path: Path) -> str:
     """SHA-256 over a file's blocks that aren't all zero, with their offsets, and its size.
 

@@ -18,7 +18,7 @@ from pathlib import Path
 
 from lab import paths, requirements
 from lab.errors import Trouble
-from lab.files import digest_of, locked, sparse_digest, tree_digest, write_atomic
+from lab.files import digest_of, finished, locked, sparse_digest, tree_digest, write_atomic
 from lab.image_root import Plan
 from lab.options import FAMILIES, RELEASES, Family, debian_mirror
 from lab.progress import Progress
@@ -228,14 +228,11 @@ def prune(used: set[str], progress: Progress, *, everything: bool) -> None:
         locked(_cache() / ".base.lock", progress, "image"),
     ):
         _remove_builds(progress)
-        finished = sorted(
-            (path.parent for path in _cache().glob("*/manifest.json")),
-            key=lambda folder: folder.stat().st_mtime,
-        )
+        images = finished(_cache())
         bases = {
             f"base-{release}-{_base_key(release, family)}.tar" for release in RELEASES for family in FAMILIES
         }
-        for folder in finished if everything else finished[:-1]:
+        for folder in images if everything else images[:-1]:
             if everything or folder.name not in used:
                 shutil.rmtree(folder)
         for archive in [*_cache().glob("base-*.tar"), *_cache().glob("base-*.draft")]:
