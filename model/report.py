@@ -286,7 +286,9 @@ class _Told:
                 yield Happening(Level.MADE, f"**{change.host} is prepared and joins the cluster**.")
             for old in self._of("claim", "delete"):
                 if _address(old.old) == _address(change.new) != "":
-                    text = consequences.SAME_MACHINE.format(old=old.host, new=change.host)
+                    plane = old.host in self._hosts("init", "delete", "replace")
+                    words = consequences.OTHER_NAME if plane else consequences.SAME_MACHINE
+                    text = words.format(old=old.host, new=change.host)
                     yield Happening(Level.LOSS, f"⚠ {text}")
 
     def protection(self) -> Iterator[Happening]:

@@ -132,12 +132,12 @@ class Ssh(Section):
         180, description="so long may a host take until its SSH server answers at all, as while it boots"
     )
     dial_timeout_seconds: Annotated[Positive, Effect.NOTHING] = Field(
-        5, description="one attempt of a step to connect"
+        5, description="seconds that one attempt of a step to connect may take"
     )
     dial_attempts: Annotated[Positive, Effect.NOTHING] = Field(
         12,
-        description="so many failed attempts of a step, and the host counts as dead: by default after a "
-        "minute and a half",
+        description="after so many failed attempts a step gives the host up: by default after a minute and "
+        "a half",
     )
 
 
@@ -157,7 +157,10 @@ class HostSsh(Section):
 class Host(Section):
     """One machine of the cluster."""
 
-    name: Annotated[Name, Effect.NEW_HOST] = Field(description="the node's name")
+    name: Annotated[Name, Effect.NEW_HOST] = Field(
+        description="the node's name; the same machine under another name is refused: take the old name out, "
+        "`pulumi up`, and add the new one, or `pulumi destroy` first for the control plane's"
+    )
     role: Annotated[Literal["control-plane", "worker"], Effect.REFUSED] = Field(
         description="one of the hosts is the control plane"
     )
@@ -299,7 +302,9 @@ class Flannel(Section):
     """The pod network."""
 
     backend: Annotated[Literal["vxlan", "host-gw"], Effect.ROLLING] = Field(
-        "vxlan", description="`host-gw` where all hosts share one layer 2"
+        "vxlan",
+        description="`host-gw` where all hosts share one layer 2; flannel's ConfigMap is made anew, which a "
+        "pull request's check calls destructive",
     )
     interface_regex: Annotated[Regex | None, Effect.ROLLING] = Field(
         None,
@@ -338,7 +343,7 @@ class Proxy(Section):
     """kube-proxy."""
 
     mode: Annotated[Literal["ipvs", "nftables", "iptables"], Effect.ROLLING] = Field(
-        "ipvs", description="changed live, one node after the other"
+        "ipvs", description="changed live, one node after the other; `nftables` needs a kernel 5.13 or later"
     )
     scheduler: Annotated[
         Literal["rr", "wrr", "lc", "wlc", "sh", "dh", "sed", "nq", "lblc", "lblcr", "mh"], Effect.ROLLING
@@ -429,7 +434,8 @@ class Settings(Section):
     )
     production: Annotated[Flag, Effect.NOTHING] = Field(
         default=False,
-        description="protects the control plane: no run deletes or replaces it until this is `false` again",
+        description="protects the control plane: no run deletes or replaces it until this is `false` again "
+        "and an `up` has said so",
     )
     hosts: tuple[Host, ...]
     nginx: Nginx = Nginx()

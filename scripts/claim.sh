@@ -34,12 +34,16 @@ refuse_other_uses() {
     refuse_others_nodes /etc/kubernetes /var/lib/etcd /var/lib/kubelet
     return
   fi
-  local name former
+  local name former move
   # Its own claim would be given back after this one was made, and all of this one's work with it.
   name=$(cat "$HOME_DIR/name" 2>/dev/null || echo "$HOST")
-  [[ $name == "$HOST" ]] || fail "the host is $name of this same stack" \
-    "take $name out of the configuration in one change, and add $HOST in the next; nothing was changed here"
   former=$(cat "$HOME_DIR/role" 2>/dev/null || echo "$ROLE")
+  if [[ $name != "$HOST" ]]; then
+    move="take $name out of the configuration in one change, and add $HOST in the next"
+    # A configuration without a control plane is refused.
+    [[ $former != control-plane ]] || move="give $name its name back, or \`pulumi destroy\` first: with another name it is another cluster"
+    fail "the host is $name of this same stack" "$move; nothing was changed here"
+  fi
   [[ $former == "$ROLE" || ! -e $HOME_DIR/node.started ]] || fail "the host is a $former of the cluster that is here, and can't become its $ROLE" \
     "take $HOST out of the configuration in one change, and add it in the next; nothing was changed here"
 }
@@ -236,6 +240,8 @@ delete() {
   rm -rf "$GIVEN_BACK"
   if [[ ! -e $HOME_DIR ]]; then
     say "nothing of ours is here any more"
+    # Whose it is nobody can tell: a host that was given back may have become somebody else's node since.
+    [[ ! -e /etc/kubernetes/kubelet.conf ]] || say "a node is here, and stays: if it is this cluster's, $HOME_DIR was deleted by hand, and the host has to be reset by hand or installed anew"
     return
   fi
   need_record

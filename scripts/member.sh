@@ -64,7 +64,7 @@ delete() {
   kubectl drain "$NODE" "${options[@]}" >&2 || {
     kubectl uncordon "$NODE" >&2
     fail "$NODE can't be drained within $DRAIN_SECONDS s; it is back in service" \
-      "the lines above name the pods. A disruption budget that forbids it: give it room, or set cluster.overrideDisruptionBudgets; then run again"
+      "the lines above name the pods. A disruption budget that forbids it: give it room, or set cluster.overrideDisruptionBudgets; a pod that no controller makes anew: delete it yourself; then run again"
   }
   kube delete node "$NODE" --ignore-not-found >&2
 }

@@ -579,3 +579,19 @@ create() { recorded_unit kubelet || recorded_unit ufw || give_back_runtime; }
     said = bash(with_lib(text + body), home=tmp_path).stdout
     assert said.splitlines() == ["stop containerd", "disable --quiet containerd"]
     assert [path.name for path in certs.iterdir()] == ["example.com"]
+
+
+@pytest.mark.parametrize("node", [True, False])
+def test_a_node_whose_record_somebody_has_deleted_stays_and_is_told(tmp_path: Path, node: bool) -> None:
+    (tmp_path / "etc/kubernetes").mkdir(parents=True)
+    if node:
+        (tmp_path / "etc/kubernetes/kubelet.conf").touch()
+    home = tmp_path / "home"
+    home.mkdir()
+    script = redirected(RESET + (SCRIPTS / "claim.sh").read_text(), tmp_path)
+    deleted = 'create() { rm -r "$HOME_DIR"; delete; }\n'
+    done = bash(with_lib(script + deleted), home=home, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "nothing of ours is here any more" in done.stderr
+    assert ("a node is here, and stays" in done.stderr) == node
+    assert (tmp_path / "etc/kubernetes/kubelet.conf").exists() == node
