@@ -97,7 +97,7 @@ def test_the_steps_of_the_dnf_family_are_killed_at_each_of_their_lines(
     """The steps of a host with dnf and SELinux are killed at each of their lines; the host as it was"""
     # What is the family's own in the steps: dnf, firewalld, SELinux.
     host = plain.hosts[-1]
-    sent = prepared(plain)
+    sent = prepared(plain, host)
     for verb, step in (
         ("create", "claim"),
         ("create", "kernel"),

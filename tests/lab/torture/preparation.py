@@ -26,7 +26,7 @@ def plain(plain_lab: PlainLab) -> Iterator[Cluster]:
 @pytest.fixture(scope="module")
 def sent(plain: Cluster) -> dict[str, str]:
     """What a worker is sent until it is prepared."""
-    return prepared(plain)
+    return prepared(plain, plain.hosts[-1])
 
 
 def without_record(state: dict[str, set[str]]) -> dict[str, set[str]]:
