@@ -148,13 +148,10 @@ ELSEWHERE = (
     "Its pods start on other nodes; what they keep on the node itself (emptyDir, hostPath, local volumes) "
     "is lost."
 )
-OTHER_NAME = (
-    "{new} is the machine that is {old} now: its claim is refused, and the run stops there. "
+SAME_MACHINE = "{new} is the machine that is {old} now: its claim is refused, and the run stops there."
+RENAMED_WORKER = "Take {old} out in one change, and add {new} in the next."
+RENAMED_CONTROL_PLANE = (
     "With another name it is another cluster: give {old} its name back, or run `pulumi destroy` first."
-)
-SAME_MACHINE = (
-    "{new} is the machine that is {old} now: its claim is refused, and the run stops there. Take {old} out "
-    "in one change, and add {new} in the next."
 )
 
 

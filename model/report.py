@@ -287,8 +287,8 @@ class _Told:
             for old in self._of("claim", "delete"):
                 if _address(old.old) == _address(change.new) != "":
                     plane = old.host in self._hosts("init", "delete", "replace")
-                    words = consequences.OTHER_NAME if plane else consequences.SAME_MACHINE
-                    text = words.format(old=old.host, new=change.host)
+                    move = consequences.RENAMED_CONTROL_PLANE if plane else consequences.RENAMED_WORKER
+                    text = f"{consequences.SAME_MACHINE} {move}".format(old=old.host, new=change.host)
                     yield Happening(Level.LOSS, f"⚠ {text}")
 
     def protection(self) -> Iterator[Happening]:
