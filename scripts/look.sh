@@ -8,23 +8,44 @@ locking() { false; }
 export KUBECONFIG=/etc/kubernetes/admin.conf
 
 create() {
-  local lacking='' dead_looked=-$DEAD_LOOK_SECONDS
-  wait_for "$WAIT_SECONDS" "what the services promise" all_ready ||
+  local lacking='' seen='' objects='' dead_looked=-$DEAD_LOOK_SECONDS
+  wait_for "$WAIT_SECONDS" "what the services promise" promised ||
     fail "after $WAIT_SECONDS s: ${lacking:-the API server does not answer}" "kubectl get pods -A -o wide says which pod is missing"
-  kubectl get services,endpointslices -A -o json
+  printf '%s\n' "$objects"
+}
+
+# Sets `objects`, as they were while all was ready: on a busy host an endpoint may come or go between two calls,
+# and every kernel would be held against what has been for a moment only.
+promised() {
+  all_ready || return 1
+  local before
+  before=$(slices)
+  objects=$(kubectl --request-timeout=60s get services,endpointslices -A -o json) || {
+    lacking=
+    return 1
+  }
+  all_ready || return 1
+  [[ $(slices) == "$before" ]] || {
+    lacking="the services' endpoints come and go"
+    return 1
+  }
+}
+
+# Of `seen`, the promised services' slices with their generations, which each change counts up.
+slices() {
+  awk 'NR == FNR { promised[$1]; next } $1 == "slice" && $2 in promised' <(printf '%s\n' "$SERVICES") <(printf '%s\n' "$seen")
 }
 
 # The Deployments behind the promised services, and the endpoints of every service.
 # shellcheck disable=SC2016 # jsonpath
 readonly DEPLOYED='{range .items[?(@.kind=="Deployment")]}deployed {.metadata.namespace}/{.metadata.name} {.metadata.generation},{.status.observedGeneration},{.spec.replicas},{.status.updatedReplicas},{.status.replicas},{.status.availableReplicas}{"\n"}{end}'
 # shellcheck disable=SC2016 # jsonpath
-readonly ENDPOINTS='{range .items[?(@.kind=="EndpointSlice")]}endpoints {.metadata.namespace}/{.metadata.labels.kubernetes\.io/service-name}{range .endpoints[*]} {.conditions.ready},{.addresses[0]}{end}{"\n"}{end}'
+readonly ENDPOINTS='{range .items[?(@.kind=="EndpointSlice")]}endpoints {.metadata.namespace}/{.metadata.labels.kubernetes\.io/service-name}{range .endpoints[*]} {.conditions.ready},{.addresses[0]}{end}{"\n"}slice {.metadata.namespace}/{.metadata.labels.kubernetes\.io/service-name} {.metadata.name} {.metadata.generation}{"\n"}{end}'
 
-# Sets `lacking`, a line for a person. One call for all services: on a slow control plane each costs seconds.
+# Sets `seen`, and `lacking`, a line for a person. One call for all services: on a slow control plane each costs seconds.
 # As long as a rollout goes on, as many endpoints as promised may still be the wrong ones: the provider has
 # been seen to call a Deployment updated that had two minutes to go.
 all_ready() {
-  local seen
   seen=$(kubectl --request-timeout=60s get deployments,endpointslices -A -o jsonpath="$DEPLOYED$ENDPOINTS") || {
     lacking=
     return 1

@@ -215,11 +215,18 @@ def test_another_network_for_pods_and_a_containerd_with_settings_are_found_befor
     script = script.replace(
         "own_containerd_settings /etc/containerd", f"own_containerd_settings {containerd}"
     )
-    body = "create() { look_at_containers; printf '%s\\n' \"${problems[@]}\"; }\n"
+    body = """
+unit_active() { true; }
+have() { true; }
+timeout() { shift; "$@"; }
+ctr() { [[ $* != '-n k8s.io containers ls -q' ]] || echo mine; }
+create() { look_at_containers; printf '%s\\n' "${problems[@]}"; }
+"""
     said = bash(with_lib(script + body, problems="()"), home=tmp_path).stdout.splitlines()
-    assert [line.partition(";")[0] for line in said] == [
+    assert [re.split("[;,]", line)[0] for line in said] == [
         f"{network}/10-calico.conflist: another network for pods is configured",
         'containerd is configured for more than this cluster: root = "/data/containerd"',
+        "containerd has containers in Kubernetes' own namespace",
     ]
 
 
@@ -443,7 +450,7 @@ def what_is_lacking(tmp_path: Path, lines: list[str], services: str) -> str:
     told = " ".join(f"'{line}'" for line in lines)
     body = f"""
 kubectl() {{ printf '%s\\n' {told}; }}
-create() {{ local lacking= dead_looked=$SECONDS; all_ready || :; printf '%s' "$lacking"; }}
+create() {{ local lacking= seen= dead_looked=$SECONDS; all_ready || :; printf '%s' "$lacking"; }}
 """
     return part("look.sh", body, tmp_path, SERVICES=services)
 
@@ -577,6 +584,30 @@ def test_endpoints_are_counted_when_no_rollout_behind_them_goes_on(
     lines = [f"deployed {deployment} {numbers}", "endpoints default/nginx true,10.244.1.2 true,10.244.2.2"]
     said = what_is_lacking(tmp_path, lines, "'default/nginx 2'")
     assert said == (f"the rollout of {deployment} {lacking}" if lacking else "")
+
+
+def test_what_is_promised_is_not_what_was_between_two_moments_at_which_all_was_ready(tmp_path: Path) -> None:
+    """CoreDNS' pods on a busy host: ready, not ready while the objects are read, ready again."""
+    body = f"""
+pause() {{ :; }}
+kubectl() {{
+  local call
+  call=$(($(cat {tmp_path}/calls 2>/dev/null || echo 0) + 1))
+  echo "$call" >{tmp_path}/calls
+  case $* in
+    *json) echo "objects at call $call" ;;
+    *)
+      echo endpoints kube-system/kube-dns true,10.244.0.2 true,10.244.0.3
+      echo slice kube-system/kube-dns kube-dns-x $((call < 3 ? 1 : 3))
+      echo slice default/mine mine-x "$call"
+      ;;
+  esac
+}}
+"""
+    text = with_lib(
+        (SCRIPTS / "look.sh").read_text() + body, SERVICES="'kube-system/kube-dns 2'", WAIT_SECONDS="30"
+    )
+    assert bash(text, home=tmp_path).stdout == "objects at call 5\n"
 
 
 def test_what_a_service_lacks_is_moved_from_dead_nodes_and_from_no_other(tmp_path: Path) -> None:
