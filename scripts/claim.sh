@@ -116,6 +116,10 @@ look_at_containers() {
   while read -r line; do
     problems+=("containerd is configured for more than this cluster: $line; this program puts a configuration of its own in that one's place")
   done < <(own_containerd_settings /etc/containerd)
+  # There a node's containers are told from others' by nothing.
+  if unit_active containerd && have ctr && [[ -n $(timeout 60 ctr -n k8s.io containers ls -q) ]]; then
+    problems+=("containerd has containers in Kubernetes' own namespace, which go with a node: see ctr -n k8s.io containers ls; move or remove them")
+  fi
 }
 
 # own_containerd_settings FOLDER: of containerd's configuration what keeps its data elsewhere, or does more than by default.
@@ -207,7 +211,10 @@ record_state() {
     if have nft; then nft list tables | sort >nft-tables; fi
     if [[ -r /sys/fs/selinux/enforce ]]; then cat /sys/fs/selinux/enforce; fi >selinux
     : >image-list
-    if have ctr && unit_active containerd; then ctr -n k8s.io images ls -q | sort >image-list; fi
+    if have ctr && unit_active containerd; then
+      ctr namespaces ls -q | sort >containerd-namespaces
+      ctr -n k8s.io images ls -q | sort >image-list
+    fi
     : >packages-added
     {
       for path in "${SYSCTLS[@]}"; do

@@ -217,12 +217,7 @@ give_back_ufw() {
 
 give_back_runtime() {
   recorded_unit containerd || return 0
-  if unit_active containerd && have ctr; then
-    local image
-    while read -r image; do
-      grep -qxF "$image" "$RECORD/image-list" || ctr -n k8s.io images rm "$image" >/dev/null
-    done < <(ctr -n k8s.io images ls -q)
-  fi
+  if unit_active containerd && have ctr; then give_back_images; fi
   # Restoring puts files back, and takes none away.
   remove_mirrors /etc/containerd/certs.d ""
   restore_file /etc/containerd/config.toml
@@ -230,6 +225,19 @@ give_back_runtime() {
   restore_file /etc/crictl.yaml
   if [[ $(recorded_active containerd) == active ]]; then systemctl restart containerd; else systemctl stop containerd; fi
   if [[ $(recorded_enabled containerd) == disabled ]]; then systemctl disable --quiet containerd; fi
+}
+
+# What pods have left in a containerd that stays.
+give_back_images() {
+  local images
+  mapfile -t images < <(ctr -n k8s.io images ls -q | grep -vxFf "$RECORD/image-list" || :)
+  # `--sync` waits until the layers have gone as well: only an empty namespace can be removed.
+  ((${#images[@]} == 0)) || ctr -n k8s.io images rm --sync "${images[@]}" >/dev/null
+  # A record of an earlier program doesn't tell.
+  if [[ -e $RECORD/containerd-namespaces ]] && ! grep -qx k8s.io "$RECORD/containerd-namespaces" &&
+    grep -qx k8s.io < <(ctr namespaces ls -q); then
+    ctr namespaces rm k8s.io >/dev/null || say "containerd's namespace k8s.io stays: ctr says above what it holds"
+  fi
 }
 
 # recorded_unit UNIT: it was there, by whichever package or none, running or not.

@@ -581,6 +581,29 @@ create() { recorded_unit kubelet || recorded_unit ufw || give_back_runtime; }
     assert [path.name for path in certs.iterdir()] == ["example.com"]
 
 
+@pytest.mark.parametrize(
+    ("namespaces", "removed"),
+    [("default\n", True), ("default\nk8s.io\n", False), (None, False)],
+)
+def test_a_containerd_that_stays_keeps_the_images_and_namespaces_that_it_had(
+    tmp_path: Path, namespaces: str | None, removed: bool
+) -> None:
+    parts = {} if namespaces is None else {"containerd_namespaces": namespaces}
+    record(tmp_path, image_list="mine\n", **parts)
+    body = """
+ctr() {
+  case $* in
+    'namespaces ls -q') printf '%s\\n' default k8s.io ;;
+    '-n k8s.io images ls -q') printf '%s\\n' mine pause nginx ;;
+    *) echo "$*" >&3 ;;
+  esac
+}
+create() { give_back_images 3>&1; }
+"""
+    done = run(tmp_path, body).splitlines()
+    assert done == ["-n k8s.io images rm --sync pause nginx"] + ["namespaces rm k8s.io"] * removed
+
+
 @pytest.mark.parametrize("node", [True, False])
 def test_a_node_whose_record_somebody_has_deleted_stays_and_is_told(tmp_path: Path, node: bool) -> None:
     (tmp_path / "etc/kubernetes").mkdir(parents=True)

@@ -495,13 +495,37 @@ def test_a_way_in_that_is_wrong_is_refused_in_words(cluster: Cluster, figure: Fi
     )
 
 
+# A container of a person's own, from an image of their own, under a containerd that they have configured.
+OWN_CONTAINERD = """
+apt-get install -qq -y containerd
+mkdir -p /etc/containerd/certs.d/registry.k8s.io
+printf 'version = 2\\n[debug]\\n  level = "warn"\\n' >/etc/containerd/config.toml
+printf '# a mirror of my own\\n[host."%s"]\\n' {registry} >/etc/containerd/certs.d/registry.k8s.io/hosts.toml
+systemctl restart containerd
+ctr -n own images pull --hosts-dir /etc/containerd/certs.d {image} >/dev/null
+ctr -n own run -d {image} own
+"""
+NO_CONTAINERD = """
+ctr -n own tasks delete --force own; ctr -n own containers delete own
+systemctl disable --quiet --now containerd
+apt-get purge -qq -y --autoremove containerd
+rm -rf /etc/containerd /var/lib/containerd /opt/containerd
+modprobe -r overlay
+"""
+
+
 def test_a_host_keeps_the_packages_that_it_had(cluster: Cluster, figure: Figure) -> None:
-    """A host that had kubectl, held, from a source of its own: joined, removed, and as it was"""
+    """A host that had kubectl, held, and a containerd with a container: joined, removed, and as it was"""
     host = cluster.hosts[-1]
     config = yaml.safe_load(stack_file(cluster.lab.name).read_text())["config"]
     packages = config["kubeadm-ipvs:packages"]
     source = packages["repository"].format(minor="1.37", format="deb")
     key = shlex.quote(Path(packages["key"]).read_text())
+    registry = config["kubeadm-ipvs:registry"]["mirrors"]["registry.k8s.io"][0]
+    image = next(
+        line for line in cluster.run(host, "ctr -n k8s.io images ls -q").split() if "/pause:" in line
+    )
+    running = "ctr -n own tasks ls | grep ^own; ctr -n own images ls -q"
     with edited(cluster, without(host)):
         up(cluster)
         # As upstream's instructions have it: the same repository, with a key of its own.
@@ -509,18 +533,25 @@ def test_a_host_keeps_the_packages_that_it_had(cluster: Cluster, figure: Figure)
         line = f"deb [signed-by=/etc/apt/keyrings/own.asc] {source} /"
         own = f"echo '{line}' >/etc/apt/sources.list.d/own.list; apt-get update -qq"
         cluster.run(host, f"{own}; apt-get install -qq -y kubectl; apt-mark hold kubectl")
+        cluster.run(host, f"set -e; {OWN_CONTAINERD.format(registry=registry, image=image)}", timeout=900)
+        container = cluster.run(host, running)
+        assert "RUNNING" in container
     plain = cluster.state_of([host])
     up(cluster)
     assert "kubectl" in cluster.run(host, "apt-mark showhold")
+    assert cluster.run(host, running) == container
+    figure("joined, the same process in the container of one's own")
     with edited(cluster, without(host)):
         up(cluster)
         assert differences(plain, cluster.state_of([host])) == ""
-        figure("kubectl is there as before, kubelet and kubeadm are gone")
+        assert cluster.run(host, running) == container
+        figure("kubectl, containerd and the container as before; kubelet and kubeadm are gone")
         back = (
             "apt-get purge -qq -y --allow-change-held-packages kubectl; "
             "rm /etc/apt/sources.list.d/own.list /etc/apt/keyrings/own.asc"
         )
-        cluster.run(host, back)
+        cluster.run(host, f"set -e; {back}; {NO_CONTAINERD}", timeout=900)
+        assert differences({host: cluster.before[host]}, cluster.state_of([host])) == ""
 
 
 # What a person may have on a host in the place of the lab's: ufw, and a swap by a unit of their own.
