@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pulumi
 
+from components import former
 from components.cluster import Cluster, ClusterArgs
 from components.configuration import settings_of_stack
 
@@ -12,7 +13,7 @@ settings = settings_of_stack()
 # Not the cluster's own name: with another one it would be another resource, and all objects made anew.
 cluster = Cluster(
     "kubernetes",
-    ClusterArgs(settings, stack=pulumi.get_stack()),
+    ClusterArgs(settings, stack=pulumi.get_stack(), proved=former.output("proved")),
     # As it was called by earlier versions of this program.
     pulumi.ResourceOptions(aliases=[pulumi.Alias(name=settings.cluster.name)]),
 )
@@ -20,3 +21,4 @@ cluster = Cluster(
 pulumi.export("kubeconfig", cluster.kubeconfig)
 pulumi.export("nodePorts", cluster.node_ports)
 pulumi.export("virtualServers", cluster.tables)
+pulumi.export("proved", cluster.proved)

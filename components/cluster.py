@@ -30,10 +30,12 @@ class ClusterArgs:
     Attributes:
         settings: The environment.
         stack: The stack's name, written on each host as its owner.
+        proved: What `Cluster.proved` was after the last run that came to its end.
     """
 
     settings: Settings
     stack: str
+    proved: pulumi.Input[str | None] = None
 
 
 class Cluster(pulumi.ComponentResource):
@@ -48,6 +50,7 @@ class Cluster(pulumi.ComponentResource):
         kubeconfig: The administrator's kubeconfig, secret.
         tables: Per host, the virtual servers that its kernel has.
         node_ports: Where the application answers, on each host's own address.
+        proved: Which attempt it was that proved all that.
     """
 
     def __init__(self, name: str, args: ClusterArgs, opts: pulumi.ResourceOptions | None = None) -> None:
@@ -139,12 +142,14 @@ class Cluster(pulumi.ComponentResource):
                 machines,
                 control_plane,
                 subject=_subject(settings, nodes.values(), network, nginx),
+                proved=args.proved,
                 depends_on=[*nginx.objects.values(), *proxies.steps],
             ),
             child,
         )
         self.kubeconfig = control_plane.kubeconfig
         self.tables = proof.tables
+        self.proved = proof.proved
         self.node_ports = [f"http://{host.address}:{settings.nginx.node_port}/" for host in settings.hosts]
         self.register_outputs(
             {"kubeconfig": self.kubeconfig, "nodePorts": self.node_ports, "caHash": control_plane.ca_hash}

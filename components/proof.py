@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import secrets
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -25,6 +26,7 @@ class ProofArgs:
         machines: The hosts by name, each to be proved.
         control_plane: Where the cluster is asked what it promises.
         subject: Changes when what stands behind the services does: then it is proved anew.
+        proved: What `Proof.proved` was after the last run that came to its end, or None.
         depends_on: What must be there first.
     """
 
@@ -32,6 +34,7 @@ class ProofArgs:
     machines: Mapping[str, PreparedHost]
     control_plane: ControlPlane
     subject: pulumi.Input[str]
+    proved: pulumi.Input[str | None]
     depends_on: Sequence[pulumi.Resource]
 
 
@@ -40,12 +43,18 @@ class Proof(pulumi.ComponentResource):
 
     Attributes:
         tables: Per host, the virtual servers as the kernel has them, structured.
+        proved: Which attempt it was that proved what; unknown until every host has.
     """
 
     def __init__(self, name: str, args: ProofArgs, opts: pulumi.ResourceOptions | None = None) -> None:
         super().__init__("kubeadm-ipvs:index:Proof", name, None, opts)
         settings, cluster = args.settings, args.control_plane
         self._settings = settings
+        # Pods of a node that was made anew have other addresses.
+        repair = "\n".join(f"{host.name} {host.repair}" for host in settings.hosts if host.repair)
+        attempt = pulumi.Output.all(
+            args.proved, args.subject, cluster.init.id, _reasons(settings), repair
+        ).apply(lambda known: attempt_at(known[0], known[1:]))
         look = cluster.runner.step(
             "look",
             self,
@@ -57,12 +66,10 @@ class Proof(pulumi.ComponentResource):
                     f"{service} {count}" for service, count in ipvs.promised_services(settings).items()
                 ),
                 "WAIT_SECONDS": str(settings.proof.wait_seconds),
-                # Whatever makes a proof run again: kernels are held against what is promised then, not when
-                # it was asked last.
-                "SUBJECT": pulumi.Output.concat(args.subject, "\n", _reasons(settings)),
+                # Whatever makes a proof run again, and each run after one in which a host wasn't proved:
+                # kernels are held against what is promised then, not when it was asked last.
+                "SUBJECT": attempt,
             },
-            # Pods of a node that was made anew have other addresses.
-            repair="\n".join(f"{host.name} {host.repair}" for host in settings.hosts if host.repair) or None,
             opts=pulumi.ResourceOptions(depends_on=list(args.depends_on), deleted_with=cluster.init),
         )
         promises = plain_output(look)
@@ -78,6 +85,7 @@ class Proof(pulumi.ComponentResource):
                 opts=pulumi.ResourceOptions(depends_on=[look], deleted_with=cluster.init),
             )
             self.tables[host.name] = plain_output(proof).apply(ipvs.report_tables)
+        self.proved = pulumi.Output.all(attempt, *self.tables.values()).apply(lambda known: str(known[0]))
         self.register_outputs({"hosts": [host.name for host in settings.hosts]})
 
     def _values(self, host: Host, promises: pulumi.Output[str]) -> Mapping[str, pulumi.Input[str]]:
@@ -95,8 +103,22 @@ class Proof(pulumi.ComponentResource):
         }
 
 
+def attempt_at(proved: str | None, asked: Sequence[Any]) -> str:
+    """What names an attempt at a proof: what is to be proved, as a digest, and a word of its own.
+
+    The same as long as that is proved already. Where it isn't, each run is an attempt of its own: one that
+    failed has left its promise in the state, which may be no longer true (docs/decisions/0022).
+
+    Args:
+        proved: The attempt that succeeded last, if any did.
+        asked: Whatever the proof is about.
+    """
+    digest = hashlib.sha256(repr(asked).encode()).hexdigest()[:16]
+    return proved if proved and proved.startswith(f"{digest} ") else f"{digest} {secrets.token_hex(4)}"
+
+
 def _reasons(settings: Settings) -> str:
     """What a proof depends on besides the cluster."""
-    text = compose(STEPS["proof"], {})
+    text = compose(STEPS["look"], {}) + compose(STEPS["proof"], {})
     hosts = [f"{host.name} {host.address}" for host in settings.hosts]
     return "\n".join([*hosts, settings.proof.model_dump_json(), hashlib.sha256(text.encode()).hexdigest()])

@@ -1,52 +1,42 @@
 # shellcheck shell=bash
-# What the cluster promises: the services to be proved and their ready endpoints, as JSON;
+# What the cluster promises: the services to be proved and their endpoints, as JSON;
 # runs on the control plane and waits until each of them has as many endpoints as it should.
-# Values: SERVICES (lines `namespace/name endpoints`), WAIT_SECONDS, SUBJECT (of what the
-# services stand on: a new one makes this step look again).
+# Values: SERVICES (lines `namespace/name endpoints`), WAIT_SECONDS, SUBJECT (which attempt at the
+# proof of what: a new one makes this step look again).
 
 locking() { false; }
 export KUBECONFIG=/etc/kubernetes/admin.conf
 
 create() {
-  local lacking='' seen='' objects='' dead_looked=-$DEAD_LOOK_SECONDS
-  wait_for "$WAIT_SECONDS" "what the services promise" promised ||
+  local lacking='' seen='' dead_looked=-$DEAD_LOOK_SECONDS
+  wait_for "$WAIT_SECONDS" "what the services promise" all_ready ||
     fail "after $WAIT_SECONDS s: ${lacking:-the API server does not answer}" "kubectl get pods -A -o wide says which pod is missing"
-  printf '%s\n' "$objects"
+  objects
 }
 
-# Sets `objects`, as they were while all was ready: on a busy host an endpoint may come or go between two calls,
-# and every kernel would be held against what has been for a moment only.
-promised() {
-  all_ready || return 1
-  local before
-  before=$(slices)
-  objects=$(kubectl --request-timeout=60s get services,endpointslices -A -o json) || {
-    lacking=
-    return 1
-  }
-  all_ready || return 1
-  [[ $(slices) == "$before" ]] || {
-    lacking="the services' endpoints come and go"
-    return 1
-  }
+# Of `seen`, in which all was ready: on a busy host an endpoint comes or goes between two calls, and every kernel
+# would be held against what has been for a moment only.
+objects() {
+  awk '
+    BEGIN { print "{\"items\": [" }
+    NR == FNR { promised[$1]; next }
+    $1 == "object" && $2 in promised { sub(/^object [^ ]+ /, ""); print n++ ? "," : ""; print }
+    END { print "]}" }' <(printf '%s\n' "$SERVICES") <(printf '%s\n' "$seen")
 }
 
-# Of `seen`, the promised services' slices with their generations, which each change counts up.
-slices() {
-  awk 'NR == FNR { promised[$1]; next } $1 == "slice" && $2 in promised' <(printf '%s\n' "$SERVICES") <(printf '%s\n' "$seen")
-}
-
-# The Deployments behind the promised services, and the endpoints of every service.
+# The Deployments behind the promised services, the endpoints of every service, and services and slices as they are.
 # shellcheck disable=SC2016 # jsonpath
 readonly DEPLOYED='{range .items[?(@.kind=="Deployment")]}deployed {.metadata.namespace}/{.metadata.name} {.metadata.generation},{.status.observedGeneration},{.spec.replicas},{.status.updatedReplicas},{.status.replicas},{.status.availableReplicas}{"\n"}{end}'
 # shellcheck disable=SC2016 # jsonpath
-readonly ENDPOINTS='{range .items[?(@.kind=="EndpointSlice")]}endpoints {.metadata.namespace}/{.metadata.labels.kubernetes\.io/service-name}{range .endpoints[*]} {.conditions.ready},{.addresses[0]}{end}{"\n"}slice {.metadata.namespace}/{.metadata.labels.kubernetes\.io/service-name} {.metadata.name} {.metadata.generation}{"\n"}{end}'
+readonly ENDPOINTS='{range .items[?(@.kind=="EndpointSlice")]}endpoints {.metadata.namespace}/{.metadata.labels.kubernetes\.io/service-name}{range .endpoints[*]} {.conditions.ready},{.addresses[0]}{end}{"\n"}object {.metadata.namespace}/{.metadata.labels.kubernetes\.io/service-name} {@}{"\n"}{end}'
+# shellcheck disable=SC2016 # jsonpath
+readonly OBJECTS='{range .items[?(@.kind=="Service")]}object {.metadata.namespace}/{.metadata.name} {@}{"\n"}{end}'
 
 # Sets `seen`, and `lacking`, a line for a person. One call for all services: on a slow control plane each costs seconds.
 # As long as a rollout goes on, as many endpoints as promised may still be the wrong ones: the provider has
 # been seen to call a Deployment updated that had two minutes to go.
 all_ready() {
-  seen=$(kubectl --request-timeout=60s get deployments,endpointslices -A -o jsonpath="$DEPLOYED$ENDPOINTS") || {
+  seen=$(kubectl --request-timeout=60s get deployments,services,endpointslices -A -o jsonpath="$DEPLOYED$ENDPOINTS$OBJECTS") || {
     lacking=
     return 1
   }

@@ -41,6 +41,7 @@ class Programs:
     etcd: Path
     apiserver: Path
     controllers: Path
+    kubectl: Path
 
 
 _NODE = "no-machine"
@@ -63,6 +64,7 @@ class ApiServer:
     token: str
     authority: str  # its certificate, PEM
     process: subprocess.Popen[bytes]
+    kubectl: Path  # the program
 
     @property
     def kubeconfig(self) -> str:
@@ -169,7 +171,7 @@ class ApiServer:
 
 def programs(progress: Progress, *, build: bool) -> Programs | None:
     """The programs: on PATH, in the cache, or built."""
-    names = ("etcd", "kube-apiserver", "kube-controller-manager")
+    names = ("etcd", "kube-apiserver", "kube-controller-manager", "kubectl")
     ambient = [shutil.which(name) for name in names]
     if all(ambient):
         return Programs(*(Path(found) for found in ambient if found))
@@ -177,7 +179,7 @@ def programs(progress: Progress, *, build: bool) -> Programs | None:
     if not build and not all((paths.cache_dir() / "go" / target.key).exists() for target in targets):
         return None
     store, kubernetes = (gobuild.build(target, progress) for target in targets)
-    return Programs(store / names[0], kubernetes / names[1], kubernetes / names[2])
+    return Programs(store / names[0], *(kubernetes / name for name in names[1:]))
 
 
 @contextmanager
@@ -233,7 +235,7 @@ def api_server(folder: Path, found: Programs) -> Iterator[ApiServer]:
                     stderr=log,
                 )
             )
-            server = _ready(folder, port, token, running)
+            server = _ready(folder, port, token, running, found.kubectl)
             # One node, without a machine, before the controllers start: they know it from the first.
             server.call("POST", "/api/v1/nodes", {"metadata": {"name": _NODE}})
             (folder / "kubeconfig").write_text(server.kubeconfig)
@@ -263,7 +265,9 @@ def api_server(folder: Path, found: Programs) -> Iterator[ApiServer]:
                     process.wait()
 
 
-def _ready(folder: Path, port: int, token: str, running: list[subprocess.Popen[bytes]]) -> ApiServer:
+def _ready(
+    folder: Path, port: int, token: str, running: list[subprocess.Popen[bytes]], kubectl: Path
+) -> ApiServer:
     certificate = folder / "certificates" / "apiserver.crt"
     deadline = time.monotonic() + READY_SECONDS
     last = "it hasn't written its certificate"
@@ -273,7 +277,8 @@ def _ready(folder: Path, port: int, token: str, running: list[subprocess.Popen[b
                 tail = (folder / f"{name}.log").read_text(errors="replace")[-2000:]
                 raise AssertionError(f"{name} ended with status {process.returncode}:\n{tail}")
         if certificate.exists():
-            server = ApiServer(f"https://127.0.0.1:{port}", token, certificate.read_text(), running[1])
+            url = f"https://127.0.0.1:{port}"
+            server = ApiServer(url, token, certificate.read_text(), running[1], kubectl)
             try:
                 if server.call("GET", "/api/v1/namespaces/default"):
                     return server

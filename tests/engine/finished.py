@@ -38,7 +38,7 @@ class Environment:
         settings: What the stack file was first made from.
         spare: A host that isn't among them.
         asked: What was asked of the hosts so far, in order: `node1: delete claim node1`.
-        dead: Names of hosts on which nothing that is asked is done.
+        dead: Names of hosts on which nothing that is asked is done; or steps as in `asked`, which fail.
     """
 
     stack: Stack
@@ -86,9 +86,10 @@ def environment(folder: Path, variables: dict[str, str], cluster: ApiServer) -> 
     dead: set[str] = set()
 
     def serve(host: str, command: str) -> str:
-        if host in dead:
+        called = f"{host}: {command.partition('bash -s -- ')[2]}"
+        if dead & {host, called}:
             raise CommandFailed
-        asked.append(f"{host}: {command.partition('bash -s -- ')[2]}")
+        asked.append(called)
         return answer(command, cluster)
 
     with ExitStack() as running:

@@ -226,6 +226,29 @@ def test_the_proof_of_each_host_comes_last(recorded: graph.Recorder) -> None:
         assert {"promises", "Deployment/default/nginx", "node1-member", "node2-member"} <= waits
 
 
+def test_what_is_promised_is_asked_again_until_every_host_is_proved(
+    tmp_path: Path, settings: Settings
+) -> None:
+    proved: list[str] = []
+
+    def promised(settings: Settings, last: str | None) -> str:
+        def program() -> None:
+            cluster = Cluster("test", ClusterArgs(settings, graph.STACK, last))
+            cluster.proved.apply(proved.append)
+
+        return str(graph.run(program, outputs).inputs["promises"]["stdin"])
+
+    kubeconfig()
+    failed, succeeded = promised(settings, None), promised(settings, None)
+    assert succeeded != failed
+    assert promised(settings, proved[1]) == succeeded
+    assert proved[2] == proved[1]
+    repaired = raw_settings(tmp_path)
+    repaired["hosts"][1]["repair"] = "1"
+    assert promised(load(repaired, tmp_path), proved[1]) != succeeded
+    assert proved[3] != proved[1]
+
+
 def test_every_command_is_deleted_before_it_is_replaced(recorded: graph.Recorder) -> None:
     for name, request in commands(recorded).items():
         assert request.deleteBeforeReplace, name
