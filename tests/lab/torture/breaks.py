@@ -503,13 +503,15 @@ printf 'version = 2\\n[debug]\\n  level = "warn"\\n' >/etc/containerd/config.tom
 printf '# a mirror of my own\\n[host."%s"]\\n' {registry} >/etc/containerd/certs.d/registry.k8s.io/hosts.toml
 systemctl restart containerd
 ctr -n own images pull --hosts-dir /etc/containerd/certs.d {image} >/dev/null
-ctr -n own run -d {image} own
+ctr -n own run -d {image} own </dev/null
 """
+# containerd's store stays: it is the lab's, with images in it from the first.
 NO_CONTAINERD = """
 ctr -n own tasks delete --force own; ctr -n own containers delete own
+ctr -n own images rm --sync {image}; ctr namespaces rm own
 systemctl disable --quiet --now containerd
 apt-get purge -qq -y --autoremove containerd
-rm -rf /etc/containerd /var/lib/containerd /opt/containerd
+rm -rf /etc/containerd /opt/containerd
 modprobe -r overlay
 """
 
@@ -550,7 +552,7 @@ def test_a_host_keeps_the_packages_that_it_had(cluster: Cluster, figure: Figure)
             "apt-get purge -qq -y --allow-change-held-packages kubectl; "
             "rm /etc/apt/sources.list.d/own.list /etc/apt/keyrings/own.asc"
         )
-        cluster.run(host, f"set -e; {back}; {NO_CONTAINERD}", timeout=900)
+        cluster.run(host, f"set -e; {back}; {NO_CONTAINERD.format(image=image)}", timeout=900)
         assert differences({host: cluster.before[host]}, cluster.state_of([host])) == ""
 
 
