@@ -50,11 +50,9 @@ class Proof(pulumi.ComponentResource):
         super().__init__("kubeadm-ipvs:index:Proof", name, None, opts)
         settings, cluster = args.settings, args.control_plane
         self._settings = settings
-        # Pods of a node that was made anew have other addresses.
-        repair = "\n".join(f"{host.name} {host.repair}" for host in settings.hosts if host.repair)
-        attempt = pulumi.Output.all(
-            args.proved, args.subject, cluster.init.id, _reasons(settings), repair
-        ).apply(lambda known: attempt_at(known[0], known[1:]))
+        attempt = pulumi.Output.all(args.proved, args.subject, cluster.init.id, _reasons(settings)).apply(
+            lambda known: attempt_at(known[0], known[1:])
+        )
         look = cluster.runner.step(
             "look",
             self,
@@ -119,6 +117,7 @@ def attempt_at(proved: str | None, asked: Sequence[Any]) -> str:
 
 def _reasons(settings: Settings) -> str:
     """What a proof depends on besides the cluster."""
-    text = compose(STEPS["look"], {}) + compose(STEPS["proof"], {})
-    hosts = [f"{host.name} {host.address}" for host in settings.hosts]
-    return "\n".join([*hosts, settings.proof.model_dump_json(), hashlib.sha256(text.encode()).hexdigest()])
+    # With its repair: pods of a node that was made anew have other addresses.
+    hosts = [f"{host.name} {host.address} {host.repair}" for host in settings.hosts]
+    texts = [compose(STEPS[step], {}) for step in ("look", "proof")]
+    return "\n".join([*hosts, settings.proof.model_dump_json(), *texts])

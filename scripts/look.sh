@@ -25,11 +25,8 @@ objects() {
 }
 
 # The Deployments behind the promised services, the endpoints of every service, and services and slices as they are.
-# shellcheck disable=SC2016 # jsonpath
 readonly DEPLOYED='{range .items[?(@.kind=="Deployment")]}deployed {.metadata.namespace}/{.metadata.name} {.metadata.generation},{.status.observedGeneration},{.spec.replicas},{.status.updatedReplicas},{.status.replicas},{.status.availableReplicas}{"\n"}{end}'
-# shellcheck disable=SC2016 # jsonpath
 readonly ENDPOINTS='{range .items[?(@.kind=="EndpointSlice")]}endpoints {.metadata.namespace}/{.metadata.labels.kubernetes\.io/service-name}{range .endpoints[*]} {.conditions.ready},{.addresses[0]}{end}{"\n"}object {.metadata.namespace}/{.metadata.labels.kubernetes\.io/service-name} {@}{"\n"}{end}'
-# shellcheck disable=SC2016 # jsonpath
 readonly OBJECTS='{range .items[?(@.kind=="Service")]}object {.metadata.namespace}/{.metadata.name} {@}{"\n"}{end}'
 
 # Sets `seen`, and `lacking`, a line for a person. One call for all services: on a slow control plane each costs seconds.

@@ -73,9 +73,9 @@ class Environment:
 
 @contextmanager
 def environment(folder: Path, variables: dict[str, str], cluster: ApiServer) -> Iterator[Environment]:
-    """An environment whose cluster was never made; its hosts answer until the block ends.
+    """An environment whose cluster was never made; until the block ends, hosts answer and pods become ready.
 
-    :param variables: the environment in which Pulumi runs.
+    :param variables: the environment in which Pulumi runs; the developer's agent is no part of a test.
     :param cluster: what the control plane's kubeconfig leads to.
     """
     project = folder / "project"
@@ -106,7 +106,10 @@ def environment(folder: Path, variables: dict[str, str], cluster: ApiServer) -> 
             "ssh": {"privateKeyFile": "login-key"},
             "cluster": {"apiServer": cluster.url.removeprefix("https://")},
         }
-        stack = make_stack_of(project, variables, NAME)
+        for namespace in ("kube-flannel", "default"):
+            running.enter_context(cluster.pods_ready(namespace))
+        without_agent = {name: value for name, value in variables.items() if name != "SSH_AUTH_SOCK"}
+        stack = make_stack_of(project, without_agent, NAME)
         stack.language_host = True
         made = Environment(stack, settings, hosts[3], asked, dead)
         made.write(settings)

@@ -23,14 +23,8 @@ def made(
     tmp_path_factory: pytest.TempPathFactory, toolbox: env.Toolbox, cluster: ApiServer
 ) -> Iterator[Environment]:
     """A finished cluster of three hosts."""
-    variables = env.environment(toolbox)
-    variables.pop("SSH_AUTH_SOCK", None)
     folder = tmp_path_factory.mktemp("leaving")
-    with (
-        finished.environment(folder / "made", variables, cluster) as there,
-        cluster.pods_ready("kube-flannel"),
-        cluster.pods_ready("default"),
-    ):
+    with finished.environment(folder / "made", env.environment(toolbox), cluster) as there:
         there.stack.up()
         yield there
 

@@ -17,13 +17,7 @@ def test_a_proof_that_failed_is_held_against_what_is_promised_by_then(
     tmp_path: Path, toolbox: env.Toolbox, cluster: ApiServer
 ) -> None:
     """A pod that was made anew has another address: what was promised before would never be there again."""
-    variables = env.environment(toolbox)
-    variables.pop("SSH_AUTH_SOCK", None)
-    with (
-        finished.environment(tmp_path, variables, cluster) as there,
-        cluster.pods_ready("kube-flannel"),
-        cluster.pods_ready("default"),
-    ):
+    with finished.environment(tmp_path, env.environment(toolbox), cluster) as there:
         failing = "node1: create proof node1"
         there.dead.add(failing)
         there.stack.up(fails=True)

@@ -14,7 +14,6 @@ import re
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -131,12 +130,8 @@ def known(
 ) -> Iterator[Known]:
     folder = tmp_path_factory.mktemp("report")
     variables = policy.with_pack(env.environment(toolbox), Progress())
-    variables.pop("SSH_AUTH_SOCK", None)
-    with ExitStack() as open_hosts:
-        made = open_hosts.enter_context(finished.environment(folder / "made", variables, cluster))
+    with finished.environment(folder / "made", variables, cluster) as made:
         fresh = made.copy(folder / "fresh")
-        for namespace in ("kube-flannel", "default"):
-            open_hosts.enter_context(cluster.pods_ready(namespace))
         made.stack.up()
         login = (made.stack.folder / "login-key").read_text().splitlines()
         yield Known(fresh, made, (TOKEN, cluster.token, *login[1:-1]))
