@@ -35,7 +35,7 @@ class ClusterArgs:
 
     settings: Settings
     stack: str
-    proved: pulumi.Input[str | None] = None
+    proved: pulumi.Input[str | None]
 
 
 class Cluster(pulumi.ComponentResource):

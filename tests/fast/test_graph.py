@@ -123,7 +123,8 @@ def outputs(name: str) -> dict[str, Any]:
 
 def run(settings: Settings, preview: bool = False) -> graph.Recorder:
     kubeconfig()  # once, before threads ask for it
-    return graph.run(lambda: void(Cluster("test", ClusterArgs(settings, graph.STACK))), outputs, preview)
+    arguments = ClusterArgs(settings, graph.STACK, None)
+    return graph.run(lambda: void(Cluster("test", arguments)), outputs, preview)
 
 
 def void(_: object) -> None:
