@@ -72,6 +72,12 @@ class ControlPlane(pulumi.ComponentResource):
                 protect=settings.production or None,
             ),
         )
+        # What the workers' registrations are `deleted_with`: it goes when the cluster does, and by itself
+        # nothing waits for it. Not a step, and not this component, whose children the engine counts too:
+        # each worker would wait for the next one's giving back (docs/decisions/0021).
+        self._nodes = pulumi.ComponentResource(
+            "kubeadm-ipvs:index:NodeList", "node-list", None, pulumi.ResourceOptions(parent=self)
+        )
         server = f"https://{settings.api_server}"
         # Read twice, since a repair may renew the administrator's certificate, and who the cluster is
         # must stay known in that preview too: with it unknown all joins would seem to change.
@@ -100,11 +106,7 @@ class ControlPlane(pulumi.ComponentResource):
         )
 
     def registration(self, host: Host) -> remote.Command:
-        """A worker's entry in the list of nodes, which its claim depends on: removed once it was given back.
-
-        Deleted with this component and not with a step: what a resource is `deleted_with` waits for it, and
-        a dead worker would hold up the control plane's own giving back (docs/decisions/0021).
-        """
+        """A worker's entry in the list of nodes, which its claim depends on: removed once it was given back."""
         return self.runner.step(
             "registration",
             self,
@@ -112,5 +114,5 @@ class ControlPlane(pulumi.ComponentResource):
             limit_seconds=REGISTRATION_SECONDS,
             deletes=True,
             values={"NODE": host.name},
-            opts=pulumi.ResourceOptions(deleted_with=self),
+            opts=pulumi.ResourceOptions(deleted_with=self._nodes),
         )

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 import shutil
+import threading
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
@@ -29,6 +30,9 @@ NAME = "trial"
 HOSTS = {"master": "10.0.0.11", "node1": "10.0.0.12", "node2": "10.0.0.13", "node3": "10.0.0.14"}
 """The machines that there are, of which the cluster has the first three."""
 
+MEETING_SECONDS = 30
+"""How long a step waits for the others of its meeting."""
+
 
 @dataclass(frozen=True)
 class Environment:
@@ -39,6 +43,7 @@ class Environment:
         spare: A host that isn't among them.
         asked: What was asked of the hosts so far, in order: `node1: delete claim node1`.
         dead: Names of hosts on which nothing that is asked is done; or steps as in `asked`, which fail.
+        meetings: Steps as in `asked` that end when each that is to be at the meeting has begun, or fail.
     """
 
     stack: Stack
@@ -46,6 +51,7 @@ class Environment:
     spare: dict[str, Any]
     asked: list[str]
     dead: set[str]
+    meetings: dict[str, threading.Barrier]
 
     @property
     def file(self) -> Path:
@@ -84,12 +90,18 @@ def environment(folder: Path, variables: dict[str, str], cluster: ApiServer) -> 
     (project / "login-key").write_text(private(login))
     asked: list[str] = []
     dead: set[str] = set()
+    meetings: dict[str, threading.Barrier] = {}
 
     def serve(host: str, command: str) -> str:
         called = f"{host}: {command.partition('bash -s -- ')[2]}"
         if dead & {host, called}:
             raise CommandFailed
         asked.append(called)
+        if called in meetings:
+            try:
+                meetings[called].wait(MEETING_SECONDS)
+            except threading.BrokenBarrierError as alone:
+                raise CommandFailed from alone
         return answer(command, cluster)
 
     with ExitStack() as running:
@@ -111,7 +123,7 @@ def environment(folder: Path, variables: dict[str, str], cluster: ApiServer) -> 
         without_agent = {name: value for name, value in variables.items() if name != "SSH_AUTH_SOCK"}
         stack = make_stack_of(project, without_agent, NAME)
         stack.language_host = True
-        made = Environment(stack, settings, hosts[3], asked, dead)
+        made = Environment(stack, settings, hosts[3], asked, dead, meetings)
         made.write(settings)
         yield made
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import threading
 from collections.abc import Iterator
 from copy import deepcopy
 from pathlib import Path
@@ -34,8 +35,10 @@ def living(made: Environment, tmp_path: Path) -> Iterator[Environment]:
     """It once more, to be changed; nothing was asked of its hosts so far, and all of them live."""
     made.asked.clear()
     made.dead.clear()
+    made.meetings.clear()
     yield made.copy(tmp_path / "copy")
     made.dead.clear()
+    made.meetings.clear()
 
 
 def remove(there: Environment, host: str) -> None:
@@ -110,6 +113,17 @@ def test_a_destroy_asks_each_host_once_to_give_itself_back(living: Environment) 
     assert left(living) == set()
 
 
+def test_workers_are_given_back_side_by_side_whenever_they_were_added(living: Environment) -> None:
+    """Or a destroy would take as many times one host's minutes as there are hosts."""
+    living.write({**living.settings, "hosts": [*living.settings["hosts"], living.spare]})
+    living.stack.up()
+    workers = ("node1", "node2", "node3")
+    meeting = threading.Barrier(len(workers))
+    living.meetings.update({f"{host}: delete claim {host}": meeting for host in workers})
+    living.stack.destroy()
+    assert left(living) == set()
+
+
 def test_a_new_cluster_is_made_without_draining_or_deleting_one_by_one_what_the_old_one_had(
     living: Environment, cluster: ApiServer
 ) -> None:
@@ -155,12 +169,18 @@ def test_another_machine_as_control_plane_makes_a_new_cluster_that_gets_every_ob
     assert living.stack.up().ops == []
 
 
-def test_a_dead_worker_holds_up_no_other_hosts_giving_back(living: Environment) -> None:
-    living.dead.add("node2")
+@pytest.mark.parametrize("dead", ["node1", "node3"])
+def test_a_dead_worker_holds_up_no_other_hosts_giving_back(living: Environment, dead: str) -> None:
+    """Neither one of the first hosts nor one that was added to them."""
+    living.write({**living.settings, "hosts": [*living.settings["hosts"], living.spare]})
+    living.stack.up()
+    living.dead.add(dead)
     living.stack.destroy(GO_ON, fails=True)
-    assert sorted(deletes(living)) == [f"{host}: delete claim {host}" for host in ("master", "node1")]
-    assert left(living) == {"node2-claim", "node2-registration"}
+    assert sorted(deletes(living)) == [
+        f"{host}: delete claim {host}" for host in finished.HOSTS if host != dead
+    ]
+    assert left(living) == {f"{dead}-claim", f"{dead}-registration"}
     living.dead.clear()
     living.asked.clear()
     living.stack.destroy()
-    assert deletes(living) == ["node2: delete claim node2"], "the cluster, and its list of nodes, is gone"
+    assert deletes(living) == [f"{dead}: delete claim {dead}"], "the cluster, and its list of nodes, is gone"

@@ -184,7 +184,7 @@ def test_a_workers_registration_outlives_its_host_and_goes_with_the_cluster(reco
         registration = recorded.requests[f"{host}-registration"]
         assert f"{host}-registration" in recorded.before(f"{host}-claim")
         assert recorded.before(f"{host}-registration") == set()
-        assert recorded.names([registration.deletedWith]) == {"ControlPlane control-plane"}
+        assert recorded.names([registration.deletedWith]) == {"NodeList node-list"}
         assert recorded.inputs[f"{host}-registration"]["delete"].endswith("delete registration master")
     # Not with a step on the control plane: that one would have to wait for every worker, dead ones included.
     assert not [n for n in recorded.before("master-init") if n.endswith("-registration")]
