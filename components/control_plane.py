@@ -106,7 +106,7 @@ class ControlPlane(pulumi.ComponentResource):
         )
 
     def registration(self, host: Host) -> remote.Command:
-        """A worker's entry in the list of nodes, which its claim depends on: removed once it was given back."""
+        """A worker's entry in the list of nodes, which its claim waits for: removed after the claim."""
         return self.runner.step(
             "registration",
             self,

@@ -32,6 +32,8 @@ Source = Literal["auto", "build", "upstream"]
 
 # From power-on to systemd's end; emulated, with builds beside it, several minutes happen.
 _BOOT_SECONDS: dict[qemu.Accelerator, float] = {"kvm": 180.0, "tcg": 1200.0}
+# An emulated host that is up but busy has been seen to take longer than two seconds.
+_GREETING_SECONDS: dict[qemu.Accelerator, float] = {"kvm": 2.0, "tcg": 15.0}
 
 # Packages, image and site in the making, and hosts' disks as they grow.
 _DISK_NEEDED = 6 << 30  # bytes
@@ -679,7 +681,10 @@ class Lab:
 
 def _host_status(vm: Vm) -> HostStatus:
     pid = vm.pid
-    state: HostState = "stopped" if pid is None else "ready" if ssh.greets(vm.ssh_port, 2.0) else "booting"
+    patience = _GREETING_SECONDS[vm.machine.accelerator]
+    state: HostState = (
+        "stopped" if pid is None else "ready" if ssh.greets(vm.ssh_port, patience) else "booting"
+    )
     if state == "booting" and vm.held():
         state = "paused"
     host = vm.host

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import pytest
 
-from lab import accelerator, api, image, image_root, paths, processes, qemu, requirements, seed
+from lab import accelerator, api, image, image_root, paths, processes, qemu, requirements, seed, ssh
 from lab.api import Lab
 from lab.errors import Trouble
 from lab.files import locked, sparse_digest, write_atomic
@@ -433,6 +433,18 @@ def test_the_status_of_a_lab_whose_hosts_do_not_run_is_complete_json() -> None:
     assert status["api"] == "127.0.0.1:22643"
     assert lab.options == options
     assert lab.ports == fixed(2)
+
+
+@pytest.mark.parametrize(("runs_by", "state"), [("tcg", "ready"), ("kvm", "booting")])
+def test_an_emulated_host_that_is_busy_is_not_taken_for_one_that_boots(
+    runs_by: qemu.Accelerator, state: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    record = api._Record(Options(name="blue", count=1), fixed(1), accelerator=runs_by)
+    [master] = Lab.load("blue", Progress(quiet=True))._vms(record)
+    monkeypatch.setattr(Vm, "pid", os.getpid())
+    monkeypatch.setattr(Vm, "held", lambda _: False)
+    monkeypatch.setattr(ssh, "greets", lambda _, patience: patience >= 10)
+    assert api._host_status(master).state == state
 
 
 def test_a_lab_with_other_options_is_not_changed_but_refused() -> None:
