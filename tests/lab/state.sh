@@ -26,7 +26,7 @@ files() {
     -o -path /var/lib/private -o -path /root/.cache -o -name '*.pyc' -o -path /etc/ld.so.cache \) -prune \
     -o -type f -print0 | xargs -0 -r sha256sum | section hash
   find /usr /boot -xdev \( -path /usr/local -o -name '*.pyc' -o -name __pycache__ -o -path /usr/share/mime \) -prune \
-    -o -printf '%p %y %m %u:%g %l' -type f -printf ' %s' -o -printf '\n' | sed '/^$/d' | section program
+    -o -type f -printf '%p %y %m %u:%g %s\n' -o -printf '%p %y %m %u:%g %l\n' | section program
 }
 
 # logind is started by the bus whenever anybody asks it something.
