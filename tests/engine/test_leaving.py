@@ -31,19 +31,22 @@ def made(
 
 
 @pytest.fixture
-def living(made: Environment, tmp_path: Path) -> Iterator[Environment]:
+def living(made: Environment, tmp_path: Path) -> Environment:
     """It once more, to be changed; nothing was asked of its hosts so far, and all of them live."""
     made.asked.clear()
     made.dead.clear()
     made.meetings.clear()
-    yield made.copy(tmp_path / "copy")
-    made.dead.clear()
-    made.meetings.clear()
+    return made.copy(tmp_path / "copy")
 
 
 def remove(there: Environment, host: str) -> None:
     hosts = [entry for entry in there.settings["hosts"] if entry["name"] != host]
     there.write({**there.settings, "hosts": hosts})
+
+
+def join_spare(there: Environment) -> None:
+    there.write({**there.settings, "hosts": [*there.settings["hosts"], there.spare]})
+    there.stack.up()
 
 
 def deletes(there: Environment) -> list[str]:
@@ -115,8 +118,7 @@ def test_a_destroy_asks_each_host_once_to_give_itself_back(living: Environment) 
 
 def test_workers_are_given_back_side_by_side_whenever_they_were_added(living: Environment) -> None:
     """Or a destroy would take as many times one host's minutes as there are hosts."""
-    living.write({**living.settings, "hosts": [*living.settings["hosts"], living.spare]})
-    living.stack.up()
+    join_spare(living)
     workers = ("node1", "node2", "node3")
     meeting = threading.Barrier(len(workers))
     living.meetings.update({f"{host}: delete claim {host}": meeting for host in workers})
@@ -172,8 +174,7 @@ def test_another_machine_as_control_plane_makes_a_new_cluster_that_gets_every_ob
 @pytest.mark.parametrize("dead", ["node1", "node3"])
 def test_a_dead_worker_holds_up_no_other_hosts_giving_back(living: Environment, dead: str) -> None:
     """Neither one of the first hosts nor one that was added to them."""
-    living.write({**living.settings, "hosts": [*living.settings["hosts"], living.spare]})
-    living.stack.up()
+    join_spare(living)
     living.dead.add(dead)
     living.stack.destroy(GO_ON, fails=True)
     assert sorted(deletes(living)) == [
