@@ -94,36 +94,40 @@ def no_secret_is_in_the_open(cluster: Cluster, texts: Iterable[str]) -> None:
         assert [place for place, text in places.items() if secret in text] == []
 
 
-def killed_again_and_again(cluster: Cluster, verb: str, every: int, printed: list[str]) -> list[str]:
-    """Run until it succeeds, each time killed when so many more resources have ended; where it was killed.
+def killed_in_the_middle(run: Engine, every: int, until: str) -> str:
+    """Kill the engine when so many resources have ended and others have begun; the ones that had.
+
+    Nothing, and it isn't killed, where it ends before, or where the step `until` begins before.
+    """
+    ended = 0
+    for word in run.events():
+        ended += word == "ended"
+        if until in run.begun:
+            return ""
+        if ended >= every and len(run.begun) > len(run.ended):
+            run.kill()
+            return " and ".join(step for step in run.begun if step not in run.ended)
+    return ""
+
+
+def killed_again_and_again(
+    cluster: Cluster, verb: str, every: int, printed: list[str], figure: Figure, until: str = ""
+) -> Engine:
+    """Run again and again, each time killed when so many more resources have ended; the one that isn't.
 
     The engine tells of an end before it writes it down. What takes no time, as the deletion of what goes with
     its host, may so end again and again: then the next run is killed one later.
     """
-    points: list[str] = []
     killed: list[Engine] = []
-    while True:
-        run = cluster.start(verb)
-        ended = 0
-        for word in run.events():
-            ended += word == "ended"
-            if ended >= every and len(run.begun) > len(run.ended):
-                open_steps = [step for step in run.begun if step not in run.ended]
-                run.kill()
-                points.append(" and ".join(open_steps))
-                break
-        else:
-            status = run.wait()
-            printed.append(run.printed)
-            for former in killed:
-                former.end_plugins()
-            assert status == 0, run.said
-            assert len(points) > 2, "not killed in the middle"
-            return points
+    while point := killed_in_the_middle(run := cluster.start(verb), every, until):
+        figure(f"{verb}: {len(run.ended)} steps ended, killed in the middle of {point}")
         printed.append(run.printed)
         every += bool(killed and set(killed[-1].ended) & set(run.ended))
         killed.append(run)
         cluster.unlock()
+    for former in killed:
+        former.end_plugins()
+    return run
 
 
 def held_up(cluster: Cluster, host: str, *arguments: str) -> float:
@@ -148,11 +152,9 @@ def held_up(cluster: Cluster, host: str, *arguments: str) -> float:
     return time.monotonic() - last
 
 
-def power_cut_in_init(cluster: Cluster) -> None:
-    """`up` on plain hosts, until the control plane loses its power with etcd's manifest just written."""
+def power_cut(cluster: Cluster, run: Engine) -> None:
+    """The control plane loses its power in the init of this run, with etcd's manifest just written."""
     master = cluster.hosts[0]
-    run = cluster.start("up")
-    assert run.until(f"create {master}-init"), run.said
     there = "until [[ -e /etc/kubernetes/manifests/etcd.yaml ]]; do read -rt 0.2 <> <(:) || :; done"
     cluster.run(master, f"timeout 900 bash -c '{there}'", timeout=1000)
     cluster.lab.power_off(master)
@@ -162,17 +164,31 @@ def power_cut_in_init(cluster: Cluster) -> None:
 
 
 def test_the_engine_is_killed_at_many_points_of_destroy_and_up(cluster: Cluster, figure: Figure) -> None:
-    """The engine is killed (SIGKILL) at many points of a destroy and an up, the control plane's power cut in
-    init; the same command goes on"""
+    """The engine is killed (SIGKILL) at twenty points and more of a destroy and an up, the control plane's
+    power cut in init; the same command goes on"""
     printed: list[str] = []
+    points: list[str] = []
+
+    def point(text: str) -> None:
+        points.append(text)
+        figure(text)
+
+    def ended(run: Engine) -> None:
+        assert run.wait() == 0, run.said
+        printed.append(run.printed)
+        figure(f"{len(run.ended)} steps ended, success")
+
+    init = f"create {cluster.hosts[0]}-init"
     with processes_seen(cluster) as commands:
-        points = killed_again_and_again(cluster, "destroy", 4, printed)
-        figure(f"destroy killed {len(points)} times, during: {'; '.join(points)}")
+        ended(killed_again_and_again(cluster, "destroy", 3, printed, point))
         assert differences(cluster.before, cluster.state()) == ""
-        power_cut_in_init(cluster)
-        figure("up: power cut in init, named")
-        points = killed_again_and_again(cluster, "up", 3, printed)
-    figure(f"up killed {len(points)} times, during: {'; '.join(points)}")
+        run = killed_again_and_again(cluster, "up", 3, printed, point, until=init)
+        assert init in run.begun, run.said
+        power_cut(cluster, run)
+        printed.append(run.printed)
+        figure(f"up: {len(run.ended)} steps ended, the control plane's power cut in init, named")
+        ended(killed_again_and_again(cluster, "up", 2, printed, point))
+    assert len(points) >= 20
     no_secret_is_in_the_open(cluster, [*printed, *commands])
     assert cluster.kubectl("get nodes -o name").splitlines() == sorted(
         f"node/{host}" for host in cluster.hosts
