@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -30,6 +31,16 @@ def test_a_case_that_another_machine_has_shown_stays_in_the_table(
         "| reboot | passed | 60 | 2026-11-26 | 2 | `1` | 12 s; 0 lost |",
     ]
     assert "1. new\n2. old\n" in (tmp_path / "table.md").read_text()
+
+
+def test_many_figures_have_a_table_of_their_own() -> None:
+    many = [f"killed in step {number}" for number in range(1, 21)]
+    page = results.table({"kills": replace(result("kills", "here"), figures=many)})
+    row, below = page.split("## kills\n")
+    assert "| `1` | below |" in row
+    assert [f"| {number} | killed in step {number} |" for number in range(1, 21)] == [
+        line for line in below.splitlines() if line.startswith("| ") and "step" in line
+    ]
 
 
 def test_only_what_has_passed_with_the_program_as_it_is_is_left_out(tmp_path: Path) -> None:

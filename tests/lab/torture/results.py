@@ -25,6 +25,7 @@ TABLE = paths.project_dir() / "docs" / "torture.md"
 RECORD = TABLE.with_suffix(".json")
 # What a case depends on: another text of any of these, and it has shown nothing.
 CODE = ("__main__.py", "components", "manifests", "model", "scripts")
+FIGURES_IN_A_CELL = 12
 
 
 @dataclass(frozen=True)
@@ -101,8 +102,9 @@ def read_state(file: Path) -> dict[str, set[str]]:
 
 
 def table(kept: dict[str, Result]) -> str:
-    """The docs' page."""
+    """The docs' page. What is too much for a cell has a table of its own below."""
     places = sorted({result.where for result in kept.values()})
+    long = {case for case, result in kept.items() if len(result.figures) > FIGURES_IN_A_CELL}
     lines = [
         "# What was broken on purpose, and what came of it",
         "",
@@ -114,8 +116,9 @@ def table(kept: dict[str, Result]) -> str:
     ]
     lines += [
         f"| {result.what} | {result.outcome} | {result.seconds} | {result.date} | "
-        f"{places.index(result.where) + 1} | `{result.code}` | {'; '.join(result.figures)} |"
-        for result in sorted(kept.values(), key=lambda result: result.case)
+        f"{places.index(result.where) + 1} | `{result.code}` | "
+        f"{'below' if case in long else '; '.join(result.figures)} |"
+        for case, result in sorted(kept.items())
     ]
     lines += ["", "On:", ""]
     lines += [f"{number}. {place}" for number, place in enumerate(places, 1)]
@@ -124,6 +127,9 @@ def table(kept: dict[str, Result]) -> str:
         "`program` names the text of the program's files at that run (`results.code()`): "
         "it differs from row to row where the program has changed since.",
     ]
+    for case in sorted(long):
+        lines += ["", f"## {kept[case].what}", "", "| | measured |", "|---|---|"]
+        lines += [f"| {number} | {figure} |" for number, figure in enumerate(kept[case].figures, 1)]
     return "\n".join(lines) + "\n"
 
 
