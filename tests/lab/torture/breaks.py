@@ -7,6 +7,7 @@ import shlex
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -195,44 +196,89 @@ def test_the_engine_is_killed_at_many_points_of_destroy_and_up(cluster: Cluster,
     )
 
 
+# Stopped first: a short step would be over before its sshd, the nearest one above it, is found.
+CUT = r"""
+until pkill -STOP -f "[b]ash -s -- $0"; do read -rt 0.2 <> <(:) || :; done
+pid=$(pgrep -of "[b]ash -s -- $0")
+while [[ $(ps -o comm= -p "$pid") != sshd* ]]; do pid=$(ps -o ppid= -p "$pid" | tr -d ' '); done
+kill -KILL "$pid"
+pkill -CONT -f "[b]ash -s -- $0"
+"""
+
+
+def cut_off(cluster: Cluster, printed: list[str], figure: Figure, steps: dict[str, str]) -> None:
+    """`up`, and the connection of each of these steps (resource: verb, step and host) is cut in its middle.
+
+    The step's own alone; what runs on the host finds out for itself.
+    """
+    with ThreadPoolExecutor(len(steps)) as pool:
+        cuts = [
+            pool.submit(
+                cluster.run, call.split()[-1], f"timeout 900 bash -c {shlex.quote(CUT)} '{call}'", 1000
+            )
+            for call in steps.values()
+        ]
+        run = cluster.start("up")
+        assert run.wait() != 0
+        for cut in cuts:
+            cut.result()
+    printed.append(run.printed)
+    for resource, call in steps.items():
+        assert f"{resource}: " in run.said
+        figure(f"{call}: cut")
+
+
 def test_each_steps_connection_is_cut_in_the_middle(cluster: Cluster, figure: Figure) -> None:
     """SSH is cut in the middle of a worker's steps and of the control plane's; the next `up` goes on, or
     puts back what was taken back"""
     master, host = cluster.hosts[0], cluster.hosts[-1]
     same = identity(cluster)
-    # The step's own connection alone: its sshd is the nearest one above it.
-    cut = r"""
-until pid=$(pgrep -of "[b]ash -s -- update $0 "); do :; done
-while [[ $(ps -o comm= -p "$pid") != sshd* ]]; do pid=$(ps -o ppid= -p "$pid" | tr -d ' '); done
-kill -KILL "$pid"
-"""
     printed: list[str] = []
-
-    def cut_off(name: str, step: str) -> None:
-        run = cluster.start("up")
-        assert run.until(f"update {name}-{step}"), run.said
-        cluster.lab.ssh(name, ["bash", "-c", cut, step], timeout=120)
-        assert run.wait() != 0
-        printed.append(run.printed)
-        assert f"{name}-{step}" in printed[-1]
-        figure(f"{name}: {step}: cut")
-
     for name, steps in (
         (host, ("kernel", "firewall", "packages", "runtime", "join")),
-        (master, ("init",)),
+        (master, ("init", "kubeconfig")),
     ):
         with edited(cluster, repaired(name)):
             for step in steps:
-                cut_off(name, step)
+                cut_off(cluster, printed, figure, {f"{name}-{step}": f"update {step} {name}"})
             up(cluster)
     with edited(cluster, proxy(scheduler="lc")):
-        cut_off(master, "proxy")
+        cut_off(cluster, printed, figure, {f"{master}-proxy": f"update proxy {master}"})
         for name in cluster.hosts[1:]:
             assert " rr" in cluster.run(name, "ipvsadm -Ln"), "the hosts after it are as they were"
     up(cluster)
     balances(cluster, "ipvs", "rr")
     figure("scheduler: taken back after the cut, and every kernel has the former one")
     assert identity(cluster) == same
+    no_secret_is_in_the_open(cluster, printed)
+
+
+def test_a_workers_connections_are_cut_while_it_goes_and_comes_back(cluster: Cluster, figure: Figure) -> None:
+    """SSH is cut in the middle of each step that takes a worker away and makes it; the next `up` goes on"""
+    master, host = cluster.hosts[0], cluster.hosts[-1]
+    same = identity(cluster)[0]
+    printed: list[str] = []
+    with edited(cluster, without(host)):
+        cut_off(cluster, printed, figure, {f"{host}-member": f"delete member {master}"})
+        cut_off(cluster, printed, figure, {f"{host}-claim": f"delete claim {host}"})
+        cut_off(cluster, printed, figure, {f"{host}-registration": f"delete registration {master}"})
+        up(cluster)
+    assert differences({host: cluster.before[host]}, cluster.state_of([host])) == ""
+    assert host not in cluster.kubectl("get nodes -o name")
+
+    # Nothing is before the token but the cluster, so it is made beside the claim.
+    beside = {f"{host}-claim": f"create claim {host}", f"{host}-token": f"create token {master}"}
+    cut_off(cluster, printed, figure, beside)
+    for step in ("kernel", "firewall", "packages", "runtime", "join"):
+        cut_off(cluster, printed, figure, {f"{host}-{step}": f"create {step} {host}"})
+    cut_off(cluster, printed, figure, {f"{host}-member": f"create member {master}"})
+    cut_off(cluster, printed, figure, {f"{host}-proxy": f"create proxy {host}"})
+    cut_off(cluster, printed, figure, {"promises": f"update look {master}"})
+    cut_off(cluster, printed, figure, {f"{host}-proof": f"create proof {host}"})
+    up(cluster)
+    assert identity(cluster)[0] == same
+    assert f"node/{host}" in cluster.kubectl("get nodes -o name")
+    assert not any(drift(cluster).values())
     no_secret_is_in_the_open(cluster, printed)
 
 
