@@ -42,20 +42,27 @@ on_error() {
 have() { command -v "$1" >/dev/null 2>&1; }
 
 # wait_for SECONDS WHAT COMMAND...: until COMMAND succeeds; the bound is a failure. It asks ever
-# less often: where asking is work (kubectl on a slow host), it must not feed what it waits for.
+# less often, and rests for twice as long as asking took (up to 15 s): where asking is work (kubectl
+# on a busy host), it must not feed what it waits for.
 # COMMAND may set `lacking` to what is still missing, for whoever watches.
 wait_for() {
-  local limit=$1 what=$2 deadline said tenths=5
+  local limit=$1 what=$2 deadline said began rest tenths=5
   shift 2
   deadline=$((SECONDS + limit))
   said=$SECONDS
-  until "$@" >/dev/null 2>&1; do
+  until
+    began=$SECONDS
+    "$@" >/dev/null 2>&1
+  do
+    rest=$((20 * (SECONDS - began - 1))) # the seconds that have surely passed
+    ((rest <= 150)) || rest=150
+    ((rest >= tenths)) || rest=$tenths
     ((SECONDS < deadline)) || return 1
     if ((SECONDS - said >= 20)); then
       say "still waiting for $what${lacking:+: $lacking}"
       said=$SECONDS
     fi
-    pause "$((tenths / 10)).$((tenths % 10))"
+    pause "$((rest / 10)).$((rest % 10))"
     ((tenths >= 50)) || tenths=$((tenths * 3 / 2))
   done
 }

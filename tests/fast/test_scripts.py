@@ -187,10 +187,25 @@ def test_a_wait_ends_with_its_condition_or_its_bound(tmp_path: Path) -> None:
     assert bash(with_lib(unmet), home=tmp_path).stdout == "unmet\n"
 
 
+@pytest.mark.parametrize(
+    ("took", "rests"), [(0, "0.5 0.7 1.0 1.5 2.2"), (4, "6.0" + 4 * " 6.0"), (60, "15.0" + 4 * " 15.0")]
+)
+def test_what_is_waited_for_is_asked_less_often_the_longer_an_answer_takes(
+    tmp_path: Path, took: int, rests: str
+) -> None:
+    body = (
+        f"asking() {{ SECONDS=$((SECONDS + {took})); ((++times > 5)); }}\n"
+        "pause() { rests+=($1); }\n"
+        "create() { unset SECONDS; SECONDS=0; local times=0 rests=()\n"
+        "wait_for 3000 x asking; echo ${rests[*]}; }\n"
+    )
+    assert bash(with_lib(body), home=tmp_path).stdout == f"{rests}\n"
+
+
 def test_a_long_wait_says_what_is_lacking(tmp_path: Path) -> None:
     body = (
         "asked() { SECONDS=$((SECONDS + 21)); lacking='1 of 2 pods new'; ((SECONDS > 50)); }\n"
-        "create() { local lacking; wait_for 300 'the rollout' asked; }\n"
+        "create() { local lacking; pause() { :; }; wait_for 300 'the rollout' asked; }\n"
     )
     said = bash(with_lib(body), home=tmp_path)
     assert "still waiting for the rollout: 1 of 2 pods new" in said.stdout + said.stderr
