@@ -113,12 +113,14 @@ _SLOW_REQUESTS = {"etcd": "300m", "kube-apiserver": "500m"}
 
 
 def patches(settings: Settings) -> dict[str, str]:
-    """Patches of the control plane's static pods, JSON by file name; none unless hosts are slow.
+    """Patches of the control plane's static pods and of CoreDNS, JSON by file name; only for slow hosts.
 
     kubeadm lets kubelet restart a component that fails 8 probes, 10 s apart. On an emulated host a
     burst of work (nodes joining) lasts longer than that, a restart costs minutes more, and so on.
     Readiness is probed each second, with a TLS handshake each time. And where CPU is short, kubeadm's
     requests give etcd, on which everything waits, a tenth of it: the requests are the shares.
+    CoreDNS stands on the same host and has one second to say that it is ready: where it misses that three
+    times its endpoint goes, and with it the name service of the whole cluster.
     https://kubernetes.io/docs/setup/production-environment/tools/kubeadm/control-plane-flags/#patches
     """
     if not settings.cluster.slow_hosts:
@@ -134,6 +136,15 @@ def patches(settings: Settings) -> dict[str, str]:
         if component != "kube-controller-manager":  # it has no readiness probe
             container["readinessProbe"] = {"periodSeconds": 10, "timeoutSeconds": 60}
         files[f"{component}+strategic.json"] = json.dumps({"spec": {"containers": [container]}})
+    dns = {
+        "name": "coredns",
+        "livenessProbe": {"failureThreshold": 60, "timeoutSeconds": 60},
+        "readinessProbe": {"timeoutSeconds": 60},
+    }
+    # Known to kubeadm since 1.32.
+    files["corednsdeployment+strategic.json"] = json.dumps(
+        {"spec": {"template": {"spec": {"containers": [dns]}}}}
+    )
     return files
 
 

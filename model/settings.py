@@ -273,8 +273,8 @@ class Cluster(Section):
     ] = Field("ECDSA-P256", description="of the cluster's keys")
     slow_hosts: Annotated[Flag, Effect.LATER] = Field(
         default=False,
-        description="for emulated or very slow hosts: components get ten minutes to answer before they are "
-        "restarted, and etcd 15 seconds for a request",
+        description="for emulated or very slow hosts: components and CoreDNS get ten minutes to answer "
+        "before they are restarted, and etcd 15 seconds for a request",
     )
     component_environment: Annotated[Environment, Effect.LATER] = Field(
         {},

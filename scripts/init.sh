@@ -1,6 +1,6 @@
 # shellcheck shell=bash
 # kubeadm init on the first control plane. Needs node.sh before it.
-# Values: CONFIG (kubeadm's documents), PATCHES (of static pods: lines `file<tab>JSON`),
+# Values: CONFIG (kubeadm's documents), PATCHES (of what kubeadm makes: lines `file<tab>JSON`),
 # CERTIFICATE_NAMES (extra ones of the API server, one a line), OVERRIDE_BUDGETS (true or empty),
 # CERTIFICATE_DAYS (a repair renews what ends within so many), KUBELET and PROXY (see node.sh).
 

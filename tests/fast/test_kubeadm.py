@@ -67,6 +67,22 @@ def test_arguments_and_environment_of_a_component_stand_side_by_side() -> None:
     }
 
 
+def test_what_answers_slowly_on_slow_hosts_is_neither_restarted_nor_taken_for_unready() -> None:
+    assert kubeadm.patches(settings_with()) == {}
+    patches = {
+        file.partition("+")[0]: json.loads(text)["spec"]
+        for file, text in kubeadm.patches(settings_with(cluster={"slowHosts": True})).items()
+    }
+    dns = patches.pop("corednsdeployment")["template"]["spec"]["containers"]
+    assert set(patches) == {"etcd", "kube-apiserver", "kube-controller-manager", "kube-scheduler"}
+    for [container] in (dns, *(patch["containers"] for patch in patches.values())):
+        assert container["livenessProbe"] == {"failureThreshold": 60, "timeoutSeconds": 60}
+        # The controller manager has no readiness probe, and must not get half of one.
+        if container["name"] != "kube-controller-manager":
+            assert container["readinessProbe"]["timeoutSeconds"] == 60
+    assert dns[0]["name"] == "coredns"
+
+
 def test_init_is_told_everything_in_four_documents() -> None:
     assert (
         kubeadm.init_config(settings_with())
