@@ -126,10 +126,11 @@ def patches(settings: Settings) -> dict[str, str]:
     if not settings.cluster.slow_hosts:
         return {}
     files = {}
+    patient = {"failureThreshold": 60, "timeoutSeconds": 60}
     for component in ("etcd", "kube-apiserver", "kube-controller-manager", "kube-scheduler"):
         container: dict[str, Any] = {
             "name": component,
-            "livenessProbe": {"failureThreshold": 60, "timeoutSeconds": 60},
+            "livenessProbe": patient,
         }
         if component in _SLOW_REQUESTS:
             container["resources"] = {"requests": {"cpu": _SLOW_REQUESTS[component]}}
@@ -138,7 +139,7 @@ def patches(settings: Settings) -> dict[str, str]:
         files[f"{component}+strategic.json"] = json.dumps({"spec": {"containers": [container]}})
     dns = {
         "name": "coredns",
-        "livenessProbe": {"failureThreshold": 60, "timeoutSeconds": 60},
+        "livenessProbe": patient,
         "readinessProbe": {"timeoutSeconds": 60},
     }
     # Known to kubeadm since 1.32.

@@ -100,12 +100,10 @@ def killed_in_the_middle(run: Engine, every: int, until: str) -> str:
 
     Nothing, and it isn't killed, where it ends before, or where the step `until` begins before.
     """
-    ended = 0
-    for word in run.events():
-        ended += word == "ended"
+    for _ in run.events():
         if until in run.begun:
             return ""
-        if ended >= every and len(run.begun) > len(run.ended):
+        if len(run.begun) > len(run.ended) >= every:
             run.kill()
             return " and ".join(step for step in run.begun if step not in run.ended)
     return ""
@@ -128,6 +126,7 @@ def killed_again_and_again(
         cluster.unlock()
     for former in killed:
         former.end_plugins()
+    assert until or len(killed) > 2, "not killed in the middle"
     return run
 
 
@@ -203,7 +202,7 @@ pid=$(pgrep -of "[b]ash -s -- $0")
 while [[ $(ps -o comm= -p "$pid") != sshd* ]]; do pid=$(ps -o ppid= -p "$pid" | tr -d ' '); done
 kill -KILL "$pid"
 pkill -CONT -f "[b]ash -s -- $0"
-echo "$0" >>/run/cut
+echo "$0" >/run/cut
 """
 
 
