@@ -6,18 +6,23 @@ import hashlib
 import hmac
 import json
 import re
+import runpy
+import socket
 import struct
 from collections.abc import Callable
 from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
+import pulumi
 import pytest
 import yaml
 
+from components import configuration
 from model import knownhosts
 from model.settings import PREFIX, Problem, Settings, SettingsError, load
 from model.values import seconds
+from tests.fast import graph
 
 Raw = dict[str, Any]
 PROJECT = Path(__file__).resolve().parents[2]
@@ -312,6 +317,31 @@ def test_a_fault_is_the_only_problem_and_says_where_and_what_to_write(
     assert {problem.path for problem in problems} == {path}
     text = "\n".join(problem.text for problem in problems)
     assert [word for word in words if word not in text] == []
+
+
+@pytest.mark.parametrize(
+    "change",
+    [change for change, _, _ in BAD],
+    ids=[f"{number}-{path}" for number, (_, path, _) in enumerate(BAD)],
+)
+def test_a_fault_ends_the_program_before_it_asks_for_anything_or_connects_to_a_host(
+    raw: Raw, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, change: Callable[[Raw], None]
+) -> None:
+    change(raw)
+    texts = {
+        f"{PREFIX}{name}": part if isinstance(part, str) else json.dumps(part) for name, part in raw.items()
+    }
+    monkeypatch.setattr(configuration, "PROJECT", tmp_path)
+    connections: list[object] = []
+    monkeypatch.setattr(socket.socket, "connect", lambda _, address: connections.append(address))
+
+    def program() -> None:
+        pulumi.runtime.set_all_config(texts)
+        with pytest.raises(pulumi.RunError, match="othing was touched"):
+            runpy.run_path(str(PROJECT / "__main__.py"))
+
+    assert graph.run(program, lambda _: {}).requests == {}
+    assert connections == []
 
 
 def test_the_faultless_configuration_loads(raw: Raw, tmp_path: Path) -> None:
