@@ -758,6 +758,22 @@ def test_steps_on_a_living_node_are_killed_at_each_of_their_lines(cluster: Clust
     assert differences({host: cluster.before[host]}, cluster.state_of([host])) == ""
 
 
+def test_a_registrations_removal_is_killed_at_each_of_its_lines(cluster: Cluster, figure: Figure) -> None:
+    """A removed worker that has registered again: striking it off the list is killed at each of its lines"""
+    master, host = cluster.hosts[0], cluster.hosts[-1]
+    sent = texts(cluster)
+    run_to_its_end(cluster, master, "delete", "member", sent[f"{host}-member"])
+    assert host not in cluster.kubectl("get nodes -o name")
+    # As at a boot between the two: kubelet registers its node when it starts.
+    cluster.run(host, "systemctl restart kubelet")
+    cluster.kubectl(f"wait --for=create --timeout=290s node/{host}")
+    killed_at_each_line(cluster, master, "delete", "registration", sent[f"{host}-registration"], figure)
+    assert host not in cluster.kubectl("get nodes -o name")
+    with edited(cluster, without(host)):
+        up(cluster)
+    assert differences({host: cluster.before[host]}, cluster.state_of([host])) == ""
+
+
 def test_init_is_killed_at_each_of_its_lines(cluster: Cluster, figure: Figure) -> None:
     """init, and the reset of what it made, are killed at each of their lines; given back"""
     host = cluster.hosts[0]
