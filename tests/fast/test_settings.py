@@ -303,11 +303,10 @@ BAD: list[tuple[Callable[[Raw], None], str, list[str]]] = [
     (put("ssh.port", "ssh"), "ssh.port", ["whole number"]),
     (put("ssh.dialTimeoutSeconds", 0), "ssh.dialTimeoutSeconds", ["from 1"]),
 ]
+BAD_IDS = [f"{number}-{path}" for number, (_, path, _) in enumerate(BAD)]
 
 
-@pytest.mark.parametrize(
-    ("change", "path", "words"), BAD, ids=[f"{number}-{path}" for number, (_, path, _) in enumerate(BAD)]
-)
+@pytest.mark.parametrize(("change", "path", "words"), BAD, ids=BAD_IDS)
 def test_a_fault_is_the_only_problem_and_says_where_and_what_to_write(
     raw: Raw, tmp_path: Path, change: Callable[[Raw], None], path: str, words: list[str]
 ) -> None:
@@ -319,11 +318,7 @@ def test_a_fault_is_the_only_problem_and_says_where_and_what_to_write(
     assert [word for word in words if word not in text] == []
 
 
-@pytest.mark.parametrize(
-    "change",
-    [change for change, _, _ in BAD],
-    ids=[f"{number}-{path}" for number, (_, path, _) in enumerate(BAD)],
-)
+@pytest.mark.parametrize("change", [change for change, _, _ in BAD], ids=BAD_IDS)
 def test_a_fault_ends_the_program_before_it_asks_for_anything_or_connects_to_a_host(
     raw: Raw, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, change: Callable[[Raw], None]
 ) -> None:

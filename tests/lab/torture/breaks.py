@@ -49,6 +49,11 @@ def without(name: str) -> Callable[[Config], None]:
     return change
 
 
+def unlike_before(cluster: Cluster, host: str) -> str:
+    """What on a host is not as it was before it was in the cluster."""
+    return differences({host: cluster.before[host]}, cluster.state_of([host]))
+
+
 def failing(cluster: Cluster) -> str:
     """What an `up` prints that must fail."""
     done = cluster.pulumi("up", "--yes", "--skip-preview")
@@ -209,9 +214,7 @@ pkill -CONT -f "[b]ash -s -- $call"
 """
 # In the place of `timeout`, which every step begins with: nobody sees so short a step in time to stop it.
 # It has done what it does by then, and what it printed is lost.
-AT_ITS_END = rf"""#!/bin/bash
-call={{call}}
-[[ "$*" == *" bash -s -- $call" ]] || exec /usr/bin/timeout "$@"
+AT_ITS_END = rf"""[[ "$*" == *" bash -s -- $call" ]] || exec /usr/bin/timeout "$@"
 /usr/bin/timeout "$@" >/dev/null
 pid=$$
 {CUT}
@@ -230,8 +233,8 @@ def cut_off(cluster: Cluster, printed: list[str], figure: Figure, steps: dict[st
     for call in steps.values():
         _, step, host = call.split()
         if step in SHORT:
-            text = shlex.quote(AT_ITS_END.replace("{call}", shlex.quote(call)))
-            cutting = f"printf %s {text} >{instead}; chmod +x {instead}"
+            text = f"#!/bin/bash\ncall={shlex.quote(call)}\n{AT_ITS_END}"
+            cutting = f"printf %s {shlex.quote(text)} >{instead}; chmod +x {instead}"
         else:
             cutting = f"setsid timeout 900 bash -c {shlex.quote(IN_ITS_MIDDLE)} {shlex.quote(call)}"
             cutting += " </dev/null >/dev/null 2>&1 &"
@@ -283,7 +286,7 @@ def test_a_workers_connections_are_cut_while_it_goes_and_comes_back(cluster: Clu
         cut_off(cluster, printed, figure, {f"{host}-claim": f"delete claim {host}"})
         cut_off(cluster, printed, figure, {f"{host}-registration": f"delete registration {master}"})
         up(cluster)
-    assert differences({host: cluster.before[host]}, cluster.state_of([host])) == ""
+    assert unlike_before(cluster, host) == ""
     assert host not in cluster.kubectl("get nodes -o name")
 
     # Nothing is before the token but the cluster, so it is made beside the claim.
@@ -321,7 +324,7 @@ def test_a_worker_is_removed_and_comes_back(cluster: Cluster, figure: Figure) ->
         began = time.monotonic()
         up(cluster)
         figure(f"given back by the next up in {time.monotonic() - began:.0f} s")
-    assert differences({host: cluster.before[host]}, cluster.state_of([host])) == ""
+    assert unlike_before(cluster, host) == ""
     assert host not in cluster.kubectl("get nodes -o name")
 
     cluster.run(host, "fallocate -l $(($(df --output=avail -B1 / | tail -n 1) - 2000000)) /fill; sync")
@@ -420,7 +423,7 @@ def test_a_disruption_budget_holds_a_worker_until_it_is_overridden(cluster: Clus
                     up(cluster)
                     figure(f"overridden, and given back, in {time.monotonic() - began:.0f} s")
         assert host not in cluster.kubectl("get nodes -o name")
-        assert differences({host: cluster.before[host]}, cluster.state_of([host])) == ""
+        assert unlike_before(cluster, host) == ""
     finally:
         cluster.kubectl("delete pdb all")
 
@@ -446,7 +449,7 @@ def test_a_dead_worker_holds_up_nobody(cluster: Cluster, figure: Figure) -> None
         assert took < DEAD_HOST_SECONDS
         cluster.lab.up()
         up(cluster)
-    assert differences({host: cluster.before[host]}, cluster.state_of([host])) == ""
+    assert unlike_before(cluster, host) == ""
 
 
 def test_hosts_are_rebooted_one_by_one_and_all_at_once(cluster: Cluster, figure: Figure) -> None:
@@ -634,7 +637,7 @@ def test_a_host_keeps_the_packages_that_it_had(cluster: Cluster, figure: Figure)
             "rm /etc/apt/sources.list.d/own.list /etc/apt/keyrings/own.asc"
         )
         cluster.run(host, f"set -e; {back}; {FORMER_CONTAINERD.format(image=image)}", timeout=900)
-        assert differences({host: cluster.before[host]}, cluster.state_of([host])) == ""
+        assert unlike_before(cluster, host) == ""
 
 
 # What a person may have on a host in the place of the lab's: ufw, and a swap by a unit of their own.
@@ -755,7 +758,7 @@ def test_steps_on_a_living_node_are_killed_at_each_of_their_lines(cluster: Clust
     assert host not in cluster.kubectl("get nodes -o name")
     with edited(cluster, without(host)):
         up(cluster)
-    assert differences({host: cluster.before[host]}, cluster.state_of([host])) == ""
+    assert unlike_before(cluster, host) == ""
 
 
 def test_a_registrations_removal_is_killed_at_each_of_its_lines(cluster: Cluster, figure: Figure) -> None:
@@ -771,7 +774,7 @@ def test_a_registrations_removal_is_killed_at_each_of_its_lines(cluster: Cluster
     assert host not in cluster.kubectl("get nodes -o name")
     with edited(cluster, without(host)):
         up(cluster)
-    assert differences({host: cluster.before[host]}, cluster.state_of([host])) == ""
+    assert unlike_before(cluster, host) == ""
 
 
 def test_init_is_killed_at_each_of_its_lines(cluster: Cluster, figure: Figure) -> None:
@@ -802,5 +805,5 @@ def test_destroy_ends_without_a_dead_worker_and_is_finished_when_it_is_back(
     cluster.lab.up()
     done = cluster.pulumi("destroy", "--yes", "--skip-preview")
     assert done.returncode == 0, done.stdout
-    assert differences({host: cluster.before[host]}, cluster.state_of([host])) == ""
+    assert unlike_before(cluster, host) == ""
     assert took < DEAD_HOST_SECONDS
