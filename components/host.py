@@ -71,6 +71,7 @@ class PreparedHost(pulumi.ComponentResource):
                 "SCHEDULER": settings.proxy.scheduler,
                 "VERSION": settings.cluster.kubernetes_version,
                 "MANAGE": _manage(settings),
+                "IGNORED_CHECKS": "\n".join(settings.preflight.ignore),
             },
             # Workers come and go in production too; without its control plane there is no cluster.
             opts=pulumi.ResourceOptions(

@@ -110,10 +110,20 @@ def kubeconfig_for(kubeconfig: str, server: str) -> str:
 
 # With those of the other pods of a control plane they stay below the two CPUs that kubeadm asks for.
 _SLOW_REQUESTS = {"etcd": "300m", "kube-apiserver": "500m"}
+# Half a CPU: kube-proxy, flannel and two CoreDNS pods request 400m, nginx 20m a pod. kubeadm's own requests
+# (650m) leave one of these pending; with the requests for slow hosts kubelet rejects a static pod (OutOfcpu).
+_ONE_CPU_REQUESTS = {
+    "etcd": "150m",
+    "kube-apiserver": "200m",
+    "kube-controller-manager": "100m",
+    "kube-scheduler": "50m",
+}
 
 
 def patches(settings: Settings) -> dict[str, str]:
-    """Patches of the control plane's static pods and of CoreDNS, JSON by file name; only for slow hosts.
+    """Patches of the control plane's static pods and of CoreDNS, JSON by file name.
+
+    Only for slow hosts, and for a control plane that may have one CPU, whose patches are the requests alone.
 
     kubeadm lets kubelet restart a component that fails 8 probes, 10 s apart. On an emulated host a
     burst of work (nodes joining) lasts longer than that, a restart costs minutes more, and so on.
@@ -123,20 +133,23 @@ def patches(settings: Settings) -> dict[str, str]:
     times its endpoint goes, and with it the name service of the whole cluster.
     https://kubernetes.io/docs/setup/production-environment/tools/kubeadm/control-plane-flags/#patches
     """
-    if not settings.cluster.slow_hosts:
+    slow, one_cpu = settings.cluster.slow_hosts, settings.preflight.ignores("NumCPU")
+    if not slow and not one_cpu:
         return {}
+    requests = _ONE_CPU_REQUESTS if one_cpu else _SLOW_REQUESTS
     files = {}
     patient = {"failureThreshold": 60, "timeoutSeconds": 60}
     for component in ("etcd", "kube-apiserver", "kube-controller-manager", "kube-scheduler"):
-        container: dict[str, Any] = {
-            "name": component,
-            "livenessProbe": patient,
-        }
-        if component in _SLOW_REQUESTS:
-            container["resources"] = {"requests": {"cpu": _SLOW_REQUESTS[component]}}
-        if component != "kube-controller-manager":  # it has no readiness probe
+        container: dict[str, Any] = {"name": component}
+        if slow:
+            container["livenessProbe"] = patient
+        if component in requests:
+            container["resources"] = {"requests": {"cpu": requests[component]}}
+        if slow and component != "kube-controller-manager":  # it has no readiness probe
             container["readinessProbe"] = {"periodSeconds": 10, "timeoutSeconds": 60}
         files[f"{component}+strategic.json"] = json.dumps({"spec": {"containers": [container]}})
+    if not slow:
+        return files
     dns = {
         "name": "coredns",
         "livenessProbe": patient,
@@ -166,7 +179,7 @@ def _init(settings: Settings) -> dict[str, Any]:
         ],
         "localAPIEndpoint": {"advertiseAddress": host.address, "bindPort": settings.api_port},
         "nodeRegistration": registration,
-        **({"patches": {"directory": PATCHES_DIRECTORY}} if settings.cluster.slow_hosts else {}),
+        **({"patches": {"directory": PATCHES_DIRECTORY}} if patches(settings) else {}),
         # It would print a join command with a token in it.
         "skipPhases": ["show-join-command"],
         "timeouts": _timeouts(settings),
@@ -296,10 +309,13 @@ def _node(settings: Settings, host: Host) -> dict[str, Any]:
     if first:
         arguments["node-labels"] = ",".join(first)
     taints = node_taints(settings, host)
+    ignored = list(settings.preflight.ignore)
     return {
         "name": host.name,
         "criSocket": CRI_SOCKET,
         "kubeletExtraArgs": _arguments(arguments),
+        # No step uses --ignore-preflight-errors; kubeadm would add its names to these.
+        **({"ignorePreflightErrors": ignored} if ignored else {}),
         "imagePullPolicy": "IfNotPresent",
         # From the start, so that no pod slips in; later changes are the member's.
         **({"taints": [_taint(taint) for taint in taints]} if taints else {}),

@@ -64,6 +64,7 @@ from model.values import (
     Port,
     Positive,
     PositiveDuration,
+    PreflightChecks,
     Regex,
     RepositoryUrl,
     Reserved,
@@ -152,6 +153,21 @@ class HostSsh(Section):
     host_key: Annotated[HostKey | None, Effect.NOTHING] = Field(
         None, description="the host's public key, `ssh-ed25519 AAAA...`; wins over the known_hosts file"
     )
+
+
+class Preflight(Section):
+    """Which of kubeadm's preflight checks a host may fail."""
+
+    ignore: Annotated[PreflightChecks, Effect.LATER] = Field(
+        (),
+        description="kubeadm's preflight checks that a host may fail, such as `[NumCPU]`; this program's own "
+        "checks for `NumCPU`, `Mem` and `Port-NUMBER` are skipped too. `NumCPU` also lowers the control "
+        "plane's CPU requests, so that its pods fit on one CPU",
+    )
+
+    def ignores(self, check: str) -> bool:
+        """Whether a host may fail that check; upper and lower case are the same, as in kubeadm."""
+        return check.lower() in (name.lower() for name in self.ignore)
 
 
 class Host(Section):
@@ -427,6 +443,7 @@ class Settings(Section):
     network: Network = Network()
     proxy: Proxy = Proxy()
     ssh: Ssh = Ssh()
+    preflight: Preflight = Preflight()
     packages: Packages = Packages()
     registry: Registry = Registry()
     firewall: Annotated[Literal["open", "disable", "leave"], Effect.IN_PLACE] = Field(
@@ -677,7 +694,7 @@ def _shared(name: object, base: Path, findings: list[_Finding]) -> dict[str, Any
     try:
         document = yaml.safe_load(_read(base / Path(name).expanduser()))
     except (_UnreadableError, RuntimeError) as error:
-        document, problem = None, f"{error}; write the path of a file"
+        document, problem = None, f"{error}{_where_it_comes_from(name)}"
     except yaml.YAMLError as error:
         document, problem = None, f"is no YAML: {' '.join(str(error).split())}"
     config = document.get("config") if isinstance(document, dict) and set(document) == {"config"} else None
@@ -689,6 +706,11 @@ def _shared(name: object, base: Path, findings: list[_Finding]) -> dict[str, Any
         text = f"has {', '.join(strange)}; only settings of {PREFIX} can be shared, and only one level deep"
         findings.append((("extends",), f"is {name}, which {text}"))
     return {str(key).removeprefix(PREFIX): value for key, value in config.items() if str(key) not in strange}
+
+
+def _where_it_comes_from(file: str) -> str:
+    """What to do about a file that isn't there."""
+    return "; `python -m lab up` makes it" if "/kubeadm-ipvs/labs/" in file else "; write the path of a file"
 
 
 def config_of(text: str) -> dict[str, Any]:
@@ -1075,10 +1097,7 @@ class _Checks:
             return _read(Path(file))
         except _UnreadableError as error:
             reason = error
-        lab = (
-            "; `python -m lab up` makes it" if "/kubeadm-ipvs/labs/" in file else "; write the path of a file"
-        )
-        self._add((section, name), f"is {file}, which {reason}{lab}")
+        self._add((section, name), f"is {file}, which {reason}{_where_it_comes_from(file)}")
         return None
 
     def _signing_key(self) -> None:

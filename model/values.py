@@ -374,6 +374,31 @@ def _environment(value: dict[str, str]) -> dict[str, str]:
     return value
 
 
+# `NumCPU`, or a kind and what is checked, `/` as `-` (cmd/kubeadm/app/preflight/checks.go, Name, v1.37.2).
+_PREFLIGHT_CHECK = re.compile(r"[A-Za-z][A-Za-z0-9]*(-[-A-Za-z0-9._]*[A-Za-z0-9])?")
+
+
+def _preflight_check(value: str) -> str:
+    if value.lower() == "all":
+        raise ValueError(f"is {value!r}, which would hide every fault; name the checks to ignore: `NumCPU`")
+    if not _PREFLIGHT_CHECK.fullmatch(value):
+        raise ValueError(
+            f"is {value!r}, which isn't the name of a kubeadm check; write one name as kubeadm prints it: "
+            "`NumCPU`, `Port-6443`"
+        )
+    return value
+
+
+def _preflight_checks(value: tuple[str, ...]) -> tuple[str, ...]:
+    seen: set[str] = set()
+    for name in value:
+        # kubeadm compares them in lower case (ValidateIgnorePreflightErrors).
+        if name.lower() in seen:
+            raise ValueError(f"has {name} twice, upper and lower case being the same; write each once")
+        seen.add(name.lower())
+    return value
+
+
 _QUANTITY = re.compile(r"\d+(\.\d+)?(m|k|M|G|T|Ki|Mi|Gi|Ti)?")
 _RESERVABLE = ("cpu", "memory", "ephemeral-storage", "pid")  # cmd/kubelet/app/server.go, parseResourceList
 _SIGNALS = (  # pkg/kubelet/eviction/api/types.go; kubelet sets those of containerfs itself
@@ -503,6 +528,18 @@ HostKey = Annotated[
 Regex = Annotated[str, AfterValidator(_regex), Kind("regular expression")]
 Labels = Annotated[dict[str, str], AfterValidator(_labels), Kind("name: text")]
 Taints = Annotated[tuple[str, ...], AfterValidator(_taints), Kind("list of taints")]
+PreflightChecks = Annotated[
+    tuple[
+        Annotated[
+            str,
+            AfterValidator(_preflight_check),
+            Kind("name of a check", pattern=f"^{_PREFLIGHT_CHECK.pattern}$"),
+        ],
+        ...,
+    ],
+    AfterValidator(_preflight_checks),
+    Kind("list of kubeadm's checks", uniqueItems=True),
+]
 Reserved = Annotated[dict[str, str], AfterValidator(_reserved), Kind("name: quantity")]
 Thresholds = Annotated[dict[str, str], AfterValidator(_thresholds), Kind("name: quantity")]
 Size = Annotated[str, AfterValidator(_size), Kind("size", pattern=r"^\d+[kMGi]*$")]

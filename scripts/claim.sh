@@ -5,7 +5,8 @@
 # It is one step because the provider forgets a step that failed: whatever later step breaks,
 # this one is in the state, so `destroy` always knows what to give back.
 #
-# Values: OWNER, ROLE, ADDRESS, NODE_PORT, MODE, SCHEDULER, VERSION, MANAGE (see packages.sh).
+# Values: OWNER, ROLE, ADDRESS, NODE_PORT, MODE, SCHEDULER, VERSION, MANAGE (see packages.sh),
+# IGNORED_CHECKS (kubeadm's preflight checks that this host may fail, one a line).
 
 create() {
   local problems=()
@@ -84,11 +85,16 @@ look_at_system() {
   memory=$(awk '/^MemTotal:/ {print int($2 / 1024)}' /proc/meminfo)
   ((memory >= 900)) || problems+=("$memory MiB of memory: at least 1 GiB is needed")
   if [[ $ROLE != worker ]]; then
-    # What kubeadm's own look asks for, which comes when half of the work is done (constants.go, v1.37.2).
-    (($(nproc) >= 2)) || problems+=("one CPU: kubeadm asks for two on the control plane")
-    ((memory < 900 || memory >= 1700)) || problems+=("$memory MiB of memory: kubeadm asks for 1700 on the control plane")
+    # kubeadm makes these checks too, but only when half of the work is done (constants.go, v1.37.2).
+    (($(nproc) >= 2)) || ignored NumCPU ||
+      problems+=("one CPU: kubeadm needs two on a control plane; add NumCPU to preflight.ignore to accept one")
+    ((memory < 900 || memory >= 1700)) || ignored Mem ||
+      problems+=("$memory MiB of memory: kubeadm needs 1700 on a control plane; add Mem to preflight.ignore to accept less")
   fi
 }
+
+# ignored CHECK: whether kubeadm is told to ignore it. kubeadm doesn't distinguish upper from lower case either.
+ignored() { grep -qixF -- "$1" <<<"$IGNORED_CHECKS"; }
 
 # What is here before stays as it is, so another version can't be made of it.
 look_at_packages() {
@@ -142,7 +148,7 @@ look_at_ports() {
   [[ $ROLE == worker ]] || ports+=(6443 2379 2380 10257 10259)
   for port in "${ports[@]}"; do
     hex=$(printf '%04X' "$port")
-    if awk -v port=":$hex$" '$4 == "0A" && $2 ~ port {found = 1} END {exit !found}' < <(sockets); then
+    if ! ignored "Port-$port" && awk -v port=":$hex$" '$4 == "0A" && $2 ~ port {found = 1} END {exit !found}' < <(sockets); then
       problems+=("port $port/tcp is taken$(ss -Hltnp "sport = :$port" | sed -n '1s/.*users:(("\([^"]*\)".*/ by \1/p')")
     fi
   done

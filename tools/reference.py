@@ -22,7 +22,7 @@ from model.values import Kind
 
 _GROUPS: dict[str, tuple[str, ...]] = {
     "The file itself": ("extends",),
-    "Hosts": ("hosts", "ssh", "firewall", "production"),
+    "Hosts": ("hosts", "ssh", "preflight", "firewall", "production"),
     "Cluster": ("cluster", "network"),
     "kube-proxy": ("proxy",),
     "Packages and images": ("packages", "registry"),

@@ -48,6 +48,7 @@ OTHERS: dict[str, Any] = {
     "packages.key": "https://example.com/key.asc",
     "packages.repository": "https://example.com/{minor}/",
     "packages.revision": "1.1",
+    "preflight.ignore": ["NumCPU"],
     "proxy.excludeCidrs": ["10.9.0.0/16"],
     "proxy.syncPeriod": "9s",
     "registry.imageRepository": "example.com",

@@ -83,6 +83,37 @@ def test_what_answers_slowly_on_slow_hosts_is_neither_restarted_nor_taken_for_un
     assert dns[0]["name"] == "coredns"
 
 
+def test_an_ignored_cpu_check_makes_the_control_plane_fit_on_one_cpu() -> None:
+    for slow in (False, True):
+        settings = settings_with(preflight={"ignore": ["numcpu"]}, cluster={"slowHosts": slow})
+        patches = kubeadm.patches(settings)
+        assert ("corednsdeployment+strategic.json" in patches) == slow
+        containers = [
+            json.loads(text)["spec"]["containers"][0]
+            for file, text in patches.items()
+            if not file.startswith("coredns")
+        ]
+        requests = {container["name"]: container["resources"]["requests"]["cpu"] for container in containers}
+        assert set(requests) == {"etcd", "kube-apiserver", "kube-controller-manager", "kube-scheduler"}
+        # kube-proxy, flannel and two CoreDNS pods request 400m.
+        assert sum(int(request.removesuffix("m")) for request in requests.values()) <= 1000 - 400 - 3 * 20
+        assert all(("livenessProbe" in container) == slow for container in containers)
+        init = documents(kubeadm.init_config(settings))["InitConfiguration"]
+        assert init["patches"] == {"directory": kubeadm.PATCHES_DIRECTORY}
+    assert kubeadm.patches(settings_with(preflight={"ignore": ["Mem"]})) == {}
+
+
+def test_ignored_preflight_checks_reach_init_and_join_alone() -> None:
+    ignored = ["Mem", "Swap"]
+    settings, plain = settings_with(preflight={"ignore": ignored}), settings_with()
+    told = documents(kubeadm.init_config(settings))
+    joining = documents(kubeadm.join_config(settings, settings.workers[0], TOKEN, CA_HASH))
+    for document in (told["InitConfiguration"], joining["JoinConfiguration"]):
+        assert document["nodeRegistration"].pop("ignorePreflightErrors") == ignored
+    assert told == documents(kubeadm.init_config(plain))
+    assert joining == documents(kubeadm.join_config(plain, plain.workers[0], TOKEN, CA_HASH))
+
+
 def test_init_is_told_everything_in_four_documents() -> None:
     assert (
         kubeadm.init_config(settings_with())
@@ -474,6 +505,7 @@ def test_the_real_kubeadm_accepts_what_is_rendered(real_kubeadm: str, tmp_path: 
             "componentEnvironment": {"NO_PROXY": "10.0.0.0/8"},
         },
         proxy={"excludeCidrs": ["10.9.0.0/24"], "tcpTimeout": "15m"},
+        preflight={"ignore": ["NumCPU", "FileContent--proc-sys-net-bridge-bridge-nf-call-iptables"]},
     )
     texts = {
         "init": kubeadm.init_config(settings),

@@ -70,6 +70,9 @@ def test_a_first_line_that_names_a_schema_names_this_one(file: Path) -> None:
         ("network", {"podSubnet": "10.244.0.0"}, "10.244.0.0"),
         ("registry", {"mirrors": {"docker.io": "http://m"}}, "http://m"),
         ("firewall", "off", "off"),
+        ("preflight", {"ignore": "NumCPU"}, "NumCPU"),
+        ("preflight", {"ignore": ["NumCPU,Mem"]}, "NumCPU,Mem"),
+        ("preflight", {"ignore": ["Mem", "Mem"]}, "Mem"),
     ],
 )
 def test_a_wrong_name_or_type_is_marked(name: str, value: object, words: str) -> None:

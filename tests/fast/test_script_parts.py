@@ -171,11 +171,17 @@ def test_what_goes_if_it_was_not_there_before_is_looked_for_before_the_first_cha
     assert set(asked) | set(re.findall(r"restore_file(?:_if_recorded)? (/\S+)", reset)) <= recorded
 
 
+ONE_CPU = "one CPU: kubeadm needs two on a control plane; add NumCPU to preflight.ignore to accept one"
+LITTLE_MEMORY = (
+    "1699 MiB of memory: kubeadm needs 1700 on a control plane; add Mem to preflight.ignore to accept less"
+)
+
+
 @pytest.mark.parametrize(
     ("role", "cpus", "memory", "lacking", "found"),
     [
-        ("control-plane", 1, 2000, "", ["one CPU: kubeadm asks for two on the control plane"]),
-        ("control-plane", 2, 1699, "", ["1699 MiB of memory: kubeadm asks for 1700 on the control plane"]),
+        ("control-plane", 1, 2000, "", [ONE_CPU]),
+        ("control-plane", 2, 1699, "", [LITTLE_MEMORY]),
         ("control-plane", 2, 1700, "", []),
         ("control-plane", 2, 800, "", ["800 MiB of memory: at least 1 GiB is needed"]),
         ("worker", 1, 1000, "", []),
@@ -185,6 +191,31 @@ def test_what_goes_if_it_was_not_there_before_is_looked_for_before_the_first_cha
 def test_a_host_that_is_too_small_or_lacks_a_tool_is_found_before_anything_is_changed(
     tmp_path: Path, role: str, cpus: int, memory: int, lacking: str, found: list[str]
 ) -> None:
+    assert found_in_system(tmp_path, role, cpus, memory, lacking) == found
+
+
+@pytest.mark.parametrize(
+    ("ignored", "memory", "found"),
+    [
+        ("", 1699, [ONE_CPU, LITTLE_MEMORY]),
+        ("Swap", 1699, [ONE_CPU, LITTLE_MEMORY]),
+        ("NumCPU", 1699, [LITTLE_MEMORY]),
+        ("Swap\nnumcpu", 1699, [LITTLE_MEMORY]),
+        ("MEM", 1699, [ONE_CPU]),
+        ("NumCPU\nMem", 1699, []),
+        ("NumCPU\nMem", 800, ["800 MiB of memory: at least 1 GiB is needed"]),
+    ],
+)
+def test_a_small_control_plane_is_accepted_where_kubeadms_check_is_ignored(
+    tmp_path: Path, ignored: str, memory: int, found: list[str]
+) -> None:
+    assert found_in_system(tmp_path, "control-plane", 1, memory, ignored=ignored) == found
+
+
+def found_in_system(
+    tmp_path: Path, role: str, cpus: int, memory: int, lacking: str = "", ignored: str = ""
+) -> list[str]:
+    """The claim's findings on a host of that size."""
     body = f"""
 family() {{ echo deb; }}
 stat() {{ echo cgroup2fs; }}
@@ -196,10 +227,9 @@ ip() {{ echo '2: eth1 inet 10.0.0.1/24'; }}
 nproc() {{ echo {cpus}; }}
 create() {{ look_at_system; printf '%s\\n' "${{problems[@]}}"; }}
 """
-    said = part(
-        "claim.sh", body, tmp_path, ROLE=role, MODE="ipvs", SCHEDULER="rr", ADDRESS="10.0.0.1", problems="()"
-    )
-    assert said.split("\n")[:-1] == (found or [""])
+    values = {"ROLE": role, "MODE": "ipvs", "SCHEDULER": "rr", "ADDRESS": "10.0.0.1", "problems": "()"}
+    said = part("claim.sh", body, tmp_path, **values, IGNORED_CHECKS=shlex.quote(ignored))
+    return [line for line in said.splitlines() if line]
 
 
 def test_another_network_for_pods_and_a_containerd_with_settings_are_found_before_anything_is_changed(
@@ -278,8 +308,9 @@ cat() {{ command cat {tmp_path}/sockets; {str(sixth).lower()}; }}
 ss() {{ echo 'LISTEN 0 511 *:30080 *:* users:(("nginx",pid=1,fd=6))'; }}
 create() {{ look_at_ports; printf '%s\\n' "${{problems[@]}}"; }}
 """
-    said = part("claim.sh", body, tmp_path, ROLE="worker", NODE_PORT="30080", problems="()")
-    assert said == "port 30080/tcp is taken by nginx\n"
+    for ignored, found in {"''": "port 30080/tcp is taken by nginx\n", "port-30080": "\n"}.items():
+        values = {"ROLE": "worker", "NODE_PORT": "30080", "problems": "()", "IGNORED_CHECKS": ignored}
+        assert part("claim.sh", body, tmp_path, **values) == found
 
 
 ARMORED = "-----BEGIN PGP PUBLIC KEY BLOCK-----"

@@ -173,6 +173,17 @@ BAD: list[tuple[Callable[[Raw], None], str, list[str]]] = [
     (put("limits", {"rollout": 60}), "limits.rollout", ["from 120"]),
     (put("hosts.0.taints", ["dedicated"]), "hosts[0].taints", ["`key=value:Effect`", "NoSchedule"]),
     (put("hosts.0.taints", ["a=b:NoExecute", "a=c:NoExecute"]), "hosts[0].taints", ["twice"]),
+    (put("preflight.ignore", "NumCPU"), "preflight.ignore", ["list"]),
+    (put("preflight.ignore", ["all"]), "preflight.ignore[0]", ["'all'", "name the checks", "`NumCPU`"]),
+    (put("preflight.ignore", ["Mem", "ALL"]), "preflight.ignore[1]", ["'ALL'", "name the checks"]),
+    (put("preflight.ignore", ["NumCPU,Mem"]), "preflight.ignore[0]", ["'NumCPU,Mem'", "one name"]),
+    (put("preflight.ignore", ["Port-"]), "preflight.ignore[0]", ["`Port-6443`"]),
+    (put("preflight.ignore", ["-NumCPU"]), "preflight.ignore[0]", ["`NumCPU`"]),
+    (put("preflight.ignore", ["NumCPU\n"]), "preflight.ignore[0]", ["`NumCPU`"]),
+    (put("preflight.ignore", [""]), "preflight.ignore[0]", ["`NumCPU`"]),
+    (put("preflight.ignore", [1]), "preflight.ignore[0]", ["in quotes"]),
+    (put("preflight.ignore", ["NumCPU", "numcpu"]), "preflight.ignore", ["numcpu twice"]),
+    (put("preflight.ignored", ["NumCPU"]), "preflight.ignored", ["`ignore`"]),
     (put("production", "maybe"), "production", ["true or false"]),
     (put("proxy.scheduler", "random"), "proxy.scheduler", ["`rr`", "`wlc`"]),
     (put("proxy.strictArp", "yes"), "proxy.strictArp", ["true or false"]),
@@ -431,6 +442,15 @@ def test_numbers_and_booleans_may_be_text_where_they_mean_the_same(raw: Raw, tmp
     assert settings.hosts[0].ssh.port == 22101
     assert settings.proxy.strict_arp is True
     assert (settings.nginx.node_port, settings.nginx.replicas) == (30081, 3)
+
+
+def test_preflight_checks_are_named_as_kubeadm_does(raw: Raw, tmp_path: Path) -> None:
+    names = ("numcpu", "FileContent--proc-sys-net-bridge-bridge-nf-call-iptables", "Port-6443", "Mem")
+    assert load(raw, tmp_path).preflight.ignore == ()
+    preflight = load(raw | {"preflight": {"ignore": list(names)}}, tmp_path).preflight
+    assert preflight.ignore == names
+    assert preflight.ignores("NumCPU")
+    assert not preflight.ignores("Swap")
 
 
 def test_sections_may_be_json_text_as_pulumi_hands_them_out(raw: Raw, tmp_path: Path) -> None:
