@@ -38,6 +38,12 @@ torture: .bootstrap ## long cases on a lab that stays: change, break, drift (PYT
 	@$(run) -m tools install
 	@$(run) -m pytest tests/lab/torture/{changes,breaks,preparation,dnf}.py $(PYTEST_ARGS)
 
+.PHONY: reference
+reference: .bootstrap ## the lab's tests on Debian's own kernel under QEMU, where it is otherwise User Mode Linux
+	@$(run) -m lab requirements --install
+	@$(run) -m tools install
+	@KUBEADM_IPVS_ACCELERATOR=qemu $(run) -m pytest tests/lab $(PYTEST_ARGS)
+
 .PHONY: down
 down: .bootstrap ## `pulumi destroy` on the stack dev, then the lab's end
 	@$(run) -m tools.down

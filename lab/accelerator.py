@@ -1,9 +1,9 @@
-"""KVM or TCG: decided by booting a real kernel, since /dev/kvm may open and yet not work.
+"""What runs the hosts: KVM, else User Mode Linux, else emulation; decided by booting a real kernel.
 
-The trial boots the lab's own kernel and initramfs, which does some work and switches the
-machine off (`lab.trial` in guest-init.sh). A guest that hangs, an assertion in QEMU, a
-"KVM internal error" after which QEMU stays: all of them are "no". The result is kept in
-the cache, for this kernel, this QEMU and this /dev/kvm.
+/dev/kvm may open and yet not work, and a system may forbid what User Mode Linux needs. The trial boots the
+lab's own kernel and initramfs, which does some work and switches the machine off (`lab.trial` in
+guest-init.sh). A guest that hangs, an assertion in QEMU, a "KVM internal error" after which QEMU stays: all
+of them are "no". The result is kept in the cache, for these kernels, this QEMU and this /dev/kvm.
 """
 
 from __future__ import annotations
@@ -12,18 +12,25 @@ import json
 import os
 import platform
 import subprocess
+import tempfile
+import typing
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from lab import paths, requirements
+from lab import paths, requirements, uml
 from lab.errors import Trouble
 from lab.files import digest_of, write_atomic
+from lab.hardware import Accelerator
+from lab.paths import lab_command
 from lab.progress import Progress
-from lab.qemu import BINARY, MACHINE, Accelerator, accelerator_arguments
+from lab.qemu import BINARY, MACHINE, accelerator_arguments
 
 PASSED = "lab: trial passed"
-TRIAL_SECONDS = 20.0  # it takes one where KVM works
+TRIAL_SECONDS = 20.0  # it takes one where the accelerator works
 VARIABLE = "KUBEADM_IPVS_ACCELERATOR"
+_ALL: tuple[Accelerator, ...] = typing.get_args(Accelerator)
+_QEMU = "qemu"
 
 
 @dataclass(frozen=True)
@@ -34,21 +41,33 @@ class Decision:
     reason: str
 
 
-def trial(
-    accelerator: Accelerator, kernel: Path, initrd: Path, seconds: float = TRIAL_SECONDS, binary: str = BINARY
-) -> str | None:
-    """Boot the kernel once with this accelerator.
+def kvm_trial(kernel: Path, initrd: Path, seconds: float = TRIAL_SECONDS, binary: str = BINARY) -> str | None:
+    """Boot the kernel once by QEMU with KVM; None if all went well, else what went wrong.
 
     :param seconds: a guest that isn't done by then counts as hanging; it is ended.
-    :returns: None if all went well, else what went wrong.
     """
     command = [
         requirements.find(binary) or binary,
         "-nodefaults", "-no-user-config", "-no-reboot", "-display", "none",
-        "-machine", MACHINE, *accelerator_arguments(accelerator), "-m", "256M", "-smp", "2",
+        "-machine", MACHINE, *accelerator_arguments("kvm"), "-m", "256M", "-smp", "2",
         "-kernel", str(kernel), "-initrd", str(initrd),
         "-append", "console=ttyS0 lab.trial panic=-1 loglevel=3", "-serial", "stdio",
     ]  # fmt: skip
+    return _trial(command, "QEMU", seconds)
+
+
+def uml_trial(base: Path, seconds: float = TRIAL_SECONDS) -> str | None:
+    """Boot the User Mode Linux kernel once; None if all went well, else what went wrong.
+
+    :param base: the lab's folder with the kernel and its initramfs.
+    :param seconds: likewise.
+    """
+    with tempfile.TemporaryDirectory() as scratch:
+        options = (f"initrd={base / uml.INITRD}", f"uml_dir={scratch}", "mem=128M", "lab.trial")
+        return _trial([str(base / uml.KERNEL), *options, *uml.CONSOLE], "User Mode Linux", seconds)
+
+
+def _trial(command: Sequence[str], program: str, seconds: float) -> str | None:
     try:
         done = subprocess.run(
             command,
@@ -66,7 +85,7 @@ def trial(
     text = done.stdout.decode(errors="replace")
     if done.returncode == 0 and PASSED in text:
         return None
-    return _interesting(done.stdout) or f"QEMU ended with status {done.returncode}"
+    return _interesting(done.stdout) or f"{program} ended with status {done.returncode}"
 
 
 def _interesting(output: bytes) -> str:
@@ -79,8 +98,17 @@ def _interesting(output: bytes) -> str:
     return lines[-1][:160] if lines else ""
 
 
+def _provide_uml(base: Path, progress: Progress) -> None:
+    # Here and not above: the builders are needed only where something is made.
+    from lab import uml_files
+
+    uml_files.provide(base, progress)
+
+
 def _situation(kernel: Path, device: Path) -> str:
     """What the result depends on, as a key."""
+    from lab import uml_files
+
     try:
         info = device.stat()
         about = f"{info.st_rdev} {info.st_mode} {info.st_uid} {info.st_gid}"
@@ -88,41 +116,102 @@ def _situation(kernel: Path, device: Path) -> str:
         about = "none"
     version = requirements.qemu_version()
     return digest_of(
-        kernel.read_bytes(), version[1] if version else "none", about, platform.release(), str(os.geteuid())
+        kernel.read_bytes(),
+        uml_files.key(),
+        version[1] if version else "none",
+        about,
+        platform.release(),
+        str(os.geteuid()),
     )[:32]
 
 
 def choose(
-    kernel: Path, initrd: Path, progress: Progress, device: Path = Path("/dev/kvm"), binary: str = BINARY
+    base: Path,
+    progress: Progress,
+    *,
+    disks: Accelerator | None = None,
+    device: Path = Path("/dev/kvm"),
+    binary: str = BINARY,
 ) -> Decision:
-    """Decide, by a trial where none is remembered for this situation.
+    """Decide, by trials where none are remembered for this situation; provide what the decision needs.
 
-    KUBEADM_IPVS_ACCELERATOR=kvm or tcg decides without a trial.
+    KUBEADM_IPVS_ACCELERATOR=kvm, uml or tcg decides without a trial; qemu means KVM or emulation, by a trial.
 
-    :raises Trouble: that variable holds something else.
+    :param base: the lab's folder with kernel and initramfs; gets those of User Mode Linux where it is taken.
+    :param disks: what the lab's hosts have run by, if they have disks already: QEMU can't read User Mode
+        Linux's, nor the other way round.
+    :raises Trouble: that variable holds something else, or asks for what the lab's disks don't allow.
     """
     forced = os.environ.get(VARIABLE)
-    if forced == "kvm" or forced == "tcg":
-        return Decision("kvm" if forced == "kvm" else "tcg", f"{VARIABLE} says so")
-    if forced:
-        raise Trouble(f"{VARIABLE}={forced} is neither kvm nor tcg")
-    if not device.exists():
-        return Decision("tcg", f"there is no {device}")
-    if not os.access(device, os.R_OK | os.W_OK):
-        return Decision("tcg", f"{device} is there, but not open to you (join the group kvm)")
+    if forced and forced not in (*_ALL, _QEMU):
+        raise Trouble(f"{VARIABLE}={forced} is none of {', '.join((*_ALL, _QEMU))}")
+    if forced and disks and (forced == "uml") != (disks == "uml"):
+        raise Trouble(
+            f"{VARIABLE}={forced}, and the lab's hosts have disks of {disks}",
+            f"unset it, or make the lab again: {lab_command('down', base.parent.name)}, then up",
+        )
+    for accelerator in _ALL:
+        if forced == accelerator:
+            if accelerator == "uml":
+                _provide_uml(base, progress)
+            return Decision(accelerator, f"{VARIABLE} says so")
+    if disks == "uml":
+        return Decision("uml", "the hosts' disks are User Mode Linux's")
     remembered = paths.cache_dir() / "accelerator.json"
-    situation = _situation(kernel, device)
+    situation = _situation(base / "vmlinuz", device)
+    kept = _remembered(remembered, situation)
+    only_qemu = bool(disks) or forced == _QEMU
+    if kept is None or (kept.accelerator == "uml" and only_qemu):
+        kept = _by_trial(base, progress, device, binary, uml_too=not only_qemu)
+        if not only_qemu:
+            text = json.dumps({"situation": situation, "decision": asdict(kept)}, indent=1)
+            write_atomic(remembered, text)
+    elif kept.accelerator == "uml":
+        try:
+            _provide_uml(base, progress)
+        except Trouble as trouble:
+            return Decision("tcg", f"User Mode Linux can't be had: {_first(trouble)}")
+    return kept
+
+
+def _remembered(path: Path, situation: str) -> Decision | None:
     try:
-        kept = json.loads(remembered.read_text())
+        kept = json.loads(path.read_text())
         if kept["situation"] == situation:
             return Decision(kept["decision"]["accelerator"], kept["decision"]["reason"])
     except (OSError, ValueError, KeyError):
         pass  # none yet, or one written by another version: try again
-    with progress.step("accelerator: trying KVM by booting a kernel"):
-        problem = trial("kvm", kernel, initrd, binary=binary)
+    return None
+
+
+def _by_trial(base: Path, progress: Progress, device: Path, binary: str, *, uml_too: bool) -> Decision:
+    no_kvm = _kvm_problem(base, progress, device, binary)
+    if no_kvm is None:
+        return Decision("kvm", "a trial boot worked")
+    if not uml_too:
+        return Decision("tcg", no_kvm)
+    progress.say(f"accelerator: no KVM ({no_kvm}); trying User Mode Linux")
+    try:
+        _provide_uml(base, progress)
+    except Trouble as trouble:
+        progress.say(str(trouble))
+        return Decision("tcg", f"{no_kvm}; User Mode Linux can't be had: {_first(trouble)}")
+    problem = uml_trial(base)
     if problem is None:
-        decision = Decision("kvm", "a trial boot worked")
-    else:
-        decision = Decision("tcg", f"KVM opens, but a trial boot failed: {problem}")
-    write_atomic(remembered, json.dumps({"situation": situation, "decision": asdict(decision)}, indent=1))
-    return decision
+        return Decision("uml", f"{no_kvm}; a trial boot of User Mode Linux worked")
+    return Decision("tcg", f"{no_kvm}; a trial boot of User Mode Linux failed: {problem}")
+
+
+def _kvm_problem(base: Path, progress: Progress, device: Path, binary: str) -> str | None:
+    """Why KVM can't be used; None if it can."""
+    if not device.exists():
+        return f"there is no {device}"
+    if not os.access(device, os.R_OK | os.W_OK):
+        return f"{device} is there, but not open to you (join the group kvm)"
+    with progress.step("accelerator: trying KVM by booting a kernel"):
+        problem = kvm_trial(base / "vmlinuz", base / "initrd", binary=binary)
+    return f"KVM opens, but a trial boot failed: {problem}" if problem else None
+
+
+def _first(trouble: Trouble) -> str:
+    return trouble.what.splitlines()[0]

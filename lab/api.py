@@ -14,26 +14,29 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal, Self, TypeVar
 
-from lab import paths, ports, processes, qemu, requirements, services, ssh, stackfile
+from lab import network, paths, ports, processes, requirements, services, ssh, stackfile, uml
 from lab.accelerator import Decision, choose
 from lab.errors import Trouble
 from lab.files import digest_of, finished, locked, write_atomic
+from lab.hardware import Accelerator, Machine, guest_name
 from lab.image import Image, ensure_base, ensure_image
 from lab.image import prune as prune_images
 from lab.machine import Vm, make_key
-from lab.options import Family, Options
+from lab.options import Family, Host, Options
 from lab.paths import DEFAULT_LAB, lab_command
 from lab.ports import LOOPBACK, Ports
 from lab.progress import Progress
+from lab.qemu_machine import QemuVm
+from lab.uml_machine import UmlVm
 
 T = TypeVar("T")
 HostState = Literal["ready", "booting", "paused", "stopped"]
 Source = Literal["auto", "build", "upstream"]
 
 # From power-on to systemd's end; emulated, with builds beside it, several minutes happen.
-_BOOT_SECONDS: dict[qemu.Accelerator, float] = {"kvm": 180.0, "tcg": 1200.0}
+_BOOT_SECONDS: dict[Accelerator, float] = {"kvm": 180.0, "uml": 300.0, "tcg": 1200.0}
 # An emulated host that is up but busy has been seen to take longer than two seconds.
-_GREETING_SECONDS: dict[qemu.Accelerator, float] = {"kvm": 2.0, "tcg": 15.0}
+_GREETING_SECONDS: dict[Accelerator, float] = {"kvm": 2.0, "uml": 5.0, "tcg": 15.0}
 
 # Packages, image and site in the making, and hosts' disks as they grow.
 _DISK_NEEDED = 6 << 30  # bytes
@@ -60,10 +63,10 @@ class HostStatus:
     ssh_host: str
     ssh_port: int
     state: HostState
-    pid: int | None  # QEMU's
+    pid: int | None  # of what runs the guest
     cpus: int
     memory: int  # MiB that the guest may use
-    resident: int | None  # MiB of this machine's memory that QEMU holds now
+    resident: int | None  # MiB of this machine's memory that the guest holds now
 
 
 @dataclass(frozen=True)
@@ -106,7 +109,7 @@ class _Record:
     options: Options
     ports: Ports
     image: str = ""
-    accelerator: qemu.Accelerator = "tcg"
+    accelerator: Accelerator = "tcg"
     accelerator_reason: str = ""
     site: str = ""
     site_root: str = ""
@@ -193,23 +196,29 @@ class Lab:
             host for host in hosts if host.role != "worker"
         ]
         number = int(digest_of(str(self.folder))[:2], 16)
-        return tuple(
-            Vm(
+        under_uml = record.accelerator == "uml"
+        kind: type[Vm] = UmlVm if under_uml else QemuVm
+
+        def vm(host: Host) -> Vm:
+            # With a second CPU every system call of a User Mode Linux guest wakes a sleeping CPU of this
+            # machine. Whoever asks for more gets them.
+            cpus = (record.options.cpus or 1) if under_uml else host.cpus
+            return kind(
                 self.folder,
-                qemu.Machine(
+                Machine(
                     lab=self.name,
-                    host=host,
+                    host=dataclasses.replace(host, cpus=cpus),
                     workers_first=order.index(host),
                     ports=record.ports,
                     accelerator=record.accelerator,
-                    kernel=Path("../base/vmlinuz"),
-                    initrd=Path("../base/initrd"),
+                    kernel=Path("../base") / (uml.KERNEL if under_uml else "vmlinuz"),
+                    initrd=Path("../base") / (uml.INITRD if under_uml else "initrd"),
                     network_id=number,
                     family=record.options.family,
                 ),
             )
-            for host in hosts
-        )
+
+        return tuple(map(vm, hosts))
 
     def _vm(self, host: str) -> Vm:
         vms = {vm.host.name: vm for vm in self._vms(self._read())}
@@ -309,12 +318,10 @@ class Lab:
     def _check_ports(self, record: _Record) -> None:
         """Refuse before anything starts if a port is taken by someone else."""
         wanted = record.ports.tcp()
+        has_network = network.pid(self.folder) is not None
         for vm in self._vms(record):
-            if vm.pid is not None:
-                place = record.ports.node_port[vm.machine.workers_first]
-                mine = {vm.ssh_port, place} | (
-                    {record.ports.api} if vm.host.role == "control-plane" else set()
-                )
+            if has_network or (vm.pid is not None and record.accelerator != "uml"):
+                mine = vm.machine.forwards
                 wanted = {port: what for port, what in wanted.items() if port not in mine}
         for name, port in (("packages", record.ports.packages), ("registry", record.ports.registry)):
             if services.pid(self.folder, name) is not None:
@@ -374,10 +381,10 @@ class Lab:
             self._adopt(ensure_image(release, archives, family, progress))
         record = dataclasses.replace(record, image=(self.folder / "base/complete").read_text())
         base_folder = self.folder / "base"
-        decision: Decision = choose(base_folder / "vmlinuz", base_folder / "initrd", progress)
-        progress.say(f"accelerator: {decision.accelerator} ({decision.reason})")
         if not any(vm.pid for vm in self._vms(record)):
             # Hosts of one lab run alike, since they are saved and loaded together.
+            decision: Decision = choose(base_folder, progress, disks=self._disks(record))
+            progress.say(f"accelerator: {decision.accelerator} ({decision.reason})")
             record = dataclasses.replace(
                 record, accelerator=decision.accelerator, accelerator_reason=decision.reason
             )
@@ -395,7 +402,13 @@ class Lab:
         known = "".join(f"[{LOOPBACK}]:{vm.ssh_port} {vm.host_key()}\n" for vm in vms)
         write_atomic(self.folder / "known_hosts", known)
         stackfile.write(self.name, record.options, record.ports, self.folder, progress)
+        stackfile.write_settings(self.folder, record.accelerator)
         return record
+
+    def _disks(self, record: _Record) -> Accelerator | None:
+        """What the hosts have run by, if any has a disk."""
+        there = any((vm.folder / vm.disk_file).exists() for vm in self._vms(record))
+        return record.accelerator if there else None
 
     @property
     def _has_image(self) -> bool:
@@ -426,6 +439,7 @@ class Lab:
             f"registry at http://{LOOPBACK}:{record.ports.registry}"
         )
         vms = self._vms(record)
+        self._start_network(record, vms)
         names = ", ".join(vm.host.name for vm in vms)
         booted = [vm for vm in vms if vm.booted]
         booting = [vm for vm in vms if vm not in booted]
@@ -439,6 +453,11 @@ class Lab:
         # The site's key is made anew with the cache: hosts that were seeded before get to know it.
         key = (self.folder / "packages.asc").read_text()
         self._each(lambda vm: vm.trust_packages(key), vms)
+
+    def _start_network(self, record: _Record, vms: Sequence[Vm]) -> None:
+        """Start the network of hosts under User Mode Linux; QEMU has its own."""
+        if record.accelerator == "uml":
+            network.start(self.folder, self.folder / "base" / network.PROGRAM, vms, self._progress)
 
     def _wait(
         self,
@@ -484,7 +503,7 @@ class Lab:
     def power_off(self, host: str) -> None:
         """Take a host's power away, as it happens to real ones: nothing is shut down. `up` starts it again.
 
-        :raises Trouble: no such host, or QEMU can't be ended.
+        :raises Trouble: no such host, or its process can't be ended.
         """
         vm = self._vm(host)
         with locked(self._lock_path(), self._progress, f"lab {self.name}"):
@@ -503,8 +522,10 @@ class Lab:
                 return
             with self._progress.step(f"lab {self.name}: ending hosts and services, removing disks"):
                 # By what is in the folder, not by the record: that may be what is broken.
-                for pid_file in self.folder.glob("*/qemu.pid"):
-                    processes.end(pid_file, qemu.guest_name(self.name, pid_file.parent.name))
+                for kind in (QemuVm, UmlVm):
+                    for pid_file in self.folder.glob(f"*/{kind.pid_file}"):
+                        processes.end(pid_file, guest_name(self.name, pid_file.parent.name))
+                network.stop(self.folder)
                 for name in ("packages", "registry"):
                     services.stop(self.folder, name)
                 # Out of the way at once; the removal may be interrupted, and `prune` ends it.
@@ -605,7 +626,7 @@ class Lab:
         def collect(vm: Vm) -> None:
             target = folder / vm.host.name
             target.mkdir(exist_ok=True)
-            for name in ("console.log", "qemu.log"):
+            for name in {"console.log", vm.log_file}:
                 if (vm.folder / name).exists():
                     shutil.copyfile(vm.folder / name, target / name)
             for name, line in _LOG_COMMANDS.items():
@@ -618,7 +639,7 @@ class Lab:
                 (target / name).write_text(text)
 
         self._each(collect, vms)
-        for log in (self.folder / "services").glob("*.log"):
+        for log in [*(self.folder / "services").glob("*.log"), *(self.folder / "network").glob("*.log")]:
             shutil.copyfile(log, folder / log.name)
         try:
             write_atomic(folder / "status.json", self.status().to_json())
@@ -664,16 +685,16 @@ class Lab:
             with self._progress.step(f"snapshot: restoring '{tag}'"):
                 for service in self._services(record):
                     services.start(self.folder, service)
-                for vm in vms:
-                    if vm.pid is None:
-                        vm.start(paused=True)
+                self._start_network(record, vms)
                 try:
-                    self._each(lambda vm: vm.pause(), vms)
+                    # All are held before the first is loaded: none may speak to another's past.
+                    self._each(lambda vm: vm.hold_for_load(), vms)
                     self._each(lambda vm: vm.load(tag), vms)
                 finally:
                     self._each(lambda vm: vm.resume(), vms)
                 # Whatever state was saved is what is wanted: also one with failed services.
                 self._wait(Vm.wait_answers, record, vms)
+                self._each(lambda vm: vm.note_booted(), vms)
                 self._each(lambda vm: vm.set_clock(), vms)
                 key = (self.folder / "packages.asc").read_text()
                 self._each(lambda vm: vm.trust_packages(key), vms)
@@ -698,17 +719,8 @@ def _host_status(vm: Vm) -> HostStatus:
         pid,
         host.cpus,
         host.memory,
-        _resident(pid),
+        vm.resident(),
     )
-
-
-def _resident(pid: int | None) -> int | None:
-    """MiB of memory that a process holds."""
-    try:
-        pages = int(Path(f"/proc/{pid}/statm").read_text().split()[1])
-    except (OSError, IndexError):
-        return None
-    return pages * os.sysconf("SC_PAGE_SIZE") >> 20
 
 
 def _check_tag(tag: str) -> None:
@@ -739,7 +751,7 @@ def prune(progress: Progress, *, everything: bool = False) -> None:
     served = {Path(p) for record in records for p in (record.site_root, record.registry_data) if p}
     prune_images({record.image for record in records}, progress, everything=everything)
     if everything:
-        kinds = ("site", "rpm", "go", "debian")
+        kinds = ("site", "rpm", "go", "debian", "kernel")
         for kind in kinds:
             cache.prune(kind, _served_keys(folder / kind, served))
         # Each of these is made anew by the next command that wants it.

@@ -6,6 +6,8 @@
 # With `lab.trial` on the kernel's command line it proves that the accelerator runs a
 # guest, says so on the console and switches the machine off. Otherwise it mounts the root
 # disk, gives a host that has no identity yet the one on the seed disk, and starts systemd.
+# Under User Mode Linux it also gives disks' partitions, network cards and /proc/cpuinfo the look that they
+# have elsewhere, and brings the kernel's modules.
 
 /bin/busybox mount -t devtmpfs dev /dev
 /bin/busybox mount -t proc proc /proc
@@ -30,25 +32,45 @@ if grep -qw lab.trial /proc/cmdline; then
     poweroff -f
 fi
 
-while read -r module; do
-    insmod "/modules/$module" || die "module $module can't be loaded"
-done </modules/order
+disk=/dev/vda seed=/dev/vdb
+if grep -q 'User Mode Linux' /proc/cpuinfo; then
+    disk=/dev/ubda seed=/dev/ubdb
+    for card in 0 1; do
+        ip link set "vec$card" name "eth$card" || die "the network card vec$card is missing"
+    done
+    # kubelet looks for the clock's speed here and ends without it. The file's own file system goes at once;
+    # the mount over /proc/cpuinfo stays, and /proc is handed over with it.
+    mkdir /mhz
+    mount -t tmpfs -o size=64k,mode=755 tmpfs /mhz
+    sed '/^model name/a cpu MHz\t\t: 1000.000' /proc/cpuinfo >/mhz/cpuinfo
+    mount -o bind /mhz/cpuinfo /proc/cpuinfo || die "/proc/cpuinfo can't be covered"
+    umount -l /mhz
+else
+    while read -r module; do
+        insmod "/modules/$module" || die "module $module can't be loaded"
+    done </modules/order
+fi
 
-# virtio_blk finds its disks while it is loaded; the bound is for a disk that isn't there.
+# The driver finds its disks while it is loaded; the bound is for a disk that isn't there.
 i=0
-until [ -b /dev/vda1 ]; do
+until [ -b "${disk}1" ]; do
     i=$((i + 1))
-    [ "$i" -le 100 ] || die "no root disk /dev/vda1"
+    [ "$i" -le 100 ] || die "no root disk ${disk}1"
     usleep 100000
 done
-mount -t ext4 -o rw,noatime /dev/vda1 /root || die "the root disk can't be mounted"
+mount -t ext4 -o rw,noatime "${disk}1" /root || die "the root disk can't be mounted"
+
+# The image has Debian's kernel. The modules of another one come with it, and under its version's name.
+if [ -s /modules.tar ] && [ ! -d "/root/usr/lib/modules/$(uname -r)" ]; then
+    tar -x -f /modules.tar -C /root || die "the kernel's modules can't be unpacked"
+fi
 
 if [ ! -s /root/etc/machine-id ]; then
-    tar -x -f /dev/vdb -C /root || die "the seed disk can't be read"
+    tar -x -f "$seed" -C /root || die "the seed disk can't be read"
     # Without a label, SELinux would keep everybody from what the seed has brought.
     contexts=/etc/selinux/default/contexts/files/file_contexts
     if [ -s "/root$contexts" ]; then
-        tar -t -f /dev/vdb | sed 's,^,/,' | chroot /root /usr/sbin/setfiles -F -f - "$contexts" ||
+        tar -t -f "$seed" | sed 's,^,/,' | chroot /root /usr/sbin/setfiles -F -f - "$contexts" ||
             die "the seed's files can't be labelled"
     fi
     # Last, since it marks the seed as complete: a boot that is cut short begins it again.
@@ -57,6 +79,6 @@ if [ ! -s /root/etc/machine-id ]; then
 fi
 
 umount /sys
-umount /proc
+mount -o move /proc /root/proc
 mount -o move /dev /root/dev
 exec switch_root /root /sbin/init

@@ -312,7 +312,7 @@ def write_disk(root: Path, disk: Path, root_bytes: int, swap_bytes: int) -> None
     with header.open("wb") as file:
         file.truncate(swap_bytes)
     header.chmod(0o600)
-    run(["mkswap", str(header)])
+    run(["mkswap", "--label", "swap", str(header)])
     with header.open("rb") as swap, disk.open("r+b") as file:
         file.seek(ROOT_START + root_bytes)
         file.write(swap.read(4096))  # the header is one page; the rest of a swap area is empty

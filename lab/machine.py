@@ -1,47 +1,45 @@
-"""One virtual machine: its folder, its process, its boot, its snapshots."""
+"""One virtual machine: its folder, its process, its boot. What runs it is a subclass's to say."""
 
 from __future__ import annotations
 
-import contextlib
-import os
-import shutil
 import subprocess
 import threading
 import time
 import uuid
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from pathlib import Path
+from typing import ClassVar
 
-from lab import processes, qemu, requirements, seed, ssh
+from lab import processes, requirements, seed, ssh
 from lab.errors import Trouble
 from lab.files import write_atomic
+from lab.hardware import Machine, guest_name
 from lab.options import Host
 from lab.paths import lab_command
 from lab.progress import Progress
-from lab.qmp import Qmp
 
 _CONSOLE_LINES = 25
-# Saving or loading a guest of a few GiB is a matter of seconds; a busy disk may take longer.
-_SNAPSHOT_SECONDS = 600.0
-# Two thirds of the control plane's share where there isn't enough for all. With a third (5), workers of a
-# lab of three were starved: their kubelets took minutes to start a container.
-_WORKERS_NICENESS = 2
-# For a guest that QEMU stopped at a full disk: with less it would stand again at once.
-_ROOM_TO_GO_ON = 1 << 30  # bytes
 # What the kernel or the lab's initramfs says on the console when a boot can't go on.
 _FATAL = ("Kernel panic", "lab: ", "You are in emergency mode")
 
 
 @dataclass(frozen=True)
-class Vm:
+class Vm(ABC):
     """A host of a lab, as files and as a process.
 
-    The folder holds disk.qcow2, seed.tar, console.log, qemu.log, qmp.sock, qemu.pid and
-    the host's SSH key; paths in the command line are relative to it.
+    The folder holds the disk, seed.tar, console.log, a pid file and the host's SSH key; paths in the
+    command line are relative to it.
     """
 
+    # By subclass: the program's name for people, its pid file, the disk, the file it writes its messages to.
+    program: ClassVar[str]
+    pid_file: ClassVar[str]
+    disk_file: ClassVar[str]
+    log_file: ClassVar[str]
+
     lab_folder: Path
-    machine: qemu.Machine
+    machine: Machine
 
     @property
     def host(self) -> Host:
@@ -60,13 +58,83 @@ class Vm:
 
     @property
     def pid(self) -> int | None:
-        """QEMU's process id, if it runs."""
-        mark = qemu.guest_name(self.machine.lab, self.host.name)
-        found = processes.running(self.folder / "qemu.pid", mark)
+        """The process id of what runs the guest, if it runs."""
+        found = processes.running(self.folder / self.pid_file, self._mark)
         # Another state folder may hold a lab of the same name: look where the process works.
         if found is not None and _working_folder(found) != self.folder.resolve():
             return None
         return found
+
+    @property
+    def _mark(self) -> str:
+        return guest_name(self.machine.lab, self.host.name)
+
+    # -- what differs between the programs that run guests ----------------
+
+    @abstractmethod
+    def make_disk(self, base: Path) -> None:
+        """Make the disk, an overlay of the raw base disk, if it isn't there.
+
+        :raises Trouble: it can't be made.
+        """
+
+    @abstractmethod
+    def start(self) -> None:
+        """Start the guest; nothing happens if it runs.
+
+        :raises Trouble: it ends at once; with what it said.
+        """
+
+    @abstractmethod
+    def held(self) -> str | None:
+        """Why the guest's CPUs stand still; None where they run, or the guest doesn't.
+
+        :raises Trouble: what runs the guest doesn't answer.
+        """
+
+    @abstractmethod
+    def let_run(self, progress: Progress) -> None:
+        """Let a guest run whose CPUs stand still.
+
+        :raises Trouble: the cause is still there.
+        """
+
+    @abstractmethod
+    def shut_down_for_reboot(self, seconds: float) -> None:
+        """Have the guest reboot, and return when it has shut down; `start` must follow.
+
+        :raises Trouble: the guest doesn't take the command, or isn't down in time.
+        """
+
+    @abstractmethod
+    def pause(self) -> None:
+        """Stop the guest's CPUs."""
+
+    @abstractmethod
+    def resume(self) -> None:
+        """Let the guest's CPUs run."""
+
+    @abstractmethod
+    def save(self, tag: str) -> None:
+        """Save a paused guest, in place of an earlier snapshot of that name."""
+
+    @abstractmethod
+    def hold_for_load(self) -> None:
+        """Stop the guest, whether it runs or not, so that a snapshot can be loaded."""
+
+    @abstractmethod
+    def load(self, tag: str) -> None:
+        """Bring a guest that is held back to a snapshot; `resume` lets it run."""
+
+    @abstractmethod
+    def snapshots(self) -> list[str]:
+        """The tags of its snapshots, whether it runs or not."""
+
+    @abstractmethod
+    def resident(self) -> int | None:
+        """MiB of this machine's memory that the guest holds now; None if it doesn't run."""
+
+    # -- what doesn't ------------------------------------------------------
 
     def host_key(self) -> str:
         """Its public host key, as `ssh-ed25519 AAAA...`; made at the first call."""
@@ -98,100 +166,12 @@ class Vm:
             )
             write_atomic(self._packages_known, packages_key)
             write_atomic(self.folder / "seed.tar", seed.archive(identity), 0o600)
-        if not (self.folder / "disk.qcow2").exists():
-            draft = self.folder / ".disk.draft"
-            base = os.path.relpath(disk, self.folder)
-            command = [
-                requirements.program("qemu-img"),
-                "create",
-                "-q",
-                "-f",
-                "qcow2",
-                "-F",
-                "raw",
-                "-b",
-                base,
-            ]
-            done = subprocess.run(
-                [*command, draft.name], cwd=self.folder, capture_output=True, text=True, check=False
-            )
-            if done.returncode != 0:
-                raise Trouble(f"the disk of {self.host.name} can't be made: {done.stderr.strip()}")
-            draft.replace(self.folder / "disk.qcow2")
+        self.make_disk(disk)
 
-    def start(self, *, paused: bool = False) -> None:
-        """Start QEMU; nothing happens if it runs.
-
-        :raises Trouble: it ends at once; with what it said.
-        """
+    def stop(self) -> None:
+        """End the guest at once, without shutting it down: its disk is thrown away, or was saved."""
         if self.pid is not None:
-            return
-        for name in ("qemu.pid", "qmp.sock", "booted"):
-            (self.folder / name).unlink(missing_ok=True)
-        log = self.folder / "qemu.log"
-        scheduling = self._scheduling()
-        with log.open("wb") as output:
-            process = subprocess.Popen(
-                [
-                    *scheduling,
-                    requirements.program(qemu.BINARY),
-                    *qemu.command(self.machine, paused=paused)[1:],
-                ],
-                cwd=self.folder,
-                stdin=subprocess.DEVNULL,
-                stdout=output,
-                stderr=subprocess.STDOUT,
-                start_new_session=True,  # the terminal's Ctrl-C isn't meant for it
-            )
-        if scheduling:
-            # Linux schedules whole sessions against each other where it groups them, and nice values
-            # only inside of one. There the group has a value of its own.
-            with contextlib.suppress(OSError):
-                Path(f"/proc/{process.pid}/autogroup").write_text(str(_WORKERS_NICENESS))
-        deadline = time.monotonic() + 60
-        while not (self.folder / "qmp.sock").exists() or self.pid is None:
-            if process.poll() is not None or time.monotonic() > deadline:
-                raise Trouble(f"QEMU of {self.host.name} doesn't start:\n{_tail(log, 10)}")
-            time.sleep(0.02)
-
-    def _scheduling(self) -> tuple[str, ...]:
-        """How QEMU is started so that an emulated worker leaves the CPU to the control plane first.
-
-        Everything that workers do waits for the control plane, which is what breaks when it is late.
-        """
-        if self.machine.accelerator == "kvm" or self.host.role == "control-plane":
-            return ()
-        return ("nice", "-n", str(_WORKERS_NICENESS))
-
-    def held(self) -> str | None:
-        """Why QEMU lets the guest's CPUs stand, in its own word; None where they run, or QEMU doesn't.
-
-        :raises Trouble: QEMU doesn't say.
-        """
-        if self.pid is None:
-            return None
-        with Qmp(self.folder) as qmp:
-            status: str = qmp.execute("query-status")["status"]
-        return None if status == "running" else status
-
-    def let_run(self, progress: Progress) -> None:
-        """Let a guest run whose CPUs stand: at a full disk's end, or after a snapshot that was cut off.
-
-        :raises Trouble: QEMU couldn't write the disk, and there is no more room than before.
-        """
-        why = self.held()
-        if why is None:
-            return
-        if why == "io-error":
-            free = shutil.disk_usage(self.folder).free
-            if free < _ROOM_TO_GO_ON:
-                raise Trouble(
-                    f"QEMU stopped {self.host.name} when it couldn't write its disk: "
-                    f"{self.folder} has {free >> 20} MiB left",
-                    f"make room, then {lab_command('up', self.machine.lab)}: the host goes on where it stood",
-                )
-        progress.say(f"{self.host.name}: stood still (QEMU says {why}); it goes on")
-        self.resume()
+            processes.end(self.folder / self.pid_file, self._mark)
 
     def wait_answers(self, seconds: float, progress: Progress, cancelled: threading.Event) -> None:
         """Wait until the host's SSH server greets.
@@ -201,18 +181,18 @@ class Vm:
         :raises Trouble: it doesn't; with the console's last lines.
         """
         begun = time.monotonic()
-        log = self.folder / "qemu.log"
+        log = self.folder / self.log_file
         while not ssh.greets(self.ssh_port):
             if cancelled.is_set():
                 return
             if self.pid is None:
-                raise self._no_boot(f"QEMU of {self.host.name} ended: {_tail(log, 3)}")
+                raise self._no_boot(f"{self.program} of {self.host.name} ended: {tail(log, 3)}")
             fatal = self._fatal_line()
             if fatal is not None:
                 raise self._no_boot(f"{self.host.name} doesn't boot: {fatal}")
             if time.monotonic() - begun > seconds:
                 why = self.held()
-                cause = f" (QEMU holds it: {why})" if why else ""
+                cause = f" ({self.program} holds it: {why})" if why else ""
                 raise self._no_boot(f"{self.host.name} doesn't answer by SSH after {seconds:.0f}s{cause}")
             time.sleep(0.25)
         progress.say(f"{self.host.name}: SSH answers after {time.monotonic() - begun:.0f}s")
@@ -236,15 +216,16 @@ class Vm:
                 self.lab_folder, self.ssh_port, ["systemctl", "--failed", "--no-legend", "--plain"]
             )
             raise self._no_boot(f"{self.host.name} booted, but is {state}:\n{failed.stdout.strip()}")
-        self._note_booted()
+        self.note_booted()
         progress.say(f"{self.host.name}: ready after {time.monotonic() - begun:.0f}s")
 
-    def _note_booted(self) -> None:
+    def note_booted(self) -> None:
+        """Remember that the guest of this process has been ready."""
         write_atomic(self.folder / "booted", str(self.pid))
 
     @property
     def booted(self) -> bool:
-        """Whether the guest of this QEMU has been ready once, whatever has become of it since."""
+        """Whether the guest of this process has been ready once, whatever has become of it since."""
         note = self.folder / "booted"
         return note.exists() and note.read_text() == str(self.pid)
 
@@ -268,6 +249,10 @@ class Vm:
         """The packages' key that the guest has, as far as this machine knows."""
         return self.folder / "packages.known"
 
+    def forget_packages(self) -> None:
+        """Take the guest for one that may have any key: it was brought back to another time."""
+        self._packages_known.unlink(missing_ok=True)
+
     def trust_packages(self, key: str) -> None:
         """Give a running host the package repository's key, if it was seeded with another one.
 
@@ -283,7 +268,7 @@ class Vm:
         write_atomic(known, key)
 
     def _fatal_line(self) -> str | None:
-        for line in _tail(self.folder / "console.log", 60).splitlines():
+        for line in tail(self.folder / "console.log", 60).splitlines():
             if any(mark in line for mark in _FATAL):
                 return line.strip()
         return None
@@ -291,83 +276,18 @@ class Vm:
     def _no_boot(self, what: str) -> Trouble:
         console = self.folder / "console.log"
         return Trouble(
-            f"{what}\nthe console's last lines ({console}):\n{_tail(console, _CONSOLE_LINES)}",
+            f"{what}\nthe console's last lines ({console}):\n{tail(console, _CONSOLE_LINES)}",
             f"{lab_command('down', self.machine.lab)}, then up again; "
             "if it fails at the same place, the console says where",
         )
 
     @property
     def answers(self) -> bool:
-        """Whether QEMU runs and the guest's SSH server greets.
+        """Whether the guest runs and its SSH server greets.
 
         The host key was checked when it booted; a login would take an emulated host seconds.
         """
         return self.pid is not None and ssh.greets(self.ssh_port)
-
-    def shut_down_for_reboot(self, seconds: float) -> None:
-        """Have the guest reboot, with QEMU ending where it would reset the machine.
-
-        A reset in place makes QEMU 10 fail now and then when it emulates several CPUs (an
-        assertion in iotlb_to_section): a new process begins from nothing.
-
-        :raises Trouble: the guest doesn't take the command, or isn't down in time.
-        """
-        pid = self.pid
-        if pid is None:
-            raise Trouble(f"{self.host.name} doesn't run", lab_command("up", self.machine.lab))
-        with Qmp(self.folder) as qmp:
-            qmp.execute("set-action", reboot="shutdown")
-        # The connection may be cut before the command's end: whether QEMU ends decides.
-        with contextlib.suppress(Trouble):
-            ssh.run(self.lab_folder, self.ssh_port, ["systemctl", "reboot"], timeout=120)
-        if not processes.wait_end(pid, seconds):
-            raise Trouble(f"{self.host.name} is not down {seconds:.0f}s after it was told to reboot")
-
-    def pause(self) -> None:
-        """Stop the guest's CPUs."""
-        with Qmp(self.folder) as qmp:
-            qmp.execute("stop")
-
-    def resume(self) -> None:
-        """Let the guest's CPUs run."""
-        with Qmp(self.folder) as qmp:
-            qmp.execute("cont")
-
-    def save(self, tag: str) -> None:
-        """Save memory and disk in the disk's file, in place of an earlier snapshot of that name."""
-        with Qmp(self.folder, timeout=_SNAPSHOT_SECONDS) as qmp:
-            if tag in qmp.snapshots(qemu.DISK):
-                qmp.job("snapshot-delete", f"delete-{tag}", _SNAPSHOT_SECONDS, tag=tag, devices=[qemu.DISK])
-            qmp.job(
-                "snapshot-save", f"save-{tag}", _SNAPSHOT_SECONDS,
-                tag=tag, vmstate=qemu.DISK, devices=[qemu.DISK],
-            )  # fmt: skip
-
-    def load(self, tag: str) -> None:
-        """Load memory and disk; the guest stays paused."""
-        # The key in the guest will be the one of that time.
-        self._packages_known.unlink(missing_ok=True)
-        with Qmp(self.folder, timeout=_SNAPSHOT_SECONDS) as qmp:
-            qmp.job(
-                "snapshot-load", f"load-{tag}", _SNAPSHOT_SECONDS,
-                tag=tag, vmstate=qemu.DISK, devices=[qemu.DISK],
-            )  # fmt: skip
-        self._note_booted()
-
-    def snapshots(self) -> list[str]:
-        """The tags that its disk holds, whether it runs or not."""
-        if self.pid is not None:
-            with Qmp(self.folder) as qmp:
-                return qmp.snapshots(qemu.DISK)
-        disk = self.folder / "disk.qcow2"
-        if not disk.exists():
-            return []
-        command = [requirements.program("qemu-img"), "snapshot", "-l", disk.name]
-        done = subprocess.run(command, cwd=self.folder, capture_output=True, text=True, check=False)
-        if done.returncode != 0:
-            raise Trouble(f"the disk of {self.host.name} can't be read: {done.stderr.strip()}")
-        rows = [line.split() for line in done.stdout.splitlines()]
-        return [row[1] for row in rows if len(row) > 2 and row[0].isdigit()]
 
     def set_clock(self) -> None:
         """Set the guest's clock to this machine's: after a restore it is as it was at the snapshot."""
@@ -375,11 +295,6 @@ class Vm:
         done = ssh.run(self.lab_folder, self.ssh_port, command, timeout=120)
         if done.returncode != 0:
             raise Trouble(f"the clock of {self.host.name} can't be set: {done.stderr.strip()}")
-
-    def stop(self) -> None:
-        """End QEMU at once, without shutting the guest down: its disk is thrown away, or was saved."""
-        if self.pid is not None:
-            processes.end(self.folder / "qemu.pid", qemu.guest_name(self.machine.lab, self.host.name))
 
 
 def make_key(path: Path, comment: str) -> None:
@@ -405,7 +320,8 @@ def _working_folder(pid: int) -> Path | None:
         return None
 
 
-def _tail(path: Path, lines: int) -> str:
+def tail(path: Path, lines: int) -> str:
+    """A file's last lines, as far as they can be read."""
     try:
         with path.open("rb") as file:
             file.seek(max(0, path.stat().st_size - 16384))

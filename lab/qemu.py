@@ -2,18 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Literal
-
-from lab.options import Family, Host
-from lab.ports import LOOPBACK, Ports
+from lab.hardware import Accelerator, Machine, forwarded, guest_name
+from lab.options import Family
+from lab.ports import LOOPBACK
 
 BINARY = "qemu-system-x86_64"
-Accelerator = Literal["kvm", "tcg"]
-
-API_PORT = 6443
-NODE_PORT = 30080
 DISK = "disk"  # block node of the root disk, which snapshots save
 
 # Without KVM. String instructions are emulated byte by byte, so that code which is told to
@@ -42,7 +35,6 @@ _KERNEL_ARGUMENTS = (
 # This is for systemd's services (containerd, kubelet); the stack file says it for the control plane's
 # components. The figures are in docs/decisions/0019-emulated-go-on-one-cpu.md.
 _EMULATED_ARGUMENTS = " highres=off nohz=off systemd.setenv=GOMAXPROCS=1"
-_ACCELERATOR_ARGUMENTS: dict[Accelerator, str] = {"kvm": "", "tcg": _EMULATED_ARGUMENTS}
 
 # Debian's kernel has SELinux in it, and takes another module unless it is told so.
 _FAMILY_ARGUMENTS: dict[Family, str] = {"deb": "", "dnf": " security=selinux"}
@@ -56,40 +48,15 @@ def accelerator_arguments(accelerator: Accelerator) -> tuple[str, ...]:
     return _KVM if accelerator == "kvm" else _TCG
 
 
-@dataclass(frozen=True)
-class Machine:
-    """Everything QEMU is told about a host; paths are relative to the host's folder."""
-
-    lab: str
-    host: Host
-    workers_first: int  # the host's place in `Ports.node_port`
-    ports: Ports
-    accelerator: Accelerator
-    kernel: Path
-    initrd: Path
-    network_id: int  # 0 to 255, differs between labs: part of the hardware addresses
-    family: Family = "deb"
-
-
-def guest_name(lab: str, host: str) -> str:
-    """The name by which a process is known to be a lab's host."""
-    return f"kubeadm-ipvs/{lab}/{host}"
-
-
 def command(machine: Machine, *, paused: bool = False) -> list[str]:
     """The command line. QEMU is started in the host's folder, which holds the files named.
 
     :param paused: don't run the guest yet, for a snapshot to be loaded first.
     """
-    host, ports = machine.host, machine.ports
-    forwards = [(ports.ssh[host.index], 22), (ports.node_port[machine.workers_first], NODE_PORT)]
-    if host.role == "control-plane":
-        forwards.append((ports.api, API_PORT))
+    host = machine.host
     user_net = "user,id=nat" + "".join(
-        f",hostfwd=tcp:{LOOPBACK}:{outside}-:{inside}" for outside, inside in forwards
+        f",hostfwd=tcp:{forwarded(outside)}-:{inside}" for outside, inside in machine.forwards.items()
     )
-    # Local administration bit set; unique per lab, host and interface.
-    mac = f"52:54:{machine.network_id:02x}:00:{{}}:{host.index + 1:02x}"
     return [
         BINARY,
         "-name", guest_name(machine.lab, host.name),
@@ -100,7 +67,7 @@ def command(machine: Machine, *, paused: bool = False) -> list[str]:
         "-m", f"{host.memory}M",
         "-kernel", str(machine.kernel),
         "-initrd", str(machine.initrd),
-        "-append", _KERNEL_ARGUMENTS + _ACCELERATOR_ARGUMENTS[machine.accelerator]
+        "-append", _KERNEL_ARGUMENTS + (_EMULATED_ARGUMENTS if machine.accelerator == "tcg" else "")
         + _FAMILY_ARGUMENTS[machine.family],
         # Nothing is flushed: a lab's disk need not survive the developer's machine losing power.
         "-blockdev", f"driver=qcow2,node-name={DISK},discard=unmap,cache.no-flush=on,"
@@ -109,9 +76,9 @@ def command(machine: Machine, *, paused: bool = False) -> list[str]:
         "-blockdev", "driver=raw,node-name=seed,read-only=on,file.driver=file,file.filename=seed.tar",
         "-device", "virtio-blk-pci,drive=seed",
         "-netdev", user_net,
-        "-device", f"virtio-net-pci,netdev=nat,romfile=,mac={mac.format('00')}",
-        "-netdev", f"socket,id=lan,mcast=230.0.0.1:{ports.lan},localaddr={LOOPBACK}",
-        "-device", f"virtio-net-pci,netdev=lan,romfile=,mac={mac.format('01')}",
+        "-device", f"virtio-net-pci,netdev=nat,romfile=,mac={machine.mac(0)}",
+        "-netdev", f"socket,id=lan,mcast=230.0.0.1:{machine.ports.lan},localaddr={LOOPBACK}",
+        "-device", f"virtio-net-pci,netdev=lan,romfile=,mac={machine.mac(1)}",
         "-device", "virtio-rng-pci",
         "-chardev", "file,id=console,path=console.log",
         "-serial", "chardev:console",

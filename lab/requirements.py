@@ -67,6 +67,17 @@ REQUIREMENTS = (
 )
 # For those who aren't root: user namespaces with more than one user.
 ROOTLESS = (Requirement("newuidmap", "uidmap"),)
+# For hosts under User Mode Linux, where KVM doesn't work: their kernel is compiled here.
+UML = (
+    Requirement("bc", "bc"),
+    Requirement("bison", "bison"),
+    Requirement("depmod", "kmod"),
+    Requirement("flex", "flex"),
+    Requirement("gcc", "gcc"),
+    Requirement("/usr/include/stdio.h", "libc6-dev"),
+    Requirement("make", "make"),
+    Requirement("xz", "xz-utils"),
+)
 # For labs of the dnf family: their packages and their repository.
 DNF = (
     Requirement("rpmbuild", "rpm"),
@@ -87,7 +98,7 @@ def program(name: str) -> str:
     """
     path = find(name)
     if path is None:
-        package = next((r.package for r in (*REQUIREMENTS, *ROOTLESS, *DNF) if r.what == name), None)
+        package = next((r.package for r in (*REQUIREMENTS, *ROOTLESS, *UML, *DNF) if r.what == name), None)
         raise Trouble(f"the program {name} isn't installed", f"apt install {package or name}")
     return path
 
@@ -100,9 +111,31 @@ def wanted(family: Family = "deb") -> tuple[Requirement, ...]:
 
 def missing(family: Family = "deb") -> tuple[Requirement, ...]:
     """What isn't there."""
-    return tuple(
-        r for r in wanted(family) if not (Path(r.what).exists() if r.what.startswith("/") else find(r.what))
-    )
+    return _lacking(wanted(family))
+
+
+def _lacking(those: Sequence[Requirement]) -> tuple[Requirement, ...]:
+    return tuple(r for r in those if not (Path(r.what).exists() if r.what.startswith("/") else find(r.what)))
+
+
+def install_uml(progress: Progress) -> None:
+    """Install what is missing of what User Mode Linux's kernel is built with.
+
+    :raises Trouble: it can't be installed.
+    """
+    lacking = _lacking(UML)
+    if not lacking:
+        return
+    packages = [r.package for r in lacking]
+    if find("apt-get") is None:
+        raise Trouble(
+            f"its kernel can't be built without {', '.join(r.what for r in lacking)}, and this system has no "
+            "apt-get",
+            f"install by your own means what these packages hold: {' '.join(packages)}",
+        )
+    with progress.step(f"requirements: installing {' '.join(packages)}"):
+        apt(progress, ["update"])
+        apt(progress, ["install", "-y", "--no-install-recommends", *packages])
 
 
 def browser() -> str | None:

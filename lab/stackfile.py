@@ -1,6 +1,8 @@
-"""The stack file of a lab that isn't the default one: `Pulumi.dev.yaml` with that lab's ports and hosts.
+"""What Pulumi is told of a lab: its stack file, and the settings that depend on what runs the hosts.
 
-The default lab's is committed and static; the others' are made, and ignored by git.
+The stack file of the default lab, `Pulumi.dev.yaml`, is committed and static; the others' are made from it,
+with their ports and hosts, and ignored by git. Either extends `settings.yaml` in the lab's folder, which the
+lab writes.
 """
 
 from __future__ import annotations
@@ -12,10 +14,44 @@ from pathlib import Path
 from lab import paths
 from lab.errors import Trouble
 from lab.files import write_atomic
+from lab.hardware import Accelerator
 from lab.options import Options
 from lab.paths import DEFAULT_LAB
 from lab.ports import LOOPBACK, Ports, fixed
 from lab.progress import Progress
+
+SETTINGS = "settings.yaml"
+_SETTINGS_HEAD = (
+    "# Settings of a lab whose hosts run by {accelerator}. Written by `python3 -m lab up`;\n"
+    "# the lab's stack file extends them, and wins.\n"
+)
+_SETTINGS: dict[Accelerator, str] = {
+    "kvm": "config: {}\n",
+    # A host has one CPU (docs/decisions/0023-user-mode-linux.md).
+    "uml": """\
+config:
+  kubeadm-ipvs:preflight: {ignore: [NumCPU]}
+""",
+    "tcg": """\
+config:
+  kubeadm-ipvs:cluster:
+    # A slow leader that loses its lease restarts, and one control plane needs no election.
+    leaderElection: false
+    slowHosts: true
+    # A wake-up across two emulated CPUs is dear: each component runs on one of them at a time.
+    componentEnvironment: {GOMAXPROCS: "1"}
+    timeouts:
+      controlPlaneComponentHealthCheck: 15m0s
+      kubeletHealthCheck: 15m0s
+      kubernetesApiCall: 10m0s
+      etcdApiCall: 10m0s
+      tlsBootstrap: 15m0s
+      discovery: 15m0s
+  kubeadm-ipvs:network:
+    # By default it starts two programs a second on every host, for a rule each.
+    flannel: {resyncSeconds: 60}
+""",
+}
 
 _SALT = "encryptionsalt:"
 _AS_MADE = re.compile(r"^# As it was made: ([0-9a-f]{16})$", re.MULTILINE)
@@ -28,7 +64,8 @@ def text(model: str, name: str, options: Options, ports: Ports, lab_folder: Path
     :param model: the text of Pulumi.dev.yaml.
     :raises Trouble: that text lacks something which has to be replaced.
     """
-    lines = model.splitlines(keepends=True)
+    # The salt is the default lab's stack's own.
+    lines = [line for line in model.splitlines(keepends=True) if not line.startswith(_SALT)]
     while lines and lines[0].startswith("#"):
         lines.pop(0)
     hosts = [
@@ -94,3 +131,12 @@ def write(name: str, options: Options, ports: Ports, lab_folder: Path, progress:
         write_atomic(aside, "".join(lines))
         progress.say(f"settings: {path.name} is made anew for this lab; what was edited is in {aside.name}")
     write_atomic(path, "".join(line for line in lines if line.startswith(_SALT)) + made)
+
+
+def write_settings(lab_folder: Path, accelerator: Accelerator) -> None:
+    """Write the settings that depend on what runs the hosts, for the stack file to extend.
+
+    :param lab_folder: gets the file.
+    """
+    made = _SETTINGS_HEAD.format(accelerator=accelerator) + _SETTINGS[accelerator]
+    write_atomic(lab_folder / SETTINGS, made)

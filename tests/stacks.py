@@ -6,10 +6,13 @@ import shutil
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from tempfile import TemporaryDirectory
+from typing import Any, get_args
 
 import yaml
 
+from lab import stackfile
+from lab.hardware import Accelerator
 from model.settings import PREFIX
 
 PROJECT = Path(__file__).resolve().parent.parent
@@ -49,10 +52,30 @@ def settings_of(stack: str) -> dict[str, Any]:
     return written(Path(f"Pulumi.{stack}.yaml"))
 
 
+def extended(stack: str) -> list[dict[str, Any]]:
+    """What the file says that a stack extends; what it may say, where the lab writes it."""
+    file = settings_of(stack).get("extends")
+    if file is None:
+        return []
+    if not str(file).startswith("~/"):
+        return [written(Path(file))]
+    with TemporaryDirectory() as name:
+        folder = Path(name)
+        said = []
+        for accelerator in get_args(Accelerator):
+            stackfile.write_settings(folder, accelerator)
+            said.append(written(folder / stackfile.SETTINGS))
+        return said
+
+
 def make_home(folder: Path, stack: str) -> None:
     """Put the files there that a stack's settings name in a person's home: none of them is committed."""
     own = settings_of(stack)
-    for config in (own, written(Path(own["extends"])) if "extends" in own else {}):
+    if str(own.get("extends", "")).startswith("~/"):
+        file = folder / str(own["extends"]).removeprefix("~/")
+        file.parent.mkdir(parents=True, exist_ok=True)
+        stackfile.write_settings(file.parent, "uml")
+    for config in (own, *extended(stack)):
         for section, name, text in (
             ("ssh", "privateKeyFile", PRIVATE_KEY),
             ("ssh", "knownHostsFile", "".join(_known_hosts(own))),

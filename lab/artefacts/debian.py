@@ -7,6 +7,8 @@ own in the cache, and with an empty list of installed packages.
 from __future__ import annotations
 
 import re
+import shutil
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import unquote
@@ -73,12 +75,12 @@ def fetch(release: str, sets: dict[str, tuple[str, ...]], progress: Progress) ->
     )
 
 
-def _download(release: str, sets: dict[str, tuple[str, ...]], folder: Path) -> None:
-    state = folder / "apt"
-    for path in (state / "lists/partial", state / "archives/partial", folder / _SETS):
+def _apt_options(state: Path, sources_text: str) -> list[str]:
+    """apt's options for a state of its own in an empty folder, with an empty list of installed packages."""
+    for path in (state / "lists/partial", state / "archives/partial"):
         path.mkdir(parents=True)
     (state / "status").touch()
-    (state / "sources.list").write_text(sources(release))
+    (state / "sources.list").write_text(sources_text)
     settings = {
         "Dir::State": state,
         "Dir::State::status": state / "status",
@@ -101,7 +103,37 @@ def _download(release: str, sets: dict[str, tuple[str, ...]], folder: Path) -> N
         # Desktops configure these to be fetched along with the lists; they are larger than the rest.
         **{f"Acquire::IndexTargets::deb::{kind}::DefaultEnabled": "false" for kind in _UNWANTED_LISTS},
     }
-    options = [part for name, value in settings.items() for part in ("-o", f"{name}={value}")]
+    return [part for name, value in settings.items() for part in ("-o", f"{name}={value}")]
+
+
+def fetch_backport(release: str, choose: Callable[[list[str]], str], prefix: str, folder: Path) -> Path:
+    """Fetch one package, without what it depends on, from a release's backports.
+
+    :param choose: picks the package among the names that begin with `prefix`.
+    :param folder: gets the package's file. One that is there from an interrupted run is taken if its
+        checksum is the index's.
+    :raises Trouble: apt can't get or verify it.
+    """
+    suite = f"{release}-backports"
+    state = folder / "apt"
+    shutil.rmtree(state, ignore_errors=True)
+    options = _apt_options(state, f"deb [signed-by={KEYRING}] {debian_mirror()} {suite} main\n")
+    run(["apt-get", *options, "--quiet", "update"], f"reading the package lists of Debian {suite}")
+    names = run(["apt-cache", *options, "pkgnames", prefix], f"looking for {prefix} in {suite}").decode()
+    package = choose(names.split())
+    what = f"fetching {package} of Debian {suite}"
+    run(["apt-get", *options, "--quiet", "download", package], what, cwd=folder)
+    shutil.rmtree(state)
+    found = sorted(folder.glob(f"{package}_*.deb"), key=lambda path: path.stat().st_mtime)
+    if not found:
+        raise Trouble(f"{what}: apt fetched nothing")
+    return found[-1]
+
+
+def _download(release: str, sets: dict[str, tuple[str, ...]], folder: Path) -> None:
+    state = folder / "apt"
+    (folder / _SETS).mkdir()
+    options = _apt_options(state, sources(release))
     run(["apt-get", *options, "--quiet", "update"], f"reading the package lists of Debian {release}")
     listed: dict[str, list[str]] = {}
     for name, packages in sets.items():

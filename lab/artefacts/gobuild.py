@@ -234,6 +234,9 @@ FLANNEL = Target(
     static_c=True,
 )
 
+# The network of a lab under User Mode Linux: this project's own program around a library.
+LAB_NETWORK = Target(name="lab-network", programs={"lab-network": "kubeadm-ipvs/build/lab-network"})
+
 # Not for the lab: `make lint` checks the workflows of .github with it.
 ACTIONLINT = Target(name="actionlint", programs={"actionlint": "github.com/rhysd/actionlint/cmd/actionlint"})
 

@@ -11,7 +11,19 @@ from pathlib import Path
 from typing import Literal
 
 from lab import paths
-from lab.artefacts import aptrepo, cache, command, debian, debs, gobuild, images, oci, registry, upstream
+from lab.artefacts import (
+    aptrepo,
+    cache,
+    command,
+    debian,
+    debs,
+    gobuild,
+    images,
+    kernel,
+    oci,
+    registry,
+    upstream,
+)
 from lab.errors import Trouble
 from lab.files import digest_of
 from lab.progress import Progress
@@ -327,13 +339,14 @@ def prune(progress: Progress, in_use: Iterable[Path]) -> None:
     newest = {path.name.rpartition("-")[0]: path.name for path in finished}
     fetched = sorted((path.parent for path in debian_folders.glob(f"*/{cache.MANIFEST}")), key=_used)
     packages = {path.name.partition("-")[0]: path.name for path in fetched}
-    targets = [gobuild.PULUMI, gobuild.PULUMI_LANGUAGE_PYTHON, gobuild.ACTIONLINT]
+    targets = [gobuild.PULUMI, gobuild.PULUMI_LANGUAGE_PYTHON, gobuild.ACTIONLINT, gobuild.LAB_NETWORK]
     for wrapper in gobuild.WRAPPERS.glob("kubernetes-*"):
         targets += _targets(wrapper.name.removeprefix("kubernetes-"))
     wanted = {
         "site": {*served, *newest.values()},
         "go": {target.key for target in targets},
         "debian": set(packages.values()),
+        "kernel": {kernel.key()},
     }
     for kind, keys in wanted.items():
         for key in cache.prune(kind, keys):

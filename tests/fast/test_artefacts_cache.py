@@ -6,6 +6,7 @@ import dataclasses
 import io
 import json
 import os
+import re
 import threading
 import time
 from pathlib import Path
@@ -29,6 +30,7 @@ TARGETS = (
     gobuild.CNI_PLUGIN_FLANNEL,
     gobuild.FLANNEL,
     gobuild.ACTIONLINT,
+    gobuild.LAB_NETWORK,
 )
 
 
@@ -138,6 +140,10 @@ def test_every_wrapper_module_pins_its_modules_and_belongs_to_a_target(wrapper: 
 
 @pytest.mark.parametrize("target", TARGETS, ids=lambda target: target.name)
 def test_every_target_imports_the_programs_that_it_builds(target: gobuild.Target) -> None:
+    own = re.search(r"^module (\S+)$", (target.wrapper / "go.mod").read_text(), re.MULTILINE)
+    assert own is not None
+    if set(target.programs.values()) == {own[1]}:
+        return  # a program of this project, in that folder
     imports = (target.wrapper / "programs.go").read_text()
     for package in target.programs.values():
         assert f'"{package}"' in imports

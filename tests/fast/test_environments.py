@@ -48,8 +48,7 @@ def test_an_environment_has_the_shared_settings_and_its_own_win_name_by_name(set
 def test_no_setting_of_an_environment_repeats_what_is_shared() -> None:
     for stack in stacks.committed():
         own = stacks.settings_of(stack)
-        if "extends" in own:
-            shared = stacks.written(Path(own["extends"]))
+        for shared in stacks.extended(stack):
             assert _same(own, shared) == [], f"Pulumi.{stack}.yaml says again what {own['extends']} says"
 
 

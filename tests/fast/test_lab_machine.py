@@ -1,4 +1,4 @@
-"""What a host is made of: its seed, its command line, its accelerator, its processes."""
+"""What a host is made of: its seed, its command line, its processes."""
 
 from __future__ import annotations
 
@@ -16,14 +16,16 @@ from pathlib import Path
 
 import pytest
 
-from lab import accelerator, api, image, image_root, paths, processes, qemu, requirements, seed, ssh
+from lab import api, image, image_root, paths, processes, qemu, requirements, seed, ssh
 from lab.api import Lab
 from lab.errors import Trouble
 from lab.files import locked, sparse_digest, write_atomic
+from lab.hardware import Accelerator, Machine, guest_name
 from lab.machine import Vm
 from lab.options import Options
 from lab.ports import fixed
 from lab.progress import Progress
+from lab.qemu_machine import QemuVm
 
 IDENTITY = seed.Identity(
     name="node1",
@@ -42,12 +44,11 @@ IDENTITY = seed.Identity(
 def _own_folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    monkeypatch.delenv(accelerator.VARIABLE, raising=False)
 
 
-def machine(host: int = 0, kind: qemu.Accelerator = "tcg") -> qemu.Machine:
+def machine(host: int = 0, kind: Accelerator = "tcg") -> Machine:
     options = Options()
-    return qemu.Machine(
+    return Machine(
         lab="default",
         host=options.hosts()[host],
         workers_first=(2, 0, 1)[host],
@@ -175,7 +176,7 @@ def test_a_guest_whose_snapshot_is_to_be_loaded_starts_paused() -> None:
     ("host", "kind", "niceness"), [(0, "tcg", 0), (1, "tcg", 2), (2, "tcg", 2), (1, "kvm", 0)]
 )
 def test_emulated_workers_leave_the_cpu_to_the_control_plane_first(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, host: int, kind: qemu.Accelerator, niceness: int
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, host: int, kind: Accelerator, niceness: int
 ) -> None:
     binary = tmp_path / "qemu"
     # It runs until the test ends it; the minute is for a test that fails before that.
@@ -187,7 +188,7 @@ def test_emulated_workers_leave_the_cpu_to_the_control_plane_first(
     )
     binary.chmod(0o755)
     monkeypatch.setattr(requirements, "program", lambda _: str(binary))
-    vm = Vm(tmp_path, machine(host, kind))
+    vm = QemuVm(tmp_path, machine(host, kind))
     vm.folder.mkdir()
     vm.start()
     pid = vm.pid
@@ -200,102 +201,7 @@ def test_emulated_workers_leave_the_cpu_to_the_control_plane_first(
         if group.exists():
             assert group.read_text().split()[-1] == str(niceness)
     finally:
-        processes.end(vm.folder / "qemu.pid", qemu.guest_name("default", vm.host.name))
-
-
-# -- accelerator --------------------------------------------------------------
-
-
-class Trial:
-    """Files for a decision, and a QEMU that does what a test says."""
-
-    def __init__(self, folder: Path) -> None:
-        self.kernel = folder / "vmlinuz"
-        self.initrd = folder / "initrd"
-        self.device = folder / "kvm"
-        self.binary = folder / "qemu"
-        self.calls = folder / "calls"
-        for path in (self.kernel, self.initrd, self.device):
-            path.write_text(path.name)
-
-    def qemu(self, script: str) -> None:
-        self.binary.write_text(f"#!/bin/sh\necho call >>{self.calls}\n{script}\n")
-        self.binary.chmod(0o755)
-
-    def choose(self) -> accelerator.Decision:
-        return accelerator.choose(
-            self.kernel, self.initrd, Progress(quiet=True), device=self.device, binary=str(self.binary)
-        )
-
-    @property
-    def count(self) -> int:
-        return len(self.calls.read_text().splitlines()) if self.calls.exists() else 0
-
-
-@pytest.fixture
-def trial(tmp_path: Path) -> Trial:
-    return Trial(tmp_path)
-
-
-def test_kvm_is_taken_where_a_guest_boots_and_switches_itself_off(trial: Trial) -> None:
-    trial.qemu(f"echo '{accelerator.PASSED}'")
-    assert trial.choose().accelerator == "kvm"
-
-
-def test_kvm_is_refused_where_qemu_fails_and_the_reason_is_told(trial: Trial) -> None:
-    trial.qemu("echo 'qemu-system-x86_64: error: failed to set MSR 0x10a' >&2; exit 134")
-    decision = trial.choose()
-    assert decision.accelerator == "tcg"
-    assert "failed to set MSR 0x10a" in decision.reason
-
-
-def test_a_guest_that_passes_but_whose_qemu_fails_does_not_count(trial: Trial) -> None:
-    trial.qemu(f"echo '{accelerator.PASSED}'; exit 1")
-    assert trial.choose().accelerator == "tcg"
-
-
-def test_a_guest_that_hangs_after_an_internal_error_is_ended_and_noticed(trial: Trial) -> None:
-    trial.qemu("echo 'KVM internal error. Suberror: 1'; exec sleep 60")
-    begun = time.monotonic()
-    problem = accelerator.trial("kvm", trial.kernel, trial.initrd, seconds=0.5, binary=str(trial.binary))
-    assert time.monotonic() - begun < 10
-    assert problem is not None
-    assert "hung" in problem
-    assert "KVM internal error" in problem
-
-
-def test_a_decision_is_remembered_until_the_kernel_changes(trial: Trial) -> None:
-    trial.qemu("exit 1")
-    assert trial.choose() == trial.choose()
-    assert trial.count == 1
-    trial.kernel.write_text("another kernel")
-    trial.choose()
-    assert trial.count == 2
-
-
-def test_a_damaged_memory_of_the_decision_is_made_anew(trial: Trial, tmp_path: Path) -> None:
-    trial.qemu(f"echo '{accelerator.PASSED}'")
-    trial.choose()
-    (tmp_path / "cache/kubeadm-ipvs/accelerator.json").write_text("{")
-    assert trial.choose().accelerator == "kvm"
-    assert trial.count == 2
-
-
-def test_without_a_device_nothing_is_tried(trial: Trial) -> None:
-    trial.qemu("exit 0")
-    trial.device.unlink()
-    assert trial.choose().accelerator == "tcg"
-    assert trial.count == 0
-
-
-def test_the_variable_decides_and_a_wrong_one_is_refused(
-    trial: Trial, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv(accelerator.VARIABLE, "tcg")
-    assert trial.choose().accelerator == "tcg"
-    monkeypatch.setenv(accelerator.VARIABLE, "xen")
-    with pytest.raises(Trouble, match="xen"):
-        trial.choose()
+        processes.end(vm.folder / "qemu.pid", guest_name("default", vm.host.name))
 
 
 # -- image --------------------------------------------------------------------
@@ -437,12 +343,12 @@ def test_the_status_of_a_lab_whose_hosts_do_not_run_is_complete_json() -> None:
 
 @pytest.mark.parametrize(("runs_by", "state"), [("tcg", "ready"), ("kvm", "booting")])
 def test_an_emulated_host_that_is_busy_is_not_taken_for_one_that_boots(
-    runs_by: qemu.Accelerator, state: str, monkeypatch: pytest.MonkeyPatch
+    runs_by: Accelerator, state: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     record = api._Record(Options(name="blue", count=1), fixed(1), accelerator=runs_by)
     [master] = Lab.load("blue", Progress(quiet=True))._vms(record)
     monkeypatch.setattr(Vm, "pid", os.getpid())
-    monkeypatch.setattr(Vm, "held", lambda _: False)
+    monkeypatch.setattr(QemuVm, "held", lambda _: False)
     monkeypatch.setattr(ssh, "greets", lambda _, patience: patience >= 10)
     assert api._host_status(master).state == state
 
@@ -487,7 +393,7 @@ def test_a_lab_whose_record_is_broken_can_still_be_taken_down_with_its_processes
     lab = Lab.load("blue", Progress(quiet=True))
     (lab.folder / "master").mkdir(parents=True)
     (lab.folder / "lab.json").write_text("{")
-    name = qemu.guest_name("blue", "master")
+    name = guest_name("blue", "master")
     child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)", name])
     (lab.folder / "master/qemu.pid").write_text(str(child.pid))
     with pytest.raises(Trouble, match="down"):

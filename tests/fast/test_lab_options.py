@@ -124,10 +124,18 @@ def test_an_untouched_stack_file_follows_the_labs_ports(stack_of_blue: Path, tmp
     assert f"127.0.0.1:{second.api}" in stack_of_blue.read_text()
 
 
+def test_another_labs_stack_file_has_no_salt_of_the_default_labs(stack_of_blue: Path, tmp_path: Path) -> None:
+    model = tmp_path / "Pulumi.dev.yaml"
+    model.write_text(model.read_text() + "encryptionsalt: v1:of-dev\n")
+    write_stack_of_blue(tmp_path, ports.free(3, ()))
+    assert "of-dev" not in stack_of_blue.read_text()
+    assert write_stack_of_blue(tmp_path, ports.free(3, ())) == "", "it isn't taken for an edited one"
+
+
 def test_an_edited_stack_file_is_kept_and_the_lab_says_so(stack_of_blue: Path, tmp_path: Path) -> None:
     used = ports.free(3, ())
     write_stack_of_blue(tmp_path, used)
-    edited = stack_of_blue.read_text().replace("slowHosts: true", "slowHosts: false")
+    edited = stack_of_blue.read_text().replace("    name: blue\n", "    name: azure\n")
     stack_of_blue.write_text(edited)
     said = write_stack_of_blue(tmp_path, used)
     assert "Pulumi.lab-blue.yaml was edited and is kept; remove it to have it made anew" in said
@@ -140,7 +148,7 @@ def test_a_stack_file_that_was_edited_for_other_ports_is_put_aside(
     first = ports.free(3, ())
     second = ports.free(3, {*first.tcp(), first.lan})
     write_stack_of_blue(tmp_path, first)
-    edited = stack_of_blue.read_text().replace("slowHosts: true", "slowHosts: false")
+    edited = stack_of_blue.read_text().replace("    name: blue\n", "    name: azure\n")
     stack_of_blue.write_text(edited)
     assert "what was edited is in Pulumi.lab-blue.yaml.edited" in write_stack_of_blue(tmp_path, second)
     assert f"127.0.0.1:{second.api}" in stack_of_blue.read_text()

@@ -147,11 +147,11 @@ def test_a_guest_that_stopped_at_a_full_disk_goes_on_once_there_is_room(
 ) -> None:
     usage = shutil.disk_usage(vms[0].folder)
     qemus[0].status = "io-error"
-    monkeypatch.setattr("lab.machine.shutil.disk_usage", lambda folder: usage._replace(free=5 << 20))
+    monkeypatch.setattr("lab.qemu_machine.shutil.disk_usage", lambda folder: usage._replace(free=5 << 20))
     with pytest.raises(Trouble, match=r"couldn't write its disk: .* has 5 MiB left") as caught:
         vms[0].let_run(QUIET)
     assert "lab up --name blue" in str(caught.value)
-    monkeypatch.setattr("lab.machine.shutil.disk_usage", lambda folder: usage._replace(free=5 << 30))
+    monkeypatch.setattr("lab.qemu_machine.shutil.disk_usage", lambda folder: usage._replace(free=5 << 30))
     vms[0].let_run(QUIET)
     assert qemus[0].status == "running"
 

@@ -365,6 +365,7 @@ def test_the_labs_stack_file_is_faultless_but_for_files_that_the_lab_makes(
     raw = {name.partition(":")[2]: value for name, value in config.items()}
     problems = problems_of(raw, PROJECT)
     assert [problem.path for problem in problems] == [
+        "extends",
         "packages.key",
         "ssh.knownHostsFile",
         "ssh.privateKeyFile",

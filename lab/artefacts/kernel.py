@@ -1,0 +1,194 @@
+"""The kernel of the lab's hosts under User Mode Linux, built from Debian's source package.
+
+`<cache>/kernel/<key>/` holds the kernel (a program), its modules as a tar archive, and its whole
+configuration. The key is a hash of `uml-kernel.config` and of how it is built: the newest source that
+Debian has at the time of the build is taken, and a newer one later is no reason to build again. The
+source is used as it is, without a patch. An interrupted build goes on where it was.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+import tarfile
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from lab import requirements
+from lab.artefacts import debian
+from lab.artefacts.cache import cached
+from lab.artefacts.command import run
+from lab.errors import Trouble
+from lab.files import digest_of
+from lab.progress import Progress
+
+CONFIG = Path(__file__).with_name("uml-kernel.config")
+PROGRAM, MODULES = "linux", "modules.tar"
+
+_FORMAT = "1"  # raise it when the way of building changes what comes out
+_RELEASE = "trixie"
+_PREFIX = "linux-source-"
+# Tried. SMP came to User Mode Linux in 6.19, without which there is no cpuset controller, seccomp in 6.16.
+_SERIES = (7, 2)
+_FILES_ABOUT = 1350  # that are compiled, for the progress
+
+
+def key() -> str:
+    """The kernel's name in the cache."""
+    return digest_of(_FORMAT, CONFIG.read_bytes(), os.uname().machine)[:16]
+
+
+def ensure(progress: Progress) -> Path:
+    """The folder with the kernel and its modules; built unless it is in the cache.
+
+    :raises Trouble: this machine isn't an x86-64 one, a program is missing, or the build fails.
+    """
+    told = progress.scope("kernel")
+
+    def make(partial: Path) -> dict[str, str]:
+        if os.uname().machine != "x86_64":
+            raise Trouble(f"User Mode Linux isn't built for {os.uname().machine} here")
+        requirements.install_uml(told)
+        return {"source": _make(partial, told)}
+
+    return cached("kernel", key(), told, make, resume=True)
+
+
+def choose_package(names: list[str]) -> str:
+    """The source package to take: the series that was tried, else the newest later one.
+
+    :raises Trouble: there is none.
+    """
+    series: dict[tuple[int, ...], str] = {}
+    for name in names:
+        found = re.fullmatch(rf"{_PREFIX}(\d+)\.(\d+)", name)
+        if found:
+            series[int(found[1]), int(found[2])] = name
+    newest = max(series, default=(0, 0))
+    if _SERIES in series:
+        return series[_SERIES]
+    if newest < _SERIES:
+        wanted = ".".join(map(str, _SERIES))
+        raise Trouble(
+            f"Debian's mirror has no kernel source of {wanted} or later in {_RELEASE}-backports",
+            "name a mirror that has it: KUBEADM_IPVS_DEBIAN_MIRROR",
+        )
+    return series[newest]
+
+
+def _make(folder: Path, progress: Progress) -> str:
+    """Fill the folder; the source's package and version."""
+    work = folder / "work"
+    source, objects = work / "source", work / "objects"
+    if not (work / "unpacked").exists():
+        shutil.rmtree(work, ignore_errors=True)
+        work.mkdir()
+        with progress.step("fetching the source from Debian's mirror"):
+            package = debian.fetch_backport(_RELEASE, choose_package, _PREFIX, work)
+        with progress.step(f"unpacking {package.name}"):
+            _unpack(package, source)
+        package.unlink()
+        (work / "unpacked").write_text(package.name.removesuffix("_all.deb"))
+    objects.mkdir(exist_ok=True)
+    make = [requirements.program("make"), f"--directory={source}", f"O={objects}", "ARCH=um"]
+    with progress.step("configuring"):
+        environment = {"KCONFIG_ALLCONFIG": str(CONFIG)}
+        run([*make, "allnoconfig"], "configuring the kernel", environment=environment)
+        check_config((objects / ".config").read_text())
+    with progress.step("compiling", every=3600):
+        _compile([*make, f"--jobs={os.cpu_count()}", "all"], objects, progress)
+    with progress.step("packing the modules"):
+        # `usr/lib`: on the hosts `lib` is a link to it.
+        installed = work / "installed"
+        shutil.rmtree(installed, ignore_errors=True)
+        install = [f"INSTALL_MOD_PATH={installed}/usr", f"DEPMOD={requirements.program('depmod')}"]
+        run([*make, *install, "modules_install"], "installing the kernel's modules")
+        _pack(installed, folder / MODULES)
+    shutil.copyfile(objects / ".config", folder / "config")
+    shutil.copyfile(objects / PROGRAM, folder / PROGRAM)
+    (folder / PROGRAM).chmod(0o755)
+    told = (work / "unpacked").read_text()
+    shutil.rmtree(work)
+    return told
+
+
+def _unpack(package: Path, source: Path) -> None:
+    """Unpack a source package's tree, in a pipe: the compressed tree inside is never a file."""
+    source.mkdir()
+    name = package.name.partition("_")[0]
+    tar = requirements.program("tar")
+    deb = subprocess.Popen(
+        [requirements.program("dpkg-deb"), "--fsys-tarfile", package], stdout=subprocess.PIPE
+    )
+    inner = subprocess.Popen(
+        [tar, "--extract", "--to-stdout", f"./usr/src/{name}.tar.xz"],
+        stdin=deb.stdout,
+        stdout=subprocess.PIPE,
+    )
+    outer = subprocess.run(
+        [tar, "--extract", "--xz", "--strip-components=1", "--directory", source],
+        stdin=inner.stdout,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    for process in (deb, inner):
+        assert process.stdout is not None
+        process.stdout.close()
+        process.wait()
+    if outer.returncode != 0 or inner.returncode != 0 or deb.returncode != 0:
+        raise Trouble(f"{package.name} can't be unpacked: {outer.stderr.strip()[-500:]}")
+
+
+def check_config(made: str) -> None:
+    """Refuse a configuration that lacks what was asked for: Kconfig drops it without a word.
+
+    :raises Trouble: naming every such option.
+    """
+    has = set(made.splitlines())
+    asked = [line for line in CONFIG.read_text().splitlines() if line.startswith("CONFIG_")]
+    lost = [line for line in asked if line not in has]
+    if lost:
+        raise Trouble(f"this kernel source doesn't take these options of {CONFIG.name}: {', '.join(lost)}")
+
+
+@contextmanager
+def _reminding(progress: Progress, objects: Path) -> Iterator[None]:
+    """Say every half a minute how many files are compiled."""
+    ended = threading.Event()
+
+    def remind() -> None:
+        while not ended.wait(30):
+            count = sum(1 for _ in objects.rglob("*.o"))
+            progress.say(f"{count} files compiled, of about {_FILES_ABOUT}")
+
+    reminder = threading.Thread(target=remind, daemon=True)
+    reminder.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        reminder.join()
+
+
+def _compile(argv: list[str], objects: Path, progress: Progress) -> None:
+    with _reminding(progress, objects):
+        tied = [requirements.program("setpriv"), "--pdeathsig", "TERM", "nice", "-n", "5", *argv]
+        run(tied, "compiling the kernel")
+
+
+def _pack(folder: Path, target: Path) -> None:
+    def plain(entry: tarfile.TarInfo) -> tarfile.TarInfo:
+        entry.uid = entry.gid = 0
+        entry.uname = entry.gname = "root"
+        return entry
+
+    with tarfile.open(target, "w", format=tarfile.USTAR_FORMAT) as tar:
+        for path in sorted(folder.rglob("*")):
+            # Links into the build's folder.
+            if path.name not in ("build", "source"):
+                tar.add(path, path.relative_to(folder), recursive=False, filter=plain)

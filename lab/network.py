@@ -1,0 +1,108 @@
+"""The network of a lab under User Mode Linux: one background process, and what it is told.
+
+The process is `lab-network` (lab/artefacts/go/lab-network). It holds the ports of 127.0.0.1 that QEMU holds
+elsewhere, gives each host the addresses of QEMU's user network, and joins the hosts to their LAN.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import json
+import subprocess
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from lab import processes, uml
+from lab.errors import Trouble
+from lab.files import write_atomic
+from lab.hardware import forwarded
+from lab.machine import Vm, tail
+from lab.progress import Progress
+
+PROGRAM = "lab-network"
+_START_SECONDS = 20.0
+_RESOLV_CONF = Path("/etc/resolv.conf")
+
+
+def resolver(path: Path = _RESOLV_CONF) -> str:
+    """This machine's first IPv4 resolver; nothing if it has none."""
+    try:
+        lines = path.read_text().splitlines()
+    except OSError:
+        return ""
+    for words in (line.split() for line in lines):
+        if words[:1] == ["nameserver"] and len(words) > 1:
+            try:
+                return str(ipaddress.IPv4Address(words[1]))
+            except ValueError:
+                continue
+    return ""
+
+
+def settings(lab_folder: Path, vms: Sequence[Vm]) -> str:
+    """What lab-network is told, as JSON; paths are relative to the lab's folder."""
+    hosts = [
+        {
+            "name": vm.host.name,
+            "mac": vm.machine.mac(0),
+            "nat": f"{vm.host.name}/{uml.NAT_SOCKET}",
+            "lan": f"{vm.host.name}/{uml.LAN_SOCKET}",
+            "forwards": {forwarded(outside): inside for outside, inside in vm.machine.forwards.items()},
+        }
+        for vm in vms
+    ]
+    pid_file = _pid_file(lab_folder).relative_to(lab_folder)
+    return json.dumps({"pid_file": str(pid_file), "resolver": resolver(), "hosts": hosts}, indent=1) + "\n"
+
+
+def _config(lab_folder: Path) -> Path:
+    return lab_folder / "network/config.json"
+
+
+def _pid_file(lab_folder: Path) -> Path:
+    return lab_folder / "network/pid"
+
+
+def pid(lab_folder: Path) -> int | None:
+    """The process id, if it runs."""
+    return processes.running(_pid_file(lab_folder), str(_config(lab_folder)))
+
+
+def start(lab_folder: Path, program: Path, vms: Sequence[Vm], progress: Progress) -> None:
+    """Start it, unless it runs. Hosts that run without it have lost their network, and lose their power.
+
+    :param program: lab-network.
+    :raises Trouble: it doesn't start; with what it said.
+    """
+    if pid(lab_folder) is not None:
+        return
+    for vm in vms:
+        if vm.pid is not None:
+            progress.say(f"{vm.host.name}: its network ended, so it is started again")
+            vm.stop()
+    folder = lab_folder / "network"
+    folder.mkdir(exist_ok=True)
+    _pid_file(lab_folder).unlink(missing_ok=True)
+    write_atomic(_config(lab_folder), settings(lab_folder, vms))
+    log = folder / "network.log"
+    with log.open("wb") as output:
+        process = subprocess.Popen(
+            [program, _config(lab_folder)],
+            cwd=lab_folder,
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,  # the terminal's Ctrl-C isn't meant for it
+        )
+    deadline = time.monotonic() + _START_SECONDS
+    while pid(lab_folder) is None:
+        if process.poll() is not None or time.monotonic() > deadline:
+            process.kill()
+            raise Trouble(f"the lab's network doesn't start:\n{tail(log, 10)}")
+        time.sleep(0.02)
+
+
+def stop(lab_folder: Path) -> None:
+    """End it, if it runs."""
+    processes.end(_pid_file(lab_folder), str(_config(lab_folder)))

@@ -1,0 +1,54 @@
+"""User Mode Linux's command line for one host. Nothing here starts anything.
+
+The kernel is a program that runs a guest without any virtualization: system calls and page faults are
+caught by seccomp or ptrace. It is built by `lab.artefacts.kernel`; docs/decisions/0023-user-mode-linux.md
+says what was chosen and why.
+"""
+
+from __future__ import annotations
+
+from lab.hardware import Machine, guest_name
+from lab.options import Family
+
+KERNEL = "linux"
+INITRD = "initrd-uml"
+DISK = "disk.cow"
+SEED = "seed.tar"
+NAT_SOCKET = "nat.sock"
+LAN_SOCKET = "lan.sock"
+RUN_FOLDER = "uml"  # where the kernel keeps a pid file of its own
+
+# What every guest is told, the trial's too. seccomp is about twice as fast as ptrace, which is taken where a
+# filter can't be installed.
+CONSOLE = ("con0=null,fd:1", "con=null", "ssl=null", "console=tty0", "seccomp=auto")
+
+_ARGUMENTS = (
+    "root=/dev/ubda1", "rw", "net.ifnames=0", "loglevel=4", "systemd.show_status=true",
+    "systemd.log_color=0", "nowatchdog", "audit=0",
+)  # fmt: skip
+
+_FAMILY_ARGUMENTS: dict[Family, tuple[str, ...]] = {"deb": (), "dnf": ("security=selinux",)}
+
+
+def command(machine: Machine, base: str) -> list[str]:
+    """The command line. The kernel is started in the host's folder, which holds the files named.
+
+    :param base: the raw base disk, as seen from there.
+    """
+    return [
+        str(machine.kernel),
+        # Known to nobody but `lab.processes`; the guest sees it in /proc/cmdline.
+        guest_name(machine.lab, machine.host.name),
+        f"mem={machine.host.memory}M",
+        f"ncpus={machine.host.cpus}",
+        f"initrd={machine.initrd}",
+        "uml_dir=.",
+        f"umid={RUN_FOLDER}",
+        f"ubd0={DISK},{base}",
+        f"ubd1r={SEED}",
+        f"vec0:transport=bess,dst={NAT_SOCKET},mac={machine.mac(0)}",
+        f"vec1:transport=bess,dst={LAN_SOCKET},mac={machine.mac(1)}",
+        *CONSOLE,
+        *_ARGUMENTS,
+        *_FAMILY_ARGUMENTS[machine.family],
+    ]

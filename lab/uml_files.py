@@ -1,0 +1,48 @@
+"""What a lab under User Mode Linux has beside its image: kernel, initramfs, and the network's program."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import stat
+from pathlib import Path
+
+from lab import uml
+from lab.artefacts import gobuild, kernel
+from lab.errors import Trouble
+from lab.image_root import cpio_newc
+from lab.network import PROGRAM
+from lab.progress import Progress
+
+
+def key() -> str:
+    """What decides the files, as a key."""
+    return f"{kernel.key()}-{gobuild.LAB_NETWORK.key}"
+
+
+def provide(base: Path, progress: Progress) -> None:
+    """Put the files into a lab's folder, which then lives on when the cache is deleted; built if need be.
+
+    :param base: the folder, with the image's `initrd`.
+    :raises Trouble: they can't be had.
+    """
+    built = kernel.ensure(progress)
+    network = gobuild.build(gobuild.LAB_NETWORK, progress)
+    # The kernel takes one archive after the other. The image's own modules stay unused.
+    modules = cpio_newc([("modules.tar", stat.S_IFREG | 0o644, (built / kernel.MODULES).read_bytes())])
+    draft = base / f".{uml.INITRD}.draft"
+    draft.write_bytes((base / "initrd").read_bytes() + modules)
+    draft.replace(base / uml.INITRD)
+    for source, name in ((built / kernel.PROGRAM, uml.KERNEL), (network / PROGRAM, PROGRAM)):
+        _link(source, base / name)
+
+
+def _link(source: Path, target: Path) -> None:
+    target.unlink(missing_ok=True)
+    try:
+        os.link(source, target)
+    except OSError:  # another file system
+        try:
+            shutil.copy2(source, target)
+        except OSError as error:
+            raise Trouble(f"{target} can't be written: {error}") from None

@@ -1,0 +1,219 @@
+"""The lab itself: the same behaviour by KVM, under User Mode Linux and emulated.
+
+What runs the hosts is what the lab chooses here; KUBEADM_IPVS_ACCELERATOR tries another (`make reference`
+takes the emulated ones).
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from lab import network, processes
+from lab.api import Lab
+from lab.errors import Trouble
+from lab.paths import project_dir
+from lab.progress import Progress
+
+LAB, BESIDE = "hosts", "beside"
+HOSTS = ("master", "node1")
+WAIT_SECONDS = 1200.0  # an emulated host's boot on a busy machine
+
+
+@pytest.fixture(scope="module")
+def lab(failure_logs: dict[str, Callable[[Path], object]], progress: Progress) -> Iterator[Lab]:
+    """Two plain hosts."""
+    made = Lab.load(LAB, progress)
+    made.down()
+    failure_logs["lab"] = made.collect_logs
+    try:
+        made.up(count=len(HOSTS))
+        yield made
+    finally:
+        failure_logs.pop("lab", None)
+        made.down()
+
+
+def run(lab: Lab, host: str, line: str) -> str:
+    done = lab.ssh(host, ["bash", "-c", line])
+    assert done.returncode == 0, f"{host}: {line}: {done.stdout}{done.stderr}"
+    return done.stdout.strip()
+
+
+def boot_id(lab: Lab, host: str) -> str:
+    return run(lab, host, "cat /proc/sys/kernel/random/boot_id")
+
+
+def command(lab: Lab, *words: str) -> subprocess.CompletedProcess[str]:
+    argv = [sys.executable, "-m", "lab", "--name", lab.name, *words]
+    return subprocess.run(argv, cwd=project_dir(), capture_output=True, text=True, check=False)
+
+
+def wait_for(condition: Callable[[], bool], what: str) -> None:
+    deadline = time.monotonic() + WAIT_SECONDS
+    while not condition():
+        assert time.monotonic() < deadline, what
+        time.sleep(0.25)
+
+
+def test_status_tells_what_runs_the_hosts_and_why(lab: Lab) -> None:
+    done = command(lab, "status", "--json")
+    assert done.returncode == 0, done.stderr
+    status = json.loads(done.stdout)
+    assert status["ready"] is True
+    assert status["accelerator"] in ("kvm", "uml", "tcg")
+    assert status["accelerator_reason"]
+    assert [host["state"] for host in status["hosts"]] == ["ready"] * len(HOSTS)
+    assert [host["address"] for host in status["hosts"]] == ["192.168.166.101", "192.168.166.102"]
+    assert all(host["resident"] > 20 for host in status["hosts"]), status["hosts"]
+    table = command(lab, "status").stdout
+    assert re.search(rf"^runs by +{status['accelerator']} \(", table, re.MULTILINE)
+
+
+def test_hosts_look_like_fresh_servers(lab: Lab) -> None:
+    for number, host in enumerate(HOSTS):
+        assert run(lab, host, "hostname") == host
+        addresses = run(lab, host, "ip -4 -brief address show up")
+        assert re.search(r"^eth0 .*10\.0\.2\.15/24", addresses, re.MULTILINE)
+        assert re.search(rf"^eth1 .*192\.168\.166\.{101 + number}/24", addresses, re.MULTILINE)
+        assert "via 10.0.2.2 dev eth0" in run(lab, host, "ip route show default")
+        assert run(lab, host, "sed 1d /proc/swaps") != "", "swap is on"
+        assert run(lab, host, "systemctl is-active containerd firewalld") == "active\nactive"
+        assert "ip_vs" not in run(lab, host, "cat /proc/modules")
+        assert run(lab, host, "stat -fc %T /sys/fs/cgroup") == "cgroup2fs"
+        assert {"cpu", "cpuset", "io", "memory", "pids"} <= set(
+            run(lab, host, "cat /sys/fs/cgroup/cgroup.controllers").split()
+        )
+        assert re.search(r"cpu MHz|BogoMIPS", run(lab, host, "cat /proc/cpuinfo"))
+        assert abs(float(run(lab, host, "date +%s.%N")) - time.time()) < 5
+
+
+def test_hosts_reach_each_other_and_the_labs_services(lab: Lab) -> None:
+    for host, other in (HOSTS, reversed(HOSTS)):
+        address = {"master": "192.168.166.101", "node1": "192.168.166.102"}[other]
+        run(lab, host, f"ping -c 1 -W 20 {address}")
+        assert run(lab, host, f"exec 3<>/dev/tcp/{address}/22; head -c 4 <&3") == "SSH-"
+    for service in lab.status().services:
+        _, _, port = service.url.rpartition(":")
+        request = "GET / HTTP/1.0\\r\\n\\r\\n"
+        answer = run(
+            lab, HOSTS[1], f"exec 3<>/dev/tcp/10.0.2.2/{port}; printf '{request}' >&3; head -c 9 <&3"
+        )
+        assert answer.startswith("HTTP/1."), service
+
+
+def test_modules_of_the_program_can_be_loaded_and_are_gone_after_a_reboot(lab: Lab) -> None:
+    modules = "ip_vs ip_vs_rr ip_vs_wrr ip_vs_sh nf_conntrack br_netfilter overlay vxlan"
+    run(lab, HOSTS[1], f"modprobe -a {modules}")
+    assert "ip_vs_rr" in run(lab, HOSTS[1], "cat /proc/modules")
+    before = boot_id(lab, HOSTS[1])
+    run(lab, HOSTS[1], "echo kept >/kept; sync")
+    assert command(lab, "reboot", HOSTS[1]).returncode == 0
+    assert boot_id(lab, HOSTS[1]) != before
+    assert run(lab, HOSTS[1], "cat /kept; rm /kept") == "kept"
+    assert "ip_vs" not in run(lab, HOSTS[1], "cat /proc/modules")
+
+
+def test_host_that_reboots_from_inside_comes_back(lab: Lab) -> None:
+    before = boot_id(lab, HOSTS[1])
+    lab.ssh(HOSTS[1], ["sh", "-c", "systemctl reboot </dev/null >/dev/null 2>&1 &"])
+
+    def another_boot() -> bool:
+        # QEMU 10 may end instead when it emulates several CPUs (docs/lab.md): `up` starts the host again.
+        if next(h for h in lab.status().hosts if h.name == HOSTS[1]).state == "stopped":
+            lab.up()
+        try:
+            return boot_id(lab, HOSTS[1]) != before
+        except (Trouble, AssertionError):
+            return False
+
+    wait_for(another_boot, "it doesn't come back")
+    run(lab, HOSTS[1], "ping -c 1 -W 20 192.168.166.101")
+
+
+def test_power_cut_loses_what_was_not_on_the_disk_and_nothing_else(lab: Lab) -> None:
+    host = HOSTS[1]
+    pid = next(h.pid for h in lab.status().hosts if h.name == host)
+    assert pid is not None
+    run(lab, host, "echo written >/written; sync; echo buffered >/buffered")
+    assert command(lab, "power-off", host).returncode == 0
+    assert not processes.alive(pid)
+    done = command(lab, "status")
+    assert done.returncode == 1
+    assert re.search(rf"^{host} .* stopped ", done.stdout, re.MULTILINE)
+    lab.up()
+    assert run(lab, host, "cat /written") == "written"
+    assert run(lab, host, "cat /buffered 2>/dev/null || :") in ("", "buffered")
+    run(lab, host, "rm -f /written /buffered; ping -c 1 -W 20 192.168.166.101")
+
+
+def test_shut_down_host_is_stopped_and_up_starts_it_again(lab: Lab) -> None:
+    host = HOSTS[1]
+    lab.ssh(host, ["sh", "-c", "systemctl poweroff </dev/null >/dev/null 2>&1 &"])
+    wait_for(lambda: lab.status().hosts[1].state == "stopped", "it doesn't power off")
+    assert lab.up().ready
+
+
+def test_snapshot_brings_back_every_hosts_disk(lab: Lab, progress: Progress) -> None:
+    for host in HOSTS:
+        run(lab, host, "echo then >/when")
+    began = time.monotonic()
+    lab.snapshot("then")
+    progress.say(f"a snapshot of {len(HOSTS)} hosts: {time.monotonic() - began:.1f} s")
+    for host in HOSTS:
+        run(lab, host, "echo now >/when; sync")
+    lab.power_off(HOSTS[1])
+    began = time.monotonic()
+    lab.restore("then")
+    progress.say(f"a restore of {len(HOSTS)} hosts: {time.monotonic() - began:.1f} s")
+    for host in HOSTS:
+        assert run(lab, host, "cat /when; rm /when") == "then"
+        assert abs(float(run(lab, host, "date +%s.%N")) - time.time()) < 5
+    assert "then" in lab.status().snapshots
+    with pytest.raises(Trouble, match="no snapshot 'never'"):
+        lab.restore("never")
+
+
+def test_logs_of_a_host_and_of_all_can_be_had(lab: Lab, tmp_path: Path) -> None:
+    assert "Linux version" in command(lab, "logs", HOSTS[0], "--console").stdout or "systemd" in lab.console(
+        HOSTS[0]
+    )
+    assert command(lab, "collect-logs", str(tmp_path)).returncode == 0
+    for host in HOSTS:
+        assert not (tmp_path / host / "not-collected.txt").exists()
+        assert "systemd" in (tmp_path / host / "journal.txt").read_text()
+        assert (tmp_path / host / "console.log").stat().st_size > 0
+    assert json.loads((tmp_path / "status.json").read_text())["name"] == lab.name
+
+
+def test_second_lab_beside_the_first_is_of_no_concern_to_it(lab: Lab, progress: Progress) -> None:
+    other = Lab.load(BESIDE, progress)
+    other.down()
+    try:
+        status = other.up(count=1)
+        mine = lab.status()
+        assert not {h.ssh_port for h in status.hosts} & {h.ssh_port for h in mine.hosts}
+        # Both have a host of this address, each on a LAN of its own.
+        assert run(other, "master", "cat /etc/machine-id") != run(lab, "master", "cat /etc/machine-id")
+        run(lab, HOSTS[1], "ping -c 1 -W 20 192.168.166.101")
+        pids = [host.pid for host in status.hosts]
+        pids.append(network.pid(other.folder))
+    finally:
+        other.down()
+    assert not any(pid and processes.alive(pid) for pid in pids)
+    assert lab.status().ready
+
+
+def test_up_is_idempotent_and_quick(lab: Lab) -> None:
+    before = [host.pid for host in lab.status().hosts]
+    began = time.monotonic()
+    assert lab.up().ready
+    assert time.monotonic() - began < 30
+    assert [host.pid for host in lab.status().hosts] == before
