@@ -76,6 +76,7 @@ UML = (
     Requirement("gcc", "gcc"),
     Requirement("/usr/include/stdio.h", "libc6-dev"),
     Requirement("make", "make"),
+    Requirement("patch", "patch"),
     Requirement("xz", "xz-utils"),
 )
 # For labs of the dnf family: their packages and their repository.

@@ -2,8 +2,8 @@
 
 `<cache>/kernel/<key>/` holds the kernel (a program), its modules as a tar archive, and its whole
 configuration. The key is a hash of `uml-kernel.config` and of how it is built: the newest source that
-Debian has at the time of the build is taken, and a newer one later is no reason to build again. The
-source is used as it is, without a patch. An interrupted build goes on where it was.
+Debian has at the time of the build is taken, and a newer one later is no reason to build again.
+`uml-kernel.patch` says what it changes and why. An interrupted build goes on where it was.
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ from lab.files import digest_of
 from lab.progress import Progress
 
 CONFIG = Path(__file__).with_name("uml-kernel.config")
+PATCH = Path(__file__).with_name("uml-kernel.patch")
 PROGRAM, MODULES = "linux", "modules.tar"
 
 _FORMAT = "1"  # raise it when the way of building changes what comes out
@@ -34,12 +35,12 @@ _RELEASE = "trixie"
 _PREFIX = "linux-source-"
 # Tried. SMP came to User Mode Linux in 6.19, without which there is no cpuset controller, seccomp in 6.16.
 _SERIES = (7, 2)
-_FILES_ABOUT = 1350  # that are compiled, for the progress
+_FILES_ABOUT = 1390  # that are compiled, for the progress
 
 
 def key() -> str:
     """The kernel's name in the cache."""
-    return digest_of(_FORMAT, CONFIG.read_bytes(), os.uname().machine)[:16]
+    return digest_of(_FORMAT, CONFIG.read_bytes(), PATCH.read_bytes(), os.uname().machine)[:16]
 
 
 def ensure(progress: Progress) -> Path:
@@ -91,6 +92,9 @@ def _make(folder: Path, progress: Progress) -> str:
             package = debian.fetch_backport(_RELEASE, choose_package, _PREFIX, work)
         with progress.step(f"unpacking {package.name}"):
             _unpack(package, source)
+            # Without fuzz: in another place it would do something else.
+            apply = ["patch", "--strip=1", "--fuzz=0", f"--directory={source}", f"--input={PATCH}"]
+            run(apply, f"applying {PATCH.name}")
         package.unlink()
         (work / "unpacked").write_text(package.name.removesuffix("_all.deb"))
     objects.mkdir(exist_ok=True)
