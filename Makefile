@@ -36,7 +36,7 @@ test: .bootstrap ## every check and every test: fast, engine, lab
 torture: .bootstrap ## long cases on a lab that stays: change, break, drift (PYTEST_ARGS="-k NAME" for one)
 	@$(run) -m lab requirements --install --family dnf
 	@$(run) -m tools install
-	@$(run) -m pytest tests/lab/torture/{changes,breaks,preparation,dnf}.py $(PYTEST_ARGS)
+	@$(run) -m pytest tests/lab/torture/{changes,breaks,preparation,endurance,dnf}.py $(PYTEST_ARGS)
 
 .PHONY: reference
 reference: .bootstrap ## the lab's tests on Debian's own kernel under QEMU, where it is otherwise User Mode Linux

@@ -17,7 +17,7 @@ from tools import down, env
 LAB = "test"
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def cluster(
     request: pytest.FixtureRequest, failure_logs: dict[str, Callable[[Path], object]], progress: Progress
 ) -> Cluster:
