@@ -20,6 +20,14 @@ die() {
     poweroff -f
 }
 
+# label ARCHIVE: label what was unpacked from it. Without a label, SELinux would keep everybody from it.
+label() {
+    contexts=/etc/selinux/default/contexts/files/file_contexts
+    [ -s "/root$contexts" ] || return 0
+    tar -t -f "$1" | sed 's,^,/,' | chroot /root /usr/sbin/setfiles -F -f - "$contexts" ||
+        die "what $1 has brought can't be labelled"
+}
+
 if grep -qw lab.trial /proc/cmdline; then
     # Some real work first: an accelerator may start a guest and then fail on an instruction.
     i=0
@@ -61,18 +69,17 @@ done
 mount -t ext4 -o rw,noatime "${disk}1" /root || die "the root disk can't be mounted"
 
 # The image has Debian's kernel. The modules of another one come with it, and under its version's name.
-if [ -s /modules.tar ] && [ ! -d "/root/usr/lib/modules/$(uname -r)" ]; then
+complete=/root/usr/lib/modules/$(uname -r)/.complete
+if [ -s /modules.tar ] && [ ! -e "$complete" ]; then
     tar -x -f /modules.tar -C /root || die "the kernel's modules can't be unpacked"
+    label /modules.tar
+    sync
+    : >"$complete"
 fi
 
 if [ ! -s /root/etc/machine-id ]; then
     tar -x -f "$seed" -C /root || die "the seed disk can't be read"
-    # Without a label, SELinux would keep everybody from what the seed has brought.
-    contexts=/etc/selinux/default/contexts/files/file_contexts
-    if [ -s "/root$contexts" ]; then
-        tar -t -f "$seed" | sed 's,^,/,' | chroot /root /usr/sbin/setfiles -F -f - "$contexts" ||
-            die "the seed's files can't be labelled"
-    fi
+    label "$seed"
     # Last, since it marks the seed as complete: a boot that is cut short begins it again.
     mv /root/etc/machine-id.seed /root/etc/machine-id || die "the seed holds no machine id"
     sync

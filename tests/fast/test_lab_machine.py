@@ -18,6 +18,7 @@ import pytest
 
 from lab import api, image, image_root, paths, processes, qemu, requirements, seed, ssh
 from lab.api import Lab
+from lab.artefacts import kernel
 from lab.errors import Trouble
 from lab.files import locked, sparse_digest, write_atomic
 from lab.hardware import Accelerator, Machine, guest_name
@@ -455,6 +456,10 @@ def test_pruning_takes_the_past_of_every_kind_and_leaves_a_served_sites_key(ever
     (cache / "signing").mkdir()
     program, packages = made(cache / "go/etcd-of-last-year", 100), made(cache / "debian/trixie-old", 100)
     made(cache / "debian/trixie-new", 0)
+    old_kernel, kernel_now = (
+        made(cache / "kernel/of-last-year", 100),
+        made(cache / f"kernel/{kernel.key()}", 0),
+    )
     made(cache / "image/new", 0)
     base, base_now = (
         cache / f"image/base-trixie-{key}.tar" for key in ("of-last-year", image._base_key("trixie", "deb"))
@@ -464,9 +469,11 @@ def test_pruning_takes_the_past_of_every_kind_and_leaves_a_served_sites_key(ever
     (cache / "upstream/copied").mkdir(parents=True)
     api.prune(Progress(quiet=True), everything=everything)
     assert (cache / "signing").exists(), "the served site would be made anew with another key"
-    for gone in (program, packages, base, cache / "upstream/copied"):
+    for gone in (program, packages, base, cache / "upstream/copied", old_kernel):
         assert not gone.exists(), gone
-    assert base_now.exists() is (cache / "debian/trixie-new").exists() is not everything
+    assert (
+        kernel_now.exists() is base_now.exists() is (cache / "debian/trixie-new").exists() is not everything
+    )
 
 
 def test_pruning_waits_for_an_image_in_the_making_and_takes_an_interrupted_one() -> None:
