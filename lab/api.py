@@ -265,6 +265,8 @@ class Lab:
             if not self._is_up(record):
                 record = self._provide(record, source)
                 self._start(record)
+            # Also for a lab that an earlier version of this program has made.
+            stackfile.write_settings(self.folder, record.accelerator)
             status = self.status()
             write_atomic(self.folder / "status.json", status.to_json())
             return status
@@ -402,7 +404,6 @@ class Lab:
         known = "".join(f"[{LOOPBACK}]:{vm.ssh_port} {vm.host_key()}\n" for vm in vms)
         write_atomic(self.folder / "known_hosts", known)
         stackfile.write(self.name, record.options, record.ports, self.folder, progress)
-        stackfile.write_settings(self.folder, record.accelerator)
         return record
 
     def _disks(self, record: _Record) -> Accelerator | None:

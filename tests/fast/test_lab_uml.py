@@ -289,6 +289,15 @@ def test_kernel_on_another_processor_is_refused(monkeypatch: pytest.MonkeyPatch,
 # -- settings -----------------------------------------------------------------
 
 
+def test_lab_of_an_earlier_version_that_is_up_gets_its_settings_too(
+    lab: Lab, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _Record(Options(name=lab.name), fixed(3), accelerator="tcg").write(lab.folder / "lab.json")
+    monkeypatch.setattr(Lab, "_is_up", lambda *_: True)
+    lab.up()
+    assert "slowHosts: true" in (lab.folder / stackfile.SETTINGS).read_text()
+
+
 @pytest.mark.parametrize("accelerator", ["kvm", "uml", "tcg"])
 def test_lab_writes_the_settings_that_its_hosts_need(tmp_path: Path, accelerator: Accelerator) -> None:
     stackfile.write_settings(tmp_path, accelerator)
