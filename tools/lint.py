@@ -1,8 +1,8 @@
 """Every check of the code that runs nothing of it: `python -m tools.lint`, or `make lint`.
 
-ruff, ruff's format, mypy in strict mode, shellcheck, actionlint for the workflows, and GitLab's own
-schema for the example. All of them run, whatever one of them finds, so that one look shows
-everything; status 1 if any found something.
+ruff, ruff's format, mypy in strict mode, shellcheck, actionlint for the workflows, go vet for the lab's
+network, and GitLab's own schema for the example. All of them run, whatever one of them finds, so that one
+look shows everything; status 1 if any found something.
 """
 
 from __future__ import annotations
@@ -90,6 +90,18 @@ def workflow_check(progress: Progress) -> Check:
     return Check(f"actionlint {target.version}", (str(program), "-no-color", f"-shellcheck={shellcheck}"))
 
 
+def network_check(progress: Progress) -> Check:
+    """go vet on the lab's network, the one Go program that is this project's own.
+
+    :raises Trouble: there is no Go. None is installed for it.
+    """
+    target = gobuild.LAB_NETWORK
+    go = gobuild.present_go(target.go_version, progress)
+    if go is None:
+        raise Trouble("there is no Go", "install Go, and it is checked too")
+    return Check(f"go vet ({target.name})", (str(go.command), "-C", str(target.wrapper), "vet", "./..."))
+
+
 def run(check: Check, root: Path) -> Outcome:
     """Run one check in the checkout's root."""
     # Beside the interpreter, and not from PATH: the locked versions decide.
@@ -112,10 +124,11 @@ def main() -> int:
     root = project_dir()
     failed = False
     found = [*checks(root)]
-    try:
-        found.append(workflow_check(Progress()))
-    except Trouble as trouble:
-        print(f"lint: actionlint: skipped: {trouble}", flush=True)
+    for name, make in (("actionlint", workflow_check), ("go vet", network_check)):
+        try:
+            found.append(make(Progress()))
+        except Trouble as trouble:
+            print(f"lint: {name}: skipped: {trouble}", flush=True)
     with ThreadPoolExecutor(max_workers=2) as pool:
         for outcome in pool.map(lambda check: run(check, root), found):
             verdict = "ok" if outcome.status == 0 else "FAILED"

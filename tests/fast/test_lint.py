@@ -59,6 +59,7 @@ def test_a_finding_of_one_check_does_not_hide_another(
     )
     monkeypatch.setattr(lint, "checks", lambda root: both[:1])
     monkeypatch.setattr(lint, "workflow_check", lambda progress: both[1])
+    monkeypatch.setattr(lint, "network_check", lambda progress: both[1])
     monkeypatch.setattr(lint, "project_dir", lambda: tmp_path)
     assert lint.main() == 1
     said = capsys.readouterr().out
@@ -67,7 +68,7 @@ def test_a_finding_of_one_check_does_not_hide_another(
     assert "lint: second: ok" in said
 
 
-def test_without_go_the_workflows_are_not_checked_and_that_is_said(
+def test_without_go_what_needs_it_is_skipped_and_told(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
@@ -76,6 +77,7 @@ def test_without_go_the_workflows_are_not_checked_and_that_is_said(
     assert lint.main() == 0
     said = capsys.readouterr().out
     assert "lint: actionlint: skipped: there is no Go to build it with" in said
+    assert "lint: go vet: skipped: there is no Go" in said
     assert "-> install Go" in said
     assert "lint: other: ok" in said
 
