@@ -27,7 +27,7 @@ from lab.paths import DEFAULT_LAB, lab_command
 from lab.ports import LOOPBACK, Ports
 from lab.progress import Progress
 from lab.qemu_machine import QemuVm
-from lab.uml_machine import UmlVm
+from lab.uml_machine import UmlVm, memory_folder
 
 T = TypeVar("T")
 HostState = Literal["ready", "booting", "paused", "stopped"]
@@ -215,6 +215,7 @@ class Lab:
                     initrd=Path("../base") / (uml.INITRD if under_uml else "initrd"),
                     network_id=number,
                     family=record.options.family,
+                    lab_memory=sum(host.memory for host in hosts),
                 ),
             )
 
@@ -458,6 +459,12 @@ class Lab:
     def _start_network(self, record: _Record, vms: Sequence[Vm]) -> None:
         """Start the network of hosts under User Mode Linux; QEMU has its own."""
         if record.accelerator == "uml":
+            needed = vms[0].machine.lab_memory
+            if memory_folder(self.folder, needed) == self.folder:
+                self._progress.say(
+                    f"memory: /dev/shm has no room for {needed} MiB, so the hosts' memory is a file in "
+                    f"{self.folder}, which is slower; a container may need a larger /dev/shm"
+                )
             network.start(self.folder, self.folder / "base" / network.PROGRAM, vms, self._progress)
 
     def _wait(

@@ -29,6 +29,7 @@ class Machine:
     initrd: Path
     network_id: int  # 0 to 255, differs between labs: part of the hardware addresses
     family: Family = "deb"
+    lab_memory: int = 0  # MiB that all hosts of the lab may use together
 
     @property
     def forwards(self) -> dict[int, int]:

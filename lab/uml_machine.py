@@ -14,6 +14,7 @@ from pathlib import Path
 
 from lab import processes, ssh, uml
 from lab.errors import Trouble
+from lab.hardware import guest_name
 from lab.machine import Vm, tail
 from lab.paths import lab_command
 from lab.progress import Progress
@@ -21,6 +22,7 @@ from lab.progress import Progress
 _START_SECONDS = 30.0
 _STOP_SECONDS = 30.0
 _SHELL = "/bin/sh"
+_PID_FILE = "uml.pid"
 _BASE = "../base/disk.raw"
 # Where guests' memory lies, best first: in files of tmpfs, which aren't written to a disk.
 _MEMORY_FOLDERS = (Path("/dev/shm"), Path("/tmp"))  # noqa: S108 - private files without a name
@@ -42,22 +44,35 @@ def cpu_of(index: int, cpus: tuple[int, ...]) -> int:
     return rest[(index - 1) % len(rest)]
 
 
-def memory_folder(needed: int, fallback: Path, mounts: Path = Path("/proc/self/mounts")) -> Path:
-    """Where guests' memory fits.
+def memory_folder(lab_folder: Path, needed: int, mounts: Path = Path("/proc/self/mounts")) -> Path:
+    """Where the memory of a lab's hosts fits; the lab's folder where no tmpfs is large enough.
 
     A guest that doesn't get a page any more is killed in the middle of its work, so there must be room for
-    all of it from the start.
+    the memory of all hosts from the start. What those that run have taken already counts as room.
 
-    :param needed: bytes.
-    :param fallback: a folder on a disk, for systems whose tmpfs are too small, as a container's often are.
+    :param needed: MiB, of all hosts together.
     """
+    pid_files = lab_folder.glob(f"*/{_PID_FILE}")
+    pids = [processes.running(file, guest_name(lab_folder.name, file.parent.name)) for file in pid_files]
+    taken = sum(_touched(pid) for pid in pids if pid is not None)
     kinds = {words[1]: words[2] for words in map(str.split, mounts.read_text().splitlines())}
     for folder in _MEMORY_FOLDERS:
         if kinds.get(str(folder)) != _TMPFS_MAGIC or not os.access(folder, os.W_OK):
             continue
-        if shutil.disk_usage(folder).free >= needed:
+        if (shutil.disk_usage(folder).free >> 20) + taken >= needed:
             return folder
-    return fallback
+    return lab_folder
+
+
+def _touched(pid: int) -> int:
+    """MiB of a guest's memory file that it has touched: the largest file without a name."""
+    largest = 0
+    with contextlib.suppress(OSError):
+        for link in Path(f"/proc/{pid}/fd").iterdir():
+            with contextlib.suppress(OSError):
+                if str(link.readlink()).endswith("(deleted)"):
+                    largest = max(largest, link.stat().st_blocks * 512)
+    return largest >> 20
 
 
 @contextlib.contextmanager
@@ -85,7 +100,7 @@ class UmlVm(Vm):
     """A host and its kernel's process; `lab.network` must run."""
 
     program = "User Mode Linux"
-    pid_file = "uml.pid"
+    pid_file = _PID_FILE
     disk_file = uml.DISK
     log_file = "console.log"
 
@@ -103,7 +118,7 @@ class UmlVm(Vm):
         cpu = cpu_of(self.host.index, tuple(sorted(os.sched_getaffinity(0))))
         # The process writes its own id before it is the kernel, so that none is ever lost.
         wrapper = [_SHELL, "-c", 'echo $$ >"$0" && exec "$@"', self.pid_file]
-        memory = memory_folder(self.host.memory << 20, self.folder)
+        memory = memory_folder(self.lab_folder, self.machine.lab_memory)
         with log.open("wb") as output, _pinned(cpu):
             process = subprocess.Popen(
                 [*wrapper, *uml.command(self.machine, _BASE)],
@@ -213,15 +228,7 @@ class UmlVm(Vm):
     def resident(self) -> int | None:
         """MiB of the memory file that the guest has touched: its processes' memory too."""
         pid = self.pid
-        if pid is None:
-            return None
-        largest = 0
-        with contextlib.suppress(OSError):
-            for link in Path(f"/proc/{pid}/fd").iterdir():
-                with contextlib.suppress(OSError):
-                    if str(link.readlink()).endswith("(deleted)"):
-                        largest = max(largest, link.stat().st_blocks * 512)
-        return largest >> 20
+        return None if pid is None else _touched(pid)
 
 
 def _copy(source: Path, target: Path) -> None:

@@ -113,16 +113,31 @@ Usage = namedtuple("Usage", "free")
     [
         ({"/dev/shm": 4 << 30}, "tmpfs /dev/shm tmpfs rw\n", "/dev/shm"),
         ({"/dev/shm": 64 << 20, "/tmp": 4 << 30}, "shm /dev/shm tmpfs rw\ntmpfs /tmp tmpfs rw\n", "/tmp"),
-        ({"/dev/shm": 64 << 20, "/tmp": 4 << 30}, "shm /dev/shm tmpfs rw\n/dev/vda / ext4 rw\n", "/on/disk"),
-        ({}, "/dev/vda / ext4 rw\n", "/on/disk"),
+        ({"/dev/shm": 64 << 20, "/tmp": 4 << 30}, "shm /dev/shm tmpfs rw\n/dev/vda / ext4 rw\n", None),
+        ({}, "/dev/vda / ext4 rw\n", None),
     ],
 )
 def test_memory_lies_where_all_of_it_fits(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, free: dict[str, int], mounts: str, place: str
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, free: dict[str, int], mounts: str, place: str | None
 ) -> None:
     monkeypatch.setattr("lab.uml_machine.shutil.disk_usage", lambda folder: Usage(free[str(folder)]))
     (tmp_path / "mounts").write_text(mounts)
-    assert memory_folder(2 << 30, Path("/on/disk"), tmp_path / "mounts") == Path(place)
+    assert memory_folder(tmp_path, 2048, tmp_path / "mounts") == (Path(place) if place else tmp_path)
+
+
+def test_memory_that_hosts_have_taken_counts_as_room(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, master: Vm
+) -> None:
+    monkeypatch.setattr("lab.uml_machine.shutil.disk_usage", lambda folder: Usage(1 << 30))
+    monkeypatch.setattr("lab.uml_machine._touched", lambda pid: 1500 if pid == master.pid else 0)
+    (tmp_path / "mounts").write_text("tmpfs /dev/shm tmpfs rw\n")
+    assert memory_folder(master.lab_folder, 2048, tmp_path / "mounts") == master.lab_folder
+    master.start()
+    assert memory_folder(master.lab_folder, 2048, tmp_path / "mounts") == Path("/dev/shm")
+
+
+def test_all_hosts_memory_must_fit_together(lab: Lab) -> None:
+    assert {vm.machine.lab_memory for vm in vms_of(lab)} == {3072 + 2 * 2048}
 
 
 # -- processes and snapshots --------------------------------------------------
