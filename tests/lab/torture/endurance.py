@@ -6,7 +6,8 @@ import os
 import re
 import statistics
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 
 from tests.lab.cluster import Cluster, drift
 from tests.lab.prober import from_a_host, from_outside, probing
@@ -50,29 +51,41 @@ def restarts(cluster: Cluster) -> int:
     return sum(map(int, " ".join(counts).split()))
 
 
+@contextmanager
+def busy(cluster: Cluster) -> Iterator[None]:
+    """While the block runs, the workers have something to do and there is a deployment to scale."""
+    image = cluster.kubectl("get deployment nginx -o jsonpath='{.spec.template.spec.containers[0].image}'")
+    cluster.kubectl(f"create deployment churn --image={image}")
+    try:
+        for host in cluster.hosts[1:]:
+            cluster.run(host, LOAD)
+        yield
+    finally:
+        for host in cluster.hosts[1:]:
+            cluster.run(host, "systemctl stop load || :; rm -f /load")
+        cluster.kubectl("delete deployment churn")
+
+
 def test_a_cluster_bears_an_hour_under_load(cluster: Cluster, figure: Callable[[str], None]) -> None:
     """An hour with workers half busy, pods that come and go, and requests from outside and inside"""
     before = restarts(cluster)
     address = cluster.kubectl("get service nginx -o jsonpath='{.spec.clusterIP}'")
-    image = cluster.kubectl("get deployment nginx -o jsonpath='{.spec.template.spec.containers[0].image}'")
     outside = from_outside(cluster.lab.status().node_ports)
     worker = cluster.hosts[-1]
-    cluster.kubectl(f"create deployment churn --image={image}")
-    for host in cluster.hosts[1:]:
-        cluster.run(host, LOAD)
     offsets: list[float] = []
     churned = 0
     end = time.monotonic() + SOAK_MINUTES * 60
-    with from_a_host(cluster, worker, address) as inside, probing(outside | inside) as counts:
+    with (
+        busy(cluster),
+        from_a_host(cluster, worker, address) as inside,
+        probing(outside | inside) as counts,
+    ):
         while time.monotonic() < end:
             for replicas in (6, 1):
                 cluster.kubectl(f"scale deployment churn --replicas={replicas}")
                 cluster.kubectl("rollout status deployment churn --timeout=280s")
                 churned += 5
             offsets += [clock_offset(cluster, host) for host in cluster.hosts]
-    for host in cluster.hosts[1:]:
-        cluster.run(host, "systemctl stop load; rm /load")
-    cluster.kubectl("delete deployment churn")
     figure(f"{SOAK_MINUTES:.0f} minutes, {churned} pods started or stopped")
     for name, count in counts.items():
         figure(f"{name}: {count}")
