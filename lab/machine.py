@@ -150,6 +150,7 @@ class Vm(ABC):
         self.folder.mkdir(exist_ok=True)
         self.host_key()
         key = self.folder / "ssh_host_ed25519_key"
+        emulated = self.machine.accelerator == "tcg"
         if not (self.folder / "seed.tar").exists():
             identity = seed.Identity(
                 name=self.host.name,
@@ -162,7 +163,8 @@ class Vm(ABC):
                 packages_key=packages_key,
                 release=release,
                 family=self.machine.family,
-                pods_first=self.machine.accelerator == "tcg" and self.host.role == "control-plane",
+                emulated=emulated,
+                pods_first=emulated and self.host.role == "control-plane",
             )
             write_atomic(self._packages_known, packages_key)
             write_atomic(self.folder / "seed.tar", seed.archive(identity), 0o600)

@@ -29,6 +29,8 @@ class Identity:
     packages_key: str  # its armored public key
     release: str
     family: Family = "deb"
+    # Whether it is emulated: what takes long there hasn't failed.
+    emulated: bool = False
     # Whether the pods' share of the CPU comes before that of systemd's services: an emulated control plane,
     # where kubelet and containerd would otherwise take half of it from etcd and the API server.
     pods_first: bool = False
@@ -39,6 +41,14 @@ KEY_PLACE: dict[Family, str] = {"deb": "usr/share/keyrings/site.asc", "dnf": "et
 
 # kubelet gives kubepods.slice 79 on a host with two CPUs; systemd's default is 100.
 _PODS_FIRST = {"etc/systemd/system/system.slice.d/pods-first.conf": (0o644, "[Slice]\nCPUWeight=20\n")}
+
+
+_PATIENT = {
+    "etc/systemd/system.conf.d/lab.conf": (
+        0o644,
+        "[Manager]\nDefaultTimeoutStartSec=600s\nDefaultTimeoutStopSec=300s\nDefaultDeviceTimeoutSec=600s\n",
+    )
+}
 
 
 def _package_source(identity: Identity) -> tuple[str, str]:
@@ -80,7 +90,9 @@ def contents(identity: Identity) -> dict[str, tuple[int, str]]:
         ),
         source: (0o644, text),
         KEY_PLACE[identity.family]: (0o644, identity.packages_key),
-    } | (_PODS_FIRST if identity.pods_first else {})
+        **(_PATIENT if identity.emulated else {}),
+        **(_PODS_FIRST if identity.pods_first else {}),
+    }
 
 
 def archive(identity: Identity) -> bytes:

@@ -89,6 +89,13 @@ def test_pods_come_before_services_only_where_that_is_asked_for() -> None:
     assert text == "[Slice]\nCPUWeight=20\n"
 
 
+def test_only_an_emulated_host_lets_services_take_longer_than_usual() -> None:
+    place = "etc/systemd/system.conf.d/lab.conf"
+    assert place not in seed.contents(IDENTITY)
+    _, text = seed.contents(dataclasses.replace(IDENTITY, emulated=True))[place]
+    assert "DefaultTimeoutStartSec=600s\n" in text
+
+
 def test_a_host_of_the_dnf_family_gets_a_repository_whose_lists_and_packages_are_checked() -> None:
     files = seed.contents(dataclasses.replace(IDENTITY, family="dnf"))
     assert not [path for path in files if "apt" in path]
