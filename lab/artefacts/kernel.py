@@ -11,7 +11,6 @@ from __future__ import annotations
 import os
 import re
 import shutil
-import subprocess
 import tarfile
 import threading
 from collections.abc import Iterator
@@ -121,31 +120,14 @@ def _make(folder: Path, progress: Progress) -> str:
 
 
 def _unpack(package: Path, source: Path) -> None:
-    """Unpack a source package's tree, in a pipe: the compressed tree inside is never a file."""
+    """Unpack the kernel's tree, which a source package holds as an archive."""
+    inside = package.with_name("package")
+    run(["dpkg-deb", "--extract", package, inside], f"unpacking {package.name}")
+    archive = inside / f"usr/src/{package.name.partition('_')[0]}.tar.xz"
     source.mkdir()
-    name = package.name.partition("_")[0]
-    tar = requirements.program("tar")
-    deb = subprocess.Popen(
-        [requirements.program("dpkg-deb"), "--fsys-tarfile", package], stdout=subprocess.PIPE
-    )
-    inner = subprocess.Popen(
-        [tar, "--extract", "--to-stdout", f"./usr/src/{name}.tar.xz"],
-        stdin=deb.stdout,
-        stdout=subprocess.PIPE,
-    )
-    outer = subprocess.run(
-        [tar, "--extract", "--xz", "--strip-components=1", "--directory", source],
-        stdin=inner.stdout,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    for process in (deb, inner):
-        assert process.stdout is not None
-        process.stdout.close()
-        process.wait()
-    if outer.returncode != 0 or inner.returncode != 0 or deb.returncode != 0:
-        raise Trouble(f"{package.name} can't be unpacked: {outer.stderr.strip()[-500:]}")
+    options = ["--strip-components=1", f"--directory={source}", f"--file={archive}"]
+    run(["tar", "--extract", *options], f"unpacking {archive.name}")
+    shutil.rmtree(inside)
 
 
 def check_config(made: str) -> None:
