@@ -157,21 +157,35 @@ def choose(
             return Decision(accelerator, f"{VARIABLE} says so")
     if disks == "uml":
         return Decision("uml", "the hosts' disks are User Mode Linux's")
+    only_qemu = bool(disks) or forced == _QEMU
     remembered = paths.cache_dir() / "accelerator.json"
     situation = _situation(base / "vmlinuz", device)
     kept = _remembered(remembered, situation)
-    only_qemu = bool(disks) or forced == _QEMU
-    if kept is None or (kept.accelerator == "uml" and only_qemu):
-        kept = _by_trial(base, progress, device, binary, uml_too=not only_qemu)
-        if not only_qemu:
-            text = json.dumps({"situation": situation, "decision": asdict(kept)}, indent=1)
-            write_atomic(remembered, text)
-    elif kept.accelerator == "uml":
-        try:
-            _provide_uml(base, progress)
-        except Trouble as trouble:
-            return Decision("tcg", f"User Mode Linux can't be had: {_first(trouble)}")
-    return kept
+    if kept and not (kept.accelerator == "uml" and only_qemu):
+        if kept.accelerator == "uml":
+            no_uml = _uml_problem(base, progress)
+            if no_uml:
+                return Decision("tcg", no_uml)
+        return kept
+    no_kvm = _kvm_problem(base, progress, device, binary)
+    if no_kvm and only_qemu:
+        return Decision("tcg", no_kvm)
+    if no_kvm:
+        progress.say(f"accelerator: no KVM ({no_kvm}); trying User Mode Linux")
+        no_uml = _uml_problem(base, progress)
+        if no_uml:
+            # Not remembered: the mirror may answer the next time, or somebody installs what is missing.
+            return Decision("tcg", f"{no_kvm}; {no_uml}")
+        problem = uml_trial(base)
+        decision = (
+            Decision("tcg", f"{no_kvm}; a trial boot of User Mode Linux failed: {problem}")
+            if problem
+            else Decision("uml", f"{no_kvm}; a trial boot of User Mode Linux worked")
+        )
+    else:
+        decision = Decision("kvm", "a trial boot worked")
+    write_atomic(remembered, json.dumps({"situation": situation, "decision": asdict(decision)}, indent=1))
+    return decision
 
 
 def _remembered(path: Path, situation: str) -> Decision | None:
@@ -184,22 +198,14 @@ def _remembered(path: Path, situation: str) -> Decision | None:
     return None
 
 
-def _by_trial(base: Path, progress: Progress, device: Path, binary: str, *, uml_too: bool) -> Decision:
-    no_kvm = _kvm_problem(base, progress, device, binary)
-    if no_kvm is None:
-        return Decision("kvm", "a trial boot worked")
-    if not uml_too:
-        return Decision("tcg", no_kvm)
-    progress.say(f"accelerator: no KVM ({no_kvm}); trying User Mode Linux")
+def _uml_problem(base: Path, progress: Progress) -> str | None:
+    """Why User Mode Linux's files can't be had; None if they are in the lab's folder now."""
     try:
         _provide_uml(base, progress)
     except Trouble as trouble:
         progress.say(str(trouble))
-        return Decision("tcg", f"{no_kvm}; User Mode Linux can't be had: {_first(trouble)}")
-    problem = uml_trial(base)
-    if problem is None:
-        return Decision("uml", f"{no_kvm}; a trial boot of User Mode Linux worked")
-    return Decision("tcg", f"{no_kvm}; a trial boot of User Mode Linux failed: {problem}")
+        return f"User Mode Linux can't be built: {trouble.what.splitlines()[0]}"
+    return None
 
 
 def _kvm_problem(base: Path, progress: Progress, device: Path, binary: str) -> str | None:
@@ -211,7 +217,3 @@ def _kvm_problem(base: Path, progress: Progress, device: Path, binary: str) -> s
     with progress.step("accelerator: trying KVM by booting a kernel"):
         problem = kvm_trial(base / "vmlinuz", base / "initrd", binary=binary)
     return f"KVM opens, but a trial boot failed: {problem}" if problem else None
-
-
-def _first(trouble: Trouble) -> str:
-    return trouble.what.splitlines()[0]

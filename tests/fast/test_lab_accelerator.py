@@ -81,7 +81,7 @@ def test_user_mode_linux_is_taken_where_kvm_fails_and_both_reasons_are_told(tria
     ("kernel", "reason"),
     [
         ("echo 'Checking that ptrace can change system call numbers...failed'; exit 1", "ptrace can change"),
-        ("missing", "User Mode Linux can't be had: flex isn't installed"),
+        ("missing", "User Mode Linux can't be built: flex isn't installed"),
         (f"{PASSES}; exit 1", "a trial boot of User Mode Linux failed"),
     ],
 )
@@ -130,6 +130,13 @@ def test_remembered_user_mode_linux_that_cannot_be_had_any_more_is_no_failure(tr
     decision = trial.choose()
     assert decision.accelerator == "tcg"
     assert "flex isn't installed" in decision.reason
+
+
+def test_kernel_that_could_not_be_built_is_tried_again_the_next_time(trial: Trial) -> None:
+    trial.kernel = "missing"
+    assert trial.choose().accelerator == "tcg"
+    trial.kernel = PASSES
+    assert trial.choose().accelerator == "uml"
 
 
 def test_damaged_memory_of_the_decision_is_made_again(trial: Trial, tmp_path: Path) -> None:
