@@ -105,7 +105,7 @@ class QemuVm(Vm):
     def let_run(self, progress: Progress) -> None:
         """Let a guest run whose CPUs stand: at a full disk's end, or after a snapshot that was cut off.
 
-        :raises Trouble: QEMU couldn't write the disk, and there is no more room than before.
+        :raises Trouble: QEMU couldn't write the disk, and the disk is still full.
         """
         why = self.held()
         if why is None:

@@ -37,7 +37,7 @@ def command(machine: Machine, base: str) -> list[str]:
     """
     return [
         str(machine.kernel),
-        # Known to nobody but `lab.processes`; the guest sees it in /proc/cmdline.
+        # For `lab.processes`, which finds the process by it. The guest sees it in /proc/cmdline.
         guest_name(machine.lab, machine.host.name),
         f"mem={machine.host.memory}M",
         f"ncpus={machine.host.cpus}",

@@ -26,7 +26,6 @@ _PID_FILE = "uml.pid"
 _BASE = "../base/disk.raw"
 # Where guests' memory lies, best first: in files of tmpfs, which aren't written to a disk.
 _MEMORY_FOLDERS = (Path("/dev/shm"), Path("/tmp"))  # noqa: S108 - private files without a name
-_TMPFS_MAGIC = "tmpfs"
 
 
 def cpu_of(index: int, cpus: tuple[int, ...]) -> int:
@@ -57,7 +56,7 @@ def memory_folder(lab_folder: Path, needed: int, mounts: Path = Path("/proc/self
     taken = sum(_touched(pid) for pid in pids if pid is not None)
     kinds = {words[1]: words[2] for words in map(str.split, mounts.read_text().splitlines())}
     for folder in _MEMORY_FOLDERS:
-        if kinds.get(str(folder)) != _TMPFS_MAGIC or not os.access(folder, os.W_OK):
+        if kinds.get(str(folder)) != "tmpfs" or not os.access(folder, os.W_OK):
             continue
         if (shutil.disk_usage(folder).free >> 20) + taken >= needed:
             return folder

@@ -93,12 +93,12 @@ def workflow_check(progress: Progress) -> Check:
 def network_check(progress: Progress) -> Check:
     """go vet on the lab's network, the one Go program that is this project's own.
 
-    :raises Trouble: there is no Go. None is installed for it.
+    :raises Trouble: Go isn't installed. Lint doesn't install it.
     """
     target = gobuild.LAB_NETWORK
     go = gobuild.present_go(target.go_version, progress)
     if go is None:
-        raise Trouble("there is no Go", "install Go, and it is checked too")
+        raise Trouble("Go isn't installed", "install Go to check it too")
     return Check(f"go vet ({target.name})", (str(go.command), "-C", str(target.wrapper), "vet", "./..."))
 
 

@@ -1,8 +1,8 @@
 """The kernel of the lab's hosts under User Mode Linux, built from Debian's source package.
 
 `<cache>/kernel/<key>/` holds the kernel (a program), its modules as a tar archive, and its whole
-configuration. The key is a hash of `uml-kernel.config` and of how it is built: the newest source that
-Debian has at the time of the build is taken, and a newer one later is no reason to build again.
+configuration. The key is a hash of `uml-kernel.config`, the patch and the way of building. A build takes
+Debian's newest source; a newer one later doesn't cause another build.
 `uml-kernel.patch` says what it changes and why. An interrupted build goes on where it was.
 """
 
@@ -32,7 +32,8 @@ PROGRAM, MODULES = "linux", "modules.tar"
 _FORMAT = "1"  # raise it when the way of building changes what comes out
 _RELEASE = "trixie"
 _PREFIX = "linux-source-"
-# Tried. SMP came to User Mode Linux in 6.19, without which there is no cpuset controller, seccomp in 6.16.
+# The series that was tried. User Mode Linux has SMP since 6.19, which the cpuset controller needs, and
+# seccomp since 6.16.
 _SERIES = (7, 2)
 _FILES_ABOUT = 1390  # that are compiled, for the progress
 

@@ -77,7 +77,7 @@ def test_without_go_what_needs_it_is_skipped_and_told(
     assert lint.main() == 0
     said = capsys.readouterr().out
     assert "lint: actionlint: skipped: there is no Go to build it with" in said
-    assert "lint: go vet: skipped: there is no Go" in said
+    assert "lint: go vet: skipped: Go isn't installed" in said
     assert "-> install Go" in said
     assert "lint: other: ok" in said
 
