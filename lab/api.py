@@ -17,7 +17,7 @@ from typing import Any, Literal, Self, TypeVar
 from lab import network, paths, ports, processes, requirements, services, ssh, stackfile, uml
 from lab.accelerator import Decision, choose
 from lab.errors import Trouble
-from lab.files import digest_of, finished, locked, write_atomic
+from lab.files import digest_of, finished, link_or_copy, locked, write_atomic
 from lab.hardware import Accelerator, Machine, guest_name
 from lab.image import Image, ensure_base, ensure_image
 from lab.image import prune as prune_images
@@ -421,14 +421,7 @@ class Lab:
         folder = self.folder / "base"
         folder.mkdir(exist_ok=True)
         for source in (image.disk, image.kernel, image.initrd):
-            target = folder / source.name
-            target.unlink(missing_ok=True)
-            try:
-                os.link(source, target)
-            except OSError:  # another file system: a copy that keeps holes
-                subprocess.run(
-                    ["cp", "--sparse=always", "--reflink=auto", str(source), str(target)], check=True
-                )
+            link_or_copy(source, folder / source.name)
         write_atomic(folder / "complete", image.key)
 
     def _start(self, record: _Record) -> None:

@@ -5,11 +5,13 @@ from __future__ import annotations
 import fcntl
 import hashlib
 import os
+import subprocess
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from lab.errors import Trouble
 from lab.progress import Progress
 
 _BLOCK = 1 << 20
@@ -26,6 +28,32 @@ def write_atomic(path: Path, content: bytes | str, mode: int = 0o644) -> None:
         file.flush()
         os.fsync(file.fileno())
     draft.replace(path)
+
+
+def copy_sparse(source: Path, target: Path) -> None:
+    """Copy a file and keep its holes, so that the target is there whole or as it was before.
+
+    :raises Trouble: it can't be written.
+    """
+    draft = target.with_name(f".{target.name}.draft")
+    argv = ["cp", "--sparse=always", "--reflink=auto", "--preserve=mode,timestamps", str(source), str(draft)]
+    done = subprocess.run(argv, capture_output=True, text=True, check=False)
+    if done.returncode != 0:
+        draft.unlink(missing_ok=True)
+        raise Trouble(f"{source} can't be copied: {done.stderr.strip()}", "make room, and try again")
+    draft.replace(target)
+
+
+def link_or_copy(source: Path, target: Path) -> None:
+    """Put a file elsewhere by a hard link, or by a copy on another file system; what is there goes.
+
+    :raises Trouble: it can't be written.
+    """
+    target.unlink(missing_ok=True)
+    try:
+        os.link(source, target)
+    except OSError:
+        copy_sparse(source, target)
 
 
 @contextmanager

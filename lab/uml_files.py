@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import os
-import shutil
 import stat
 from pathlib import Path
 
 from lab import uml
 from lab.artefacts import gobuild, kernel
-from lab.errors import Trouble
+from lab.files import link_or_copy
 from lab.image_root import cpio_newc
 from lab.network import PROGRAM
 from lab.progress import Progress
@@ -34,15 +32,4 @@ def provide(base: Path, progress: Progress) -> None:
     draft.write_bytes((base / "initrd").read_bytes() + modules)
     draft.replace(base / uml.INITRD)
     for source, name in ((built / kernel.PROGRAM, uml.KERNEL), (network / PROGRAM, PROGRAM)):
-        _link(source, base / name)
-
-
-def _link(source: Path, target: Path) -> None:
-    target.unlink(missing_ok=True)
-    try:
-        os.link(source, target)
-    except OSError:  # another file system
-        try:
-            shutil.copy2(source, target)
-        except OSError as error:
-            raise Trouble(f"{target} can't be written: {error}") from None
+        link_or_copy(source, base / name)

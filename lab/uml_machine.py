@@ -14,6 +14,7 @@ from pathlib import Path
 
 from lab import processes, ssh, uml
 from lab.errors import Trouble
+from lab.files import copy_sparse
 from lab.hardware import guest_name
 from lab.machine import Vm, tail
 from lab.paths import lab_command
@@ -209,7 +210,7 @@ class UmlVm(Vm):
         """Copy the disk. Memory isn't saved: a restore is a boot, as after a power cut at this moment."""
         target = self._snapshot(tag)
         target.parent.mkdir(exist_ok=True)
-        _copy(self.folder / self.disk_file, target)
+        copy_sparse(self.folder / self.disk_file, target)
 
     def hold_for_load(self) -> None:
         """End the guest."""
@@ -218,7 +219,7 @@ class UmlVm(Vm):
     def load(self, tag: str) -> None:
         """Bring the disk back; `resume` boots from it."""
         self.forget_packages()
-        _copy(self._snapshot(tag), self.folder / self.disk_file)
+        copy_sparse(self._snapshot(tag), self.folder / self.disk_file)
 
     def snapshots(self) -> list[str]:
         """The tags of its disk's copies."""
@@ -228,17 +229,3 @@ class UmlVm(Vm):
         """MiB of the memory file that the guest has touched: its processes' memory too."""
         pid = self.pid
         return None if pid is None else _touched(pid)
-
-
-def _copy(source: Path, target: Path) -> None:
-    """Copy a sparse file, so that the target is there whole or as it was before.
-
-    :raises Trouble: it can't be written.
-    """
-    draft = target.with_name(f".{target.name}.draft")
-    argv = ["cp", "--sparse=always", "--reflink=auto", str(source), str(draft)]
-    done = subprocess.run(argv, capture_output=True, text=True, check=False)
-    if done.returncode != 0:
-        draft.unlink(missing_ok=True)
-        raise Trouble(f"{source} can't be copied: {done.stderr.strip()}", "make room, and try again")
-    draft.replace(target)
