@@ -28,15 +28,15 @@ up: .bootstrap ## tools, three lab hosts, `pulumi up` on the stack dev
 .PHONY: test
 test: .bootstrap ## every check and every test: fast, engine, lab
 	@$(run) -m tools.lint
-	@$(run) -m lab requirements --install --family dnf --browser
+	@$(run) -m lab requirements --install --family rpm --browser
 	@$(run) -m tools install
 	@$(run) -m pytest $(PYTEST_ARGS)
 
-.PHONY: torture
-torture: .bootstrap ## long cases on a lab that stays: change, break, drift (PYTEST_ARGS="-k NAME" for one)
-	@$(run) -m lab requirements --install --family dnf
+.PHONY: resilience
+resilience: .bootstrap ## long cases on a lab that stays: change, break, drift (PYTEST_ARGS="-k NAME" for one)
+	@$(run) -m lab requirements --install --family rpm
 	@$(run) -m tools install
-	@$(run) -m pytest tests/lab/torture/{changes,breaks,preparation,endurance,dnf}.py $(PYTEST_ARGS)
+	@$(run) -m pytest tests/lab/resilience/{changes,breaks,preparation,endurance,rpm}.py $(PYTEST_ARGS)
 
 .PHONY: reference
 reference: .bootstrap ## the lab's tests on Debian's own kernel under QEMU, where it is otherwise User Mode Linux

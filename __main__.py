@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pulumi
 
-from components import former
+from components import previous_outputs
 from components.cluster import Cluster, ClusterArgs
 from components.configuration import settings_of_stack
 
@@ -13,7 +13,7 @@ settings = settings_of_stack()
 # Not the cluster's own name: with another one it would be another resource, and all objects made anew.
 cluster = Cluster(
     "kubernetes",
-    ClusterArgs(settings, stack=pulumi.get_stack(), proved=former.output("proved")),
+    ClusterArgs(settings, stack=pulumi.get_stack(), verified=previous_outputs.output("verified")),
     # As it was called by earlier versions of this program.
     pulumi.ResourceOptions(aliases=[pulumi.Alias(name=settings.cluster.name)]),
 )
@@ -21,4 +21,4 @@ cluster = Cluster(
 pulumi.export("kubeconfig", cluster.kubeconfig)
 pulumi.export("nodePorts", cluster.node_ports)
 pulumi.export("virtualServers", cluster.tables)
-pulumi.export("proved", cluster.proved)
+pulumi.export("verified", cluster.verified)

@@ -3,7 +3,7 @@
 The cluster's component keeps what can't change in place as its inputs, so the engine knows the
 former values. Its hook runs before any other resource is registered, in a preview too: what it
 refuses has touched nothing, whichever way the run was started. The words are those of the report in pull
-requests (model/consequences.py).
+requests (model/change_impact.py).
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import Any
 
 import pulumi
 
-from model.consequences import VERSION, identity_changes, new_cluster
+from model.change_impact import VERSION, identity_changes, new_cluster
 from model.settings import Effect, Settings, effect_of, fields, value_at
 
 _NAME = "the control plane's name"

@@ -14,13 +14,13 @@ from components import changes
 from components.control_plane import ControlPlane, ControlPlaneArgs
 from components.host import PreparedHost, PreparedHostArgs
 from components.manifests import Manifest, ManifestArgs
-from components.member import Member, MemberArgs
-from components.proof import Proof, ProofArgs
+from components.node import Node, NodeArgs
 from components.proxy import ProxyMode, ProxyModeArgs
+from components.verification import Verification, VerificationArgs
 from components.worker import Worker, WorkerArgs
 from model import documents
+from model.field_types import seconds
 from model.settings import Settings
-from model.values import seconds
 
 
 @dataclass(frozen=True)
@@ -30,12 +30,12 @@ class ClusterArgs:
     Attributes:
         settings: The environment.
         stack: The stack's name, written on each host as its owner.
-        proved: What `Cluster.proved` was after the last run that came to its end.
+        verified: What `Cluster.verified` was after the last run that came to its end.
     """
 
     settings: Settings
     stack: str
-    proved: pulumi.Input[str | None]
+    verified: pulumi.Input[str | None]
 
 
 class Cluster(pulumi.ComponentResource):
@@ -50,7 +50,7 @@ class Cluster(pulumi.ComponentResource):
         kubeconfig: The administrator's kubeconfig, secret.
         tables: Per host, the virtual servers that its kernel has.
         node_ports: Where the application answers, on each host's own address.
-        proved: Which attempt it was that proved all that.
+        verified: Which attempt it was that proved all that.
     """
 
     def __init__(self, name: str, args: ClusterArgs, opts: pulumi.ResourceOptions | None = None) -> None:
@@ -75,9 +75,9 @@ class Cluster(pulumi.ComponentResource):
         machines = {first.name: PreparedHost(first.name, PreparedHostArgs(settings, first, owner), child)}
         control_plane = ControlPlane("control-plane", ControlPlaneArgs(settings, machines[first.name]), child)
         for host in settings.workers:
-            registration = control_plane.registration(host)
+            deregister = control_plane.deregister(host)
             machines[host.name] = PreparedHost(
-                host.name, PreparedHostArgs(settings, host, owner, outlived_by=[registration]), child
+                host.name, PreparedHostArgs(settings, host, owner, outlived_by=[deregister]), child
             )
         provider = kubernetes.Provider(
             name,
@@ -113,17 +113,17 @@ class Cluster(pulumi.ComponentResource):
             Worker(f"{host.name}-worker", WorkerArgs(settings, machines[host.name], control_plane), child)
             for host in settings.workers
         ]
-        nodes = {first.name: control_plane.init}
-        nodes |= {worker.host.name: worker.join for worker in workers}
-        members = [
-            Member(
-                f"{host.name}-member",
-                MemberArgs(settings, host, control_plane, nodes[host.name], [*network.objects.values()]),
+        joined = {first.name: control_plane.init}
+        joined |= {worker.host.name: worker.join for worker in workers}
+        cluster_nodes = [
+            Node(
+                f"{host.name}-node",
+                NodeArgs(settings, host, control_plane, joined[host.name], [*network.objects.values()]),
                 child,
             )
             for host in settings.hosts
         ]
-        proxies = ProxyMode("proxy", ProxyModeArgs(settings, machines, nodes), child)
+        proxies = ProxyMode("proxy", ProxyModeArgs(settings, machines, joined), child)
         nginx = Manifest(
             "nginx",
             ManifestArgs(
@@ -131,25 +131,25 @@ class Cluster(pulumi.ComponentResource):
                 _nginx(settings),
                 provider,
                 control_plane,
-                depends_on=[member.ready for member in members],
+                depends_on=[node.ready for node in cluster_nodes],
             ),
             child,
         )
-        proof = Proof(
-            "proof",
-            ProofArgs(
+        verification = Verification(
+            "verification",
+            VerificationArgs(
                 settings,
                 machines,
                 control_plane,
-                subject=_subject(settings, nodes.values(), network, nginx),
-                proved=args.proved,
+                subject=_subject(settings, joined.values(), network, nginx),
+                verified=args.verified,
                 depends_on=[*nginx.objects.values(), *proxies.steps],
             ),
             child,
         )
         self.kubeconfig = control_plane.kubeconfig
-        self.tables = proof.tables
-        self.proved = proof.proved
+        self.tables = verification.tables
+        self.verified = verification.verified
         self.node_ports = [f"http://{host.address}:{settings.nginx.node_port}/" for host in settings.hosts]
         self.register_outputs(
             {"kubeconfig": self.kubeconfig, "nodePorts": self.node_ports, "caHash": control_plane.ca_hash}

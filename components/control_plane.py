@@ -9,11 +9,8 @@ from pulumi_command import remote
 
 from components import changes
 from components.host import PreparedHost
-from model import drift, kubeadm
+from model import drift, kubeadm, steps
 from model.settings import Host, Settings
-
-# Two requests, each asked again for two minutes while there is no connection (scripts/kube.sh), and a rest.
-REGISTRATION_SECONDS = 300
 
 
 @dataclass(frozen=True)
@@ -38,9 +35,9 @@ class ControlPlane(pulumi.ComponentResource):
             (`components/changes.py`) replaces it, and with it everything that stands on it.
         runner: Runs steps on the control plane for others (tokens, nodes, the proof).
         kubeconfig: The administrator's, secret, with the address that people use.
-        authority: The step that reads who the cluster is. What is `deleted_with` it is left alone when the
-            cluster goes, also for a new one: there the engine takes for deleted what stands on `init`, and
-            `init` itself too late.
+        admin_kubeconfig: The step that reads the cluster's identity. Resources `deleted_with` it are left
+            alone when the cluster is removed or replaced. `init` wouldn't do: the engine treats resources
+            that depend on it as deleted, but `init` itself too late.
         ca_hash: `sha256:…` of the cluster's certificate authority: who the cluster is.
     """
 
@@ -50,20 +47,17 @@ class ControlPlane(pulumi.ComponentResource):
         self.host = machine.host
         self.runner = machine.runner
         self.init = self.runner.step(
-            "init",
+            steps.INIT,
             self,
-            limit_seconds=settings.limits.init,
-            deletes=True,
-            delete_limit_seconds=settings.limits.reset,
             triggers=list(changes.identity(settings).values()),
             values={
                 "CONFIG": kubeadm.init_config(settings),
                 "PATCHES": "\n".join(f"{file}\t{text}" for file, text in kubeadm.patches(settings).items()),
-                "CERTIFICATE_NAMES": "\n".join(settings.certificate_names),
+                "CERT_SANS": "\n".join(settings.cert_sans),
                 "CERTIFICATE_DAYS": str(drift.CERTIFICATE_DAYS),
                 "KUBELET": kubeadm.kubelet_config(settings),
                 "PROXY": kubeadm.proxy_config(settings),
-                "OVERRIDE_BUDGETS": "true" if settings.cluster.override_disruption_budgets else "",
+                "DISABLE_EVICTION": "true" if settings.drain.disable_eviction else "",
             },
             opts=pulumi.ResourceOptions(
                 depends_on=[machine.ready],
@@ -82,15 +76,15 @@ class ControlPlane(pulumi.ComponentResource):
         # Read twice, since a repair may renew the administrator's certificate, and who the cluster is
         # must stay known in that preview too: with it unknown all joins would seem to change.
         self.kubeconfig: pulumi.Output[str] = pulumi.Output.secret(
-            self._admin("kubeconfig").stdout.apply(lambda text: kubeadm.kubeconfig_for(text, server))
+            self._admin(steps.KUBECONFIG).stdout.apply(lambda text: kubeadm.kubeconfig_for(text, server))
         )
-        self.authority = self._admin("admin")
+        self.admin_kubeconfig = self._admin(steps.ADMIN)
         self.ca_hash: pulumi.Output[str] = pulumi.Output.unsecret(
-            self.authority.stdout.apply(kubeadm.ca_hash)
+            self.admin_kubeconfig.stdout.apply(kubeadm.ca_hash)
         )
         self.register_outputs({"kubeconfig": self.kubeconfig, "caHash": self.ca_hash})
 
-    def _admin(self, step: str) -> remote.Command:
+    def _admin(self, step: steps.Step) -> remote.Command:
         """A step that prints the administrator's kubeconfig.
 
         Constant text and a trigger that only a new cluster changes: what is built from this output stays
@@ -99,20 +93,16 @@ class ControlPlane(pulumi.ComponentResource):
         return self.runner.step(
             step,
             self,
-            limit_seconds=60,
-            secret=True,
             triggers=[self.init.id],
             opts=pulumi.ResourceOptions(depends_on=[self.init], deleted_with=self.init),
         )
 
-    def registration(self, host: Host) -> remote.Command:
+    def deregister(self, host: Host) -> remote.Command:
         """A worker's entry in the list of nodes, which its claim waits for: removed after the claim."""
         return self.runner.step(
-            "registration",
+            steps.DEREGISTER,
             self,
-            name=f"{host.name}-registration",
-            limit_seconds=REGISTRATION_SECONDS,
-            deletes=True,
+            about=host.name,
             values={"NODE": host.name},
             opts=pulumi.ResourceOptions(deleted_with=self._nodes),
         )

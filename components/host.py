@@ -10,8 +10,9 @@ import pulumi
 from pulumi_command import remote
 
 from components.remote import Runner
+from model import steps
+from model.field_types import is_url
 from model.settings import Host, Settings
-from model.values import is_url
 
 
 @dataclass(frozen=True)
@@ -56,11 +57,8 @@ class PreparedHost(pulumi.ComponentResource):
     def _claim(self) -> remote.Command:
         settings, host = self._args.settings, self.host
         return self.runner.step(
-            "claim",
+            steps.CLAIM,
             self,
-            limit_seconds=settings.limits.inspect,
-            deletes=True,
-            delete_limit_seconds=settings.limits.reset,
             # Another machine under the same name: nothing of what was done to the old one holds.
             triggers=[host.address],
             values={
@@ -82,10 +80,9 @@ class PreparedHost(pulumi.ComponentResource):
 
     def _prepare(self) -> remote.Command:
         settings, host = self._args.settings, self.host
-        limit = settings.limits.prepare
-        steps: list[tuple[str, dict[str, str]]] = [
+        preparation: list[tuple[steps.Step, dict[str, str]]] = [
             (
-                "kernel",
+                steps.KERNEL,
                 {
                     "MODE": settings.proxy.mode,
                     "SCHEDULER": settings.proxy.scheduler,
@@ -93,7 +90,7 @@ class PreparedHost(pulumi.ComponentResource):
                 },
             ),
             (
-                "firewall",
+                steps.FIREWALL,
                 {
                     "FIREWALL": settings.firewall,
                     "ROLE": host.role,
@@ -101,15 +98,14 @@ class PreparedHost(pulumi.ComponentResource):
                     "POD_SUBNET": settings.network.pod_subnet,
                 },
             ),
-            ("packages", _packages(settings)),
-            ("runtime", _runtime(settings, host)),
+            (steps.PACKAGES, _packages(settings)),
+            (steps.RUNTIME, _runtime(settings, host)),
         ]
         last = self.claim
-        for step, values in steps:
+        for step, values in preparation:
             last = self.runner.step(
                 step,
                 self,
-                limit_seconds=limit,
                 values=values,
                 opts=pulumi.ResourceOptions(
                     depends_on=[last], deleted_with=self.claim, replace_with=[self.claim]

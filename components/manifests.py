@@ -87,7 +87,7 @@ class Object(pulumi.CustomResource):
         super().__init__(document.type, name, properties, opts)
 
 
-class Again:
+class RetryWhenBusy:
     """The engine's question whether what failed is tried again, answered for the objects of one manifest.
 
     Yes for what an API server says that is too busy, and for what an attempt leaves behind that it gave
@@ -129,7 +129,7 @@ class Manifest(pulumi.ComponentResource):
         super().__init__("kubeadm-ipvs:index:Manifest", name, None, opts)
         self.objects: dict[str, Object] = {}
         namespaces: list[pulumi.Resource] = []
-        hooks = pulumi.ResourceHookBinding(on_error=[pulumi.ErrorHook(f"{name}-busy", Again())])
+        hooks = pulumi.ResourceHookBinding(on_error=[pulumi.ErrorHook(f"{name}-busy", RetryWhenBusy())])
         for document in documents.load(MANIFESTS / args.file, args.parameters):
             resource = Object(
                 document.name,
@@ -138,7 +138,7 @@ class Manifest(pulumi.ComponentResource):
                     parent=self,
                     provider=args.provider,
                     depends_on=[*args.depends_on, *namespaces],
-                    deleted_with=args.cluster.authority,
+                    deleted_with=args.cluster.admin_kubeconfig,
                     # With `deleted_with` alone, a replaced cluster's objects stay in the state as if they
                     # were in the new one.
                     replace_with=[args.cluster.init],

@@ -9,7 +9,7 @@ import pulumi
 from pulumi_command import remote
 
 from components.host import PreparedHost
-from model import kubeadm
+from model import kubeadm, steps
 from model.settings import Settings
 
 
@@ -48,9 +48,8 @@ class ProxyMode(pulumi.ComponentResource):
             node = args.nodes[host.name]
             self.steps.append(
                 args.machines[host.name].runner.step(
-                    "proxy",
+                    steps.PROXY,
                     self,
-                    limit_seconds=settings.limits.rollout,
                     triggers=[node.id],
                     values={
                         "PROXY": kubeadm.proxy_config(settings),
@@ -58,7 +57,7 @@ class ProxyMode(pulumi.ComponentResource):
                         "SCHEDULER": settings.proxy.scheduler,
                         "SERVICE_ADDRESS": settings.service_address,
                         "NODE_ENDPOINT": f"{host.address}:{settings.nginx.node_port}",
-                        "READY_SECONDS": str(settings.limits.rollout - 60),
+                        "READY_SECONDS": str(settings.step_timeouts.rollout - 60),
                     },
                     opts=pulumi.ResourceOptions(
                         depends_on=[node, *self.steps[-1:]], deleted_with=node, replace_with=[node]

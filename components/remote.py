@@ -10,14 +10,12 @@ what the step printed.
 Facts this rests on (pulumi-command 1.2.1): only `triggers` replaces; any other changed input
 runs `update`; `delete` runs with the connection and the standard input of the last create
 or update; a failed create leaves nothing in the state; a failed update leaves the former inputs
-there, hence `_asked`; a remote command can't be cancelled, hence `timeout` on the host.
+there, hence `_desired`; a remote command can't be cancelled, hence `timeout` on the host.
 """
 
 from __future__ import annotations
 
 import hashlib
-import re
-import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -25,71 +23,9 @@ from typing import Any
 import pulumi
 from pulumi_command import remote
 
-from components import reach
+from components import ssh_access
 from model.settings import Host, Settings
-
-SCRIPTS = Path(__file__).resolve().parent.parent / "scripts"
-
-# Each step's files, in the order in which they are sent. Three have no `lib.sh`: others are built
-# from their output, which must not become unknown when lib.sh changes.
-STEPS: Mapping[str, tuple[str, ...]] = {
-    "claim": ("lib.sh", "firewalld.sh", "reset.sh", "claim.sh"),
-    "kernel": ("lib.sh", "kernel.sh"),
-    "firewall": ("lib.sh", "firewalld.sh", "firewall.sh"),
-    "packages": ("lib.sh", "packages.sh"),
-    "runtime": ("lib.sh", "runtime.sh"),
-    "init": ("lib.sh", "reset.sh", "request.sh", "node.sh", "init.sh"),
-    "proxy": ("lib.sh", "reset.sh", "request.sh", "proxy.sh"),
-    "admin": ("admin.sh",),
-    "kubeconfig": ("admin.sh",),
-    "token": ("token.sh",),
-    "join": ("lib.sh", "reset.sh", "request.sh", "node.sh", "join.sh"),
-    "registration": ("lib.sh", "kube.sh", "registration.sh"),
-    "member": ("lib.sh", "kube.sh", "member.sh"),
-    "look": ("lib.sh", "look.sh"),
-    "proof": ("lib.sh", "request.sh", "proof.sh"),
-    # Not a resource's: `tools/check.py` and `tools/show.py` run them.
-    "check": ("lib.sh", "firewalld.sh", "request.sh", "check.sh"),
-    "traffic": ("lib.sh", "request.sh", "proof.sh", "traffic.sh"),
-}
-
-# What a host's setting `repair` runs again: the steps that make a host what it is.
-REPAIRING = frozenset({"kernel", "firewall", "packages", "runtime", "init", "join", "kubeconfig", "proxy"})
-
-# Steps that change what they find: where one of their updates fails, host and state differ.
-CHANGING = frozenset({"claim", "member"}) | REPAIRING - {"kubeconfig"}
-
-# Steps that look whose the host is before they change or delete anything.
-OWNED = CHANGING | {"registration"}
-
-# After SIGTERM a step has this long to say where it stood before it is killed.
-KILL_AFTER_SECONDS = 20
-
-
-def compose(files: Sequence[str], values: Mapping[str, str]) -> str:
-    """The text that bash reads on the host: files, values, and the call that starts it.
-
-    Args:
-        files: Names in `scripts/`, in order.
-        values: Shell variables by name; any text, quoted here.
-
-    Raises:
-        ValueError: A name that isn't a shell variable's.
-    """
-    for name in values:
-        if not re.fullmatch(r"[A-Z][A-Z0-9_]*", name):
-            raise ValueError(f"not a shell variable's name: {name}")
-    bodies = [(SCRIPTS / name).read_text(encoding="utf-8") for name in files]
-    assignments = "".join(f"{name}={shlex.quote(value)}\n" for name, value in sorted(values.items()))
-    # bash reads this text as it runs it: a step that read its own standard input would eat the rest.
-    call = 'STEP=$2 HOST=$3\nrun_step "$1" </dev/null\nexit\n'
-    return "\n".join([*bodies, assignments + call])
-
-
-def command_text(verb: str, step: str, host: str, limit_seconds: int, user: str) -> str:
-    """What sshd is asked to run: short, constant, free of secrets."""
-    sudo = "" if user == "root" else "sudo -n "
-    return f"{sudo}timeout --kill-after={KILL_AFTER_SECONDS} {limit_seconds} bash -s -- {verb} {step} {host}"
+from model.steps import Step, command_text, script_text
 
 
 class Runner:
@@ -103,107 +39,117 @@ class Runner:
     """
 
     def __init__(self, settings: Settings, host: Host, owner: pulumi.Input[str]) -> None:
+        self._settings = settings
         self._host = host
         self._owner = owner
         self._user = settings.ssh_user(host)
         self._connection = _connection(settings, host)
-        self._reach = reach.hooks(settings, host)
+        self._access = ssh_access.hooks(settings, host)
 
     def step(
         self,
-        step: str,
+        step: Step,
         parent: pulumi.Resource,
         *,
-        limit_seconds: int,
         values: Mapping[str, pulumi.Input[str]] | None = None,
-        secret: bool = False,
         triggers: Sequence[Any] = (),
         repair: str | None = None,
-        deletes: bool = False,
-        delete_limit_seconds: int | None = None,
+        deletes: bool = True,
         opts: pulumi.ResourceOptions | None = None,
+        about: str | None = None,
         name: str | None = None,
     ) -> remote.Command:
         """Makes one step's command.
 
         Args:
-            step: One of `STEPS`: in messages, and (with the host's) in the resource's name.
+            step: The step.
             parent: The component that the command is a child of.
-            limit_seconds: Killed and reported after this long.
-            values: Shell variables for the step.
-            secret: Values or output are secret: nothing is logged, input and output are
-                encrypted in the state.
+            values: The step's values by name, all of them.
             triggers: Values whose change replaces the resource (delete first, then create).
-            repair: As the host's own setting, for a step that shows what a repair has mended.
-            deletes: The step has a `delete` of its own.
-            delete_limit_seconds: As `limit_seconds`, for `delete`.
-            opts: Dependencies and the like; parent and delete_before_replace are set here, and
-                that the host is reached before (components/reach.py).
+            repair: The host's `repair` setting, for a step that runs after a repair without repairing.
+            deletes: False where this host's resource runs nothing when it is deleted.
+            opts: Dependencies and the like; parent, aliases and delete_before_replace are set here, and
+                that the host is reached before (components/ssh_access.py).
+            about: The host that the step is about, where that isn't the host that it runs on.
             name: The resource's name, where it isn't `HOST-STEP`.
+
+        Raises:
+            ValueError: `values` aren't the step's.
         """
-        text: pulumi.Input[str] = compose(STEPS[step], {})
-        repair = self._host.repair if step in REPAIRING else repair
+        given: dict[str, pulumi.Input[str]] = dict(values or {})
+        if given.keys() != step.values:
+            raise ValueError(f"{step.name} takes {sorted(step.values)}, not {sorted(given)}")
+        if step.repairs:
+            repair = self._host.repair
         if repair is not None:
-            values = {**(values or {}), "REPAIR": repair}
-        if step in OWNED:
-            values = {**(values or {}), "OWNER": self._owner}
-        if values:
-            text = pulumi.Output.all(**dict(values)).apply(lambda resolved: compose(STEPS[step], resolved))
+            given["REPAIR"] = repair
+        if step.owned:
+            given["OWNER"] = self._owner
+        text: pulumi.Input[str] = script_text(step, {})
+        if given:
+            text = pulumi.Output.all(**given).apply(lambda resolved: script_text(step, resolved))
 
-        name = name or f"{self._host.name}-{step}"
+        host = about or self._host.name
+        former = f"{host}-{step.formerly}" if step.formerly else None
+        name = name or f"{host}-{step.name}"
+        limit = step.limit(self._settings)
 
-        def command(verb: str, limit: int) -> str:
-            return command_text(verb, step, self._host.name, limit, self._user)
+        def command(verb: str, seconds: int) -> str:
+            return command_text(verb, step, self._host.name, seconds, self._user)
 
-        update: pulumi.Input[str] = command("update", limit_seconds)
-        if step in CHANGING:
-            asked = _asked(name, text, parent, opts)
-            update = pulumi.Output.concat(update, " ", asked.id.apply(lambda known: known[:8]))
+        update: pulumi.Input[str] = command("update", limit)
+        if step.changes:
+            desired = _desired(name, former, text, parent, opts)
+            update = pulumi.Output.concat(update, " ", desired.id.apply(lambda known: known[:8]))
 
         own = pulumi.ResourceOptions(
             parent=parent,
+            aliases=[pulumi.Alias(name=former)] if former else None,
             # The default order, create and then delete, would reset the cluster just made.
             delete_before_replace=True,
-            additional_secret_outputs=["stdin", "stdout", "stderr"] if secret else None,
-            hooks=self._reach,
+            additional_secret_outputs=["stdin", "stdout", "stderr"] if step.secret else None,
+            hooks=self._access,
         )
+        delete_limit = step.delete_limit(self._settings) if step.delete_limit and deletes else None
         return remote.Command(
             name,
             remote.CommandArgs(
                 connection=self._connection,
-                create=command("create", limit_seconds),
+                create=command("create", limit),
                 update=update,
-                delete=command("delete", delete_limit_seconds or limit_seconds) if deletes else None,
-                stdin=pulumi.Output.secret(text) if secret else text,
+                delete=command("delete", delete_limit) if delete_limit is not None else None,
+                stdin=pulumi.Output.secret(text) if step.secret else text,
                 triggers=list(triggers) or None,
                 # sshd refuses variables it doesn't know, which is an error or a warning each time.
                 add_previous_output_in_env=False,
-                logging=remote.Logging.NONE if secret else remote.Logging.STDERR,
+                logging=remote.Logging.NONE if step.secret else remote.Logging.STDERR,
             ),
             opts=pulumi.ResourceOptions.merge(own, opts),
         )
 
 
-def _asked(
+def _desired(
     name: str,
+    former: str | None,
     text: pulumi.Input[str],
     parent: pulumi.Resource,
     opts: pulumi.ResourceOptions | None,
 ) -> pulumi.Stash:
-    """What a step was last asked to do: another text is another resource, with another id.
+    """A digest of the text that a step was last asked to run. Another text replaces it, so its ID changes.
 
-    It is in the state before the step begins, and stays there if that fails. A person who then takes the
-    change back asks for something new again, so the step runs, though its own inputs in the state
-    are those of before (docs/decisions/0020).
+    It is in the state before the step begins, and stays there if the step fails. Taking the change back is
+    then a change again, so the step runs, although its own inputs in the state are the earlier ones
+    (docs/decisions/0020).
     """
     digest = pulumi.Output.unsecret(pulumi.Output.from_input(text)).apply(
         lambda known: hashlib.sha256(known.encode()).hexdigest()[:16]
     )
     return pulumi.Stash(
-        f"{name}-asked",
+        f"{name}-desired",
         input=digest,
         opts=pulumi.ResourceOptions(
             parent=parent,
+            aliases=[pulumi.Alias(name=f"{former or name}-asked")],
             replace_on_changes=["input"],
             # A step whose turn never comes isn't asked.
             depends_on=opts.depends_on if opts else None,

@@ -6,10 +6,10 @@ from dataclasses import dataclass
 
 import pulumi
 
-from components.admission import Admission
+from components.bootstrap_token import BootstrapToken
 from components.control_plane import ControlPlane
 from components.host import PreparedHost
-from model import kubeadm
+from model import kubeadm, steps
 from model.settings import Settings
 
 
@@ -46,27 +46,21 @@ class Worker(pulumi.ComponentResource):
         settings, machine, control_plane = args.settings, args.machine, args.control_plane
         self.host = host = machine.host
         token = control_plane.runner.step(
-            "token",
+            steps.TOKEN,
             self,
-            name=f"{host.name}-token",
-            limit_seconds=60,
-            secret=True,
+            about=host.name,
             triggers=[control_plane.init.id],
             opts=pulumi.ResourceOptions(depends_on=[control_plane.init], deleted_with=control_plane.init),
         )
-        admission = Admission(
+        bootstrap_token = BootstrapToken(
             host.name, control_plane.kubeconfig, token.stdout, settings.cluster.join_token_minutes
         )
-        config = pulumi.Output.all(token.stdout, control_plane.ca_hash, admission.known).apply(
+        config = pulumi.Output.all(token.stdout, control_plane.ca_hash, bootstrap_token.known).apply(
             lambda values: kubeadm.join_config(settings, host, values[0], values[1])
         )
         self.join = machine.runner.step(
-            "join",
+            steps.JOIN,
             self,
-            limit_seconds=settings.limits.join,
-            secret=True,
-            deletes=True,
-            delete_limit_seconds=settings.limits.reset,
             # A node of the old cluster is none of the new one.
             triggers=[control_plane.init.id],
             values={
@@ -78,7 +72,7 @@ class Worker(pulumi.ComponentResource):
                 depends_on=[machine.ready, control_plane.init],
                 deleted_with=machine.claim,
                 replace_with=[machine.claim, control_plane.init],
-                hooks=admission.hooks,
+                hooks=bootstrap_token.hooks,
             ),
         )
         self.register_outputs({"join": self.join.id})

@@ -8,12 +8,12 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from common.errors import UserError
+from common.paths import DEFAULT_LAB
+from common.progress import Progress
 from lab import api, requirements
 from lab.api import Lab, LabStatus
-from lab.errors import Trouble
 from lab.options import FAMILIES, RELEASES
-from lab.paths import DEFAULT_LAB
-from lab.progress import Progress
 
 
 def table(status: LabStatus) -> str:
@@ -41,7 +41,7 @@ def table(status: LabStatus) -> str:
     lines.append(f"{'runs by':<11} {status.accelerator} ({status.accelerator_reason})")
     kind = "" if status.family == "deb" else f", {status.family} family"
     lines.append(f"{'image':<11} Debian {status.release}{kind}, {status.image}")
-    lines.append(f"{'site':<11} {status.packages_from}")
+    lines.append(f"{'mirror':<11} {status.packages_from}")
     lines.append(f"{'snapshots':<11} {', '.join(status.snapshots) or 'none'}")
     lines.append(f"lab '{status.name}' is {'up' if status.ready else 'not up'}")
     return "\n".join(lines)
@@ -102,7 +102,7 @@ def _parser() -> argparse.ArgumentParser:
 def run(arguments: argparse.Namespace, progress: Progress) -> int:
     """Do what the command line asks; returns the exit status.
 
-    :raises Trouble: it can't be done.
+    :raises UserError: it can't be done.
     """
     lab = Lab.load(arguments.name, progress)
     match arguments.command:
@@ -159,7 +159,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     progress = Progress()
     try:
         return run(arguments, progress)
-    except Trouble as trouble:
+    except UserError as trouble:
         print(f"\n{trouble}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:

@@ -18,12 +18,13 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from lab import paths, requirements, uml
-from lab.errors import Trouble
-from lab.files import digest_of, write_atomic
+from common import paths
+from common.errors import UserError
+from common.files import digest_of, write_atomic
+from common.paths import lab_command
+from common.progress import Progress
+from lab import requirements, uml
 from lab.hardware import Accelerator
-from lab.paths import lab_command
-from lab.progress import Progress
 from lab.qemu import BINARY, MACHINE, accelerator_arguments
 
 PASSED = "lab: trial passed"
@@ -140,13 +141,13 @@ def choose(
     :param base: the lab's folder with kernel and initramfs; gets those of User Mode Linux where it is taken.
     :param disks: what the lab's hosts have run by, if they have disks already: QEMU can't read User Mode
         Linux's, nor the other way round.
-    :raises Trouble: that variable holds something else, or asks for what the lab's disks don't allow.
+    :raises UserError: that variable holds something else, or asks for what the lab's disks don't allow.
     """
     forced = os.environ.get(VARIABLE)
     if forced and forced not in (*_ALL, _QEMU):
-        raise Trouble(f"{VARIABLE}={forced} is none of {', '.join((*_ALL, _QEMU))}")
+        raise UserError(f"{VARIABLE}={forced} is none of {', '.join((*_ALL, _QEMU))}")
     if forced and disks and (forced == "uml") != (disks == "uml"):
-        raise Trouble(
+        raise UserError(
             f"{VARIABLE}={forced}, and the lab's hosts have disks of {disks}",
             f"unset it, or make the lab again: {lab_command('down', base.parent.name)}, then up",
         )
@@ -202,7 +203,7 @@ def _uml_problem(base: Path, progress: Progress) -> str | None:
     """Why User Mode Linux's files can't be had; None if they are in the lab's folder now."""
     try:
         _provide_uml(base, progress)
-    except Trouble as trouble:
+    except UserError as trouble:
         progress.say(str(trouble))
         return f"User Mode Linux can't be built: {trouble.what.splitlines()[0]}"
     return None

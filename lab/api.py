@@ -14,18 +14,19 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal, Self, TypeVar
 
-from lab import network, paths, ports, processes, requirements, services, ssh, stackfile, uml
+from common import paths, processes
+from common.errors import UserError
+from common.files import digest_of, finished, link_or_copy, locked, write_atomic
+from common.paths import DEFAULT_LAB, lab_command
+from common.progress import Progress
+from lab import network, ports, requirements, services, ssh, stackfile, uml
 from lab.accelerator import Decision, choose
-from lab.errors import Trouble
-from lab.files import digest_of, finished, link_or_copy, locked, write_atomic
 from lab.hardware import Accelerator, Machine, guest_name
 from lab.image import Image, ensure_base, ensure_image
 from lab.image import prune as prune_images
 from lab.machine import Vm, make_key
 from lab.options import Family, Host, Options
-from lab.paths import DEFAULT_LAB, lab_command
 from lab.ports import LOOPBACK, Ports
-from lab.progress import Progress
 from lab.qemu_machine import QemuVm
 from lab.uml_machine import UmlVm, memory_folder
 
@@ -38,7 +39,7 @@ _BOOT_SECONDS: dict[Accelerator, float] = {"kvm": 180.0, "uml": 300.0, "tcg": 12
 # An emulated host that is up but busy has been seen to take longer than two seconds.
 _GREETING_SECONDS: dict[Accelerator, float] = {"kvm": 2.0, "uml": 5.0, "tcg": 15.0}
 
-# Packages, image and site in the making, and hosts' disks as they grow.
+# Packages, image and mirror in the making, and hosts' disks as they grow.
 _DISK_NEEDED = 6 << 30  # bytes
 
 _LOG_COMMANDS: dict[str, str] = {
@@ -90,7 +91,7 @@ class LabStatus:
     accelerator: str
     accelerator_reason: str
     image: str  # the image's key
-    packages_from: str  # whether the site was built or taken from upstream, and why
+    packages_from: str  # whether the mirror was built or taken from upstream, and why
     api: str  # `host:port` that leads to the control plane's API server
     node_ports: tuple[str, ...]  # URLs that lead to port 30080 of a host each
     hosts: tuple[HostStatus, ...]
@@ -111,8 +112,8 @@ class _Record:
     image: str = ""
     accelerator: Accelerator = "tcg"
     accelerator_reason: str = ""
-    site: str = ""
-    site_root: str = ""
+    mirror: str = ""
+    mirror_root: str = ""
     registry_data: str = ""
 
     @staticmethod
@@ -149,7 +150,7 @@ class Lab:
     def load(cls, name: str = DEFAULT_LAB, progress: Progress | None = None) -> Self:
         """A lab by its name.
 
-        :raises Trouble: the name can't be a lab's.
+        :raises UserError: the name can't be a lab's.
         """
         return cls(name, progress)
 
@@ -168,7 +169,7 @@ class Lab:
     def options(self) -> Options:
         """What it was made with.
 
-        :raises Trouble: there is no such lab.
+        :raises UserError: there is no such lab.
         """
         return self._read().options
 
@@ -176,17 +177,17 @@ class Lab:
     def ports(self) -> Ports:
         """Its ports on 127.0.0.1.
 
-        :raises Trouble: there is no such lab.
+        :raises UserError: there is no such lab.
         """
         return self._read().ports
 
     def _read(self) -> _Record:
         if not self.exists:
-            raise Trouble(f"there is no lab '{self.name}'", lab_command("up", self.name))
+            raise UserError(f"there is no lab '{self.name}'", lab_command("up", self.name))
         try:
             return _Record.read(self._record_path)
         except (ValueError, TypeError, KeyError) as error:
-            raise Trouble(
+            raise UserError(
                 f"{self._record_path} can't be understood: {error}", lab_command("down", self.name)
             ) from None
 
@@ -224,13 +225,13 @@ class Lab:
     def _vm(self, host: str) -> Vm:
         vms = {vm.host.name: vm for vm in self._vms(self._read())}
         if host not in vms:
-            raise Trouble(f"the lab '{self.name}' has no host '{host}'", f"its hosts: {', '.join(vms)}")
+            raise UserError(f"the lab '{self.name}' has no host '{host}'", f"its hosts: {', '.join(vms)}")
         return vms[host]
 
     def _services(self, record: _Record) -> tuple[services.Service, ...]:
-        if not record.site_root:
+        if not record.mirror_root:
             return ()
-        root, data = Path(record.site_root), Path(record.registry_data)
+        root, data = Path(record.mirror_root), Path(record.registry_data)
         return services.services(record.ports, root, data, record.options.release, record.options.family)
 
     def _lock_path(self) -> Path:
@@ -257,7 +258,7 @@ class Lab:
         :param release: Debian's code name; likewise.
         :param family: what the hosts' packages are; likewise.
         :param source: where packages and images come from: `auto`, `build` or `upstream`.
-        :raises Trouble: something can't be done, or the lab exists with other options.
+        :raises UserError: something can't be done, or the lab exists with other options.
         """
         asked = {"count": count, "memory": memory, "cpus": cpus, "release": release, "family": family}
         wanted = {key: value for key, value in asked.items() if value is not None}
@@ -281,7 +282,7 @@ class Lab:
                 f"{key}: is {now[key]}, asked for {wanted[key]}" for key in wanted if now[key] != wanted[key]
             ]
             if differing:
-                raise Trouble(
+                raise UserError(
                     f"the lab '{self.name}' exists with other options:\n" + "\n".join(differing),
                     f"{lab_command('down', self.name)}, then up again",
                 )
@@ -312,7 +313,7 @@ class Lab:
 
     def _is_up(self, record: _Record) -> bool:
         vms = self._vms(record)
-        if not record.site_root or any(vm.pid is None for vm in vms):
+        if not record.mirror_root or any(vm.pid is None for vm in vms):
             return False
         if not all(services.running_as_wanted(self.folder, service) for service in self._services(record)):
             return False
@@ -336,9 +337,9 @@ class Lab:
 
         A lab that has all it serves and boots from only begins again, and is what `make down` frees.
 
-        :raises Trouble: with the folder and what it has.
+        :raises UserError: with the folder and what it has.
         """
-        made = self._has_image and bool(record.site_root) and Path(record.site_root).exists()
+        made = self._has_image and bool(record.mirror_root) and Path(record.mirror_root).exists()
         for folder in (self.folder, paths.cache_dir()):
             free = shutil.disk_usage(folder).free
             if free < _DISK_NEEDED and made:
@@ -346,7 +347,7 @@ class Lab:
                     f"{folder} has {free >> 20} MiB left: QEMU stops a host whose disk can't be written"
                 )
             elif free < _DISK_NEEDED:
-                raise Trouble(
+                raise UserError(
                     f"{folder} has {free >> 30} GiB left, and the lab needs {_DISK_NEEDED >> 30}",
                     "make room (python3 -m lab prune), or set XDG_STATE_HOME and XDG_CACHE_HOME elsewhere",
                 )
@@ -360,9 +361,9 @@ class Lab:
             )
 
     def _provide(self, record: _Record, source: Source) -> _Record:
-        """Everything that must be there before hosts start: site, image, keys, disks."""
-        # Here and not above: the site's builders are needed only where something is made.
-        from lab.artefacts import ensure_repositories, ensure_site
+        """Everything that must be there before hosts start: mirror, image, keys, disks."""
+        # Here and not above: the mirror's builders are needed only where something is made.
+        from lab.artefacts import ensure_mirror, ensure_repositories
 
         release, family = record.options.release, record.options.family
         requirements.check(family)
@@ -370,16 +371,19 @@ class Lab:
         self._check_room(record)
         progress = self._progress
         with ThreadPoolExecutor(1) as beside:
-            # The base system is downloads and unpacking mostly; the site is compiling. Of use is it for
+            # The base system is downloads and unpacking mostly; the mirror is compiling. Of use is it for
             # the image, and for the RPMs.
-            wanted = family == "dnf" or not self._has_image
+            wanted = family == "rpm" or not self._has_image
             base = beside.submit(ensure_base, release, family, progress) if wanted else None
-            site = ensure_site(progress, source=source, debian_release=release)
+            mirror = ensure_mirror(progress, source=source, debian_release=release)
             archive = base.result() if base else None
-        root, archives = site.root, tuple(sorted(path for path in site.preload.iterdir() if path.is_file()))
-        if archive and family == "dnf":
+        root, archives = (
+            mirror.root,
+            tuple(sorted(path for path in mirror.preload.iterdir() if path.is_file())),
+        )
+        if archive and family == "rpm":
             # Hosts without a runtime hold no images either.
-            root, archives = ensure_repositories(site, release, archive, progress), ()
+            root, archives = ensure_repositories(mirror, release, archive, progress), ()
         if not self._has_image:
             self._adopt(ensure_image(release, archives, family, progress))
         record = dataclasses.replace(record, image=(self.folder / "base/complete").read_text())
@@ -392,11 +396,11 @@ class Lab:
                 record, accelerator=decision.accelerator, accelerator_reason=decision.reason
             )
         record = dataclasses.replace(
-            record, site=site.source, site_root=str(root), registry_data=str(site.registry_data)
+            record, mirror=mirror.source, mirror_root=str(root), registry_data=str(mirror.registry_data)
         )
         record.write(self._record_path)
         make_key(self.folder / "id_ed25519", self.name)
-        key = Path(site.key).read_text()
+        key = Path(mirror.key).read_text()
         write_atomic(self.folder / "packages.asc", key)
         vms = self._vms(record)
         authorized = (self.folder / "id_ed25519.pub").read_text()
@@ -445,7 +449,7 @@ class Lab:
             self._wait(Vm.wait_ready, record, booting)
             # What has become of a host since its boot is for whoever uses it to judge.
             self._wait(Vm.wait_answers, record, booted)
-        # The site's key is made anew with the cache: hosts that were seeded before get to know it.
+        # The mirror's key is made anew with the cache: hosts that were seeded before get to know it.
         key = (self.folder / "packages.asc").read_text()
         self._each(lambda vm: vm.trust_packages(key), vms)
 
@@ -491,7 +495,7 @@ class Lab:
     def reboot(self, host: str) -> None:
         """Shut a host down as for a reboot, boot it again, and wait until it is ready.
 
-        :raises Trouble: no such host, or it doesn't go down or come back.
+        :raises UserError: no such host, or it doesn't go down or come back.
         """
         vm = self._vm(host)
         with locked(self._lock_path(), self._progress, f"lab {self.name}"):
@@ -504,7 +508,7 @@ class Lab:
     def power_off(self, host: str) -> None:
         """Take a host's power away, as it happens to real ones: nothing is shut down. `up` starts it again.
 
-        :raises Trouble: no such host, or its process can't be ended.
+        :raises UserError: no such host, or its process can't be ended.
         """
         vm = self._vm(host)
         with locked(self._lock_path(), self._progress, f"lab {self.name}"):
@@ -515,7 +519,7 @@ class Lab:
     def down(self) -> None:
         """End hosts and services and remove disks, keys and snapshots; nothing happens without a lab.
 
-        :raises Trouble: a process can't be ended.
+        :raises UserError: a process can't be ended.
         """
         with locked(self._lock_path(), self._progress, f"lab {self.name}"):
             if not self.folder.exists():
@@ -539,7 +543,7 @@ class Lab:
     def status(self) -> LabStatus:
         """What runs and answers now.
 
-        :raises Trouble: there is no such lab.
+        :raises UserError: there is no such lab.
         """
         record = self._read()
         vms = self._vms(record)
@@ -565,7 +569,7 @@ class Lab:
             accelerator=record.accelerator,
             accelerator_reason=record.accelerator_reason,
             image=record.image,
-            packages_from=record.site,
+            packages_from=record.mirror,
             api=f"{LOOPBACK}:{record.ports.api}",
             node_ports=tuple(f"http://{LOOPBACK}:{port}" for port in record.ports.node_port),
             hosts=hosts,
@@ -585,31 +589,31 @@ class Lab:
         :param argv: the command's words, passed as they are.
         :param input: its standard input.
         :param timeout: seconds until the connection is given up.
-        :raises Trouble: no such host, or SSH itself fails.
+        :raises UserError: no such host, or SSH itself fails.
         """
         return ssh.run(self.folder, self._vm(host).ssh_port, argv, input=input, timeout=timeout)
 
     def ssh_command(self, host: str, *, tty: bool) -> list[str]:
         """The ssh command line for a host, for a person's own session.
 
-        :raises Trouble: no such host.
+        :raises UserError: no such host.
         """
         return ssh.command(self.folder, self._vm(host).ssh_port, tty=tty)
 
     def console(self, host: str) -> str:
         """What a host has written to its console.
 
-        :raises Trouble: no such host, or it never ran.
+        :raises UserError: no such host, or it never ran.
         """
         path = self._vm(host).folder / "console.log"
         if not path.exists():
-            raise Trouble(f"{host} has never been started", lab_command("up", self.name))
+            raise UserError(f"{host} has never been started", lab_command("up", self.name))
         return path.read_text(errors="replace")
 
     def journal(self, host: str) -> str:
         """A host's journal since its boot.
 
-        :raises Trouble: no such host, or SSH fails.
+        :raises UserError: no such host, or SSH fails.
         """
         return self.ssh(host, ["journalctl", "--no-pager", "--boot"], timeout=300).stdout
 
@@ -619,7 +623,7 @@ class Lab:
         A host that doesn't answer leaves a note there, and the others are collected all the same.
 
         :param folder: made if it isn't there.
-        :raises Trouble: there is no such lab.
+        :raises UserError: there is no such lab.
         """
         folder.mkdir(parents=True, exist_ok=True)
         vms = self._vms(self._read())
@@ -634,7 +638,7 @@ class Lab:
                 try:
                     done = ssh.run(self.folder, vm.ssh_port, ["sh", "-c", line], timeout=240)
                     text = done.stdout + done.stderr
-                except Trouble as trouble:
+                except UserError as trouble:
                     (target / "not-collected.txt").write_text(f"from {name} on: {trouble}\n")
                     return
                 (target / name).write_text(text)
@@ -644,7 +648,7 @@ class Lab:
             shutil.copyfile(log, folder / log.name)
         try:
             write_atomic(folder / "status.json", self.status().to_json())
-        except Trouble as trouble:
+        except UserError as trouble:
             (folder / "not-collected.txt").write_text(f"status.json: {trouble}\n")
 
     # -- snapshots --------------------------------------------------------
@@ -652,14 +656,14 @@ class Lab:
     def snapshot(self, tag: str) -> None:
         """Save all hosts together, memory and disks; an earlier snapshot of that name is replaced.
 
-        :raises Trouble: a host doesn't run, or can't be saved; the hosts run on in any case.
+        :raises UserError: a host doesn't run, or can't be saved; the hosts run on in any case.
         """
         _check_tag(tag)
         with locked(self._lock_path(), self._progress, f"lab {self.name}"):
             vms = self._vms(self._read())
             stopped = [vm.host.name for vm in vms if vm.pid is None]
             if stopped:
-                raise Trouble(f"these hosts don't run: {', '.join(stopped)}", lab_command("up", self.name))
+                raise UserError(f"these hosts don't run: {', '.join(stopped)}", lab_command("up", self.name))
             with self._progress.step(f"snapshot: saving '{tag}'"):
                 try:
                     # All stop before the first is saved: none may speak to another's past.
@@ -672,7 +676,7 @@ class Lab:
     def restore(self, tag: str) -> None:
         """Bring all hosts back to a snapshot, whether they run or not; their clocks are set right.
 
-        :raises Trouble: a host doesn't hold it, or can't be loaded; the hosts run on in any case.
+        :raises UserError: a host doesn't hold it, or can't be loaded; the hosts run on in any case.
         """
         _check_tag(tag)
         with locked(self._lock_path(), self._progress, f"lab {self.name}"):
@@ -681,7 +685,7 @@ class Lab:
             lacking = [vm.host.name for vm in vms if tag not in vm.snapshots()]
             if lacking:
                 held = ", ".join(self.status().snapshots) or "none"
-                raise Trouble(f"there is no snapshot '{tag}' of {', '.join(lacking)}", f"there are: {held}")
+                raise UserError(f"there is no snapshot '{tag}' of {', '.join(lacking)}", f"there are: {held}")
             self._check_ports(record)
             with self._progress.step(f"snapshot: restoring '{tag}'"):
                 for service in self._services(record):
@@ -726,19 +730,19 @@ def _host_status(vm: Vm) -> HostStatus:
 
 def _check_tag(tag: str) -> None:
     if not tag or not all(c.isascii() and (c.isalnum() or c in "-_.") for c in tag) or tag.isdigit():
-        raise Trouble(
+        raise UserError(
             f"'{tag}' can't name a snapshot", "use letters, digits, '-', '_' and '.', and not digits alone"
         )
 
 
 def prune(progress: Progress, *, everything: bool = False) -> None:
-    """Remove what nothing needs any more: images and sites of the past, leftovers of interrupted work.
+    """Remove what nothing needs any more: images and mirrors of the past, leftovers of interrupted work.
 
     What a lab that exists serves stays in any case, with the key that signs it; its image it holds itself.
     What somebody is making at this moment stays too, or is waited for.
 
     :param everything: the whole cache of this project but that.
-    :raises Trouble: a lab's record can't be understood, so that what it serves isn't known.
+    :raises UserError: a lab's record can't be understood, so that what it serves isn't known.
     """
     # Here and not above: as in `_provide`.
     from lab.artefacts import cache
@@ -749,10 +753,10 @@ def prune(progress: Progress, *, everything: bool = False) -> None:
     folder = paths.cache_dir()
     before = _disk_use(folder)
     records = [Lab.load(path.parent.name, progress)._read() for path in paths.labs_dir().glob("*/lab.json")]
-    served = {Path(p) for record in records for p in (record.site_root, record.registry_data) if p}
+    served = {Path(p) for record in records for p in (record.mirror_root, record.registry_data) if p}
     prune_images({record.image for record in records}, progress, everything=everything)
     if everything:
-        kinds = ("site", "rpm", "go", "debian", "kernel")
+        kinds = ("mirror", "rpm", "go", "debian", "kernel")
         for kind in kinds:
             cache.prune(kind, _served_keys(folder / kind, served))
         # Each of these is made anew by the next command that wants it.

@@ -16,23 +16,24 @@ import sys
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from lab import paths, requirements
-from lab.errors import Trouble
-from lab.files import digest_of, finished, locked, sparse_digest, tree_digest, write_atomic
+from common import paths
+from common.errors import UserError
+from common.files import digest_of, finished, locked, sparse_digest, tree_digest, write_atomic
+from common.progress import Progress
+from lab import requirements
 from lab.image_root import Plan
 from lab.options import FAMILIES, RELEASES, Family, debian_mirror
-from lab.progress import Progress
 
 PACKAGES = (
     "systemd", "systemd-sysv", "udev", "dbus", "openssh-server", "containerd", "runc", "firewalld",
     "kmod", "iproute2", "iputils-ping", "procps", "netbase", "busybox-static", "linux-image-cloud-amd64",
 )  # fmt: skip
-# A host of the dnf family has no container runtime before the program comes.
-_DNF_PACKAGES = (
+# A host of the rpm family has no container runtime before the program comes.
+_RPM_PACKAGES = (
     *(name for name in PACKAGES if name not in ("containerd", "runc")),
     "dnf", "rpm", "selinux-policy-default", "selinux-utils", "policycoreutils",
 )  # fmt: skip
-_PACKAGES: dict[Family, tuple[str, ...]] = {"deb": PACKAGES, "dnf": _DNF_PACKAGES}
+_PACKAGES: dict[Family, tuple[str, ...]] = {"deb": PACKAGES, "rpm": _RPM_PACKAGES}
 
 # Files that no test looks at; they would double the time that a disk takes to be written.
 _DPKG_OPTIONS = (
@@ -81,7 +82,7 @@ def as_root(progress: Progress, *, labels: bool = False) -> list[str]:
     sudo, which is said.
 
     :param labels: SELinux's will be written, which a user namespace doesn't allow.
-    :raises Trouble: none of them works.
+    :raises UserError: none of them works.
     """
     unshare = [requirements.program("unshare"), "--mount", "--pid", "--fork", "--kill-child"]
     if os.geteuid() == 0:
@@ -92,12 +93,12 @@ def as_root(progress: Progress, *, labels: bool = False) -> list[str]:
         return rootless
     sudo = requirements.find("sudo")
     if labels and sudo is None:
-        raise Trouble(
+        raise UserError(
             "the image can't be made: SELinux's labels are written by root alone, and there is no sudo",
             "run as root, or take --family deb",
         )
     if sudo is None:
-        raise Trouble(
+        raise UserError(
             "the image can't be made: user namespaces aren't allowed, and there is no sudo",
             "allow user namespaces (package uidmap, entries in /etc/subuid and /etc/subgid), or run as root",
         )
@@ -115,11 +116,11 @@ def _base_key(release: str, family: Family) -> str:
 # By family: folders whose files are put over the base system, and the programs that make the image.
 _GUEST: dict[Family, tuple[Path, ...]] = {
     "deb": (_LAB / "guest",),
-    "dnf": (_LAB / "guest", _LAB / "guest-dnf"),
+    "rpm": (_LAB / "guest", _LAB / "guest-rpm"),
 }
 _MAKERS: dict[Family, tuple[str, ...]] = {
     "deb": ("image_root.py",),
-    "dnf": ("image_root.py", "image_dnf.py", "rpmspec.py"),
+    "rpm": ("image_root.py", "image_rpm.py", "rpmspec.py"),
 }
 
 
@@ -156,7 +157,7 @@ def _run(argv: list[str], what: str) -> None:
     )
     if done.returncode != 0:
         last = "\n".join((done.stdout + done.stderr).splitlines()[-20:])
-        raise Trouble(
+        raise UserError(
             f"{what} failed (status {done.returncode}):\n{last}", "run the command again; it goes on here"
         )
 
@@ -164,7 +165,7 @@ def _run(argv: list[str], what: str) -> None:
 def ensure_base(release: str, family: Family, progress: Progress) -> Path:
     """The base system as a tar archive; made with mmdebstrap if it isn't there yet.
 
-    :raises Trouble: Debian's packages can't be fetched or installed.
+    :raises UserError: Debian's packages can't be fetched or installed.
     """
     target = _cache() / f"base-{release}-{_base_key(release, family)}.tar"
     with locked(_cache() / ".base.lock", progress, "image"):
@@ -245,7 +246,7 @@ def ensure_image(release: str, preload: tuple[Path, ...], family: Family, progre
 
     May be interrupted at any point: a finished image appears under its name at once.
 
-    :raises Trouble: it can't be made.
+    :raises UserError: it can't be made.
     """
     key = image_key(release, preload, family)
     folder = _cache() / key
@@ -253,7 +254,7 @@ def ensure_image(release: str, preload: tuple[Path, ...], family: Family, progre
         if _verified(folder, progress):
             return Image(key, folder)
         base = ensure_base(release, family, progress)
-        privilege = as_root(progress, labels=family == "dnf")
+        privilege = as_root(progress, labels=family == "rpm")
         _remove_builds(progress)
         work = _cache() / f"work-{key}"
         (work / "tree").mkdir(parents=True)
@@ -277,7 +278,7 @@ def ensure_image(release: str, preload: tuple[Path, ...], family: Family, progre
             command = [
                 sys.executable,
                 "-m",
-                f"lab.{'image_root' if family == 'deb' else 'image_dnf'}",
+                f"lab.{'image_root' if family == 'deb' else 'image_rpm'}",
                 str(work / "plan.json"),
             ]
             _run([*privilege, *command], "making the image")

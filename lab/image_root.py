@@ -24,7 +24,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from lab.errors import Trouble
+from common.errors import UserError
 
 MIB = 1 << 20
 SECTOR = 512
@@ -124,16 +124,16 @@ class System:
 def run(argv: list[str], *, text: str | None = None) -> str:
     """Run a program and return its standard output.
 
-    :raises Trouble: it isn't there or fails; the message ends with what it printed last.
+    :raises UserError: it isn't there or fails; the message ends with what it printed last.
     """
     environment = dict(os.environ, LC_ALL="C.UTF-8", PATH=f"{os.environ.get('PATH', '')}:{_SBIN}")
     try:
         done = subprocess.run(argv, input=text, capture_output=True, text=True, env=environment, check=False)
     except FileNotFoundError:
-        raise Trouble(f"the program {argv[0]} isn't there") from None
+        raise UserError(f"the program {argv[0]} isn't there") from None
     if done.returncode != 0:
         last = "\n".join((done.stdout + done.stderr).splitlines()[-15:])
-        raise Trouble(f"{' '.join(argv[:6])} failed with status {done.returncode}:\n{last}")
+        raise UserError(f"{' '.join(argv[:6])} failed with status {done.returncode}:\n{last}")
     return done.stdout
 
 
@@ -212,7 +212,7 @@ def preload(root: Path, archives: tuple[str, ...], seconds: float = 60.0) -> Non
     The kernel's file systems must be mounted in the root.
 
     :param seconds: how long containerd may take to answer.
-    :raises Trouble: containerd doesn't start, or refuses an archive.
+    :raises UserError: containerd doesn't start, or refuses an archive.
     """
     if not archives:
         return
@@ -226,7 +226,7 @@ def preload(root: Path, archives: tuple[str, ...], seconds: float = 60.0) -> Non
         socket = root / "run/containerd/containerd.sock"
         while not socket.exists():
             if daemon.poll() is not None or time.monotonic() > deadline:
-                raise Trouble(f"containerd doesn't start in the image:\n{log_path.read_text()[-2000:]}")
+                raise UserError(f"containerd doesn't start in the image:\n{log_path.read_text()[-2000:]}")
             time.sleep(0.05)
         inbox = root / "run/preload"
         inbox.mkdir()
@@ -333,7 +333,7 @@ DEBIAN = System(
 def make(plan: Plan, system: System) -> None:
     """Make everything that the plan names; the results are complete when it returns.
 
-    :raises Trouble: a program fails, or the base system isn't as expected.
+    :raises UserError: a program fails, or the base system isn't as expected.
     """
     work, out = Path(plan.work), Path(plan.out)
     root = work / "root"
@@ -344,7 +344,7 @@ def make(plan: Plan, system: System) -> None:
     run(["tar", "--extract", *options, "--file", plan.base, "--directory", str(root)])
     kernels = sorted(path.name for path in (root / "lib/modules").iterdir())
     if len(kernels) != 1:
-        raise Trouble(f"the base system should hold one kernel, and holds {kernels}")
+        raise UserError(f"the base system should hold one kernel, and holds {kernels}")
     with mounted(root):
         for folder in plan.guest:
             copy_guest_files(Path(folder), root)
@@ -368,7 +368,7 @@ def main(system: System = DEBIAN) -> int:
     plan = Plan(**fields)
     try:
         make(plan, system)
-    except Trouble as trouble:
+    except UserError as trouble:
         print(trouble, file=sys.stderr)
         return 1
     return 0

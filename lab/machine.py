@@ -11,13 +11,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
 
-from lab import processes, requirements, seed, ssh
-from lab.errors import Trouble
-from lab.files import write_atomic
+from common import processes
+from common.errors import UserError
+from common.files import write_atomic
+from common.paths import lab_command
+from common.progress import Progress
+from lab import requirements, seed, ssh
 from lab.hardware import Machine, guest_name
 from lab.options import Host
-from lab.paths import lab_command
-from lab.progress import Progress
 
 _CONSOLE_LINES = 25
 # What the kernel or the lab's initramfs says on the console when a boot can't go on.
@@ -75,35 +76,35 @@ class Vm(ABC):
     def make_disk(self, base: Path) -> None:
         """Make the disk, an overlay of the raw base disk, if it isn't there.
 
-        :raises Trouble: it can't be made.
+        :raises UserError: it can't be made.
         """
 
     @abstractmethod
     def start(self) -> None:
         """Start the guest; nothing happens if it runs.
 
-        :raises Trouble: it ends at once; with what it said.
+        :raises UserError: it ends at once; with what it said.
         """
 
     @abstractmethod
     def held(self) -> str | None:
         """Why the guest's CPUs stand still; None where they run, or the guest doesn't.
 
-        :raises Trouble: what runs the guest doesn't answer.
+        :raises UserError: what runs the guest doesn't answer.
         """
 
     @abstractmethod
     def let_run(self, progress: Progress) -> None:
         """Let a guest run whose CPUs stand still.
 
-        :raises Trouble: the cause is still there.
+        :raises UserError: the cause is still there.
         """
 
     @abstractmethod
     def shut_down_for_reboot(self, seconds: float) -> None:
         """Have the guest reboot, and return when it has shut down; `start` must follow.
 
-        :raises Trouble: the guest doesn't take the command, or isn't down in time.
+        :raises UserError: the guest doesn't take the command, or isn't down in time.
         """
 
     @abstractmethod
@@ -180,7 +181,7 @@ class Vm(ABC):
 
         :param seconds: how long it may take.
         :param cancelled: set when another host failed, so that this wait is of no use any more.
-        :raises Trouble: it doesn't; with the console's last lines.
+        :raises UserError: it doesn't; with the console's last lines.
         """
         begun = time.monotonic()
         log = self.folder / self.log_file
@@ -204,7 +205,7 @@ class Vm(ABC):
 
         :param seconds: how long it may take.
         :param cancelled: set when another host failed, so that this wait is of no use any more.
-        :raises Trouble: it doesn't; with the console's last lines.
+        :raises UserError: it doesn't; with the console's last lines.
         """
         begun = time.monotonic()
         self.wait_answers(seconds, progress, cancelled)
@@ -238,7 +239,7 @@ class Vm(ABC):
             left = max(60.0, deadline - time.monotonic())
             try:
                 return ssh.run(self.lab_folder, self.ssh_port, command, timeout=left).stdout.strip()
-            except Trouble as trouble:
+            except UserError as trouble:
                 # Another key is another host: no second try makes it right.
                 hopeless = "verification failed" in trouble.what or "Permission denied" in trouble.what
                 if hopeless or self.pid is None or time.monotonic() > deadline:
@@ -258,7 +259,7 @@ class Vm(ABC):
     def trust_packages(self, key: str) -> None:
         """Give a running host the package repository's key, if it was seeded with another one.
 
-        :raises Trouble: the host doesn't take it.
+        :raises UserError: the host doesn't take it.
         """
         known = self._packages_known
         if known.exists() and known.read_text() == key:
@@ -266,7 +267,7 @@ class Vm(ABC):
         command = ["tee", f"/{seed.KEY_PLACE[self.machine.family]}"]
         done = ssh.run(self.lab_folder, self.ssh_port, command, input=key, timeout=120)
         if done.returncode != 0:
-            raise Trouble(f"{self.host.name} doesn't take the packages' key: {done.stderr.strip()}")
+            raise UserError(f"{self.host.name} doesn't take the packages' key: {done.stderr.strip()}")
         write_atomic(known, key)
 
     def _fatal_line(self) -> str | None:
@@ -275,9 +276,9 @@ class Vm(ABC):
                 return line.strip()
         return None
 
-    def _no_boot(self, what: str) -> Trouble:
+    def _no_boot(self, what: str) -> UserError:
         console = self.folder / "console.log"
-        return Trouble(
+        return UserError(
             f"{what}\nthe console's last lines ({console}):\n{tail(console, _CONSOLE_LINES)}",
             f"{lab_command('down', self.machine.lab)}, then up again; "
             "if it fails at the same place, the console says where",
@@ -296,7 +297,7 @@ class Vm(ABC):
         command = ["date", "--utc", "--set", f"@{time.time():.3f}"]
         done = ssh.run(self.lab_folder, self.ssh_port, command, timeout=120)
         if done.returncode != 0:
-            raise Trouble(f"the clock of {self.host.name} can't be set: {done.stderr.strip()}")
+            raise UserError(f"the clock of {self.host.name} can't be set: {done.stderr.strip()}")
 
 
 def make_key(path: Path, comment: str) -> None:
@@ -310,7 +311,7 @@ def make_key(path: Path, comment: str) -> None:
     command = [keygen, "-q", "-t", "ed25519", "-N", "", "-C", f"kubeadm-ipvs-lab-{comment}", "-f", str(draft)]
     done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False)
     if done.returncode != 0:
-        raise Trouble(f"no key could be made at {path}: {done.stderr.strip()}")
+        raise UserError(f"no key could be made at {path}: {done.stderr.strip()}")
     draft.with_name(draft.name + ".pub").replace(path.with_name(path.name + ".pub"))
     draft.replace(path)
 

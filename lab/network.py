@@ -13,12 +13,13 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from lab import processes, uml
-from lab.errors import Trouble
-from lab.files import write_atomic
+from common import processes
+from common.errors import UserError
+from common.files import write_atomic
+from common.progress import Progress
+from lab import uml
 from lab.hardware import forwarded
 from lab.machine import Vm, tail
-from lab.progress import Progress
 
 PROGRAM = "lab-network"
 _START_SECONDS = 20.0
@@ -73,7 +74,7 @@ def start(lab_folder: Path, program: Path, vms: Sequence[Vm], progress: Progress
     """Start it, unless it runs. Hosts that run without it have lost their network, and lose their power.
 
     :param program: lab-network.
-    :raises Trouble: it doesn't start; with what it said.
+    :raises UserError: it doesn't start; with what it said.
     """
     if pid(lab_folder) is not None:
         return
@@ -99,7 +100,7 @@ def start(lab_folder: Path, program: Path, vms: Sequence[Vm], progress: Progress
     while pid(lab_folder) is None:
         if process.poll() is not None or time.monotonic() > deadline:
             process.kill()
-            raise Trouble(f"the lab's network doesn't start:\n{tail(log, 10)}")
+            raise UserError(f"the lab's network doesn't start:\n{tail(log, 10)}")
         time.sleep(0.02)
 
 

@@ -6,15 +6,15 @@ import os
 from dataclasses import dataclass
 from typing import Literal
 
-from lab.errors import Trouble
-from lab.paths import DEFAULT_LAB, lab_dir
+from common.errors import UserError
+from common.paths import DEFAULT_LAB, lab_dir
 
 Role = Literal["control-plane", "worker"]
-Family = Literal["deb", "dnf"]
+Family = Literal["deb", "rpm"]
 RELEASES = ("trixie", "bookworm")
-FAMILIES: tuple[Family, ...] = ("deb", "dnf")
+FAMILIES: tuple[Family, ...] = ("deb", "rpm")
 # dnf and SELinux's policy as they are in it.
-_DNF_RELEASE = "trixie"
+_RPM_RELEASE = "trixie"
 
 # kubeadm asks for two CPUs on a control plane, and with one emulated CPU the API server
 # doesn't get healthy in minutes; a worker boots faster with one.
@@ -47,7 +47,7 @@ class Host:
 class Options:
     """A lab's shape; it can't be changed while the lab exists.
 
-    :raises Trouble: a value is out of range.
+    :raises UserError: a value is out of range.
     """
 
     name: str = DEFAULT_LAB
@@ -70,10 +70,10 @@ class Options:
             problems.append(f"release: {self.release!r} is none of {', '.join(RELEASES)}")
         if self.family not in FAMILIES:
             problems.append(f"family: {self.family!r} is none of {', '.join(FAMILIES)}")
-        elif self.family == "dnf" and self.release != _DNF_RELEASE:
-            problems.append(f"family: dnf is made from {_DNF_RELEASE} alone, not from {self.release}")
+        elif self.family == "rpm" and self.release != _RPM_RELEASE:
+            problems.append(f"family: rpm is made from {_RPM_RELEASE} alone, not from {self.release}")
         if problems:
-            raise Trouble("the lab can't be made so:\n" + "\n".join(problems))
+            raise UserError("the lab can't be made so:\n" + "\n".join(problems))
 
     def hosts(self) -> tuple[Host, ...]:
         """The hosts, the control plane first."""

@@ -12,7 +12,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from lab.errors import Trouble
+from common.errors import UserError
 
 LOOPBACK = "127.0.0.1"
 
@@ -56,14 +56,14 @@ def free(count: int, reserved: Iterable[int]) -> Ports:
     """Free ports for another lab.
 
     :param reserved: ports of other labs, which may not be running at the moment.
-    :raises Trouble: there aren't enough.
+    :raises UserError: there aren't enough.
     """
     taken = set(reserved) | set(listeners())
     found = _free_ports(taken)
     try:
         numbers = [next(found) for _ in range(2 * count + 4)]
     except StopIteration:
-        raise Trouble(f"no free ports between {_SEARCH.start} and {_SEARCH.stop}") from None
+        raise UserError(f"no free ports between {_SEARCH.start} and {_SEARCH.stop}") from None
     return Ports(
         ssh=tuple(numbers[:count]),
         node_port=tuple(numbers[count : 2 * count]),
@@ -142,7 +142,7 @@ def check_free(wanted: dict[int, str]) -> None:
     """Refuse if one of the ports is taken.
 
     :param wanted: port -> what it is for.
-    :raises Trouble: with every taken port and its owner.
+    :raises UserError: with every taken port and its owner.
     """
     lines = [
         f"port {port} of {LOOPBACK} ({purpose}) is taken by {owner(port)}"
@@ -150,7 +150,7 @@ def check_free(wanted: dict[int, str]) -> None:
         if not can_bind(port)
     ]
     if lines:
-        raise Trouble(
+        raise UserError(
             "\n".join(lines),
             "end what holds it, or use a lab of another name, which takes free ports (--name)",
         )

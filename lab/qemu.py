@@ -37,7 +37,7 @@ _KERNEL_ARGUMENTS = (
 _EMULATED_ARGUMENTS = " highres=off nohz=off systemd.setenv=GOMAXPROCS=1"
 
 # Debian's kernel has SELinux in it, and takes another module unless it is told so.
-_FAMILY_ARGUMENTS: dict[Family, str] = {"deb": "", "dnf": " security=selinux"}
+_FAMILY_ARGUMENTS: dict[Family, str] = {"deb": "", "rpm": " security=selinux"}
 
 # No legacy devices: each is probed at boot.
 MACHINE = "q35,sata=off,smbus=off,usb=off,vmport=off"

@@ -10,11 +10,12 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from lab import processes, qemu, requirements, ssh
-from lab.errors import Trouble
+from common import processes
+from common.errors import UserError
+from common.paths import lab_command
+from common.progress import Progress
+from lab import qemu, requirements, ssh
 from lab.machine import Vm, tail
-from lab.paths import lab_command
-from lab.progress import Progress
 from lab.qmp import Qmp
 
 # Saving or loading a guest of a few GiB is a matter of seconds; a busy disk may take longer.
@@ -44,7 +45,7 @@ class QemuVm(Vm):
         command = [requirements.program("qemu-img"), *overlay, draft.name]
         done = subprocess.run(command, cwd=self.folder, capture_output=True, text=True, check=False)
         if done.returncode != 0:
-            raise Trouble(f"the disk of {self.host.name} can't be made: {done.stderr.strip()}")
+            raise UserError(f"the disk of {self.host.name} can't be made: {done.stderr.strip()}")
         draft.replace(self.folder / self.disk_file)
 
     def start(self, *, paused: bool = False) -> None:
@@ -79,7 +80,7 @@ class QemuVm(Vm):
         deadline = time.monotonic() + 60
         while not (self.folder / "qmp.sock").exists() or self.pid is None:
             if process.poll() is not None or time.monotonic() > deadline:
-                raise Trouble(f"QEMU of {self.host.name} doesn't start:\n{tail(log, 10)}")
+                raise UserError(f"QEMU of {self.host.name} doesn't start:\n{tail(log, 10)}")
             time.sleep(0.02)
 
     def _scheduling(self) -> tuple[str, ...]:
@@ -94,7 +95,7 @@ class QemuVm(Vm):
     def held(self) -> str | None:
         """Why QEMU lets the guest's CPUs stand, in its own word; None where they run, or QEMU doesn't.
 
-        :raises Trouble: QEMU doesn't say.
+        :raises UserError: QEMU doesn't say.
         """
         if self.pid is None:
             return None
@@ -105,7 +106,7 @@ class QemuVm(Vm):
     def let_run(self, progress: Progress) -> None:
         """Let a guest run whose CPUs stand: at a full disk's end, or after a snapshot that was cut off.
 
-        :raises Trouble: QEMU couldn't write the disk, and the disk is still full.
+        :raises UserError: QEMU couldn't write the disk, and the disk is still full.
         """
         why = self.held()
         if why is None:
@@ -113,7 +114,7 @@ class QemuVm(Vm):
         if why == "io-error":
             free = shutil.disk_usage(self.folder).free
             if free < _ROOM_TO_GO_ON:
-                raise Trouble(
+                raise UserError(
                     f"QEMU stopped {self.host.name} when it couldn't write its disk: "
                     f"{self.folder} has {free >> 20} MiB left",
                     f"make room, then {lab_command('up', self.machine.lab)}: the host goes on where it stood",
@@ -127,18 +128,18 @@ class QemuVm(Vm):
         A reset in place makes QEMU 10 fail now and then when it emulates several CPUs (an
         assertion in iotlb_to_section): a new process begins from nothing.
 
-        :raises Trouble: the guest doesn't take the command, or isn't down in time.
+        :raises UserError: the guest doesn't take the command, or isn't down in time.
         """
         pid = self.pid
         if pid is None:
-            raise Trouble(f"{self.host.name} doesn't run", lab_command("up", self.machine.lab))
+            raise UserError(f"{self.host.name} doesn't run", lab_command("up", self.machine.lab))
         with Qmp(self.folder) as qmp:
             qmp.execute("set-action", reboot="shutdown")
         # The connection may be cut before the command's end: whether QEMU ends decides.
-        with contextlib.suppress(Trouble):
+        with contextlib.suppress(UserError):
             ssh.run(self.lab_folder, self.ssh_port, ["systemctl", "reboot"], timeout=120)
         if not processes.wait_end(pid, seconds):
-            raise Trouble(f"{self.host.name} is not down {seconds:.0f}s after it was told to reboot")
+            raise UserError(f"{self.host.name} is not down {seconds:.0f}s after it was told to reboot")
 
     def pause(self) -> None:
         """Stop the guest's CPUs."""
@@ -187,7 +188,7 @@ class QemuVm(Vm):
         command = [requirements.program("qemu-img"), "snapshot", "-l", disk.name]
         done = subprocess.run(command, cwd=self.folder, capture_output=True, text=True, check=False)
         if done.returncode != 0:
-            raise Trouble(f"the disk of {self.host.name} can't be read: {done.stderr.strip()}")
+            raise UserError(f"the disk of {self.host.name} can't be read: {done.stderr.strip()}")
         rows = [line.split() for line in done.stdout.splitlines()]
         return [row[1] for row in rows if len(row) > 2 and row[0].isdigit()]
 

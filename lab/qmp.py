@@ -10,7 +10,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-from lab.errors import Trouble
+from common.errors import UserError
 
 
 class Qmp:
@@ -21,7 +21,7 @@ class Qmp:
 
         :param folder: the host's folder, which holds `qmp.sock`.
         :param timeout: seconds for a single answer.
-        :raises Trouble: QEMU isn't there or doesn't answer.
+        :raises UserError: QEMU isn't there or doesn't answer.
         """
         self._name = folder.name
         self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
@@ -35,7 +35,7 @@ class Qmp:
             self.execute("qmp_capabilities")
         except OSError as error:
             self._socket.close()
-            raise Trouble(f"QEMU of {self._name} doesn't answer: {error}") from None
+            raise UserError(f"QEMU of {self._name} doesn't answer: {error}") from None
         finally:
             os.close(descriptor)
 
@@ -52,7 +52,7 @@ class Qmp:
     def execute(self, command: str, **arguments: Any) -> Any:
         """Run one command and return what it returns.
 
-        :raises Trouble: QEMU refuses it, or is gone.
+        :raises UserError: QEMU refuses it, or is gone.
         """
         request = {
             "execute": command,
@@ -65,10 +65,10 @@ class Qmp:
                 if "return" in answer:
                     return answer["return"]
                 if "error" in answer:
-                    raise Trouble(f"QEMU of {self._name} refuses {command}: {answer['error'].get('desc')}")
+                    raise UserError(f"QEMU of {self._name} refuses {command}: {answer['error'].get('desc')}")
         except OSError as error:
-            raise Trouble(f"QEMU of {self._name} doesn't answer {command}: {error}") from None
-        raise Trouble(f"QEMU of {self._name} ended during {command}")
+            raise UserError(f"QEMU of {self._name} doesn't answer {command}: {error}") from None
+        raise UserError(f"QEMU of {self._name} ended during {command}")
 
     def job(self, command: str, job_id: str, seconds: float, **arguments: Any) -> None:
         """Run a command that works as a job, and wait for its end.
@@ -77,7 +77,7 @@ class Qmp:
         a job until somebody takes note of its end.
 
         :param seconds: how long it may take.
-        :raises Trouble: it fails or takes too long.
+        :raises UserError: it fails or takes too long.
         """
         deadline = time.monotonic() + seconds
         if self._concluded(job_id, command, deadline) is not None:
@@ -85,10 +85,10 @@ class Qmp:
         self.execute(command, job_id=job_id, **arguments)
         job = self._concluded(job_id, command, deadline)
         if job is None:
-            raise Trouble(f"QEMU of {self._name} lost its job {command}")
+            raise UserError(f"QEMU of {self._name} lost its job {command}")
         self.execute("job-dismiss", id=job_id)
         if "error" in job:
-            raise Trouble(f"{command} of {self._name} failed: {job['error']}")
+            raise UserError(f"{command} of {self._name} failed: {job['error']}")
 
     def _concluded(self, job_id: str, command: str, deadline: float) -> dict[str, Any] | None:
         """A job at its end; None if there is none of that id."""
@@ -98,7 +98,7 @@ class Qmp:
             if job is None or job["status"] == "concluded":
                 return job
             if time.monotonic() > deadline:
-                raise Trouble(f"{command} of {self._name} is not done in time")
+                raise UserError(f"{command} of {self._name} is not done in time")
             time.sleep(0.1)
 
     def snapshots(self, node: str) -> list[str]:

@@ -12,9 +12,9 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from lab.errors import Trouble
+from common.errors import UserError
+from common.progress import Progress
 from lab.options import Family, debian_mirror
-from lab.progress import Progress
 
 # Users' PATH often lacks the folders of administration programs; those needed here run as anyone.
 _SBIN = "/usr/local/sbin:/usr/sbin:/sbin"
@@ -42,8 +42,8 @@ class Requirement:
     package: str
 
 
-# What the site of packages and images is made with; building it needs a compiler too, and says so.
-SITE = (
+# What the mirror of packages and images is made with; building it needs a compiler too, and says so.
+MIRROR = (
     Requirement("docker-registry", "docker-registry"),
     Requirement("dpkg-deb", "dpkg"),
     Requirement("gpg", "gnupg"),
@@ -62,7 +62,7 @@ REQUIREMENTS = (
     Requirement("tar", "tar"),
     Requirement("ssh", "openssh-client"),
     Requirement("ssh-keygen", "openssh-client"),
-    *SITE,
+    *MIRROR,
     Requirement("/usr/share/keyrings/debian-archive-keyring.gpg", "debian-archive-keyring"),
 )
 # For those who aren't root: user namespaces with more than one user.
@@ -79,8 +79,8 @@ UML = (
     Requirement("patch", "patch"),
     Requirement("xz", "xz-utils"),
 )
-# For labs of the dnf family: their packages and their repository.
-DNF = (
+# For labs of the rpm family: their packages and their repository.
+RPM = (
     Requirement("rpmbuild", "rpm"),
     Requirement("rpmsign", "rpm"),
     Requirement("createrepo_c", "createrepo-c"),
@@ -95,19 +95,19 @@ def find(program: str) -> str | None:
 def program(name: str) -> str:
     """The path of a program that must be there.
 
-    :raises Trouble: it isn't; the message names its package if it is one of ours.
+    :raises UserError: it isn't; the message names its package if it is one of ours.
     """
     path = find(name)
     if path is None:
-        package = next((r.package for r in (*REQUIREMENTS, *ROOTLESS, *UML, *DNF) if r.what == name), None)
-        raise Trouble(f"the program {name} isn't installed", f"apt install {package or name}")
+        package = next((r.package for r in (*REQUIREMENTS, *ROOTLESS, *UML, *RPM) if r.what == name), None)
+        raise UserError(f"the program {name} isn't installed", f"apt install {package or name}")
     return path
 
 
 def wanted(family: Family = "deb") -> tuple[Requirement, ...]:
     """What this user needs for labs of a family."""
     rootless = () if os.geteuid() == 0 else ROOTLESS
-    return (*REQUIREMENTS, *rootless, *(DNF if family == "dnf" else ()))
+    return (*REQUIREMENTS, *rootless, *(RPM if family == "rpm" else ()))
 
 
 def missing(family: Family = "deb") -> tuple[Requirement, ...]:
@@ -122,14 +122,14 @@ def _lacking(those: Sequence[Requirement]) -> tuple[Requirement, ...]:
 def install_uml(progress: Progress) -> None:
     """Install what is missing of what User Mode Linux's kernel is built with.
 
-    :raises Trouble: it can't be installed.
+    :raises UserError: it can't be installed.
     """
     lacking = _lacking(UML)
     if not lacking:
         return
     packages = [r.package for r in lacking]
     if find("apt-get") is None:
-        raise Trouble(
+        raise UserError(
             f"its kernel can't be built without {', '.join(r.what for r in lacking)}, and this system has no "
             "apt-get",
             f"install by your own means what these packages hold: {' '.join(packages)}",
@@ -160,14 +160,14 @@ def browser_package(progress: Progress) -> tuple[str, ...]:
 def check(family: Family = "deb") -> None:
     """Refuse if something is missing.
 
-    :raises Trouble: naming every program and its package.
+    :raises UserError: naming every program and its package.
     """
     lacking = missing(family)
     if lacking:
         choice = "" if family == "deb" else f" --family {family}"
         lines = "\n".join(f"{r.what} isn't installed (package {r.package})" for r in lacking)
         packages = " ".join(dict.fromkeys(r.package for r in lacking))
-        raise Trouble(lines, f"python3 -m lab requirements --install{choice}, or: apt install {packages}")
+        raise UserError(lines, f"python3 -m lab requirements --install{choice}, or: apt install {packages}")
 
 
 def qemu_version() -> tuple[int, str] | None:
@@ -210,7 +210,7 @@ def _privileged(argv: Sequence[str]) -> list[str]:
         return list(argv)
     sudo = find("sudo")
     if sudo is None:
-        raise Trouble("packages can't be installed: neither root nor sudo", f"as root: {' '.join(argv)}")
+        raise UserError("packages can't be installed: neither root nor sudo", f"as root: {' '.join(argv)}")
     return [sudo, *argv]
 
 
@@ -218,7 +218,7 @@ def apt(progress: Progress, argv: Sequence[str]) -> None:
     """Run apt-get as root or by sudo. Another program's lock is waited for.
 
     :param argv: apt-get's words.
-    :raises Trouble: it fails, or there is no right to use it.
+    :raises UserError: it fails, or there is no right to use it.
     """
     progress.say(f"requirements: apt-get {' '.join(argv)}")
     lock = f"DPkg::Lock::Timeout={_LOCK_SECONDS:.0f}"
@@ -233,7 +233,7 @@ def apt(progress: Progress, argv: Sequence[str]) -> None:
         # That option is for dpkg's lock alone: `update` takes another, and gives up at once.
         if "Could not get lock" not in said or time.monotonic() > deadline:
             last = "\n".join(said.splitlines()[-15:])
-            raise Trouble(f"apt-get {' '.join(argv)} failed:\n{last}", "see what apt says; run it by hand")
+            raise UserError(f"apt-get {' '.join(argv)} failed:\n{last}", "see what apt says; run it by hand")
         progress.say("requirements: another program uses apt; trying again")
         time.sleep(_LOCK_PAUSE_SECONDS)
 
@@ -260,7 +260,7 @@ def _systemctl(verb: str) -> None:
     command = _privileged(["systemctl", verb, "docker-registry.service"])
     done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False)
     if done.returncode != 0:
-        raise Trouble(
+        raise UserError(
             f"systemctl {verb} docker-registry.service failed: {done.stderr.strip()}",
             "the lab needs the program and not its service: see what systemd says, then run this again",
         )
@@ -271,7 +271,7 @@ def install(progress: Progress, extra: Sequence[str] = (), family: Family = "deb
 
     :param extra: further packages, of other parts of this project, that the caller knows to be missing.
     :param family: of the hosts.
-    :raises Trouble: there is no apt, no right to use it, or it fails.
+    :raises UserError: there is no apt, no right to use it, or it fails.
     """
     packages = list(dict.fromkeys([*(r.package for r in missing(family)), *extra]))
     backports = _wants_backports(packages)
@@ -280,7 +280,7 @@ def install(progress: Progress, extra: Sequence[str] = (), family: Family = "deb
     if not packages:
         return
     if find("apt-get") is None:
-        raise Trouble(
+        raise UserError(
             "this system has no apt-get", f"install by your own means what these hold: {' '.join(packages)}"
         )
     with progress.step(f"requirements: installing {' '.join(packages)}"):

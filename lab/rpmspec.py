@@ -1,6 +1,6 @@
 """RPM packages from what Debian's say of themselves: versions, names, dependencies, and the spec file.
 
-Nothing here starts anything, and only the standard library is used: `lab.image_dnf` runs it as root.
+Nothing here starts anything, and only the standard library is used: `lab.image_rpm` runs it as root.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
-# What the dnf family calls it. The package then provides Debian's name as well.
+# What the rpm family calls it. The package then provides Debian's name as well.
 FAMILY_NAMES: Mapping[str, str] = {
     "conntrack": "conntrack-tools",
     "iproute2": "iproute",
@@ -48,7 +48,7 @@ class Version:
 
 
 def family_name(debian: str) -> str:
-    """The package's name in the dnf family."""
+    """The package's name in the rpm family."""
     return FAMILY_NAMES.get(debian, debian)
 
 

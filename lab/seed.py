@@ -37,7 +37,7 @@ class Identity:
 
 
 # Where a host keeps the key of the lab's package repository.
-KEY_PLACE: dict[Family, str] = {"deb": "usr/share/keyrings/site.asc", "dnf": "etc/pki/rpm-gpg/site.asc"}
+KEY_PLACE: dict[Family, str] = {"deb": "usr/share/keyrings/mirror.asc", "rpm": "etc/pki/rpm-gpg/mirror.asc"}
 
 # kubelet gives kubepods.slice 79 on a host with two CPUs; systemd's default is 100.
 _PODS_FIRST = {"etc/systemd/system/system.slice.d/pods-first.conf": (0o644, "[Slice]\nCPUWeight=20\n")}
@@ -55,13 +55,13 @@ def _package_source(identity: Identity) -> tuple[str, str]:
     """The file that names the distribution's packages, and its text."""
     url = f"http://{GATEWAY}:{identity.packages_port}"
     key = f"/{KEY_PLACE[identity.family]}"
-    if identity.family == "dnf":
-        return "etc/yum.repos.d/site.repo", (
-            "[site]\nname=The site's packages\n"
+    if identity.family == "rpm":
+        return "etc/yum.repos.d/mirror.repo", (
+            "[mirror]\nname=The mirror's packages\n"
             f"baseurl={url}/rpm/{identity.release}/\n"
             f"enabled=1\ngpgcheck=1\nrepo_gpgcheck=1\ngpgkey=file://{key}\n"
         )
-    return "etc/apt/sources.list.d/site.sources", (
+    return "etc/apt/sources.list.d/mirror.sources", (
         f"Types: deb\nURIs: {url}/debian/{identity.release}/\nSuites: ./\nSigned-By: {key}\n"
     )
 

@@ -14,9 +14,10 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from lab import paths, processes, requirements
-from lab.errors import Trouble
-from lab.files import write_atomic
+from common import paths, processes
+from common.errors import UserError
+from common.files import write_atomic
+from lab import requirements
 from lab.options import Family
 from lab.ports import LOOPBACK, Ports
 
@@ -57,12 +58,12 @@ class Service:
 def services(
     ports: Ports, root: Path, registry_data: Path, release: str, family: Family
 ) -> tuple[Service, ...]:
-    """The lab's services for a site's folders.
+    """The lab's services for a mirror's folders.
 
     :param root: the folder of package repositories.
     :param registry_data: docker-registry's storage.
     """
-    index = f"/rpm/{release}/repodata/repomd.xml" if family == "dnf" else f"/debian/{release}/InRelease"
+    index = f"/rpm/{release}/repodata/repomd.xml" if family == "rpm" else f"/debian/{release}/InRelease"
     return (
         Service("packages", ports.packages, root, index),
         Service("registry", ports.registry, registry_data, "/v2/"),
@@ -122,7 +123,7 @@ def running_as_wanted(lab_folder: Path, service: Service) -> bool:
 def start(lab_folder: Path, service: Service) -> None:
     """Start it, ending an earlier process that serves something else or doesn't answer.
 
-    :raises Trouble: it doesn't answer in time; with its log's last lines.
+    :raises UserError: it doesn't answer in time; with its log's last lines.
     """
     if running_as_wanted(lab_folder, service):
         return
@@ -148,7 +149,7 @@ def start(lab_folder: Path, service: Service) -> None:
         if process.poll() is not None or time.monotonic() > deadline:
             last = "\n".join(log.read_text(errors="replace").splitlines()[-10:])
             stop(lab_folder, service.name)
-            raise Trouble(f"the lab's {service.name} server on port {service.port} doesn't answer:\n{last}")
+            raise UserError(f"the lab's {service.name} server on port {service.port} doesn't answer:\n{last}")
         time.sleep(0.05)
 
 

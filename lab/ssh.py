@@ -8,8 +8,8 @@ import subprocess
 from collections.abc import Sequence
 from pathlib import Path
 
+from common.errors import UserError
 from lab import requirements
-from lab.errors import Trouble
 from lab.ports import LOOPBACK
 
 # An emulated host under load takes its time for a key exchange.
@@ -50,7 +50,7 @@ def run(
     """Run a command on a host as root, each word passed as it is; its status is for the caller to judge.
 
     :param timeout: seconds until the connection is given up (the command on the host may go on).
-    :raises Trouble: ssh itself fails (status 255) or takes too long.
+    :raises UserError: ssh itself fails (status 255) or takes too long.
     """
     line = shlex.join(argv)
     try:
@@ -65,9 +65,9 @@ def run(
             check=False,
         )
     except subprocess.TimeoutExpired:
-        raise Trouble(f"ssh to port {port}: '{line[:200]}' is not done after {timeout:.0f}s") from None
+        raise UserError(f"ssh to port {port}: '{line[:200]}' is not done after {timeout:.0f}s") from None
     if done.returncode == 255:
-        raise Trouble(f"ssh to port {port} fails: {done.stderr.strip()[-500:]}")
+        raise UserError(f"ssh to port {port} fails: {done.stderr.strip()[-500:]}")
     return done
 
 

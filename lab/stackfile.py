@@ -11,14 +11,14 @@ import hashlib
 import re
 from pathlib import Path
 
-from lab import paths
-from lab.errors import Trouble
-from lab.files import write_atomic
+from common import paths
+from common.errors import UserError
+from common.files import write_atomic
+from common.paths import DEFAULT_LAB
+from common.progress import Progress
 from lab.hardware import Accelerator
 from lab.options import Options
-from lab.paths import DEFAULT_LAB
 from lab.ports import LOOPBACK, Ports, fixed
-from lab.progress import Progress
 
 SETTINGS = "settings.yaml"
 _SETTINGS_HEAD = (
@@ -39,7 +39,7 @@ config:
     leaderElection: false
     slowHosts: true
     # A wake-up across two emulated CPUs is dear: each component runs on one of them at a time.
-    componentEnvironment: {GOMAXPROCS: "1"}
+    extraEnvs: {GOMAXPROCS: "1"}
     timeouts:
       controlPlaneComponentHealthCheck: 15m0s
       kubeletHealthCheck: 15m0s
@@ -62,7 +62,7 @@ def text(model: str, name: str, options: Options, ports: Ports, lab_folder: Path
     """The stack file's text.
 
     :param model: the text of Pulumi.dev.yaml.
-    :raises Trouble: that text lacks something which has to be replaced.
+    :raises UserError: that text lacks something which has to be replaced.
     """
     # The salt is the default lab's stack's own.
     lines = [line for line in model.splitlines(keepends=True) if not line.startswith(_SALT)]
@@ -80,7 +80,7 @@ def text(model: str, name: str, options: Options, ports: Ports, lab_folder: Path
     ]
     first = next((index for index, line in enumerate(lines) if line.startswith("    - {name:")), None)
     if first is None:
-        raise Trouble("Pulumi.dev.yaml has no list of hosts as the lab expects it")
+        raise UserError("Pulumi.dev.yaml has no list of hosts as the lab expects it")
     rest = [line for line in lines[first:] if not line.startswith("    - {name:")]
     result = "".join([*lines[:first], *hosts, *rest])
     usual = fixed(1)
@@ -93,7 +93,9 @@ def text(model: str, name: str, options: Options, ports: Ports, lab_folder: Path
     }
     for old, new in replacements.items():
         if old not in result:
-            raise Trouble(f"Pulumi.dev.yaml doesn't hold '{old.strip()}', which a lab's stack file replaces")
+            raise UserError(
+                f"Pulumi.dev.yaml doesn't hold '{old.strip()}', which a lab's stack file replaces"
+            )
         result = result.replace(old, new)
     head = f"# The lab '{name}': made by `python3 -m lab up --name {name}`, not committed."
     return f"{head}\n# As it was made: {_digest(result)}\n{result}"

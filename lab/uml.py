@@ -27,7 +27,7 @@ _ARGUMENTS = (
     "systemd.log_color=0", "nowatchdog", "audit=0",
 )  # fmt: skip
 
-_FAMILY_ARGUMENTS: dict[Family, tuple[str, ...]] = {"deb": (), "dnf": ("security=selinux",)}
+_FAMILY_ARGUMENTS: dict[Family, tuple[str, ...]] = {"deb": (), "rpm": ("security=selinux",)}
 
 
 def command(machine: Machine, base: str) -> list[str]:
@@ -37,7 +37,7 @@ def command(machine: Machine, base: str) -> list[str]:
     """
     return [
         str(machine.kernel),
-        # For `lab.processes`, which finds the process by it. The guest sees it in /proc/cmdline.
+        # For `common.processes`, which finds the process by it. The guest sees it in /proc/cmdline.
         guest_name(machine.lab, machine.host.name),
         f"mem={machine.host.memory}M",
         f"ncpus={machine.host.cpus}",

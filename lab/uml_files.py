@@ -5,12 +5,12 @@ from __future__ import annotations
 import stat
 from pathlib import Path
 
+from common.files import link_or_copy
+from common.progress import Progress
 from lab import uml
 from lab.artefacts import gobuild, kernel
-from lab.files import link_or_copy
 from lab.image_root import cpio_newc
 from lab.network import PROGRAM
-from lab.progress import Progress
 
 
 def key() -> str:
@@ -22,7 +22,7 @@ def provide(base: Path, progress: Progress) -> None:
     """Put the files into a lab's folder, which then lives on when the cache is deleted; built if need be.
 
     :param base: the folder, with the image's `initrd`.
-    :raises Trouble: they can't be had.
+    :raises UserError: they can't be had.
     """
     built = kernel.ensure(progress)
     network = gobuild.build(gobuild.LAB_NETWORK, progress)

@@ -12,13 +12,14 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from lab import processes, ssh, uml
-from lab.errors import Trouble
-from lab.files import copy_sparse
+from common import processes
+from common.errors import UserError
+from common.files import copy_sparse
+from common.paths import lab_command
+from common.progress import Progress
+from lab import ssh, uml
 from lab.hardware import guest_name
 from lab.machine import Vm, tail
-from lab.paths import lab_command
-from lab.progress import Progress
 
 _START_SECONDS = 30.0
 _STOP_SECONDS = 30.0
@@ -132,7 +133,7 @@ class UmlVm(Vm):
         deadline = time.monotonic() + _START_SECONDS
         while not _has_become(process.pid, self._mark):
             if process.poll() is not None or time.monotonic() > deadline:
-                raise Trouble(f"User Mode Linux of {self.host.name} doesn't start:\n{tail(log, 10)}")
+                raise UserError(f"User Mode Linux of {self.host.name} doesn't start:\n{tail(log, 10)}")
             time.sleep(0.02)
 
     def held(self) -> str | None:
@@ -155,25 +156,25 @@ class UmlVm(Vm):
     def shut_down_for_reboot(self, seconds: float) -> None:
         """Have the guest reboot in place, as its kernel does it: the process stays.
 
-        :raises Trouble: the guest doesn't take the command, or isn't down in time.
+        :raises UserError: the guest doesn't take the command, or isn't down in time.
         """
         pid = self.pid
         if pid is None:
-            raise Trouble(f"{self.host.name} doesn't run", lab_command("up", self.machine.lab))
+            raise UserError(f"{self.host.name} doesn't run", lab_command("up", self.machine.lab))
         before = self._boot_id()
         (self.folder / "booted").unlink(missing_ok=True)
         # The connection may be cut before the command's end: whether another boot answers decides.
-        with contextlib.suppress(Trouble):
+        with contextlib.suppress(UserError):
             ssh.run(self.lab_folder, self.ssh_port, ["systemctl", "reboot"], timeout=120)
         deadline = time.monotonic() + seconds
         while time.monotonic() < deadline:
             if not processes.alive(pid):
                 return  # `start` begins it again
-            with contextlib.suppress(Trouble):
+            with contextlib.suppress(UserError):
                 if ssh.greets(self.ssh_port) and self._boot_id() != before:
                     return
             time.sleep(0.25)
-        raise Trouble(f"{self.host.name} is not down {seconds:.0f}s after it was told to reboot")
+        raise UserError(f"{self.host.name} is not down {seconds:.0f}s after it was told to reboot")
 
     def _boot_id(self) -> str:
         command = ["cat", "/proc/sys/kernel/random/boot_id"]
@@ -181,13 +182,13 @@ class UmlVm(Vm):
 
     def pause(self) -> None:
         """Stop the guest's process, with everything that it has written on its disk."""
-        with contextlib.suppress(Trouble):  # a guest that doesn't answer is saved as it is
+        with contextlib.suppress(UserError):  # a guest that doesn't answer is saved as it is
             ssh.run(self.lab_folder, self.ssh_port, ["sync"], timeout=60)
         self._signal(signal.SIGSTOP)
         deadline = time.monotonic() + _STOP_SECONDS
         while not self.held():  # a signal takes each thread a moment
             if self.pid is None or time.monotonic() > deadline:
-                raise Trouble(f"{self.host.name} can't be stopped")
+                raise UserError(f"{self.host.name} can't be stopped")
             time.sleep(0.01)
 
     def resume(self) -> None:
@@ -200,7 +201,7 @@ class UmlVm(Vm):
     def _signal(self, number: signal.Signals) -> None:
         pid = self.pid
         if pid is None:
-            raise Trouble(f"{self.host.name} doesn't run", lab_command("up", self.machine.lab))
+            raise UserError(f"{self.host.name} doesn't run", lab_command("up", self.machine.lab))
         os.kill(pid, number)
 
     def _snapshot(self, tag: str) -> Path:

@@ -1,7 +1,7 @@
 """What a host's kernel must hold for the services proved, and what it does hold.
 
 Pure functions on text: what `kubectl ... -o json` and `ipvsadm` print. What a kernel must hold is a list
-of lines, so that `scripts/proof.sh` can compare it on the host by `sort` and `comm`, and a person can
+of lines, so that `scripts/verification.sh` can compare it on the host by `sort` and `comm`, and a person can
 read the difference:
 
     address 10.96.0.1                                       on kube-ipvs0
@@ -81,7 +81,7 @@ class UnreadableError(ValueError):
 # What the cluster promises
 
 
-def promised_services(settings: Settings) -> dict[str, int]:
+def expected_services(settings: Settings) -> dict[str, int]:
     """The services that are proved, `namespace/name`, and how many ready endpoints each must have."""
     return {
         "default/kubernetes": 1,
@@ -108,7 +108,7 @@ def expected(
     services, slices = _services_and_slices(objects)
     ipvs = settings.proxy.mode == "ipvs"
     lines = {f"set {name}" for name in _SETS} if ipvs else set()
-    for name in promised_services(settings):
+    for name in expected_services(settings):
         if name not in services:
             raise UnreadableError(f"the cluster has no service {name}")
         specification = services[name]["spec"]

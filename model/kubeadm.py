@@ -193,13 +193,13 @@ def _cluster(settings: Settings) -> dict[str, Any]:
         "clusterName": settings.cluster.name,
         "kubernetesVersion": f"v{settings.cluster.kubernetes_version}",
         "imageRepository": settings.registry.image_repository,
-        "encryptionAlgorithm": settings.cluster.certificate_algorithm,
+        "encryptionAlgorithm": settings.cluster.encryption_algorithm,
         "networking": {
             "podSubnet": settings.network.pod_subnet,
             "serviceSubnet": settings.network.service_subnet,
             "dnsDomain": settings.network.dns_domain,
         },
-        "apiServer": {"certSANs": list(settings.certificate_names)},
+        "apiServer": {"certSANs": list(settings.cert_sans)},
     }
     etcd: dict[str, Any] = {}
     if settings.cluster.slow_hosts:
@@ -217,8 +217,8 @@ def _cluster(settings: Settings) -> dict[str, Any]:
     if not settings.cluster.leader_election:
         for component in ("controllerManager", "scheduler"):
             document[component] = {"extraArgs": _arguments({"leader-elect": "false"})}
-    if settings.cluster.component_environment:
-        variables = _arguments(settings.cluster.component_environment)
+    if settings.cluster.extra_envs:
+        variables = _arguments(settings.cluster.extra_envs)
         etcd["extraEnvs"] = variables
         for component in ("apiServer", "controllerManager", "scheduler"):
             document.setdefault(component, {})["extraEnvs"] = variables

@@ -1,7 +1,7 @@
 """A preview as a page that a person understands in ten seconds: what `tools/report.py` makes a comment of.
 
 Out of `pulumi preview --json`, without Pulumi: what happens in words and where (the words are in
-`model/consequences.py`), the settings that differ as a diff, the resources. Nothing of a resource's
+`model/change_impact.py`), the settings that differ as a diff, the resources. Nothing of a resource's
 inputs is shown but what is told here, and that masked: scripts and keys stay out of comments.
 """
 
@@ -16,10 +16,11 @@ from typing import Any
 
 from pydantic.fields import FieldInfo
 
-from model import consequences
-from model.consequences import Level, Words
+from model import change_impact
+from model.change_impact import ImpactText, Level
+from model.policy_findings import Finding
 from model.settings import Effect, effect_of, fields
-from model.verdict import Finding
+from model.steps import step_of, values_of
 
 LIMIT_CHARACTERS = 60_000
 """Of a whole page: GitHub takes 65,536 characters in a comment, GitLab a million."""
@@ -29,6 +30,8 @@ MEANT = "destructive"
 COMMAND = "command:remote:Command"
 REMEMBERED = "pulumi:index:Stash"  # what a step was last asked (components/remote.py)
 _CLUSTER = "kubeadm-ipvs:index:Cluster"
+# The resource of the one step that isn't about a single host, now and formerly.
+_CLUSTER_WIDE = ("expected-services", "promises")
 _OPS = {
     "create": "create",
     "update": "update",
@@ -66,14 +69,15 @@ class Change:
     @property
     def host(self) -> str:
         """Of a step: the host that it is about."""
-        return self.name.rpartition("-")[0]
+        return "" if self.name in _CLUSTER_WIDE else self.name.rpartition("-")[0]
 
     @property
     def step(self) -> str:
         """Of a command: its step, by which the table of words is read; empty for what is no step."""
         if self.type != COMMAND:
             return ""
-        return "look" if self.name == "promises" else self.name.rpartition("-")[2]
+        step = step_of(str((self.new or self.old).get("create", "")))
+        return "" if step is None else step.name
 
     @cached_property
     def differing(self) -> dict[str, tuple[str, str]] | None:
@@ -89,7 +93,7 @@ class Change:
 
 
 @dataclass(frozen=True)
-class Happening:
+class Impact:
     """One thing that a reviewer should know."""
 
     level: Level
@@ -121,15 +125,15 @@ class Environment:
         return [] if self.plan is None else changes_of(self.plan)
 
     @cached_property
-    def happenings(self) -> list[Happening]:
+    def impacts(self) -> list[Impact]:
         """What would happen, worst first."""
         order = [str(host.get("name")) for host in self.after.get("hosts") or [] if isinstance(host, Mapping)]
-        return happenings(self.changes, order)
+        return impacts(self.changes, order)
 
     @property
     def destructive(self) -> bool:
         """Whether anything is gone afterwards."""
-        return any(happening.level is Level.LOSS for happening in self.happenings)
+        return any(impact.level is Level.LOSS for impact in self.impacts)
 
     @property
     def refused(self) -> bool:
@@ -164,30 +168,7 @@ def changes_of(plan: Mapping[str, Any]) -> list[Change]:
     return list(found.values())
 
 
-_CALL = "STEP=$2 HOST=$3\n"
-_ASSIGNMENTS = re.compile(
-    r"""^(?:[A-Z][A-Z0-9_]*=(?:[\w@%+=:,./-]*|(?:'[^']*'|"'")+)\n)+\Z""", re.MULTILINE | re.ASCII
-)
-_ASSIGNMENT = re.compile(
-    r"""^([A-Z][A-Z0-9_]*)=([\w@%+=:,./-]*|(?:'[^']*'|"'")+)\n""", re.MULTILINE | re.ASCII
-)
-
-
-def values_of(text: str) -> dict[str, str] | None:
-    """The values at the end of a step's text (`components.remote.compose`); None where they can't be seen."""
-    body, call, _ = text.rpartition(_CALL)
-    if not call:
-        return None
-    block = _ASSIGNMENTS.search(body)
-    if block is None:
-        return {}
-    return {
-        name: re.sub(r"""'([^']*)'|"(')\"""", lambda part: part[1] or part[2] or "", value)
-        for name, value in _ASSIGNMENT.findall(block[0])
-    }
-
-
-def happenings(changes: Sequence[Change], order: Sequence[str]) -> list[Happening]:
+def impacts(changes: Sequence[Change], order: Sequence[str]) -> list[Impact]:
     """What a change does, in words, worst first.
 
     :param order: the hosts' names as a person has them in mind; others follow by name.
@@ -201,12 +182,12 @@ def happenings(changes: Sequence[Change], order: Sequence[str]) -> list[Happenin
         *told.steps(),
         *told.others(),
     ]
-    return sorted(found, key=lambda happening: -happening.level)
+    return sorted(found, key=lambda impact: -impact.level)
 
 
 class _Told:
     def __init__(self, changes: Sequence[Change], order: Sequence[str]) -> None:
-        names = {change.host for change in changes if change.step and change.step != "look"}
+        names = {change.host for change in changes if change.step and change.host}
         self._order = [*order, *sorted(names - set(order), key=_natural)]
         ordered = sorted(changes, key=lambda change: (self._rank(change), _natural(change.name)))
         self._changes = [change for change in ordered if change.op != "same"]
@@ -232,13 +213,13 @@ class _Told:
     def _objects(self) -> list[Change]:
         return [change for change in self._changes if change.type.startswith("kubernetes:")]
 
-    def cluster(self) -> Iterator[Happening]:
+    def cluster(self) -> Iterator[Impact]:
         made = self._hosts("init", "create", "replace")
         joined = self._hosts("join", "create", "replace")
         objects = [change for change in self._objects if change.op in ("create", "replace")]
         if self._fresh:
             joins = f"; {_and(joined)} {'joins' if len(joined) == 1 else 'join'} it" if joined else ""
-            yield Happening(
+            yield Impact(
                 Level.MADE,
                 f"**a new cluster is made**: {_and(made)} becomes its control plane{joins}; it gets "
                 f"{_count(len(objects), 'Kubernetes object')}.",
@@ -250,78 +231,78 @@ class _Told:
             reason
             for change in self._changes
             if change.type == _CLUSTER
-            for reason in consequences.identity_changes(change.old, change.new)
+            for reason in change_impact.identity_changes(change.old, change.new)
         ]
         because = f", because of {'; '.join(f'`{mask(reason)}`' for reason in why)}" if why else ""
         anew = f" Reset and made anew: {', '.join([*made, *joined])}." if made else ""
-        yield Happening(
+        yield Impact(
             Level.LOSS,
             f"**the cluster is {done}: every workload in it is lost**{because}. Lost with it: "
-            f"{consequences.LOST}.{anew} {consequences.SILENT}.",
+            f"{change_impact.LOST}.{anew} {change_impact.SILENT}.",
         )
 
-    def hosts(self) -> Iterator[Happening]:
-        removed = set(self._hosts("member", "delete", "replace"))
+    def hosts(self) -> Iterator[Impact]:
+        removed = set(self._hosts("node", "delete", "replace"))
         for change in self._of("claim", "delete"):
             leaves = "drained, removed, " if change.host in removed and not self._lost else "reset, "
-            after = "" if self._lost else f" {consequences.ELSEWHERE}"
-            yield Happening(Level.LOSS, f"**{change.host} is {leaves}given back**.{after}")
+            after = "" if self._lost else f" {change_impact.ELSEWHERE}"
+            yield Impact(Level.LOSS, f"**{change.host} is {leaves}given back**.{after}")
         if not self._lost:
             again = set(self._hosts("claim", "replace"))
             for change in self._of("claim", "replace"):
-                yield Happening(
+                yield Impact(
                     Level.LOSS,
                     f"**{change.host} is drained, removed, given back**, then prepared and joined anew as "
-                    f"another machine. {consequences.ELSEWHERE}",
+                    f"another machine. {change_impact.ELSEWHERE}",
                 )
             for host in self._hosts("join", "replace"):
                 if host not in again:
-                    yield Happening(
+                    yield Impact(
                         Level.LOSS,
                         f"**{host} is drained, removed from the cluster**, and joins anew. "
-                        f"{consequences.ELSEWHERE}",
+                        f"{change_impact.ELSEWHERE}",
                     )
         for change in self._of("claim", "create"):
             if not self._fresh and "init" not in {c.step for c in self._changes if c.host == change.host}:
-                yield Happening(Level.MADE, f"**{change.host} is prepared and joins the cluster**.")
+                yield Impact(Level.MADE, f"**{change.host} is prepared and joins the cluster**.")
             for old in self._of("claim", "delete"):
                 if _address(old.old) == _address(change.new) != "":
                     plane = old.host in self._hosts("init", "delete", "replace")
-                    move = consequences.RENAMED_CONTROL_PLANE if plane else consequences.RENAMED_WORKER
-                    text = f"{consequences.SAME_MACHINE} {move}".format(old=old.host, new=change.host)
-                    yield Happening(Level.LOSS, f"⚠ {text}")
+                    move = change_impact.RENAMED_CONTROL_PLANE if plane else change_impact.RENAMED_WORKER
+                    text = f"{change_impact.SAME_MACHINE} {move}".format(old=old.host, new=change.host)
+                    yield Impact(Level.LOSS, f"⚠ {text}")
 
-    def protection(self) -> Iterator[Happening]:
+    def protection(self) -> Iterator[Impact]:
         for name, protected in self._protection.items():
             if protected:
                 text = f"{name} is protected from now on: no run deletes or replaces it."
             else:
                 text = f"**{name} may be deleted and replaced again: its protection goes**."
-            yield Happening(Level.IN_PLACE, text)
+            yield Impact(Level.IN_PLACE, text)
 
-    def objects(self) -> Iterator[Happening]:
+    def objects(self) -> Iterator[Impact]:
         changes = [] if self._fresh or self._lost else self._objects
         # While the provider's own inputs aren't known yet, as in a repair, each object seems to change.
         unseen = [change for change in changes if change.op == "update" and not _visibly(change)]
         if unseen:
-            yield Happening(
+            yield Impact(
                 Level.QUIET, f"{_count(len(unseen), 'Kubernetes object')} may be written again, unchanged"
             )
         for change in [change for change in changes if change not in unseen]:
             name = f"`{change.name}`"
             if change.op == "create":
-                yield Happening(Level.IN_PLACE, f"{name} is made.")
+                yield Impact(Level.IN_PLACE, f"{name} is made.")
             elif change.op == "delete":
-                yield Happening(Level.LOSS, f"**{name} is deleted**.")
+                yield Impact(Level.LOSS, f"**{name} is deleted**.")
             elif change.op == "replace":
-                yield Happening(Level.LOSS, f"**{name} is deleted and made anew**: {_properties(change)}.")
+                yield Impact(Level.LOSS, f"**{name} is deleted and made anew**: {_properties(change)}.")
             else:
                 yield _update_of_object(change)
 
-    def steps(self) -> Iterator[Happening]:
-        found: dict[tuple[Words, str, str], list[str]] = {}
+    def steps(self) -> Iterator[Impact]:
+        found: dict[tuple[ImpactText, str, str], list[str]] = {}
 
-        def tell(words: Words, host: str, old: str = "", new: str = "") -> None:
+        def tell(words: ImpactText, host: str, old: str = "", new: str = "") -> None:
             hosts = found.setdefault((words, old, new) if "{old}" in words.text else (words, "", ""), [])
             if host not in hosts:
                 hosts.append(host)
@@ -330,23 +311,23 @@ class _Told:
         seen = {change.name: change.differing for change in updated}
         uploads = any(seen[change.name] for change in updated if change.step == "init")
         # A join registers the node with the labels and taints that its member then keeps: told by the member.
-        nodes = {change.host for change in updated if change.step == "member" and seen[change.name]}
+        nodes = {change.host for change in updated if change.step == "node" and seen[change.name]}
         # A text that is taken out of the settings asks for nothing.
         repaired = {
             change.host
             for change in updated
-            if change.step != "look" and (seen[change.name] or {}).get("REPAIR", ("", ""))[1]
+            if change.host and (seen[change.name] or {}).get("REPAIR", ("", ""))[1]
         }
         for change in updated:
             values = seen[change.name]
-            again = consequences.AGAIN
+            again = change_impact.AGAIN
             if change.host in repaired:
-                again = consequences.REPAIR
+                again = change_impact.REPAIR
                 tell(again, change.host)
             # A registration has nothing to do before its host leaves.
-            if change.step in ("proof", "look", "registration"):
-                if change.step == "proof" and change.host not in repaired:
-                    tell(consequences.PROVED, change.host)
+            if change.step in ("verification", "expected_services", "deregister"):
+                if change.step == "verification" and change.host not in repaired:
+                    tell(change_impact.PROVED, change.host)
             elif values is None:
                 # A join's text is secret. What init is told anew, each join is; else its script is another.
                 if change.step == "join" and not uploads and change.host not in nodes:
@@ -358,25 +339,25 @@ class _Told:
                 if not differing and all(name == "REPAIR" or name.endswith("_SECONDS") for name in values):
                     tell(again, change.host)
         for (words, old, new), hosts in found.items():
-            yield Happening(words.level, _sentence(words, hosts, old, new))
+            yield Impact(words.level, _sentence(words, hosts, old, new))
 
-    def others(self) -> Iterator[Happening]:
+    def others(self) -> Iterator[Impact]:
         """What the table of words doesn't know is at least named."""
         strange = [
             change
             for change in self._changes
             if not change.type.startswith(("kubernetes:", "kubeadm-ipvs:", "pulumi:"))
-            and change.step not in consequences.STEPS
+            and change.step not in change_impact.STEPS
         ]
         for change in strange:
             level = Level.LOSS if change.op in ("delete", "replace") else Level.IN_PLACE
-            yield Happening(level, f"`{change.name}` ({change.type}): {change.op}.")
+            yield Impact(level, f"`{change.name}` ({change.type}): {change.op}.")
 
 
-def _words(step: str, values: Mapping[str, tuple[str, str]]) -> dict[str, Words]:
+def _words(step: str, values: Mapping[str, tuple[str, str]]) -> dict[str, ImpactText]:
     """What the values of a step that differ do, by their names."""
-    found: dict[str, Words] = {}
-    for key, words in consequences.STEPS.get(step, {}).items():
+    found: dict[str, ImpactText] = {}
+    for key, words in change_impact.STEPS.get(step, {}).items():
         name, _, value = key.partition("=")
         fits = name in values and (not value or values[name][1] == value)
         if fits and name not in found and not values.keys() & set(words.unless):
@@ -384,7 +365,7 @@ def _words(step: str, values: Mapping[str, tuple[str, str]]) -> dict[str, Words]
     return found
 
 
-def _sentence(words: Words, hosts: Sequence[str], old: str, new: str) -> str:
+def _sentence(words: ImpactText, hosts: Sequence[str], old: str, new: str) -> str:
     where = hosts[0] if len(hosts) == 1 else f"{len(hosts)} nodes"
     text = words.text.format(hosts=where, old=mask(old), new=mask(new))
     if words.level >= Level.ROLLING:
@@ -393,15 +374,15 @@ def _sentence(words: Words, hosts: Sequence[str], old: str, new: str) -> str:
     return f"{text}{names}.{f' {words.after}' if words.after else ''}"
 
 
-def _update_of_object(change: Change) -> Happening:
+def _update_of_object(change: Change) -> Impact:
     paths = [path for path, _, _ in _differences(change.old, change.new)]
     kind, *_ = change.name.split("/")
     name, what = f"`{change.name}`", _properties(change)
     if kind in ("Deployment", "DaemonSet", "StatefulSet") and any(
         p.startswith("spec.template.") for p in paths
     ):
-        return Happening(Level.ROLLING, f"**the pods of {name} are replaced, one after the other**: {what}.")
-    return Happening(Level.IN_PLACE, f"{name} changes in place: {what}.")
+        return Impact(Level.ROLLING, f"**the pods of {name} are replaced, one after the other**: {what}.")
+    return Impact(Level.IN_PLACE, f"{name} changes in place: {what}.")
 
 
 def _properties(change: Change) -> str:
@@ -614,7 +595,7 @@ def _section(environment: Environment, most: int) -> str:
     if environment.plan is None:
         parts.append(_fenced("text", _cut(_said(environment.errors), max(most, 20))))
     else:
-        told = _bullets(environment.happenings)
+        told = _bullets(environment.impacts)
         if told:
             parts.append("\n".join(told if most else _cut(told, _WORDS_AT_MOST)))
         parts += [f"> {line}" for line in _warnings(environment.plan)[:10]]
@@ -630,9 +611,9 @@ def _section(environment: Environment, most: int) -> str:
     return "\n\n".join(parts)
 
 
-def _bullets(found: Sequence[Happening]) -> list[str]:
-    lines = [f"- {happening.text}" for happening in found if happening.level > Level.QUIET]
-    quiet = [happening.text.rstrip(".") for happening in found if happening.level is Level.QUIET]
+def _bullets(found: Sequence[Impact]) -> list[str]:
+    lines = [f"- {impact.text}" for impact in found if impact.level > Level.QUIET]
+    quiet = [impact.text.rstrip(".") for impact in found if impact.level is Level.QUIET]
     return [*lines, *([f"- Besides: {'; '.join(quiet)}."] if quiet else [])]
 
 
@@ -679,7 +660,7 @@ def _worst(environment: Environment) -> str:
         return "refused" if _REFUSED in environment.errors else "no preview"
     if not environment.changes:
         return "nothing changes"
-    found_levels = [happening.level for happening in environment.happenings] or [Level.QUIET]
+    found_levels = [impact.level for impact in environment.impacts] or [Level.QUIET]
     return {
         Level.LOSS: "destructive",
         Level.MADE: "something new",

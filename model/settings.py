@@ -12,7 +12,7 @@ editors' schema are made from it (`make docs`).
 
 Names are camelCase in the YAML and snake_case here. Durations are strings as
 Kubernetes writes them (`5s`, `4m`), addresses and networks are checked strings.
-What concerns one value is checked by its type (`model/values.py`); what concerns several, by `load`.
+What concerns one value is checked by its type (`model/field_types.py`); what concerns several, by `load`.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ from pydantic.fields import FieldInfo
 from pydantic_core import ErrorDetails
 
 from model import knownhosts
-from model.values import (
+from model.field_types import (
     Address,
     CertificateName,
     Duration,
@@ -216,7 +216,7 @@ class Timeouts(Section):
     )
 
 
-class Limits(Section):
+class StepTimeouts(Section):
     """How long each remote step may take, in seconds, before it is killed and reported."""
 
     inspect: Annotated[Positive, Effect.NOTHING] = Field(
@@ -226,7 +226,9 @@ class Limits(Section):
     init: Annotated[Positive, Effect.NOTHING] = Field(1200, description="kubeadm init")
     join: Annotated[Positive, Effect.NOTHING] = Field(1200, description="kubeadm join")
     rollout: Annotated[RolloutSeconds, Effect.NOTHING] = Field(900, description="a node until it is Ready")
-    proof: Annotated[Positive, Effect.NOTHING] = Field(600, description="the proof, besides its waiting")
+    verification: Annotated[Positive, Effect.NOTHING] = Field(
+        600, description="the verification, besides its waiting"
+    )
     reset: Annotated[Positive, Effect.NOTHING] = Field(900, description="giving a host back")
     drain: Annotated[Positive, Effect.NOTHING] = Field(300, description="draining a node")
 
@@ -281,10 +283,10 @@ class Cluster(Section):
         description="where people and the provider reach the API; without it the control plane's address, "
         "port 6443",
     )
-    certificate_names: Annotated[tuple[CertificateName, ...], Effect.IN_PLACE] = Field(
-        (), description="more names of the API server's certificate"
+    cert_sans: Annotated[tuple[CertificateName, ...], Effect.IN_PLACE] = Field(
+        (), alias="certSANs", description="more names of the API server's certificate"
     )
-    certificate_algorithm: Annotated[
+    encryption_algorithm: Annotated[
         Literal["RSA-2048", "RSA-3072", "RSA-4096", "ECDSA-P256", "ECDSA-P384"], Effect.LATER
     ] = Field("ECDSA-P256", description="of the cluster's keys")
     slow_hosts: Annotated[Flag, Effect.LATER] = Field(
@@ -292,7 +294,7 @@ class Cluster(Section):
         description="for emulated or very slow hosts: components and CoreDNS get ten minutes to answer "
         "before they are restarted, and etcd 15 seconds for a request",
     )
-    component_environment: Annotated[Environment, Effect.LATER] = Field(
+    extra_envs: Annotated[Environment, Effect.LATER] = Field(
         {},
         description="variables of the API server's, the controller manager's, the scheduler's and etcd's "
         "processes, such as `NO_PROXY`; all of them get each",
@@ -305,13 +307,17 @@ class Cluster(Section):
     join_token_minutes: Annotated[TokenMinutes, Effect.NOTHING] = Field(
         15, description="how long a token is valid; it is revoked when its join is done"
     )
-    override_disruption_budgets: Annotated[Flag, Effect.NOTHING] = Field(
-        default=False,
-        description="a worker that leaves is drained by eviction, which a disruption budget may forbid; "
-        "`true` deletes its pods instead",
-    )
     kubelet: Kubelet = Kubelet()
     timeouts: Timeouts = Timeouts()
+
+
+class Drain(Section):
+    """How a worker is drained before it leaves the cluster."""
+
+    disable_eviction: Annotated[Flag, Effect.NOTHING] = Field(
+        default=False,
+        description="delete pods instead of evicting them, which bypasses disruption budgets",
+    )
 
 
 class Flannel(Section):
@@ -422,7 +428,7 @@ class Nginx(Section):
     )
 
 
-class Proof(Section):
+class Verification(Section):
     """What is asked of the finished cluster."""
 
     requests: Annotated[Positive, Effect.NOTHING] = Field(
@@ -456,8 +462,9 @@ class Settings(Section):
     )
     hosts: tuple[Host, ...]
     nginx: Nginx = Nginx()
-    proof: Proof = Proof()
-    limits: Limits = Limits()
+    drain: Drain = Drain()
+    verification: Verification = Verification()
+    step_timeouts: StepTimeouts = StepTimeouts()
 
     @property
     def control_plane(self) -> Host:
@@ -490,9 +497,9 @@ class Settings(Section):
         return self.cluster.api_server or self.control_plane_endpoint
 
     @property
-    def certificate_names(self) -> tuple[str, ...]:
+    def cert_sans(self) -> tuple[str, ...]:
         """Extra names of the API server's certificate: those asked for, and the host of `api_server`."""
-        names = (*self.cluster.certificate_names, self.api_server.rpartition(":")[0].lower())
+        names = (*self.cluster.cert_sans, self.api_server.rpartition(":")[0].lower())
         return tuple(dict.fromkeys(names))
 
     @property
@@ -831,6 +838,18 @@ def section_of(annotation: Any) -> tuple[type[Section] | None, bool]:
     return None, False
 
 
+# Settings that an earlier version of this program called otherwise.
+_RENAMED = {
+    "limits": "stepTimeouts",
+    "proof": "verification",
+    "stepTimeouts.proof": "stepTimeouts.verification",
+    "cluster.certificateNames": "cluster.certSANs",
+    "cluster.certificateAlgorithm": "cluster.encryptionAlgorithm",
+    "cluster.componentEnvironment": "cluster.extraEnvs",
+    "cluster.overrideDisruptionBudgets": "drain.disableEviction",
+}
+
+
 def _drop_unknown(model: type[Section], data: Any, location: _Location, findings: list[_Finding]) -> None:
     """Take the names out of `data` that `model` doesn't have, and report each."""
     if not isinstance(data, dict):
@@ -842,6 +861,9 @@ def _drop_unknown(model: type[Section], data: Any, location: _Location, findings
         key = name.replace("_", "").replace("-", "").lower()
         near = difflib.get_close_matches(key, list(folded), n=1, cutoff=0.6)
         advice = f"write `{folded[near[0]]}`" if near else f"known here: {', '.join(sorted(known))}"
+        renamed = _RENAMED.get(_path((*location, name)))
+        if renamed:
+            advice = f"it is called `{renamed}` now"
         findings.append(((*location, name), f"is not a setting; {advice}"))
         del data[name]
     for name, field in known.items():

@@ -28,7 +28,7 @@ from types import FrameType
 
 import pytest
 
-from lab.progress import Progress
+from common.progress import Progress
 
 PROJECT = Path(__file__).resolve().parent.parent
 ARTIFACTS = PROJECT / ".artifacts"

@@ -5,8 +5,8 @@ from __future__ import annotations
 import argparse
 import sys
 
-from lab.errors import Trouble
-from lab.progress import Progress
+from common.errors import UserError
+from common.progress import Progress
 from tools import env, stack
 
 
@@ -34,7 +34,7 @@ def main(arguments: list[str] | None = None) -> int:
             stack.ensure(chosen.name, tools, progress, make=not chosen.existing)
         else:
             print(table(tools))
-    except Trouble as trouble:
+    except UserError as trouble:
         print(f"error: {trouble}", file=sys.stderr)
         return 1
     return 0

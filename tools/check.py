@@ -20,9 +20,9 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from datetime import UTC, datetime
 
-from lab.errors import Trouble
-from lab.paths import project_dir
-from model import drift
+from common.errors import UserError
+from common.paths import project_dir
+from model import drift, steps
 from model.settings import PREFIX, Host, Settings, SettingsError, load
 from tools.reader import Reader
 
@@ -32,7 +32,7 @@ LOOK_SECONDS = 300  # a few seconds on a host with time to spare, two minutes on
 def settings_of(stack: str) -> Settings:
     """The settings of a stack, read by the `pulumi` on PATH.
 
-    :raises Trouble: there is no such stack, or its settings can't be used.
+    :raises UserError: there is no such stack, or its settings can't be used.
     """
     try:
         done = subprocess.run(
@@ -44,11 +44,11 @@ def settings_of(stack: str) -> Settings:
             check=False,
         )
     except FileNotFoundError:
-        raise Trouble(
+        raise UserError(
             "there is no pulumi on PATH", "`make check` does, for the lab; else install the Pulumi CLI"
         ) from None
     if done.returncode != 0:
-        raise Trouble(f"the settings of the stack {stack} can't be read: {done.stderr.strip()}")
+        raise UserError(f"the settings of the stack {stack} can't be read: {done.stderr.strip()}")
     config = json.loads(done.stdout)
     raw = {
         name.removeprefix(PREFIX): item.get("value")
@@ -58,20 +58,20 @@ def settings_of(stack: str) -> Settings:
     try:
         return load(raw, project_dir())
     except SettingsError as error:
-        raise Trouble(str(error)) from None
+        raise UserError(str(error)) from None
 
 
 async def look(settings: Settings, host: Host, stack: str) -> tuple[drift.Difference, ...]:
     """One host's differences.
 
-    :raises Trouble: it can't be reached, the look failed there, or what it printed can't be understood.
+    :raises UserError: it can't be reached, the look failed there, or what it printed can't be understood.
     """
     async with Reader(settings, host) as reader:
-        printed = await reader.ask("check", drift.values(settings, stack), LOOK_SECONDS)
+        printed = await reader.ask(steps.CHECK, drift.values(settings, stack), LOOK_SECONDS)
     try:
         return drift.differences(printed, datetime.now(UTC))
     except ValueError as error:
-        raise Trouble(f"what the look printed can't be understood: {error}") from None
+        raise UserError(f"what the look printed can't be understood: {error}") from None
 
 
 async def check(
@@ -84,7 +84,7 @@ async def check(
     seen: dict[str, tuple[drift.Difference, ...]] = {}
     failed: dict[str, str] = {}
     for host, result in zip(settings.hosts, results, strict=True):
-        if isinstance(result, Trouble):
+        if isinstance(result, UserError):
             failed[host.name] = str(result)
         elif isinstance(result, BaseException):
             raise result
@@ -111,7 +111,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     chosen = parser.parse_args(argv)
     try:
         settings = settings_of(chosen.stack)
-    except Trouble as trouble:
+    except UserError as trouble:
         print(f"error: {trouble}", file=sys.stderr)
         return 1
     seen, failed = asyncio.run(check(settings, chosen.stack))

@@ -20,12 +20,12 @@ from typing import Any
 
 import yaml
 
-from lab.errors import Trouble
-from lab.paths import DEFAULT_LAB, project_dir, stack_name
-from lab.progress import Progress
+from common.errors import UserError
+from common.paths import DEFAULT_LAB, project_dir, stack_name
+from common.progress import Progress
+from model.policy_findings import findings_in
 from model.report import LIMIT_CHARACTERS, MEANT
 from model.settings import PREFIX, SettingsError, config_of, joined, load, own_settings
-from model.verdict import findings_in
 from tools import engine, env, forge, policy, watch
 from tools.__main__ import table
 from tools.plugins import install
@@ -110,13 +110,13 @@ def settings_problems(root: Path, stack: str) -> list[str]:
 def own_programs(progress: Progress) -> env.Toolbox:
     """Pulumi's own programs, for what is previewed or changed in an environment.
 
-    :raises Trouble: the engine can't be had, or a provider plugin: no stand-in is used unasked (`STAND_INS`).
+    :raises UserError: the engine or a provider plugin is missing; stand-ins are used only where `STAND_INS` asks.
     """
     tools = env.toolbox(progress, ask_upstream=True)
     progress.say(table(tools))
     missing = [tool.name for tool in tools.plugins if tool.source == install.STAND_IN]
     if missing and os.environ.get(STAND_INS) != "1":
-        raise Trouble(
+        raise UserError(
             f"{' and '.join(missing)} can't be had, and no environment is left to this project's stand-ins",
             f"let the runner reach {engine.UPSTREAM_HOST}, or put Pulumi's own plugins on its PATH",
         )
@@ -126,14 +126,14 @@ def own_programs(progress: Progress) -> env.Toolbox:
 def pulumi_environment(tools: env.Toolbox) -> dict[str, str]:
     """The environment for Pulumi: our programs, and the state that the job's secrets name.
 
-    :raises Trouble: they name none.
+    :raises UserError: they name none.
     """
     variables = env.applied(env.programs(tools))
     for name in STATE:
         if not variables.get(name):
             variables.pop(name, None)
     if not variables.keys() & {"PULUMI_BACKEND_URL", "PULUMI_ACCESS_TOKEN"}:
-        raise Trouble(
+        raise UserError(
             "neither PULUMI_BACKEND_URL nor PULUMI_ACCESS_TOKEN is set: there is no place of the state",
             "set one of them as a secret of the environment; docs/ci.md lists them",
         )
@@ -144,7 +144,7 @@ def preview(root: Path, stack: str, output: Path) -> bool:
     """Preview the stack with the policy pack, for the report.
 
     :returns: whether there is a preview that breaks no mandatory rule.
-    :raises Trouble: Pulumi or the pack's environment can't be had.
+    :raises UserError: Pulumi or the pack's environment can't be had.
     """
     progress = Progress()
     tools = own_programs(progress)
@@ -236,9 +236,9 @@ def report_arguments(root: Path, base: str, previews: Path, labels: Sequence[str
                 failed.parent.mkdir(parents=True, exist_ok=True)
                 failed.write_text("The preview's job ended before Pulumi did: see its log.\n")
             arguments += ["--errors", f"{stack}={failed}"]
-        verdict = previews / f"{stack}.policy.json"
-        if verdict.exists():
-            arguments += ["--policy", f"{stack}={verdict}"]
+        findings = previews / f"{stack}.policy.json"
+        if findings.exists():
+            arguments += ["--policy", f"{stack}={findings}"]
         before = previews / f"{stack}.before.yaml"
         if _is_commit(root, base) and _has(root, base, f"Pulumi.{stack}.yaml"):
             before.write_text(_settings_at(root, base, stack))
@@ -268,7 +268,7 @@ def report(root: Path, base: str, head: str, previews: Path, labels: Sequence[st
 
     :param head: the pull request's newest commit, as this run knows it. Where there is a newer one by now,
         the comment is left to that one's run, which may have been faster.
-    :raises Trouble: there is no report, or it can't be written there.
+    :raises UserError: there is no report, or it can't be written there.
     """
     site = forge.of_run(os.environ)
     arguments = report_arguments(root, base, previews, labels)
@@ -279,7 +279,7 @@ def report(root: Path, base: str, head: str, previews: Path, labels: Sequence[st
     argv = [sys.executable, "-m", "tools.report", *arguments, "--output", str(text)]
     status = subprocess.run(argv, cwd=root, check=False).returncode
     if not text.exists():
-        raise Trouble(f"tools.report wrote nothing and ended with status {status}")
+        raise UserError(f"tools.report wrote nothing and ended with status {status}")
     _comment(site, head, text.read_text())
     return status
 
@@ -298,11 +298,11 @@ def up(root: Path, stack: str, newest: str) -> None:
     Approvals may come in any order, and an older one must not undo what is newer.
 
     :param newest: the branch as it is now.
-    :raises Trouble: there is a newer change, the update failed, or a mandatory rule is broken: in nearly all
+    :raises UserError: there is a newer change, the update failed, or a mandatory rule is broken: nearly always
         cases the engine finds that in the preview with which an update begins, and touches nothing.
     """
     if stack in touched(root, "HEAD", newest):
-        raise Trouble(f"{newest} holds a newer change of {stack}", "approve that one's run instead")
+        raise UserError(f"{newest} holds a newer change of {stack}", "approve that one's run instead")
     progress = Progress()
     tools = own_programs(progress)
     variables = policy.with_pack(pulumi_environment(tools), progress)
@@ -315,7 +315,7 @@ def up(root: Path, stack: str, newest: str) -> None:
 def check(root: Path, stack: str, output: Path) -> int:
     """Look for drift; the finding goes to `STACK.json`. Returns the status of `tools.check`.
 
-    :raises Trouble: Pulumi can't be had.
+    :raises UserError: Pulumi can't be had.
     """
     progress = Progress()
     tools = env.toolbox(progress, ask_upstream=True)
@@ -363,7 +363,7 @@ def drift_text(stacks: Sequence[str], findings: Path) -> tuple[str, bool]:
 def issue(root: Path, findings: Path) -> None:
     """Keep the one issue about drift up to date, and close it when all is as it was set up.
 
-    :raises Trouble: it can't be written.
+    :raises UserError: it can't be written.
     """
     text, found = drift_text(environments(root), findings)
     forge.keep_issue(forge.of_run(os.environ), text, wanted=found)
@@ -372,7 +372,7 @@ def issue(root: Path, findings: Path) -> None:
 def _git(root: Path, *arguments: str) -> str:
     done = subprocess.run(["git", *arguments], cwd=root, capture_output=True, text=True, check=False)
     if done.returncode != 0:
-        raise Trouble(f"git {' '.join(arguments)}: {done.stderr.strip()}")
+        raise UserError(f"git {' '.join(arguments)}: {done.stderr.strip()}")
     return done.stdout
 
 
@@ -457,7 +457,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     chosen = _parser().parse_args(argv)
     try:
         return _run(chosen, project_dir())
-    except Trouble as trouble:
+    except UserError as trouble:
         print(f"error: {trouble}", file=sys.stderr)
         return 1
 

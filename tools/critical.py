@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import Any, Literal
 
-from lab.errors import Trouble
+from common.errors import UserError
 from tools.runs import Dependencies
 from tools.watch import DONE, Urn, is_custom
 
@@ -83,7 +83,7 @@ def read(text: str, stack: str, dependencies: Dependencies | None = None) -> Tim
     """The run whose events are in a record or a log.
 
     :param dependencies: for a log without a line of its own that says them.
-    :raises Trouble: there are no events of an `up` or `destroy` in it.
+    :raises UserError: there are no events of an `up` or `destroy` in it.
     """
     events, known, command = [], dependencies or {}, ""
     for line in text.splitlines():
@@ -99,7 +99,7 @@ def read(text: str, stack: str, dependencies: Dependencies | None = None) -> Tim
             events.append(event)
     first, bars = _bars(events)
     if not bars:
-        raise Trouble(
+        raise UserError(
             "no resource was worked on in this log",
             "give what `pulumi up --yes --skip-preview --json` prints, or --event-log FILE writes",
         )

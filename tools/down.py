@@ -11,10 +11,10 @@ import subprocess
 import sys
 from collections.abc import Sequence
 
+from common.errors import UserError
+from common.paths import DEFAULT_LAB, project_dir, stack_name
+from common.progress import Progress
 from lab.api import Lab
-from lab.errors import Trouble
-from lab.paths import DEFAULT_LAB, project_dir, stack_name
-from lab.progress import Progress
 from tools import env, runs, stack, watch
 from tools.env import Toolbox
 
@@ -27,7 +27,7 @@ def exists(name: str) -> bool:
 def forget(name: str, toolbox: Toolbox, progress: Progress) -> None:
     """Remove a stack's state, and nothing else: its file stays.
 
-    :raises Trouble: Pulumi refuses.
+    :raises UserError: Pulumi refuses.
     """
     stack.unlock(name, toolbox, progress)
     argv = [str(toolbox.pulumi.path), "stack", "rm", name, "--force", "--yes", "--preserve-config"]
@@ -42,14 +42,14 @@ def forget(name: str, toolbox: Toolbox, progress: Progress) -> None:
             check=False,
         )
     if done.returncode != 0:
-        raise Trouble(f"'pulumi stack rm {name}' failed:\n{(done.stderr or done.stdout).strip()}")
+        raise UserError(f"'pulumi stack rm {name}' failed:\n{(done.stderr or done.stdout).strip()}")
 
 
 def down(lab_name: str, progress: Progress, *, force: bool = False) -> None:
     """Destroy the lab's stack, then end the lab; where there is neither, do nothing.
 
     :param force: don't destroy, only forget the state: for hosts that can't be mended.
-    :raises Trouble: another run is at work, or the destroy failed; the lab is left as it is, to be looked at.
+    :raises UserError: another run is at work, or the destroy failed; the lab is left as it is for inspection.
     """
     lab = Lab.load(lab_name, progress)
     name = stack_name(lab_name)
@@ -72,8 +72,8 @@ def down(lab_name: str, progress: Progress, *, force: bool = False) -> None:
                         progress.scope("pulumi"),
                         record,
                     )
-            except Trouble as trouble:
-                raise Trouble(
+            except UserError as trouble:
+                raise UserError(
                     trouble.what,
                     "the lab still runs: mend what the lines above name and run it again, or end it as it is"
                     f" with `python -m tools.down --lab {lab_name} --force`",
@@ -92,7 +92,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     chosen = parser.parse_args(argv)
     try:
         down(chosen.lab, Progress(), force=chosen.force)
-    except Trouble as trouble:
+    except UserError as trouble:
         print(f"\nerror: {trouble}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:

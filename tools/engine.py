@@ -18,10 +18,10 @@ import urllib.request
 from dataclasses import dataclass
 from pathlib import Path
 
-from lab import paths
+from common import paths
+from common.errors import UserError
+from common.progress import Progress
 from lab.artefacts import gobuild
-from lab.errors import Trouble
-from lab.progress import Progress
 from tools import versions
 
 UPSTREAM = "https://get.pulumi.com/releases/sdk"
@@ -99,7 +99,7 @@ def tools(progress: Progress) -> tuple[Tool, Tool]:
 
     The language host is the one beside the engine, else one of ours.
 
-    :raises Trouble: neither upstream nor the Go modules can be had.
+    :raises UserError: neither upstream nor the Go modules can be had.
     """
     ambient = on_path("pulumi")
     if ambient is not None:
@@ -127,7 +127,7 @@ def _ours(progress: Progress) -> tuple[Tool, Tool]:
     else:
         try:
             return _from_release(progress)
-        except Trouble as trouble:
+        except UserError as trouble:
             progress.say(f"{trouble.what}; building Pulumi {versions.ENGINE} from its Go module instead")
     return _from_modules(progress)
 
@@ -154,7 +154,7 @@ def _from_release(progress: Progress) -> tuple[Tool, Tool]:
             archive = folder / name
             digest = _download(f"{UPSTREAM}/{name}", archive)
             if digest != expected:
-                raise Trouble(
+                raise UserError(
                     f"{UPSTREAM}/{name}: SHA-256 is {digest}, upstream's list says {expected}",
                     "something on the way changes what is downloaded: try again, or without the proxy",
                 )
@@ -209,12 +209,12 @@ def _checksum(name: str) -> str:
         with urllib.request.urlopen(url, timeout=_DOWNLOAD_SECONDS) as answer:
             text: str = answer.read().decode()
     except OSError as error:
-        raise Trouble(f"{url}: {error}") from error
+        raise UserError(f"{url}: {error}") from error
     for line in text.splitlines():
         digest, _, file = line.partition(" ")
         if file.strip().lstrip("*") == name:
             return digest.lower()
-    raise Trouble(f"{url} doesn't name {name}")
+    raise UserError(f"{url} doesn't name {name}")
 
 
 def _download(url: str, target: Path) -> str:
@@ -225,5 +225,5 @@ def _download(url: str, target: Path) -> str:
                 digest.update(chunk)
                 file.write(chunk)
     except OSError as error:
-        raise Trouble(f"{url}: {error}") from error
+        raise UserError(f"{url}: {error}") from error
     return digest.hexdigest()

@@ -10,9 +10,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from components import agent
-from lab import paths
-from lab.progress import Progress
+from common import paths
+from common.progress import Progress
+from components import ssh_agent
 from tools import engine
 from tools.engine import Tool
 from tools.plugins import install
@@ -36,7 +36,7 @@ def toolbox(progress: Progress | None = None, *, ask_upstream: bool = False) -> 
     """Find the programs, and make those that are missing.
 
     :param ask_upstream: try to get missing plugins from upstream; else stand-ins serve.
-    :raises Trouble: the engine can't be had.
+    :raises UserError: the engine can't be had.
     """
     progress = progress or Progress()
     pulumi, host = engine.tools(progress)
@@ -76,7 +76,7 @@ def programs(tools: Toolbox) -> dict[str, str | None]:
         "PATH": os.pathsep.join(_path(tools)),
         "PULUMI_SKIP_UPDATE_CHECK": "true",
         "PULUMI_DISABLE_AUTOMATIC_PLUGIN_ACQUISITION": "true",  # they are here; don't ask the network
-        **({"SSH_AUTH_SOCK": None} if agent.dead() else {}),
+        **({"SSH_AUTH_SOCK": None} if ssh_agent.dead() else {}),
     }
 
 

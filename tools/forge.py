@@ -16,7 +16,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from lab.errors import Trouble
+from common.errors import UserError
 
 _TIMEOUT_SECONDS = 60
 _PAGE = 100  # the most that either hands out at once
@@ -53,7 +53,7 @@ class Forge:
     def head(self) -> str:
         """The pull request's newest commit, as the site knows it now.
 
-        :raises Trouble: the site refuses or doesn't answer.
+        :raises UserError: the site refuses or doesn't answer.
         """
         found: Any = _request(self.url, self.header, "GET", self.request)
         for name in self.sha:
@@ -63,7 +63,7 @@ class Forge:
     def find(self, texts: Texts, marker: str) -> int | None:
         """The number of CI's own entry with the marker; None where there is none.
 
-        :raises Trouble: the site refuses or doesn't answer.
+        :raises UserError: the site refuses or doesn't answer.
         """
         outer, inner, own = self.author
         for entry in self._all(texts):
@@ -75,7 +75,7 @@ class Forge:
     def write(self, texts: Texts, marker: str, text: str, number: int | None, *, close: bool = False) -> None:
         """Write a new entry, or the one of that number anew.
 
-        :raises Trouble: the site refuses or doesn't answer.
+        :raises UserError: the site refuses or doesn't answer.
         """
         body = {texts.text: f"{_line(marker)}\n{text}", **(texts.closed if close else {})}
         if number is None:
@@ -98,7 +98,7 @@ def keep_comment(forge: Forge, text: str, *, only_update: bool = False) -> None:
     """Make `text` CI's one comment on the pull request.
 
     :param only_update: where there is no such comment, write none.
-    :raises Trouble: the site refuses or doesn't answer.
+    :raises UserError: the site refuses or doesn't answer.
     """
     number = forge.find(forge.comments, "preview")
     if number is not None or not only_update:
@@ -108,7 +108,7 @@ def keep_comment(forge: Forge, text: str, *, only_update: bool = False) -> None:
 def keep_issue(forge: Forge, text: str, *, wanted: bool) -> None:
     """Make `text` the one open issue about drift; close it where none is wanted.
 
-    :raises Trouble: the site refuses or doesn't answer.
+    :raises UserError: the site refuses or doesn't answer.
     """
     number = forge.find(forge.issues, "drift")
     if number is not None or wanted:
@@ -122,13 +122,13 @@ def _line(marker: str) -> str:
 def of_run(variables: Mapping[str, str]) -> Forge:
     """The site whose job this is, from the variables that it gives to one.
 
-    :raises Trouble: it is neither, or a variable that a workflow must pass is missing.
+    :raises UserError: it is neither, or a variable that a workflow must pass is missing.
     """
     if "GITHUB_REPOSITORY" in variables:
         return _github(variables)
     if "CI_API_V4_URL" in variables:
         return _gitlab(variables)
-    raise Trouble("this is no job of GitHub's or GitLab's", "nothing is written from elsewhere")
+    raise UserError("this is no job of GitHub's or GitLab's", "nothing is written from elsewhere")
 
 
 def _github(variables: Mapping[str, str]) -> Forge:
@@ -188,7 +188,7 @@ def _gitlab(variables: Mapping[str, str]) -> Forge:
 
 def _token(variables: Mapping[str, str], name: str, next_move: str) -> str:
     if not variables.get(name):
-        raise Trouble(f"{name} isn't set", next_move)
+        raise UserError(f"{name} isn't set", next_move)
     return variables[name]
 
 
@@ -205,9 +205,9 @@ def _request(
         with urllib.request.urlopen(request, timeout=_TIMEOUT_SECONDS) as answer:
             return json.load(answer)
     except urllib.error.HTTPError as error:
-        raise Trouble(
+        raise UserError(
             f"{method} {path}: {error.code} {error.reason}",
             "may the token write here? docs/ci.md lists what each needs",
         ) from None
     except OSError as error:
-        raise Trouble(f"{method} {path}: {error}") from None
+        raise UserError(f"{method} {path}: {error}") from None

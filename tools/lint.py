@@ -14,11 +14,11 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
-from lab import paths
+from common import paths
+from common.errors import UserError
+from common.paths import project_dir
+from common.progress import Progress
 from lab.artefacts import gobuild
-from lab.errors import Trouble
-from lab.paths import project_dir
-from lab.progress import Progress
 
 GITLAB = "docs/examples/gitlab-ci.yml"
 
@@ -78,12 +78,12 @@ def checks(root: Path) -> tuple[Check, ...]:
 def workflow_check(progress: Progress) -> Check:
     """actionlint on the workflows; built once, where it isn't in the cache and a Go is here.
 
-    :raises Trouble: there is no Go, or the modules can't be had. Nothing is installed for it.
+    :raises UserError: there is no Go, or the modules can't be had. Nothing is installed for it.
     """
     target = gobuild.ACTIONLINT
     cached = paths.cache_dir() / "go" / target.key
     if not cached.exists() and gobuild.present_go(target.go_version, progress) is None:
-        raise Trouble("there is no Go to build it with", "install Go, and it is checked too")
+        raise UserError("there is no Go to build it with", "install Go, and it is checked too")
     program = gobuild.build(target, progress) / target.name
     # Its shell scripts by the locked shellcheck; it finds the workflows by itself.
     shellcheck = Path(sys.executable).parent / "shellcheck"
@@ -93,12 +93,12 @@ def workflow_check(progress: Progress) -> Check:
 def network_check(progress: Progress) -> Check:
     """go vet on the lab's network, the one Go program that is this project's own.
 
-    :raises Trouble: Go isn't installed. Lint doesn't install it.
+    :raises UserError: Go isn't installed. Lint doesn't install it.
     """
     target = gobuild.LAB_NETWORK
     go = gobuild.present_go(target.go_version, progress)
     if go is None:
-        raise Trouble("Go isn't installed", "install Go to check it too")
+        raise UserError("Go isn't installed", "install Go to check it too")
     return Check(f"go vet ({target.name})", (str(go.command), "-C", str(target.wrapper), "vet", "./..."))
 
 
@@ -127,7 +127,7 @@ def main() -> int:
     for name, make in (("actionlint", workflow_check), ("go vet", network_check)):
         try:
             found.append(make(Progress()))
-        except Trouble as trouble:
+        except UserError as trouble:
             print(f"lint: {name}: skipped: {trouble}", flush=True)
     with ThreadPoolExecutor(max_workers=2) as pool:
         for outcome in pool.map(lambda check: run(check, root), found):

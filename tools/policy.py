@@ -16,10 +16,10 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from lab import paths
-from lab.errors import Trouble
-from lab.files import locked, write_atomic
-from lab.progress import Progress
+from common import paths
+from common.errors import UserError
+from common.files import locked, write_atomic
+from common.progress import Progress
 from tools import bootstrap, env, preview
 from tools.plugins import install
 
@@ -41,7 +41,7 @@ def environment_key(lock: Path = LOCK) -> str:
 def python(progress: Progress, lock: Path = LOCK) -> Path:
     """The pack's Python, with exactly what the lock holds; the environment is made if it isn't there.
 
-    :raises Trouble: a package can't be had.
+    :raises UserError: a package can't be had.
     """
     parent = paths.cache_dir() / _KIND
     key = environment_key(lock)
@@ -69,7 +69,7 @@ def _make(folder: Path, program: Path, lock: Path) -> None:
         done = subprocess.run(argv, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False)
         if done.returncode != 0:
             last = "\n".join((done.stderr or done.stdout).strip().splitlines()[-5:])
-            raise Trouble(
+            raise UserError(
                 f"the policy pack's environment can't be made: {last}",
                 "a package index must be reachable, directly or as pip's configuration names it; "
                 "the next run begins it again",
@@ -86,7 +86,7 @@ def launcher(interpreter: Path) -> Path:
 def with_pack(variables: dict[str, str], progress: Progress) -> dict[str, str]:
     """The environment for Pulumi, with what it needs for `--policy-pack policy`.
 
-    :raises Trouble: the pack's environment can't be made.
+    :raises UserError: the pack's environment can't be made.
     """
     folder = launcher(python(progress))
     return {**variables, "PATH": os.pathsep.join([str(folder), variables["PATH"]])}
@@ -95,7 +95,7 @@ def with_pack(variables: dict[str, str], progress: Progress) -> dict[str, str]:
 def judge(name: str, more: Sequence[str], progress: Progress) -> int:
     """Preview the stack with the pack; Pulumi's status, which a mandatory rule's violation makes 1 or more.
 
-    :raises Trouble: the engine or the pack's environment can't be had.
+    :raises UserError: the engine or the pack's environment can't be had.
     """
     tools = env.toolbox(progress, ask_upstream=True)
     variables = with_pack(env.environment(tools), progress)
@@ -112,7 +112,7 @@ def main(arguments: list[str] | None = None) -> int:
     chosen = parser.parse_args(arguments)
     try:
         return judge(chosen.stack, chosen.more, Progress())
-    except Trouble as trouble:
+    except UserError as trouble:
         print(f"error: {trouble}", file=sys.stderr)
         return 1
 

@@ -7,9 +7,9 @@ import subprocess
 import sys
 from collections.abc import Sequence
 
-from lab import paths
-from lab.errors import Trouble
-from lab.progress import Progress
+from common import paths
+from common.errors import UserError
+from common.progress import Progress
 from tools import env, stack
 
 
@@ -20,7 +20,7 @@ def run(
 
     :param more: arguments for `pulumi preview`.
     :param variables: the environment for Pulumi.
-    :raises Trouble: the stack can't be had, or its state is elsewhere.
+    :raises UserError: the stack can't be had, or its state is elsewhere.
     """
     with stack.for_preview(name, tools, variables, progress) as (environment, arguments):
         argv = [str(tools.pulumi.path), "preview", "--stack", name, *arguments, *more]
@@ -36,7 +36,7 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         tools = env.toolbox(progress, ask_upstream=True)
         return run(chosen.stack, ["--diff"], tools, env.environment(tools), progress)
-    except Trouble as trouble:
+    except UserError as trouble:
         print(f"error: {trouble}", file=sys.stderr)
         return 1
 

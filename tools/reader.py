@@ -7,10 +7,10 @@ from collections.abc import Mapping
 from types import TracebackType
 from typing import TYPE_CHECKING, Self
 
-from components import reach
-from components.remote import STEPS, command_text, compose
-from lab.errors import Trouble
+from common.errors import UserError
+from components import ssh_access
 from model.settings import Host, Settings
+from model.steps import Step, command_text, script_text
 
 if TYPE_CHECKING:
     import asyncssh
@@ -36,12 +36,12 @@ class Reader:
             self._connection.close()
             await self._connection.wait_closed()
 
-    async def ask(self, step: str, values: Mapping[str, str], limit: int) -> str:
+    async def ask(self, step: Step, values: Mapping[str, str], limit: int) -> str:
         """What the step prints.
 
-        :param step: one of `STEPS`.
+        :param step: one that changes nothing.
         :param limit: seconds after which the host ends the step.
-        :raises Trouble: the host can't be reached, doesn't answer in time, or the step failed there.
+        :raises UserError: the host can't be reached, doesn't answer in time, or the step failed there.
         """
         import asyncssh
 
@@ -50,28 +50,28 @@ class Reader:
         connection = await self._connected()
         try:
             async with asyncio.timeout(limit + _LOST_SECONDS):
-                done = await connection.run(command, input=compose(STEPS[step], values), check=False)
+                done = await connection.run(command, input=script_text(step, values), check=False)
             if done.exit_status is None:
                 raise ConnectionError
         except (OSError, asyncssh.Error) as error:
             connection.abort()
             self._connection = None
             why = "no answer" if isinstance(error, TimeoutError) else str(error)
-            raise Trouble(f"the connection was lost{why and f': {why}'}") from None
+            raise UserError(f"the connection was lost{why and f': {why}'}") from None
         if done.exit_status != 0:
             said = str(done.stderr or "").strip().splitlines()
             # From the step's own words on: the cause, and below it the next move.
             failed = next((number for number, line in enumerate(said) if ": FAILED: " in line), -1)
-            raise Trouble("\n".join(said[failed:]) or f"the look ended with status {done.exit_status}")
+            raise UserError("\n".join(said[failed:]) or f"the look ended with status {done.exit_status}")
         return str(done.stdout)
 
     async def _connected(self) -> asyncssh.SSHClientConnection:
         if self._connection is None:
             try:
-                self._connection = await reach.connect(self._settings, self.host)
-            except reach.NotAnsweringError as error:
+                self._connection = await ssh_access.connect(self._settings, self.host)
+            except ssh_access.NotAnsweringError as error:
                 address, port = self._settings.ssh_endpoint(self.host)
-                raise Trouble(f"no SSH server answers at {address}:{port}: {error}") from None
-            except reach.UnreachableError as error:
-                raise Trouble(str(error)) from None
+                raise UserError(f"no SSH server answers at {address}:{port}: {error}") from None
+            except ssh_access.UnreachableError as error:
+                raise UserError(str(error)) from None
         return self._connection

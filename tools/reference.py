@@ -2,7 +2,7 @@
 
 Writes docs/settings.md, and docs/stack.schema.json, by which editors complete and check stack files
 (JSON schema draft 7, which all of them know). Meaning, default and effect of a setting are in
-model/settings.py, its type's name in model/values.py.
+model/settings.py, its type's name in model/field_types.py.
 """
 
 from __future__ import annotations
@@ -16,9 +16,9 @@ from typing import Annotated, Any, Literal
 
 from pydantic.fields import FieldInfo
 
-from lab.paths import project_dir
+from common.paths import project_dir
+from model.field_types import Kind
 from model.settings import PREFIX, Effect, Section, Settings, effect_of, fields, section_of
-from model.values import Kind
 
 _GROUPS: dict[str, tuple[str, ...]] = {
     "The file itself": ("extends",),
@@ -26,7 +26,7 @@ _GROUPS: dict[str, tuple[str, ...]] = {
     "Cluster": ("cluster", "network"),
     "kube-proxy": ("proxy",),
     "Packages and images": ("packages", "registry"),
-    "Application, proof, limits": ("nginx", "proof", "limits"),
+    "Application, verification, timeouts": ("nginx", "drain", "verification", "stepTimeouts"),
 }
 
 _HEAD = """\
@@ -81,7 +81,7 @@ def kind(annotation: Any, metadata: Sequence[Any] = ()) -> str:
         return f"list: {kind(arguments[0])}"
     if origin in (types.UnionType, typing.Union):
         return kind(next(part for part in arguments if part is not type(None)))
-    raise TypeError(f"{annotation} has no name: give it a Kind in model/values.py")
+    raise TypeError(f"{annotation} has no name: give it a Kind in model/field_types.py")
 
 
 def _default(field: FieldInfo) -> str:

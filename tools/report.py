@@ -17,11 +17,11 @@ from typing import Any
 import yaml
 from pydantic import TypeAdapter, ValidationError
 
-from lab.errors import Trouble
-from lab.paths import project_dir
+from common.errors import UserError
+from common.paths import project_dir
+from model.policy_findings import Finding
 from model.report import Environment, page
 from model.settings import config_of, written
-from model.verdict import Finding
 
 FAILED, DESTRUCTIVE = 1, 3
 _FINDINGS = TypeAdapter(list[Finding])
@@ -39,11 +39,11 @@ def environments(
     :param root: the checkout, whose stack files say what is wanted.
     :param before: stack files as they were.
     :param policy: what the policy pack has found, as `findings_text` writes it.
-    :raises Trouble: a file can't be read, or an environment has both a preview and errors.
+    :raises UserError: a file can't be read, or an environment has both a preview and errors.
     """
     both = sorted(previews.keys() & errors.keys())
     if both:
-        raise Trouble(f"{', '.join(both)} has a preview and errors", "give one of the two")
+        raise UserError(f"{', '.join(both)} has a preview and errors", "give one of the two")
     return [
         Environment(
             name=name,
@@ -65,7 +65,7 @@ def _plan(file: Path) -> dict[str, Any]:
     except ValueError:
         plan = None
     if not isinstance(plan, dict) or "steps" not in plan:
-        raise Trouble(f"{file} is no preview", "`pulumi preview --json` writes one")
+        raise UserError(f"{file} is no preview", "`pulumi preview --json` writes one")
     return plan
 
 
@@ -78,7 +78,9 @@ def _findings(file: Path) -> list[Finding]:
     try:
         return _FINDINGS.validate_json(_read(file))
     except ValidationError as error:
-        raise Trouble(f"{file} is no verdict of the policy pack", "`tools.ci preview` writes one") from error
+        raise UserError(
+            f"{file} is no verdict of the policy pack", "`tools.ci preview` writes one"
+        ) from error
 
 
 def _settings(file: Path, root: Path) -> dict[str, Any]:
@@ -95,7 +97,7 @@ def _read(file: Path) -> str:
     try:
         return file.read_text(encoding="utf-8")
     except OSError as error:
-        raise Trouble(f"{file} can't be read: {error.strerror}") from error
+        raise UserError(f"{file} can't be read: {error.strerror}") from error
 
 
 def _pair(text: str) -> tuple[str, Path]:
@@ -135,7 +137,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             dict(chosen.settings_before),
             dict(chosen.policy),
         )
-    except Trouble as trouble:
+    except UserError as trouble:
         print(f"error: {trouble}", file=sys.stderr)
         return FAILED
     made = page(found, meant=chosen.allow_destructive)

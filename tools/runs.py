@@ -16,7 +16,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TextIO
 
-from lab import paths
+from common import paths
 
 KEPT = 10  # records of a stack
 _MOMENTS = ("resourcePreEvent", "resOutputsEvent", "resOpFailedEvent")

@@ -20,8 +20,8 @@ from datetime import datetime
 from pathlib import Path
 from typing import TextIO
 
-from lab.errors import Trouble
-from model import ipvs, traffic
+from common.errors import UserError
+from model import ipvs, steps, traffic
 from model.settings import Settings
 from model.traffic import View
 from tools import cluster_page
@@ -48,7 +48,7 @@ class Look:
 def last_proof(stack: str) -> Look:
     """What the stack's last proof saw.
 
-    :raises Trouble: the stack's outputs can't be read, there is no such one, or it isn't this program's.
+    :raises UserError: the stack's outputs can't be read, there is no such one, or it isn't this program's.
     """
     text = _output(stack)
     try:
@@ -60,7 +60,7 @@ def last_proof(stack: str) -> Look:
             {},
         )
     except (ValueError, KeyError, TypeError, AttributeError):
-        raise Trouble(
+        raise UserError(
             f"the stack's {OUTPUT} is not what this program writes: {text.strip()[:200]}",
             "`pulumi up` with this version of the program writes it anew",
         ) from None
@@ -76,28 +76,28 @@ def _output(stack: str) -> str:
             check=False,
         )
     except FileNotFoundError:
-        raise Trouble("there is no pulumi on PATH", "`make show` puts it there") from None
+        raise UserError("there is no pulumi on PATH", "`make show` puts it there") from None
     if result.returncode == 0:
         return result.stdout
     said = result.stderr.strip()
     if _MISSING in said:
-        raise Trouble(
+        raise UserError(
             f"the stack {stack} has no {OUTPUT} to show: {said}",
             "`pulumi up` makes it; the proof is its last step",
         )
-    raise Trouble(f"the outputs of the stack {stack} can't be read: {said}")
+    raise UserError(f"the outputs of the stack {stack} can't be read: {said}")
 
 
 async def look(readers: Sequence[Reader]) -> Look:
     """Every host's view now; one that can't be looked at doesn't keep the others from it."""
 
-    async def one(reader: Reader) -> View | Trouble:
+    async def one(reader: Reader) -> View | UserError:
         try:
-            return traffic.view_of_report(reader.host.name, await reader.ask("traffic", {}, LOOK_SECONDS))
-        except Trouble as trouble:
+            return traffic.view_of_report(reader.host.name, await reader.ask(steps.TRAFFIC, {}, LOOK_SECONDS))
+        except UserError as trouble:
             return trouble
         except ipvs.UnreadableError as error:
-            return Trouble(str(error))
+            return UserError(str(error))
 
     results = await asyncio.gather(*(one(reader) for reader in readers))
     return Look(
@@ -105,7 +105,7 @@ async def look(readers: Sequence[Reader]) -> Look:
         {
             reader.host.name: str(result)
             for reader, result in zip(readers, results, strict=True)
-            if isinstance(result, Trouble)
+            if isinstance(result, UserError)
         },
         time.monotonic(),
     )
@@ -227,7 +227,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     chosen = parser.parse_args(argv)
     try:
         return _run(chosen)
-    except (Trouble, OSError) as error:
+    except (UserError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:

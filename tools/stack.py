@@ -19,9 +19,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from lab import paths, processes
-from lab.errors import Trouble
-from lab.progress import Progress
+from common import paths, processes
+from common.errors import UserError
+from common.progress import Progress
 from tools import env
 from tools.env import Toolbox
 
@@ -42,7 +42,7 @@ def ensure(
     :param name: the stack; `Pulumi.<name>.yaml` is made if it isn't there.
     :param project: the folder of Pulumi.yaml; this checkout's if none is given.
     :param make: else a stack that isn't there is refused.
-    :raises Trouble: Pulumi refuses, the file holds secrets of another state, or the stack is none of a lab
+    :raises UserError: Pulumi refuses, the file holds secrets of another state, or the stack is none of a lab
         and its state is elsewhere.
     """
     project = project or paths.project_dir()
@@ -52,7 +52,7 @@ def ensure(
     _refuse_elsewhere(name, file, state)
     if state is None:
         if not make:
-            raise Trouble(
+            raise UserError(
                 f"this project's own state has no stack {name}",
                 f"where its state is elsewhere, run plain pulumi: `pulumi destroy --stack {name}`",
             )
@@ -78,7 +78,7 @@ def for_preview(
     ends with this, from a copy of the file, and nothing of it is written into the checkout.
 
     :param variables: the environment for Pulumi.
-    :raises Trouble: as `ensure`; or there is no such file.
+    :raises UserError: as `ensure`; or there is no such file.
     """
     project = project or paths.project_dir()
     file = project / f"Pulumi.{name}.yaml"
@@ -87,7 +87,7 @@ def for_preview(
         yield variables, []
         return
     if not file.exists():
-        raise Trouble(f"there is no stack {name}: {file} isn't there", "write it (docs/own-machines.md)")
+        raise UserError(f"there is no stack {name}: {file} isn't there", "write it (docs/own-machines.md)")
     _refuse_elsewhere(name, file, None)
     with tempfile.TemporaryDirectory(prefix="kubeadm-ipvs-preview-") as folder:
         copy, state = Path(folder) / file.name, Path(folder) / "state"
@@ -105,7 +105,7 @@ def unlock(name: str, tools: Toolbox, progress: Progress, project: Path | None =
 
     A lock whose process is alive, or that is another machine's, stays: Pulumi refuses by it.
 
-    :raises Trouble: Pulumi can't take it away.
+    :raises UserError: Pulumi can't take it away.
     """
     project = project or paths.project_dir()
     locks = _locks(name, project)
@@ -114,13 +114,13 @@ def unlock(name: str, tools: Toolbox, progress: Progress, project: Path | None =
         _pulumi(tools, ["cancel", "--yes", "--stack", name], project, env.environment(tools))
 
 
-def settle(name: str, tools: Toolbox, progress: Progress, project: Path | None = None) -> None:
+def clear_pending_creates(name: str, tools: Toolbox, progress: Progress, project: Path | None = None) -> None:
     """After an `up` that ended well: forget what an earlier one was killed in the middle of creating.
 
     The state keeps each such create for good, and Pulumi warns of it at every run, also once the resource
     is there. Where one isn't there all of them stay: the refresh that clears them asks of no single one.
 
-    :raises Trouble: Pulumi can't clear them.
+    :raises UserError: Pulumi can't clear them.
     """
     project = project or paths.project_dir()
     state = _state(project, name)
@@ -137,11 +137,11 @@ def refuse_if_busy(name: str, project: Path | None = None) -> None:
 
     Pulumi would refuse too, in the words of its lock, and only after the lab has been looked after.
 
-    :raises Trouble: it is, or was when another machine's run last wrote.
+    :raises UserError: it is, or was when another machine's run last wrote.
     """
     for lock in _locks(name, project or paths.project_dir()):
         if not lock.abandoned:
-            raise Trouble(
+            raise UserError(
                 f"the stack {name} is being changed by another run: process {lock.process} on {lock.machine}",
                 f"wait for its end; if that run is dead, `pulumi cancel --stack {name}` takes its lock away",
             )
@@ -195,7 +195,7 @@ def install_filter(project: Path) -> bool:
             ["git", "config", "--local", key, _CLEAN], cwd=project, capture_output=True, text=True
         )
         if done.returncode:
-            raise Trouble(f"git config {key}: {done.stderr.strip()}")
+            raise UserError(f"git config {key}: {done.stderr.strip()}")
     return True
 
 
@@ -208,14 +208,14 @@ def salt_in(text: str) -> str | None:
 def write_salt(file: Path, salt: str) -> None:
     """Make `salt` the stack file's only one, at its end; everything else stays byte by byte.
 
-    :raises Trouble: the file has another salt and secrets encrypted with it.
+    :raises UserError: the file has another salt and secrets encrypted with it.
     """
     text = file.read_text() if file.exists() else ""
     present = salt_in(text)
     if present == salt:
         return
     if present is not None and re.search(r"^\s+secure: ", text, re.MULTILINE):
-        raise Trouble(
+        raise UserError(
             f"{file} holds secrets that were encrypted with another state's salt",
             "bring back that state and its passphrase, or remove the secrets and the line 'encryptionsalt'",
         )
@@ -235,7 +235,7 @@ def _refuse_elsewhere(name: str, file: Path, state: _State | None) -> None:
     own = state and f"encryptionsalt: {state.salt}"
     for line in file.read_text().splitlines():
         if _OPENS_STATE.match(line) and line != own:
-            raise Trouble(
+            raise UserError(
                 f"{file.name} is of a stack whose state isn't this project's own (see its last lines)",
                 "run plain pulumi where that state is (docs/reviewing.md, By hand); "
                 f"if that state is gone, take the line '{line.partition(':')[0]}' out",
@@ -284,7 +284,7 @@ def _state(project: Path, name: str) -> _State | None:
             {operation["resource"]["urn"] for operation in latest.get("pending_operations") or []},
         )
     except (ValueError, KeyError, TypeError) as error:
-        raise Trouble(
+        raise UserError(
             f"{checkpoint} isn't the state of a stack with a passphrase",
             f"if nothing of the stack '{name}' is left, `pulumi stack rm {name} --force` removes it",
         ) from error
@@ -303,7 +303,7 @@ def _make(project: Path, name: str, file: Path, tools: Toolbox, variables: dict[
         _init(name, tools, elsewhere, variables)
         salt = salt_in(written.read_text())
     if salt is None:
-        raise Trouble(
+        raise UserError(
             f"Pulumi made the stack {name} without a salt", "is PULUMI_BACKEND_URL a local file backend?"
         )
     return salt
@@ -319,7 +319,7 @@ def _init(name: str, tools: Toolbox, folder: Path, variables: dict[str, str]) ->
 def _project_name(project: Path) -> str:
     found = _PROJECT.search((project / "Pulumi.yaml").read_text())
     if not found:
-        raise Trouble(f"{project / 'Pulumi.yaml'} has no name")
+        raise UserError(f"{project / 'Pulumi.yaml'} has no name")
     return found.group(1)
 
 
@@ -333,4 +333,4 @@ def _pulumi(tools: Toolbox, arguments: list[str], folder: Path, variables: dict[
         text=True,
     )
     if done.returncode:
-        raise Trouble(f"pulumi {' '.join(arguments)}: {done.stderr.strip() or done.stdout.strip()}")
+        raise UserError(f"pulumi {' '.join(arguments)}: {done.stderr.strip() or done.stdout.strip()}")

@@ -13,8 +13,8 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from lab.errors import Trouble
-from lab.paths import project_dir
+from common.errors import UserError
+from common.paths import project_dir
 from tools import runs, timeline_page
 from tools.critical import Bar, Timeline, caveats, headline, read, seconds_of, ticks
 from tools.watch import Urn
@@ -68,15 +68,15 @@ def _axis(seconds: float, room: int, scale: float) -> str:
 def last(stack: str) -> Timeline:
     """The last run that `make up` or `make down` made on a stack.
 
-    :raises Trouble: none is kept.
+    :raises UserError: none is kept.
     """
     place = runs.folder(stack)
     for file in sorted(place.glob("*.jsonl"), reverse=True):
         try:
             return read(file.read_text(encoding="utf-8"), stack)
-        except Trouble:
+        except UserError:
             continue  # of a run that was killed before it began
-    raise Trouble(
+    raise UserError(
         f"no run of the stack {stack} is kept in {place}",
         "`make up` and `make down` keep theirs; give a log of any other run with --log FILE",
     )
@@ -102,7 +102,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             print(f"written: {chosen.html}")
         else:
             print(chart(run, shutil.get_terminal_size().columns), end="")
-    except (Trouble, OSError, UnicodeDecodeError) as error:
+    except (UserError, OSError, UnicodeDecodeError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
     return 0

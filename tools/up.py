@@ -18,11 +18,11 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from common.errors import UserError
+from common.paths import DEFAULT_LAB, lab_dir, project_dir, stack_file, stack_name
+from common.progress import Progress
 from lab import requirements
 from lab.api import Lab, LabStatus
-from lab.errors import Trouble
-from lab.paths import DEFAULT_LAB, lab_dir, project_dir, stack_file, stack_name
-from lab.progress import Progress
 from tools import env, runs, stack, watch
 from tools.__main__ import table
 from tools.env import Toolbox
@@ -47,14 +47,14 @@ class Clock:
 def check_place(lab_name: str) -> None:
     """Refuse at once where the committed stack file can't name the lab's keys.
 
-    :raises Trouble: the state is kept somewhere else than Pulumi.dev.yaml says.
+    :raises UserError: the state is kept somewhere else than Pulumi.dev.yaml says.
     """
     if lab_name != DEFAULT_LAB:
         return  # its stack file is made, and names the right place
     folder = lab_dir(lab_name)
     named = Path("~/.local/state/kubeadm-ipvs/labs").expanduser() / lab_name
     if folder.resolve() != named.resolve():
-        raise Trouble(
+        raise UserError(
             f"{stack_file(lab_name).name} names {named}, and XDG_STATE_HOME puts the lab in {folder}",
             "unset XDG_STATE_HOME, or take a lab with a stack file of its own: python -m tools.up --lab mine",
         )
@@ -63,14 +63,14 @@ def check_place(lab_name: str) -> None:
 def prepare(lab: Lab, progress: Progress, clock: Clock) -> tuple[Toolbox, LabStatus]:
     """Get the tools and bring the lab up, side by side: both may have to build for minutes.
 
-    :raises Trouble: either can't be had; the other's work is finished first, and kept.
+    :raises UserError: either can't be had; the other's work is finished first, and kept.
     """
 
     def tools() -> Toolbox:
         begun = progress.elapsed
         try:
             return env.toolbox(progress.scope("tools"), ask_upstream=True)
-        except Trouble as trouble:
+        except UserError as trouble:
             # Said at once: the lab may take minutes until the end, where it is said again.
             progress.say(f"tools: {trouble}")
             raise
@@ -95,7 +95,7 @@ def answer(url: str, deadline: float) -> str:
     """The status that a URL answers with, once it answers.
 
     :param deadline: until when to try again (`time.monotonic`).
-    :raises Trouble: it doesn't answer in time.
+    :raises UserError: it doesn't answer in time.
     """
     # The URL is this machine's own: a proxy could not reach it.
     opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
@@ -106,7 +106,7 @@ def answer(url: str, deadline: float) -> str:
                 return f"{response.status} {response.reason}"
         except (OSError, http.client.HTTPException) as error:
             if time.monotonic() > deadline:
-                raise Trouble(
+                raise UserError(
                     f"{url} doesn't answer: {error}",
                     "it was proved inside the lab just now: see the forwards with `python -m lab status`",
                 ) from None
@@ -117,7 +117,7 @@ def answer(url: str, deadline: float) -> str:
 def up(lab_name: str, progress: Progress) -> None:
     """Do all of it.
 
-    :raises Trouble: something can't be done; everything finished is kept.
+    :raises UserError: something can't be done; everything finished is kept.
     """
     check_place(lab_name)
     clock = Clock(progress)
@@ -145,7 +145,7 @@ def up(lab_name: str, progress: Progress) -> None:
             progress.scope("pulumi"),
             record,
         )
-    stack.settle(stack_of_lab, toolbox, progress)
+    stack.clear_pending_creates(stack_of_lab, toolbox, progress)
     clock.note("pulumi up", begun)
     clock.rows += [watch.Row(f"  {span.name}", begun + span.began, span.took) for span in seen.spans]
 
@@ -165,12 +165,12 @@ def up(lab_name: str, progress: Progress) -> None:
 def show(stack_of_lab: str, environment: dict[str, str]) -> None:
     """Print the virtual servers of each host.
 
-    :raises Trouble: the stack's outputs can't be shown.
+    :raises UserError: the stack's outputs can't be shown.
     """
     argv = [sys.executable, "-m", "tools.show", "--stack", stack_of_lab]
     sys.stdout.flush()
     if subprocess.run(argv, cwd=project_dir(), env=environment, check=False).returncode != 0:
-        raise Trouble(f"the outputs of the stack {stack_of_lab} can't be shown (see above)", "make show")
+        raise UserError(f"the outputs of the stack {stack_of_lab} can't be shown (see above)", "make show")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -180,7 +180,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     chosen = parser.parse_args(argv)
     try:
         up(chosen.lab, Progress())
-    except Trouble as trouble:
+    except UserError as trouble:
         print(f"\nerror: {trouble}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:

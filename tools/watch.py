@@ -26,10 +26,10 @@ import grpc
 from google.protobuf import empty_pb2
 from pulumi.runtime.proto import events_pb2_grpc
 
-from lab.errors import Trouble
-from lab.progress import Progress
+from common.errors import UserError
+from common.progress import Progress
+from model.policy_findings import finding_in
 from model.report import REMEMBERED
-from model.verdict import finding_in
 from tools.runs import Record
 
 _POLL_SECONDS: Final = 0.2  # how often the end of Pulumi is looked for while it says nothing
@@ -57,9 +57,9 @@ _PHASES: Final = {
     "kubeadm-ipvs:index:PreparedHost": "prepare hosts",
     "kubeadm-ipvs:index:ControlPlane": "init",
     "kubeadm-ipvs:index:Worker": "join",
-    "kubeadm-ipvs:index:Member": "nodes ready",
+    "kubeadm-ipvs:index:Node": "nodes ready",
     "kubeadm-ipvs:index:ProxyMode": "kube-proxy",
-    "kubeadm-ipvs:index:Proof": "proof",
+    "kubeadm-ipvs:index:Verification": "verification",
 }
 _MANIFEST: Final = "kubeadm-ipvs:index:Manifest"
 
@@ -276,7 +276,7 @@ def run(
     :param folder: the project's.
     :param record: where events are written down for later.
     :returns: what was seen; it has no failures.
-    :raises Trouble: Pulumi failed. What failed and why has been said, and is repeated in short.
+    :raises UserError: Pulumi failed. What failed and why has been said, and is repeated in short.
     """
     watcher = Watcher(progress, record)
     received: queue.SimpleQueue[Mapping[str, Any]] = queue.SimpleQueue()
@@ -316,7 +316,7 @@ def run(
     return watcher
 
 
-def _trouble(arguments: Sequence[str], watcher: Watcher, output: str) -> Trouble:
+def _trouble(arguments: Sequence[str], watcher: Watcher, output: str) -> UserError:
     command = f"pulumi {' '.join(arguments)}"
     if watcher.failed:
         what = f"{command} failed at {', '.join(watcher.failed)}"
@@ -327,7 +327,7 @@ def _trouble(arguments: Sequence[str], watcher: Watcher, output: str) -> Trouble
         what = f"{command} failed:\n{output.strip()[-4000:]}"
     # The last error is the engine's "update failed"; the causes come before it.
     causes = [line for text in watcher.errors for line in text.splitlines() if line.strip()]
-    return Trouble(
+    return UserError(
         "\n".join([what, *causes[:20]]),
         "mend what the lines above name, then run the same command again: finished steps are kept",
     )

@@ -12,16 +12,16 @@ from contextlib import contextmanager
 from email.utils import formatdate
 from pathlib import Path
 
-from lab import paths
+from common import paths
+from common.files import locked, write_atomic
+from common.progress import Progress
 from lab.artefacts.command import run
-from lab.files import locked, write_atomic
-from lab.progress import Progress
 
-_OWNER = "kubeadm-ipvs site <site@localhost>"
+_OWNER = "kubeadm-ipvs mirror <mirror@localhost>"
 
 
 class Signer:
-    """The key that signs a site's package lists; one for each cache, made at first use."""
+    """The key that signs a mirror's package lists; one for each cache, made at first use."""
 
     def __init__(self, progress: Progress) -> None:
         """Make the key unless it is there."""
@@ -98,6 +98,6 @@ def write_index(folder: Path, debs: Iterable[Path], title: str, signer: Signer) 
     date = formatdate(time.time(), usegmt=True).replace("GMT", "UTC")
     (folder / "Release").write_text(
         f"Origin: {title}\nLabel: {title}\nArchitecture: amd64\nDate: {date}\n"
-        f"Description: packages of a site without access to others\nSHA256:\n{sums}"
+        f"Description: packages of a mirror without access to others\nSHA256:\n{sums}"
     )
     signer.sign(folder)

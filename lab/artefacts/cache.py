@@ -12,9 +12,9 @@ from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from lab import paths
-from lab.files import locked, write_atomic
-from lab.progress import Progress
+from common import paths
+from common.files import locked, write_atomic
+from common.progress import Progress
 
 MANIFEST = "manifest.json"
 
@@ -70,7 +70,7 @@ def cached(
 
     :param make: fills the empty folder that it is given, and returns what the manifest should tell.
     :param resume: hand `make` what an interrupted run left, instead of an empty folder.
-    :raises Trouble: as `make` does.
+    :raises UserError: as `make` does.
 
     Two processes that want the same wait for each other; the folder appears complete or not at all.
     """

@@ -7,37 +7,37 @@ import subprocess
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from lab.errors import Trouble
-from lab.requirements import DNF, SITE, find
+from common.errors import UserError
+from lab.requirements import MIRROR, RPM, find
 
 # Debian's package for each program that is used here.
 PACKAGES = {
     "apt-get": "apt",
     "apt-cache": "apt",
     "gcc": "gcc libc6-dev",
-    **{requirement.what: requirement.package for requirement in (*SITE, *DNF)},
+    **{requirement.what: requirement.package for requirement in (*MIRROR, *RPM)},
 }
 
 
 def need(name: str) -> str:
     """The path of a program that must be there.
 
-    :raises Trouble: it isn't; the message names its package.
+    :raises UserError: it isn't; the message names its package.
     """
     path = find(name)
     if path is None:
-        raise Trouble(f"the program {name} isn't installed", f"apt install {PACKAGES.get(name, name)}")
+        raise UserError(f"the program {name} isn't installed", f"apt install {PACKAGES.get(name, name)}")
     return path
 
 
-# What making a site asks for; building it asks for a compiler beside.
-_ALWAYS = ("apt-get", *(requirement.what for requirement in SITE))
+# What making a mirror asks for; building it asks for a compiler beside.
+_ALWAYS = ("apt-get", *(requirement.what for requirement in MIRROR))
 _KEYRING = Path("/usr/share/keyrings/debian-archive-keyring.gpg")
 _C_HEADERS = Path("/usr/include/stdio.h")
 
 
 def missing_packages(*, building: bool = True) -> tuple[str, ...]:
-    """Debian packages that making a site needs and that aren't installed; Go is not among them.
+    """Debian packages that making a mirror needs and that aren't installed; Go is not among them.
 
     :param building: count what only building needs, too.
     """
@@ -53,12 +53,12 @@ def missing_packages(*, building: bool = True) -> tuple[str, ...]:
 def check(*, building: bool) -> None:
     """Refuse before a long work begins if a program is missing that its end needs.
 
-    :raises Trouble: with every package that is missing.
+    :raises UserError: with every package that is missing.
     """
     packages = missing_packages(building=building)
     if packages:
-        raise Trouble(
-            f"making a site needs packages that are not here: {', '.join(packages)}",
+        raise UserError(
+            f"making a mirror needs packages that are not here: {', '.join(packages)}",
             f"apt install {' '.join(packages)}",
         )
 
@@ -77,7 +77,7 @@ def run(
     :param what: what is being done, for the message: "signing the package index".
     :param text: its standard input.
     :param environment: variables to set beside those that are there.
-    :raises Trouble: the program isn't there or fails; with the last lines of what it wrote.
+    :raises UserError: the program isn't there or fails; with the last lines of what it wrote.
     """
     program = need(str(argv[0]))
     done = subprocess.run(
@@ -91,5 +91,5 @@ def run(
     if done.returncode != 0:
         wrote = (done.stdout[-4000:] + done.stderr).decode(errors="replace").splitlines()
         last = "\n".join(wrote[-12:])
-        raise Trouble(f"{what}: {Path(program).name} failed with status {done.returncode}:\n{last}")
+        raise UserError(f"{what}: {Path(program).name} failed with status {done.returncode}:\n{last}")
     return done.stdout

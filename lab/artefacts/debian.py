@@ -13,12 +13,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import unquote
 
+from common.errors import UserError
+from common.files import digest_of
+from common.progress import Progress
 from lab.artefacts.cache import cached
 from lab.artefacts.command import run
-from lab.errors import Trouble
-from lab.files import digest_of
 from lab.options import debian_mirror
-from lab.progress import Progress
 
 KEYRING = Path("/usr/share/keyrings/debian-archive-keyring.gpg")
 _DEFAULT_MIRROR = "http://deb.debian.org/debian"
@@ -55,7 +55,7 @@ def fetch(release: str, sets: dict[str, tuple[str, ...]], progress: Progress) ->
     """The packages of each set with their dependencies, from the cache or from Debian's mirror.
 
     :param sets: name of the set -> package names.
-    :raises Trouble: apt can't get or verify them.
+    :raises UserError: apt can't get or verify them.
     """
     wanted = [f"{name}: {' '.join(names)}" for name, names in sorted(sets.items())]
     key = f"{release}-{digest_of('2', sources(release), *wanted)[:16]}"
@@ -112,7 +112,7 @@ def fetch_backport(release: str, choose: Callable[[list[str]], str], prefix: str
     :param choose: picks the package among the names that begin with `prefix`.
     :param folder: gets the package's file. One that is there from an interrupted run is taken if its
         checksum is the index's.
-    :raises Trouble: apt can't get or verify it.
+    :raises UserError: apt can't get or verify it.
     """
     suite = f"{release}-backports"
     state = folder / "apt"
@@ -126,7 +126,7 @@ def fetch_backport(release: str, choose: Callable[[list[str]], str], prefix: str
     shutil.rmtree(state)
     found = sorted(folder.glob(f"{package}_*.deb"), key=lambda path: path.stat().st_mtime)
     if not found:
-        raise Trouble(f"{what}: apt fetched nothing")
+        raise UserError(f"{what}: apt fetched nothing")
     return found[-1]
 
 
@@ -146,7 +146,7 @@ def _download(release: str, sets: dict[str, tuple[str, ...]], folder: Path) -> N
         run(["apt-get", *options, "--quiet", "install", "--yes", "--download-only", *packages], what)
         missing = [file for file in listed[name] if not (state / "archives" / file).exists()]
         if missing:
-            raise Trouble(f"{what}: apt fetched no {missing[0]}")
+            raise UserError(f"{what}: apt fetched no {missing[0]}")
         (folder / _SETS / name).write_text("".join(f"{_plain(file)}\n" for file in listed[name]))
     for file in {file for files in listed.values() for file in files}:
         (state / "archives" / file).rename(folder / _plain(file))

@@ -20,7 +20,7 @@ _FILES = Path(__file__).parent / "files"
 
 CRI_TOOLS_VERSION = "1.36.0"
 KUBERNETES_CNI_VERSION = "1.7.1"
-_ORIGIN = "Built from its Go modules for a site without access to upstream."
+_ORIGIN = "Built from its Go modules for a mirror without access to upstream."
 REVISION = "1.1"  # the package revision upstream begins with
 
 
@@ -94,7 +94,7 @@ def kubernetes_debs(version: str, kubernetes: Path, crictl: Path, cni: Path) -> 
 def pack(debs: Sequence[Deb], folder: Path) -> tuple[Path, ...]:
     """Make the package files in a folder; the same input makes the same bytes with the same dpkg-deb.
 
-    :raises Trouble: dpkg-deb fails.
+    :raises UserError: dpkg-deb fails.
     """
     with ThreadPoolExecutor(max_workers=2) as pool:
         return tuple(pool.map(lambda deb: _pack(deb, folder), debs))
@@ -117,7 +117,7 @@ def _pack(deb: Deb, folder: Path) -> Path:
             "Package": deb.name,
             "Version": deb.version,
             "Architecture": "amd64",
-            "Maintainer": "kubeadm-ipvs <site@localhost>",
+            "Maintainer": "kubeadm-ipvs <mirror@localhost>",
             "Installed-Size": str(size // 1024),
             "Depends": deb.depends,
             "Section": "admin",

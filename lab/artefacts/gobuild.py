@@ -22,11 +22,11 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
+from common.errors import UserError
+from common.progress import Progress
 from lab import requirements
 from lab.artefacts.cache import cached as cached
 from lab.artefacts.cache import sha256_of
-from lab.errors import Trouble
-from lab.progress import Progress
 
 WRAPPERS = Path(__file__).parent / "go"
 # Where Go may be without being on PATH; /usr/lib/go-* is Debian's.
@@ -77,7 +77,7 @@ class Target:
         """The least Go version, as the wrapper's go.mod says."""
         found = re.search(r"^go (\d+(?:\.\d+)*)$", (self.wrapper / "go.mod").read_text(), re.MULTILINE)
         if not found:
-            raise Trouble(f"{self.wrapper / 'go.mod'} names no Go version")
+            raise UserError(f"{self.wrapper / 'go.mod'} names no Go version")
         return version_tuple(found.group(1))
 
     @property
@@ -88,7 +88,7 @@ class Target:
         for module, version in re.findall(r"^(?:require\s+|\t)(\S+) (v\S+)$", text, re.MULTILINE):
             if f"{package}/".startswith(f"{module}/"):
                 return str(version)
-        raise Trouble(f"{self.wrapper / 'go.mod'} names no module that holds {package}")
+        raise UserError(f"{self.wrapper / 'go.mod'} names no module that holds {package}")
 
     @property
     def key(self) -> str:
@@ -125,7 +125,7 @@ PULUMI_LANGUAGE_PYTHON = Target(
 def kubernetes(version: str) -> Target:
     """The programs of a Kubernetes release, such as `1.37.2`.
 
-    :raises Trouble: there is no wrapper module for that release.
+    :raises UserError: there is no wrapper module for that release.
     """
     major, minor, _ = version.split(".")
     about = "k8s.io/component-base/version"
@@ -152,7 +152,7 @@ def kubernetes(version: str) -> Target:
     )
     if not target.wrapper.exists():
         known = sorted(path.name.removeprefix("kubernetes-") for path in WRAPPERS.glob("kubernetes-*"))
-        raise Trouble(
+        raise UserError(
             f"Kubernetes {version} can't be built here: {WRAPPERS} has modules for {', '.join(known)}",
             "choose one of these, or copy a wrapper, change its versions, and let Go write its go.sum",
         )
@@ -249,7 +249,7 @@ def version_tuple(text: str) -> tuple[int, ...]:
 def build(target: Target, progress: Progress) -> Path:
     """The folder with the target's programs and files, built unless they are in the cache.
 
-    :raises Trouble: no usable Go, a module can't be had, or the build fails.
+    :raises UserError: no usable Go, a module can't be had, or the build fails.
     """
     told = progress.scope(target.name)
 
@@ -264,7 +264,7 @@ def build(target: Target, progress: Progress) -> Path:
 def build_first(targets: Sequence[Target], progress: Progress) -> tuple[Target, Path]:
     """Build the first of several versions of the same whose modules can be had.
 
-    :raises Trouble: none of them can be built; the message is the last one's.
+    :raises UserError: none of them can be built; the message is the last one's.
     """
     for target in targets[:-1]:
         try:
@@ -274,7 +274,7 @@ def build_first(targets: Sequence[Target], progress: Progress) -> tuple[Target, 
     return targets[-1], build(targets[-1], progress)
 
 
-class ModulesMissing(Trouble):
+class ModulesMissing(UserError):
     """A target's modules couldn't be fetched, so that nothing was compiled."""
 
 
@@ -326,7 +326,7 @@ def _go_commands() -> list[Path]:
 def find_go(needed: tuple[int, ...], progress: Progress) -> Go:
     """A Go that is new enough: one that is there, one that it fetches, or one from Debian's packages.
 
-    :raises Trouble: none of these can be had.
+    :raises UserError: none of these can be had.
     """
     go = present_go(needed, progress)
     if go is None:
@@ -335,7 +335,7 @@ def find_go(needed: tuple[int, ...], progress: Progress) -> Go:
         go = present_go(needed, progress)
     if go is None:
         wanted = ".".join(str(part) for part in needed)
-        raise Trouble(
+        raise UserError(
             f"no Go of version {wanted} or newer is here, and none could be fetched through the Go proxy",
             f"install Go {wanted} or newer and put it on PATH",
         )
@@ -363,7 +363,7 @@ def present_go(needed: tuple[int, ...], progress: Progress) -> Go | None:
 def _apt_package() -> str:
     """The newest Go that apt knows here, backports included."""
     if not shutil.which("apt-cache"):
-        raise Trouble(
+        raise UserError(
             "Go isn't installed, and this isn't a Debian or Ubuntu system", "install Go 1.26 or newer"
         )
     known = subprocess.run(
@@ -372,7 +372,7 @@ def _apt_package() -> str:
     for package in _APT_PACKAGES:
         if re.search(rf"^\s*{re.escape(package)}\s*\|", known, re.MULTILINE):
             return package
-    raise Trouble(
+    raise UserError(
         "Go isn't installed, and apt knows no golang package of version 1.21 or newer",
         "add Debian's backports to apt's sources, or install Go 1.26 or newer yourself",
     )
@@ -382,8 +382,8 @@ def _apt_install(package: str, progress: Progress) -> None:
     with progress.step(f"installing {package} by apt"):
         try:
             requirements.apt(progress, ["install", "--yes", "--no-install-recommends", package])
-        except Trouble as trouble:
-            raise Trouble(trouble.what, "install Go 1.26 or newer yourself") from None
+        except UserError as trouble:
+            raise UserError(trouble.what, "install Go 1.26 or newer yourself") from None
 
 
 def executable_name(package: str) -> str:
@@ -400,7 +400,7 @@ def _compile(go: Go, target: Target, out: Path, progress: Progress) -> None:
         argv = [str(go.command), "list", *common, "-deps", *packages]
         try:
             listed = _go(argv, target.wrapper, environment)
-        except Trouble as trouble:
+        except UserError as trouble:
             raise ModulesMissing(trouble.what, trouble.next_move) from None
     total = len(listed.splitlines())
 
@@ -434,9 +434,9 @@ def _go(argv: list[str], folder: Path, environment: dict[str, str]) -> str:
     return done.stdout
 
 
-def _build_trouble(argv: list[str], folder: Path, lines: list[str]) -> Trouble:
+def _build_trouble(argv: list[str], folder: Path, lines: list[str]) -> UserError:
     last = "\n".join(lines[-15:])
-    return Trouble(
+    return UserError(
         f"`go {argv[1]}` failed in {folder}:\n{last}",
         "if modules couldn't be fetched, look at `go env GOPROXY`; run it again: what is finished is kept",
     )

@@ -1,4 +1,4 @@
-"""The container images of a site: names and tags are upstream's, the content is built here.
+"""The container images of a mirror: names and tags are upstream's, the content is built here.
 
 All begin with the same small layer; kube-proxy and flannel share one with iptables and
 its like. Each image's labels say what is really in it.
@@ -12,10 +12,10 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
+from common.errors import UserError
 from lab.artefacts import gobuild
 from lab.artefacts.command import run
 from lab.artefacts.oci import Image, Layout, Tree
-from lab.errors import Trouble
 
 _FILES = Path(__file__).parent / "files"
 
@@ -117,11 +117,11 @@ class Programs:
 def references(kubernetes_version: str) -> dict[str, str]:
     """Short name -> full upstream reference, of every image that a cluster and its example need.
 
-    :raises Trouble: nobody has written down that release's tags.
+    :raises UserError: nobody has written down that release's tags.
     """
     minor = kubernetes_version.rpartition(".")[0]
     if minor not in TAGS:
-        raise Trouble(
+        raise UserError(
             f"which images Kubernetes {minor} needs isn't known here (known: {', '.join(TAGS)})",
             f"add what `kubeadm config images list` of {minor} prints to lab/artefacts/images.py",
         )
@@ -143,13 +143,13 @@ def references(kubernetes_version: str) -> dict[str, str]:
 def check_tags(kubeadm: Path, kubernetes_version: str) -> None:
     """Compare what is known here with what kubeadm itself asks for.
 
-    :raises Trouble: they differ.
+    :raises UserError: they differ.
     """
     argv = [kubeadm, "config", "images", "list", "--kubernetes-version", f"v{kubernetes_version}"]
     asked = set(run(argv, "asking kubeadm for its images").decode().split())
     lacking = asked - set(references(kubernetes_version).values())
     if lacking:
-        raise Trouble(
+        raise UserError(
             f"kubeadm {kubernetes_version} asks for images unknown here: {', '.join(sorted(lacking))}",
             "correct TAGS in lab/artefacts/images.py",
         )
@@ -158,7 +158,7 @@ def check_tags(kubeadm: Path, kubernetes_version: str) -> None:
 def compile_pause(target: Path) -> None:
     """Compile the sandbox container's program, static.
 
-    :raises Trouble: gcc isn't there or fails.
+    :raises UserError: gcc isn't there or fails.
     """
     argv = ["gcc", "-Os", "-Wall", "-Wextra", "-Werror", "-static", "-s", "-o", target, _FILES / "pause.c"]
     run(argv, "compiling pause")
@@ -196,7 +196,7 @@ def build(
                 names[name],
                 tuple(layers[layer] for layer in (*below, name)),
                 version=version,
-                about=f"{about}, for a site without access to upstream",
+                about=f"{about}, for a mirror without access to upstream",
                 entrypoint=(entrypoint,),
                 user=more.get("user", ""),
                 stop_signal=more.get("stop_signal", ""),
@@ -272,7 +272,7 @@ def _net(packages: Sequence[Path]) -> Tree:
         for action in ("", "-save", "-restore"):
             tree.link(f"usr/sbin/{family}{action}", f"{family}-nft{action}")
             if f"usr/sbin/{family}-nft{action}" not in tree.entries:
-                raise Trouble(f"Debian's iptables package holds no {family}-nft{action} any more")
+                raise UserError(f"Debian's iptables package holds no {family}-nft{action} any more")
     return tree
 
 
@@ -294,4 +294,4 @@ def _debian_version(packages: Sequence[Path], name: str) -> str:
         found = re.fullmatch(rf"{name}_([^_]+)_\w+\.deb", package.name)
         if found:
             return found.group(1)
-    raise Trouble(f"Debian's package {name} isn't among those fetched")
+    raise UserError(f"Debian's package {name} isn't among those fetched")

@@ -17,13 +17,13 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from common.errors import UserError
+from common.files import digest_of
+from common.progress import Progress
 from lab import requirements
 from lab.artefacts import debian
 from lab.artefacts.cache import cached
 from lab.artefacts.command import run
-from lab.errors import Trouble
-from lab.files import digest_of
-from lab.progress import Progress
 
 CONFIG = Path(__file__).with_name("uml-kernel.config")
 PATCH = Path(__file__).with_name("uml-kernel.patch")
@@ -46,13 +46,13 @@ def key() -> str:
 def ensure(progress: Progress) -> Path:
     """The folder with the kernel and its modules; built unless it is in the cache.
 
-    :raises Trouble: this machine isn't an x86-64 one, a program is missing, or the build fails.
+    :raises UserError: this machine isn't an x86-64 one, a program is missing, or the build fails.
     """
     told = progress.scope("kernel")
 
     def make(partial: Path) -> dict[str, str]:
         if os.uname().machine != "x86_64":
-            raise Trouble(f"User Mode Linux isn't built for {os.uname().machine} here")
+            raise UserError(f"User Mode Linux isn't built for {os.uname().machine} here")
         requirements.install_uml(told)
         return {"source": _make(partial, told)}
 
@@ -62,7 +62,7 @@ def ensure(progress: Progress) -> Path:
 def choose_package(names: list[str]) -> str:
     """The source package to take: the series that was tried, else the newest later one.
 
-    :raises Trouble: there is none.
+    :raises UserError: there is none.
     """
     series: dict[tuple[int, ...], str] = {}
     for name in names:
@@ -74,7 +74,7 @@ def choose_package(names: list[str]) -> str:
         return series[_SERIES]
     if newest < _SERIES:
         wanted = ".".join(map(str, _SERIES))
-        raise Trouble(
+        raise UserError(
             f"Debian's mirror has no kernel source of {wanted} or later in {_RELEASE}-backports",
             "name a mirror that has it: KUBEADM_IPVS_DEBIAN_MIRROR",
         )
@@ -134,13 +134,13 @@ def _unpack(package: Path, source: Path) -> None:
 def check_config(made: str) -> None:
     """Refuse a configuration that lacks what was asked for: Kconfig drops it without a word.
 
-    :raises Trouble: naming every such option.
+    :raises UserError: naming every such option.
     """
     has = set(made.splitlines())
     asked = [line for line in CONFIG.read_text().splitlines() if line.startswith("CONFIG_")]
     lost = [line for line in asked if line not in has]
     if lost:
-        raise Trouble(f"this kernel source doesn't take these options of {CONFIG.name}: {', '.join(lost)}")
+        raise UserError(f"this kernel source doesn't take these options of {CONFIG.name}: {', '.join(lost)}")
 
 
 @contextmanager

@@ -18,8 +18,8 @@ from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import IO, Any
 
+from common.errors import UserError
 from lab.artefacts.command import need
-from lab.errors import Trouble
 
 INDEX = "application/vnd.oci.image.index.v1+json"
 MANIFEST = "application/vnd.oci.image.manifest.v1+json"
@@ -73,11 +73,11 @@ class Tree:
         """Add the files of a Debian package.
 
         :param without: folders (`usr/share/doc`) that are left out.
-        :raises Trouble: the package can't be read.
+        :raises UserError: the package can't be read.
         """
         done = subprocess.run([need("dpkg-deb"), "--fsys-tarfile", package], capture_output=True, check=False)
         if done.returncode != 0:
-            raise Trouble(f"{package} can't be unpacked: {done.stderr.decode(errors='replace').strip()}")
+            raise UserError(f"{package} can't be unpacked: {done.stderr.decode(errors='replace').strip()}")
         with tarfile.open(fileobj=io.BytesIO(done.stdout)) as archive:
             for member in archive:
                 path = self._merged(str(PurePosixPath(member.name)).removeprefix("./"))
@@ -90,10 +90,10 @@ class Tree:
                 elif member.isreg() or member.islnk():
                     content = archive.extractfile(member)
                     if content is None:
-                        raise Trouble(f"{package} holds a hard link to nothing: {member.name}")
+                        raise UserError(f"{package} holds a hard link to nothing: {member.name}")
                     self.file(path, content.read(), member.mode & 0o7777)
                 else:
-                    raise Trouble(f"{package} holds a device or a pipe: {member.name}")
+                    raise UserError(f"{package} holds a device or a pipe: {member.name}")
 
     def _merged(self, path: str) -> str:
         first = path.split("/", 1)[0]
@@ -175,7 +175,7 @@ class Layout:
     def add_layer(self, tree: Tree) -> Layer:
         """Write a tree as a layer.
 
-        :raises Trouble: zstd isn't there or fails.
+        :raises UserError: zstd isn't there or fails.
         """
         with tempfile.NamedTemporaryFile(dir=self.folder, prefix=".layer-") as packed:
             # One thread: with more, zstd's output depends on their number.
@@ -197,7 +197,7 @@ class Layout:
             finally:
                 status = process.wait()
             if status != 0 or broken:
-                raise Trouble(f"zstd failed with status {status} while packing a layer (disk full?)")
+                raise UserError(f"zstd failed with status {status} while packing a layer (disk full?)")
             packed.seek(0)
             digest = f"sha256:{hashlib.file_digest(packed, 'sha256').hexdigest()}"
             target = self.blob(digest)

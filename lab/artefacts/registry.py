@@ -1,4 +1,4 @@
-"""Container registries: a client that reads from them, and the site's own storage, filled through one."""
+"""Container registries: a client that reads from them, and the mirror's own storage, filled through one."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
+from common.errors import UserError
+from common.progress import Progress
 from lab.artefacts import oci
 from lab.artefacts.command import need
-from lab.errors import Trouble
 from lab.ports import LOOPBACK
-from lab.progress import Progress
 
 _DOCKER_MANIFEST = "application/vnd.docker.distribution.manifest.v2+json"
 _DOCKER_INDEX = "application/vnd.docker.distribution.manifest.list.v2+json"
@@ -59,11 +59,11 @@ class Name:
     def parse(cls, reference: str) -> Name:
         """Read a reference that names registry and tag.
 
-        :raises Trouble: it doesn't.
+        :raises UserError: it doesn't.
         """
         found = re.fullmatch(r"([\w.-]+(?::\d+)?)/([\w./-]+):([\w.-]+)", reference)
         if not found:
-            raise Trouble(f"'{reference}' is no image reference with registry and tag")
+            raise UserError(f"'{reference}' is no image reference with registry and tag")
         return cls(*found.groups())
 
 
@@ -126,7 +126,7 @@ class Client:
         """A manifest's media type and bytes; of an index, the amd64 Linux manifest in it.
 
         :param reference: a tag or a digest; the bytes are checked against a digest.
-        :raises Trouble: it can't be had, or isn't what its digest says.
+        :raises UserError: it can't be had, or isn't what its digest says.
         """
         where = f"{self._base}/{repository}:{reference}"
         try:
@@ -134,21 +134,21 @@ class Client:
                 media_type = response.headers.get_content_type()
                 content = response.read()
         except (OSError, http.client.HTTPException, KeyError, ValueError) as error:
-            raise Trouble(f"{where}: the manifest can't be had: {error}") from None
+            raise UserError(f"{where}: the manifest can't be had: {error}") from None
         if reference.startswith("sha256:") and f"sha256:{hashlib.sha256(content).hexdigest()}" != reference:
-            raise Trouble(f"{where}: what came isn't what the digest says")
+            raise UserError(f"{where}: what came isn't what the digest says")
         if media_type not in _INDEXES:
             return media_type, content
         for entry in json.loads(content)["manifests"]:
             platform = entry.get("platform", {})
             if (platform.get("os"), platform.get("architecture")) == ("linux", "amd64"):
                 return self.manifest(repository, entry["digest"])
-        raise Trouble(f"{where} has no image for linux/amd64")
+        raise UserError(f"{where} has no image for linux/amd64")
 
     def blob(self, repository: str, digest: str, target: Path) -> None:
         """Fetch a blob into a file that appears complete and checked, or not at all.
 
-        :raises Trouble: it can't be had, or isn't what its digest says.
+        :raises UserError: it can't be had, or isn't what its digest says.
         """
         draft = target.with_name(f".{target.name}.draft")
         sha256 = hashlib.sha256()
@@ -159,17 +159,17 @@ class Client:
                     sha256.update(block)
                     file.write(block)
         except (OSError, http.client.HTTPException, KeyError, ValueError) as error:
-            raise Trouble(f"{self._base}/{repository}: {digest} can't be had: {error}") from None
+            raise UserError(f"{self._base}/{repository}: {digest} can't be had: {error}") from None
         if f"sha256:{sha256.hexdigest()}" != digest:
             draft.unlink()
-            raise Trouble(f"{self._base}/{repository}: what came as {digest} isn't what the digest says")
+            raise UserError(f"{self._base}/{repository}: what came as {digest} isn't what the digest says")
         draft.rename(target)
 
 
 def copy(client: Client, reference: str, layout: oci.Layout) -> None:
     """Copy an image for linux/amd64 into a layout; blobs that are there already aren't fetched again.
 
-    :raises Trouble: it can't be had whole.
+    :raises UserError: it can't be had whole.
     """
     name = Name.parse(reference)
     media_type, content = client.manifest(name.repository, name.tag)
@@ -185,7 +185,7 @@ def copy(client: Client, reference: str, layout: oci.Layout) -> None:
 def serving(data: Path) -> Iterator[tuple[str, int]]:
     """Run docker-registry over a storage folder, on a free port of 127.0.0.1, writable.
 
-    :raises Trouble: it isn't installed or doesn't start.
+    :raises UserError: it isn't installed or doesn't start.
     """
     program = need("docker-registry")
     with tempfile.TemporaryDirectory(prefix="registry-") as name:
@@ -222,7 +222,7 @@ def _await_answer(process: subprocess.Popen[bytes], port: int, log: Path) -> Non
         except (OSError, http.client.HTTPException):
             if process.poll() is not None or time.monotonic() > deadline:
                 last = "\n".join(log.read_text(errors="replace").splitlines()[-10:])
-                raise Trouble(f"docker-registry doesn't start on {LOOPBACK}:{port}:\n{last}") from None
+                raise UserError(f"docker-registry doesn't start on {LOOPBACK}:{port}:\n{last}") from None
             time.sleep(0.05)
 
 
@@ -243,7 +243,7 @@ def _request(
         connection.close()
     if response.status not in expected:
         said = answer[:500].decode(errors="replace")
-        raise Trouble(f"the registry answered {response.status} to {method} {path}: {said}")
+        raise UserError(f"the registry answered {response.status} to {method} {path}: {said}")
     return response
 
 
@@ -261,7 +261,7 @@ def push(layout: oci.Layout, reference: str, address: tuple[str, int], pushed: s
     """Push an image to a registry without TLS, under its name without the upstream registry's.
 
     :param pushed: repository and digest of blobs that are there; added to.
-    :raises Trouble: the registry refuses.
+    :raises UserError: the registry refuses.
     """
     name = Name.parse(reference)
     digest = layout.references()[reference]
@@ -278,7 +278,7 @@ def push(layout: oci.Layout, reference: str, address: tuple[str, int], pushed: s
 def fill(layout: oci.Layout, data: Path, progress: Progress) -> None:
     """Fill a storage folder for docker-registry with every image of a layout.
 
-    :raises Trouble: docker-registry isn't installed, doesn't start, or refuses an image.
+    :raises UserError: docker-registry isn't installed, doesn't start, or refuses an image.
     """
     data.mkdir(parents=True, exist_ok=True)
     with progress.step("filling the registry"), serving(data) as address:
@@ -288,7 +288,7 @@ def fill(layout: oci.Layout, data: Path, progress: Progress) -> None:
             try:
                 push(layout, reference, address, pushed)
             except (OSError, http.client.HTTPException) as error:
-                raise Trouble(f"{reference} can't be put into the registry: {error}") from None
+                raise UserError(f"{reference} can't be put into the registry: {error}") from None
 
         _each(one, sorted(layout.references()))
 

@@ -1,7 +1,7 @@
-"""Signed repositories of RPMs, as dnf reads them: for a lab whose hosts are of the dnf family.
+"""Signed repositories of RPMs, as dnf reads them: for a lab whose hosts are of the rpm family.
 
 `kubernetes/v<minor>/rpm/` has pkgs.k8s.io's layout; `rpm/<release>/` stands for the distribution's own, with
-what the program installs beside Kubernetes. All is made from the site's Debian packages and from Debian's.
+what the program installs beside Kubernetes. All is made from the mirror's Debian packages and from Debian's.
 """
 
 from __future__ import annotations
@@ -14,12 +14,12 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from common.files import digest_of, tree_digest, write_atomic
+from common.progress import Progress
 from lab.artefacts import cache, debian, rpms
 from lab.artefacts.aptrepo import Signer
 from lab.artefacts.command import need, run
-from lab.artefacts.site import Site
-from lab.files import digest_of, tree_digest, write_atomic
-from lab.progress import Progress
+from lab.artefacts.mirror import Mirror
 
 KIND = "rpm"  # the folder in the cache
 # What scripts/packages.sh installs of the distribution, by Debian's names; their dependencies come along.
@@ -32,7 +32,7 @@ _MAKERS = ("rpmrepo.py", "rpms.py", "../rpmspec.py")
 
 @contextmanager
 def _keyring(signer: Signer) -> Iterator[Path]:
-    """A home for gpg that holds the site's signing key.
+    """A home for gpg that holds the mirror's signing key.
 
     Its name is short: the agent's socket lies there, whose path may have 108 characters at most.
     """
@@ -58,7 +58,7 @@ def _signing_name(home: Path) -> str:
 def write_index(folder: Path, packages: Sequence[Path], signer: Signer) -> None:
     """Sign the RPMs that lie in a folder, write the repository's metadata, and sign that.
 
-    :raises Trouble: gpg, rpmsign or createrepo_c fails.
+    :raises UserError: gpg, rpmsign or createrepo_c fails.
     """
     with _keyring(signer) as home:
         key = _signing_name(home)
@@ -98,17 +98,17 @@ class Base:
         return Base(frozenset(rpms.installed(status)), frozenset(folders))
 
 
-def ensure_repositories(site: Site, release: str, base: Path, progress: Progress) -> Path:
-    """The folder to serve to hosts of the dnf family, from the cache or made.
+def ensure_repositories(mirror: Mirror, release: str, base: Path, progress: Progress) -> Path:
+    """The folder to serve to hosts of the rpm family, from the cache or made.
 
-    :param site: what is packaged: its Debian packages of Kubernetes.
+    :param mirror: what is packaged: its Debian packages of Kubernetes.
     :param release: Debian's, of the base system.
     :param base: the base system's archive: what it has needs no RPM.
-    :raises Trouble: something can't be fetched, or can't be made.
+    :raises UserError: something can't be fetched, or can't be made.
     """
-    told = progress.scope("site")
+    told = progress.scope("mirror")
     signer = Signer(told)
-    kubernetes = sorted(site.root.glob("kubernetes/v*/deb/amd64/*.deb"))
+    kubernetes = sorted(mirror.root.glob("kubernetes/v*/deb/amd64/*.deb"))
     here = Path(__file__).parent
     fetched = debian.fetch(release, {_HOST_SET: _HOST_PACKAGES}, told)
     key = digest_of(

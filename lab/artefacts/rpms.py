@@ -27,7 +27,7 @@ _IPTABLES = tuple(f"{name}{part}" for name in ("iptables", "ip6tables") for part
 
 _MACROS = {
     # The same input makes the same bytes.
-    "_buildhost": "site",
+    "_buildhost": "mirror",
     "use_source_date_epoch_as_buildtime": "1",
     "clamp_mtime_to_source_date_epoch": "1",
     # Weakly packed: installing is what takes time on an emulated host.
@@ -118,7 +118,7 @@ def pack(debs: Sequence[Path], folder: Path, known: Collection[str]) -> tuple[Pa
     """Make the RPMs of Debian packages in a folder.
 
     :param known: folders of the base system, which no package takes along when it goes.
-    :raises Trouble: a package can't be read, or rpmbuild fails.
+    :raises UserError: a package can't be read, or rpmbuild fails.
     """
     with ThreadPoolExecutor(max_workers=os.cpu_count()) as pool:
         return tuple(pool.map(lambda deb: _make(deb, folder, known), debs))

@@ -14,10 +14,10 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from common.errors import UserError
+from common.progress import Progress
 from lab.artefacts import oci, registry
 from lab.artefacts.command import run
-from lab.errors import Trouble
-from lab.progress import Progress
 
 PROBE_SECONDS = 5.0
 _FETCH_SECONDS = 60.0
@@ -104,9 +104,9 @@ def parse_index(text: str) -> list[Listed]:
 
 
 def choose(index: Sequence[Listed], kubernetes_version: str) -> list[Listed]:
-    """The packages that a site needs: those of the release, and the newest of what comes with it.
+    """The packages that a mirror needs: those of the release, and the newest of what comes with it.
 
-    :raises Trouble: the index doesn't hold one of them.
+    :raises UserError: the index doesn't hold one of them.
     """
     chosen = []
     for name in ("kubeadm", "kubelet", "kubectl", "cri-tools", "kubernetes-cni"):
@@ -118,7 +118,7 @@ def choose(index: Sequence[Listed], kubernetes_version: str) -> list[Listed]:
         ]
         if not candidates:
             wanted = f"{name} {kubernetes_version}" if of_release else name
-            raise Trouble(f"upstream's package index holds no {wanted} for amd64")
+            raise UserError(f"upstream's package index holds no {wanted} for amd64")
         chosen.append(max(candidates, key=_age))
     return chosen
 
@@ -134,7 +134,7 @@ def _get(url: str) -> bytes:
             content: bytes = response.read()
             return content
     except (OSError, http.client.HTTPException) as error:
-        raise Trouble(
+        raise UserError(
             f"{url} can't be fetched: {error}", "try again, or build instead (--source build)"
         ) from None
 
@@ -162,21 +162,21 @@ def fetch_packages(
 ) -> tuple[Path, ...]:
     """Fetch the release's packages into a folder; signature and checksums are verified.
 
-    :raises Trouble: something can't be had, or isn't what upstream has signed.
+    :raises UserError: something can't be had, or isn't what upstream has signed.
     """
     repository = endpoints.repository(kubernetes_version.rpartition(".")[0])
     release = _verified_release(repository)
     content = _get(f"{repository}/Packages")
     sha256 = hashlib.sha256(content).hexdigest()
     if not re.search(rf"^ {sha256} +{len(content)} +Packages$", release, re.MULTILINE):
-        raise Trouble(f"{repository}/Packages isn't what its signed Release says")
+        raise UserError(f"{repository}/Packages isn't what its signed Release says")
 
     def one(entry: Listed) -> Path:
         target = folder / f"{entry.name}_{entry.version}_amd64.deb"
         with progress.step(f"fetching {target.name}"):
             deb = _get(f"{repository}/{entry.filename.removeprefix('./')}")
         if len(deb) != entry.size or hashlib.sha256(deb).hexdigest() != entry.sha256:
-            raise Trouble(f"{repository}/{entry.filename} isn't what the signed index says")
+            raise UserError(f"{repository}/{entry.filename} isn't what the signed index says")
         target.write_bytes(deb)
         return target
 
@@ -189,7 +189,7 @@ def copy_images(
 ) -> None:
     """Copy images into a layout, one after the other; what is there already isn't fetched again.
 
-    :raises Trouble: an image can't be had whole.
+    :raises UserError: an image can't be had whole.
     """
     clients = {host: registry.Client(base) for host, base in endpoints.registries.items()}
     for reference in references:

@@ -26,9 +26,9 @@ from typing import Any
 
 import yaml
 
-from lab import paths
+from common import paths
+from common.progress import Progress
 from lab.artefacts import gobuild
-from lab.progress import Progress
 
 KUBERNETES = "1.37.2"
 READY_SECONDS = 180

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from lab.progress import Progress
+from common.progress import Progress
 from tests.engine.api_server import ApiServer, api_server, programs
 from tests.engine.ssh_server import SshServer, ssh_server
 from tests.engine.stack import Stack, make_stack

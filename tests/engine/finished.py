@@ -136,8 +136,8 @@ def answer(command: str, cluster: ApiServer) -> str:
             return cluster.kubeconfig
         case "token":
             return TOKEN + "\n"
-        case "look":
+        case "expected_services":
             return promises()
-        case "proof":
+        case "verification":
             return "== ipvs\n== stats\n== addresses\n== sets\n== spread\n"
     return ""

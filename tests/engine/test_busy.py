@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import shlex
 
-from lab.paths import project_dir
+from common.paths import project_dir
 from tests.engine.ssh_server import SshServer
 from tests.engine.stack import Stack
 
@@ -24,7 +24,7 @@ remote.Command("object",
     create=given["command"],
     add_previous_output_in_env=False,
     opts=pulumi.ResourceOptions(hooks=pulumi.ResourceHookBinding(
-        on_error=[pulumi.ErrorHook("busy", manifests.Again())])))
+        on_error=[pulumi.ErrorHook("busy", manifests.RetryWhenBusy())])))
 """
 
 BUSY = "etcdserver: request timed out"

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from lab.progress import Progress
+from common.progress import Progress
 from tools import down, env, stack
 
 

@@ -54,7 +54,7 @@ def test_a_setting_that_is_kept_as_a_secret_is_refused_since_it_would_stand_in_t
 ) -> None:
     stack = make_committed_stack(tmp_path, env.environment(toolbox), "dev")
     secret = "http://me:hush@proxy.example.com:3128"
-    path = "kubeadm-ipvs:cluster.componentEnvironment.HTTPS_PROXY"
+    path = "kubeadm-ipvs:cluster.extraEnvs.HTTPS_PROXY"
     argv = ["pulumi", "config", "set", "--stack", stack.name, "--secret", "--path", path, secret]
     subprocess.run(argv, cwd=stack.folder, env=stack.environment, check=True, capture_output=True)
     run = stack.preview(fails=True)

@@ -11,13 +11,13 @@ from pathlib import Path
 
 import pytest
 
+from common.progress import Progress
 from lab import network, uml
 from lab.api import Lab, _Record
 from lab.artefacts import gobuild
 from lab.machine import Vm
 from lab.options import Options
 from lab.ports import free
-from lab.progress import Progress
 
 QUIET = Progress(quiet=True)
 BROADCAST = b"\xff" * 6

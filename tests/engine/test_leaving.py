@@ -76,9 +76,9 @@ def test_a_worker_is_drained_then_given_back_then_struck_off_the_list_of_nodes(l
     remove(living, "node2")
     living.stack.up()
     assert deletes(living) == [
-        "master: delete member master",
+        "master: delete node master",
         "node2: delete claim node2",
-        "master: delete registration master",
+        "master: delete deregister master",
     ]
     assert not [name for name in left(living) if name.startswith("node2-")]
 
@@ -87,11 +87,11 @@ def test_a_dead_worker_that_comes_back_is_given_back_and_struck_off_again(living
     living.dead.add("node2")
     remove(living, "node2")
     living.stack.up(fails=True)
-    assert deletes(living) == ["master: delete member master"]
+    assert deletes(living) == ["master: delete node master"]
     living.dead.clear()
     living.asked.clear()
     living.stack.up()
-    assert deletes(living) == ["node2: delete claim node2", "master: delete registration master"]
+    assert deletes(living) == ["node2: delete claim node2", "master: delete deregister master"]
 
 
 def test_a_host_that_is_gone_for_ever_is_forgotten_and_holds_nothing_up(living: Environment) -> None:
@@ -102,7 +102,7 @@ def test_a_host_that_is_gone_for_ever_is_forgotten_and_holds_nothing_up(living: 
     living.stack.forget(claim, "--target-dependents")
     living.asked.clear()
     living.stack.up()
-    assert deletes(living) == ["master: delete registration master"]
+    assert deletes(living) == ["master: delete deregister master"]
     assert not [name for name in left(living) if name.startswith("node2")]
     living.stack.destroy()
     assert left(living) == set()
@@ -180,7 +180,7 @@ def test_a_dead_worker_holds_up_no_other_hosts_giving_back(living: Environment, 
     assert sorted(deletes(living)) == [
         f"{host}: delete claim {host}" for host in finished.HOSTS if host != dead
     ]
-    assert left(living) == {f"{dead}-claim", f"{dead}-registration"}
+    assert left(living) == {f"{dead}-claim", f"{dead}-deregister"}
     living.dead.clear()
     living.asked.clear()
     living.stack.destroy()

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from lab import paths
-from lab.progress import Progress
+from common import paths
+from common.progress import Progress
 from tests import stacks
 from tests.engine.stack import LIMIT_SECONDS, Stack, forget_state, make_committed_stack
 from tools import env, policy

@@ -8,9 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from lab.errors import Trouble
+from common.errors import UserError
+from model.steps import TRAFFIC
 from tests.engine.ssh_server import SshServer
-from tests.engine.test_reach import settings_for
+from tests.engine.test_ssh_access import settings_for
 from tools import reader
 from tools.reader import Reader
 
@@ -18,7 +19,7 @@ from tools.reader import Reader
 @pytest.fixture(autouse=True)
 def _short_steps(monkeypatch: pytest.MonkeyPatch) -> None:
     # The step's text is a value of the test's: what is asked of a real host is the scripts' tests' matter.
-    monkeypatch.setattr(reader, "compose", lambda files, values: values["TEXT"])
+    monkeypatch.setattr(reader, "script_text", lambda step, values: values["TEXT"])
 
 
 def test_many_questions_take_one_login_and_a_lost_connection_another(host: SshServer, tmp_path: Path) -> None:
@@ -26,12 +27,12 @@ def test_many_questions_take_one_login_and_a_lost_connection_another(host: SshSe
 
     async def ask() -> list[str]:
         async with Reader(settings, settings.hosts[0]) as one:
-            said = [await one.ask("traffic", {"TEXT": f"echo {word}"}, 9) for word in ("one", "two")]
+            said = [await one.ask(TRAFFIC, {"TEXT": f"echo {word}"}, 9) for word in ("one", "two")]
             assert one._connection is not None
             one._connection.abort()
-            with pytest.raises(Trouble, match="the connection was lost"):
-                await one.ask("traffic", {"TEXT": "echo lost"}, 9)
-            return [*said, await one.ask("traffic", {"TEXT": "echo three"}, 9)]
+            with pytest.raises(UserError, match="the connection was lost"):
+                await one.ask(TRAFFIC, {"TEXT": "echo lost"}, 9)
+            return [*said, await one.ask(TRAFFIC, {"TEXT": "echo three"}, 9)]
 
     assert asyncio.run(ask()) == ["one\n", "two\n", "three\n"]
     assert len(host.logins) == 2
@@ -57,9 +58,9 @@ def test_a_step_that_fails_is_told_by_its_cause_and_next_move(
 
     async def ask() -> None:
         async with Reader(settings, settings.hosts[0]) as one:
-            await one.ask("traffic", {"TEXT": f"printf %s {shlex.quote(printed)} >&2; exit 3"}, 9)
+            await one.ask(TRAFFIC, {"TEXT": f"printf %s {shlex.quote(printed)} >&2; exit 3"}, 9)
 
-    with pytest.raises(Trouble) as trouble:
+    with pytest.raises(UserError) as trouble:
         asyncio.run(ask())
     assert str(trouble.value) == told
 
@@ -73,9 +74,9 @@ def test_a_host_that_hangs_is_given_up(
 
     async def ask() -> None:
         async with Reader(settings, settings.hosts[0]) as one:
-            await one.ask("traffic", {"TEXT": ""}, 1)
+            await one.ask(TRAFFIC, {"TEXT": ""}, 1)
 
-    with pytest.raises(Trouble, match="the connection was lost: no answer"):
+    with pytest.raises(UserError, match="the connection was lost: no answer"):
         asyncio.run(ask())
 
 
@@ -85,7 +86,7 @@ def test_a_host_that_is_down_is_named_with_its_address(host: SshServer, tmp_path
 
     async def ask() -> None:
         async with Reader(settings, settings.hosts[0]) as one:
-            await one.ask("traffic", {"TEXT": ""}, 9)
+            await one.ask(TRAFFIC, {"TEXT": ""}, 9)
 
-    with pytest.raises(Trouble, match=r"no SSH server answers at 127\.0\.0\.1:1: "):
+    with pytest.raises(UserError, match=r"no SSH server answers at 127\.0\.0\.1:1: "):
         asyncio.run(ask())

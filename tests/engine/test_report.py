@@ -20,7 +20,7 @@ from typing import Any
 
 import pytest
 
-from lab.progress import Progress
+from common.progress import Progress
 from tests.engine import finished
 from tests.engine.api_server import ApiServer
 from tests.engine.finished import NAME, Environment
@@ -90,7 +90,7 @@ KINDS = {
     "control-plane-repaired": Kind(in_host(0, repair="2026-01-31")),
     "firewall": Kind(settings(firewall="leave")),
     "way-in": Kind(WAY_IN),
-    "certificate-names": Kind(lambda written, _: written["cluster"].update(certificateNames=["api.test"])),
+    "certificate-names": Kind(lambda written, _: written["cluster"].update(certSANs=["api.test"])),
     "sandbox-image": Kind(settings(registry={"imageRepository": "registry.example.com/k8s"})),
     # Its ConfigMap is made anew: the provider changes none in place.
     "flannel-backend": Kind(settings(network={"flannel": {"backend": "host-gw"}}), DESTRUCTIVE),

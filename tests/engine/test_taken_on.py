@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 
-from lab.paths import project_dir
+from common.paths import project_dir
 from tests.engine.api_server import ApiServer
 from tests.engine.stack import Stack
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from lab.paths import project_dir
+from common.paths import project_dir
 from tests.engine.ssh_server import SshServer
 from tests.engine.stack import Stack
 
@@ -18,20 +18,29 @@ from pathlib import Path
 sys.path.insert(0, {project!r})
 import pulumi
 from components import remote
+from model import steps
 from model.settings import Host, HostSsh, Settings, Ssh
 
 given = json.loads(os.environ["GIVEN"])
-remote.SCRIPTS = Path(given["scripts"])
-remote.STEPS = {{"kernel": ("step.sh",), "runtime": ("step.sh",)}}
+steps.SCRIPTS = Path(given["scripts"])
 way = HostSsh(host="127.0.0.1", port=given["port"], host_key=given["host_key"])
 host = Host(name="node1", role="control-plane", address="10.0.0.11", ssh=way)
 settings = Settings(hosts=(host,), ssh=Ssh(private_key_file=given["key"]))
 parent = pulumi.ComponentResource("test:index:Host", "node1")
 runner, last = remote.Runner(settings, host, "test"), None
-for step in remote.STEPS:
+for name in ("kernel", "runtime"):
+    step = steps.Step(
+        name,
+        lambda _: 60,
+        frozenset({{"WANTED"}}),
+        changes=True,
+        owned=True,
+        secret=given["secret"],
+        script="step",
+    )
     values = {{"WANTED": given["wanted"]}}
     opts = pulumi.ResourceOptions(depends_on=[last] if last else None)
-    last = runner.step(step, parent, limit_seconds=60, values=values, secret=given["secret"], opts=opts)
+    last = runner.step(step, parent, values=values, opts=opts)
 """
 
 # Fails where it has changed the host already, as a step may.
@@ -43,8 +52,8 @@ STEP = """run_step() { echo "$STEP $WANTED" >>log; [[ $STEP != runtime || $WANTE
 def wants(request: pytest.FixtureRequest, stack: Stack, host: SshServer, tmp_path: Path) -> Stack:
     """A stack whose program wants what `want` says."""
     scripts, key = tmp_path / "scripts", tmp_path / "login"
-    scripts.mkdir()
-    (scripts / "step.sh").write_text(STEP)
+    (scripts / "steps").mkdir(parents=True)
+    (scripts / "steps/step.sh").write_text(STEP)
     key.touch(mode=0o600)
     key.write_text(host.private_key)
     given = {
@@ -83,7 +92,7 @@ def test_a_change_that_failed_goes_on_where_it_is_asked_for_again(wants: Stack, 
 def test_a_step_whose_turn_never_came_is_left_alone_when_the_change_is_taken_back(
     wants: Stack, host: SshServer
 ) -> None:
-    scripts = Path(json.loads(wants.extra["GIVEN"])["scripts"]) / "step.sh"
+    scripts = Path(json.loads(wants.extra["GIVEN"])["scripts"]) / "steps/step.sh"
     scripts.write_text(STEP.replace("$STEP != runtime", "$STEP != kernel"))
     want(wants, "good").up()
     want(wants, "broken").up(fails=True)
@@ -94,7 +103,7 @@ def test_a_step_whose_turn_never_came_is_left_alone_when_the_change_is_taken_bac
 def test_a_preview_of_another_text_shows_it_as_before_and_nothing_replaced(wants: Stack) -> None:
     want(wants, "good").up()
     plan = want(wants, "better").preview()
-    steps = [op for op in plan.ops if not op.endswith("-asked")]
+    steps = [op for op in plan.ops if not op.endswith("-desired")]
     assert steps == ["update node1-kernel", "update node1-runtime"]
 
 

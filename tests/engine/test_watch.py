@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from lab.errors import Trouble
-from lab.progress import Progress
+from common.errors import UserError
+from common.progress import Progress
 from tests.engine.ssh_server import SshServer, ssh_server
 from tests.live_engine import Engine
 from tools import env, runs, stack, timeline, watch
@@ -45,7 +45,7 @@ if given.get("refuse"):
     raise pulumi.RunError("hosts[0].address: not an address")
 claim = step("master-claim", Part("PreparedHost", "master"), "echo 'master: claim: looking around' >&2")
 anew = pulumi.ResourceOptions(replace_on_changes=["input"])
-pulumi.Stash("master-init-asked", input=given["init"], opts=anew)
+pulumi.Stash("master-init-desired", input=given["init"], opts=anew)
 after = lambda *steps: pulumi.ResourceOptions(depends_on=list(steps))
 init = step("master-init", Part("ControlPlane", "cp"), given["init"], after(claim))
 step("flannel-object", Part("Manifest", "flannel"), "true", after(init))
@@ -78,7 +78,7 @@ class Run:
                 seen = watch.run(
                     [command, "--yes", "--stack", "t"], variables, self.folder, Progress(stream), record
                 )
-        except Trouble as trouble:
+        except UserError as trouble:
             trouble.add_note(stream.getvalue())
             raise
         return seen, [line.partition("] ")[2] for line in stream.getvalue().splitlines()]
@@ -156,12 +156,12 @@ def test_what_a_killed_run_was_creating_is_cleared_once_a_later_one_has_created_
     stack.unlock("t", project.toolbox, progress, project.folder)
     assert interrupted()
     assert interrupted(), "Pulumi keeps it for good"
-    stack.settle("t", project.toolbox, progress, project.folder)
+    stack.clear_pending_creates("t", project.toolbox, progress, project.folder)
     assert not interrupted()
 
 
 def test_a_failed_step_is_named_with_its_cause(project: Run) -> None:
-    with pytest.raises(Trouble) as caught:
+    with pytest.raises(UserError) as caught:
         project.pulumi("up", init="echo 'master: init: FAILED: no etcd' >&2; exit 3")
     assert "pulumi up --yes --stack t failed at master-init" in caught.value.what
     assert "master: init: FAILED: no etcd" in caught.value.what
@@ -170,7 +170,7 @@ def test_a_failed_step_is_named_with_its_cause(project: Run) -> None:
 
 
 def test_a_refused_configuration_is_told_without_a_traceback(project: Run) -> None:
-    with pytest.raises(Trouble) as caught:
+    with pytest.raises(UserError) as caught:
         project.pulumi("up", refuse=True)
     assert "hosts[0].address: not an address" in caught.value.what
     assert "Traceback" not in str(caught.value)

@@ -14,8 +14,8 @@ BEGAN = 1_795_593_600  # seconds since 1970
 # Seconds that steps take in an emulated lab; the first that fits a resource's name counts.
 TOOK = (
     ("claim", 6.4), ("kernel", 9.1), ("firewall", 12.7), ("node2-packages", 96.3), ("packages", 88.2),
-    ("runtime", 21.5), ("init", 142.6), ("admin", 2.3), ("token", 4.1), ("join", 58.9), ("member", 33.4),
-    ("registration", 1.2), ("proxy", 8.8), ("promises", 17.2), ("proof", 24.6),
+    ("runtime", 21.5), ("init", 142.6), ("admin", 2.3), ("token", 4.1), ("join", 58.9), ("node", 33.4),
+    ("deregister", 1.2), ("proxy", 8.8), ("expected-services", 17.2), ("verification", 24.6),
     ("Deployment", 41.7), ("DaemonSet", 5.3),
 )  # fmt: skip
 OBJECT = 1.9

@@ -13,9 +13,9 @@ from pathlib import Path
 
 import pytest
 
-from lab.artefacts import cache, gobuild, site
-from lab.errors import Trouble
-from lab.progress import Progress
+from common.errors import UserError
+from common.progress import Progress
+from lab.artefacts import cache, gobuild, mirror
 
 QUIET = Progress(quiet=True)
 WRAPPERS = sorted(path for path in gobuild.WRAPPERS.iterdir() if path.is_dir())
@@ -89,14 +89,14 @@ def test_a_damaged_folder_is_made_again_and_that_is_said(harm: str) -> None:
 
 def failing(folder: Path) -> dict[str, str]:
     (folder / "half").write_text("x")
-    raise Trouble("the network is gone")
+    raise UserError("the network is gone")
 
 
 @pytest.mark.parametrize(("resume", "found"), [(False, []), (True, ["half"])])
 def test_after_a_failure_nothing_is_there_and_the_next_run_begins_where_it_may(
     resume: bool, found: list[str], tmp_path: Path
 ) -> None:
-    with pytest.raises(Trouble, match="network"):
+    with pytest.raises(UserError, match="network"):
         cache.cached("kind", "key", QUIET, failing, resume=resume)
     assert not (tmp_path / "cache/kubeadm-ipvs/kind/key").exists()
     make = Maker()
@@ -170,7 +170,7 @@ def test_the_key_follows_the_wrapper_and_the_flags(tmp_path: Path, monkeypatch: 
 
 
 def test_a_kubernetes_release_without_a_wrapper_is_refused_naming_those_there_are() -> None:
-    with pytest.raises(Trouble, match=r"1\.37\.2"):
+    with pytest.raises(UserError, match=r"1\.37\.2"):
         gobuild.kubernetes("1.12.0")
 
 
@@ -277,7 +277,7 @@ def test_without_any_usable_go_the_message_names_the_version_to_install(
     fake_go(tmp_path, monkeypatch, "1.19.8", "1.19.8")
     monkeypatch.setattr(gobuild, "_apt_package", lambda: "golang-1.26-go")
     monkeypatch.setattr(gobuild, "_apt_install", lambda package, progress: None)
-    with pytest.raises(Trouble, match=r"install Go 1\.26\.0"):
+    with pytest.raises(UserError, match=r"install Go 1\.26\.0"):
         gobuild.find_go((1, 26, 0), QUIET)
 
 
@@ -304,7 +304,7 @@ def test_a_program_that_does_not_compile_is_shown_with_gos_words(
 ) -> None:
     fake_go(tmp_path, monkeypatch, "1.26.8", "1.26.0")
     Path(f"{log}.fails-two").touch()
-    with pytest.raises(Trouble, match="it doesn't compile"):
+    with pytest.raises(UserError, match="it doesn't compile"):
         gobuild.build(SOME, QUIET)
     Path(f"{log}.fails-two").unlink()
     assert (gobuild.build(SOME, QUIET) / "two").exists()
@@ -323,7 +323,7 @@ def test_a_version_whose_modules_are_not_to_be_had_gives_way_to_the_next(
     Path(f"{log}.modules-missing").unlink()
     Path(f"{log}.fails-one").touch()
     third = dataclasses.replace(other, ldflags=("-X a=b",))
-    with pytest.raises(Trouble, match="it doesn't compile"):
+    with pytest.raises(UserError, match="it doesn't compile"):
         gobuild.build_first((third, SOME), QUIET)
 
 
@@ -331,7 +331,7 @@ def test_pruning_keeps_what_is_asked_for_and_what_someone_is_making() -> None:
     make = Maker()
     for key in ("wanted", "old"):
         cache.cached("kind", key, QUIET, make)
-    with pytest.raises(Trouble):
+    with pytest.raises(UserError):
         cache.cached("kind", "given-up", QUIET, failing, resume=True)
     begun, go_on = threading.Event(), threading.Event()
 
@@ -360,8 +360,8 @@ def test_pruning_a_site_keeps_those_in_use_and_the_last_of_each_kind(tmp_path: P
         "1.37.2-trixie-built-03",
         "1.37.2-bookworm-built-04",
     ]
-    folders = [cache.cached("site", key, QUIET, Maker()) for key in keys]
+    folders = [cache.cached("mirror", key, QUIET, Maker()) for key in keys]
     for age, folder in enumerate(folders):
         os.utime(folder, (age, age))
-    site.prune(QUIET, [folders[0] / "www", tmp_path / "elsewhere"])
+    mirror.prune(QUIET, [folders[0] / "www", tmp_path / "elsewhere"])
     assert [folder.exists() for folder in folders] == [True, False, True, True]

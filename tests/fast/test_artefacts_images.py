@@ -12,10 +12,10 @@ from pathlib import Path
 
 import pytest
 
+from common.errors import UserError
 from lab.artefacts import images, oci
 from lab.artefacts.debs import Deb, pack
 from lab.artefacts.registry import Name
-from lab.errors import Trouble
 
 
 def unpacked(layout: oci.Layout, layer: oci.Layer) -> tarfile.TarFile:
@@ -148,12 +148,12 @@ def test_a_mirror_is_asked_by_the_name_without_the_registry(reference: str, expe
 
 @pytest.mark.parametrize("reference", ["nginx", "docker.io/library/nginx", "nginx:1.29"])
 def test_a_reference_without_registry_or_tag_is_refused(reference: str) -> None:
-    with pytest.raises(Trouble, match="registry and tag"):
+    with pytest.raises(UserError, match="registry and tag"):
         Name.parse(reference)
 
 
 def test_a_release_whose_images_nobody_wrote_down_is_refused_with_what_to_do() -> None:
-    with pytest.raises(Trouble, match="kubeadm config images list"):
+    with pytest.raises(UserError, match="kubeadm config images list"):
         images.references("1.12.0")
 
 
@@ -161,5 +161,5 @@ def test_a_kubeadm_that_asks_for_another_image_is_found_before_anything_is_packe
     kubeadm = tmp_path / "kubeadm"
     kubeadm.write_text("#!/bin/sh\necho registry.k8s.io/pause:9.9\n")
     kubeadm.chmod(0o755)
-    with pytest.raises(Trouble, match=r"registry\.k8s\.io/pause:9\.9"):
+    with pytest.raises(UserError, match=r"registry\.k8s\.io/pause:9\.9"):
         images.check_tags(kubeadm, "1.37.2")

@@ -1,4 +1,4 @@
-"""The packages of a site and their signed index, as apt reads them."""
+"""The packages of a mirror and their signed index, as apt reads them."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from pathlib import Path
 
 import pytest
 
+from common.progress import Progress
 from lab.artefacts.aptrepo import Signer, write_index
 from lab.artefacts.debs import Deb, kubernetes_debs, pack
 from lab.artefacts.upstream import parse_index
-from lab.progress import Progress
 
 QUIET = Progress(quiet=True)
 

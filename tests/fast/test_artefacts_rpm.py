@@ -10,13 +10,13 @@ from pathlib import Path
 
 import pytest
 
-from lab import image_dnf, requirements, rpmspec
+from common.progress import Progress
+from lab import image_rpm, requirements, rpmspec
 from lab.artefacts import rpms
 from lab.artefacts.aptrepo import Signer
 from lab.artefacts.debs import kubernetes_debs
 from lab.artefacts.debs import pack as pack_debs
 from lab.artefacts.rpmrepo import Base, write_index
-from lab.progress import Progress
 from lab.rpmspec import Version
 from tests.fast.test_script_parts import part
 
@@ -31,7 +31,7 @@ def _own_folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 def need_rpm() -> None:
     for program in ("rpmbuild", "rpmsign", "createrepo_c"):
         if requirements.find(program) is None:
-            pytest.skip(f"no {program}: `python -m lab requirements --install --family dnf` for this test")
+            pytest.skip(f"no {program}: `python -m lab requirements --install --family rpm` for this test")
 
 
 # -- names, versions, dependencies ---------------------------------------------
@@ -76,7 +76,7 @@ def test_a_package_under_the_familys_name_provides_debians_too() -> None:
 
 
 def test_what_stands_for_the_base_system_provides_its_packages_the_shell_and_the_release() -> None:
-    spec = image_dnf.base_spec(["kmod|34.2-2|\n", "iproute2|6.15-1|arpd\n", "mawk|1.3-1|awk (= 1.3)\n"], "13")
+    spec = image_rpm.base_spec(["kmod|34.2-2|\n", "iproute2|6.15-1|arpd\n", "mawk|1.3-1|awk (= 1.3)\n"], "13")
     assert {
         "kmod = 0:34.2-2", "iproute = 0:6.15-1", "iproute-tc = 0:6.15-1", "arpd", "awk = 0:1.3-0",
         "/bin/sh", "system-release = 13",

@@ -15,10 +15,10 @@ from urllib.parse import parse_qs, urlsplit
 
 import pytest
 
-from lab.artefacts import aptrepo, command, debian, gobuild, images, oci, registry, site, upstream
+from common.errors import UserError
+from common.progress import Progress
+from lab.artefacts import aptrepo, command, debian, gobuild, images, mirror, oci, registry, upstream
 from lab.artefacts.debs import Deb, pack
-from lab.errors import Trouble
-from lab.progress import Progress
 
 QUIET = Progress(quiet=True)
 PACKAGES = {
@@ -231,13 +231,13 @@ def test_what_was_changed_on_the_way_is_refused(
     content = places.files[f"/v1.37/deb/{path}"]
     assert old in content
     places.files[f"/v1.37/deb/{path}"] = content.replace(old, new)
-    with pytest.raises(Trouble, match=message):
+    with pytest.raises(UserError, match=message):
         fetch(places, tmp_path)
 
 
 def test_a_release_that_upstream_does_not_have_is_named(places: Upstream, tmp_path: Path) -> None:
     packages(places, tmp_path)
-    with pytest.raises(Trouble, match=r"kubeadm 1\.37\.9"):
+    with pytest.raises(UserError, match=r"kubeadm 1\.37\.9"):
         upstream.fetch_packages(endpoints(places), "1.37.9", tmp_path, QUIET)
 
 
@@ -277,7 +277,7 @@ def test_a_blob_that_is_not_what_its_digest_says_is_refused_and_not_kept(
     assert places.other is not None
     places.other.files[f"/v2/pause/blobs/{layer}"] = b"something else"
     layout = oci.Layout(tmp_path / "layout")
-    with pytest.raises(Trouble, match="isn't what the digest says"):
+    with pytest.raises(UserError, match="isn't what the digest says"):
         registry.copy(registry.Client(places.url), "registry.k8s.io/pause:3.10.2", layout)
     assert not layout.blob(layer).exists()
     assert not layout.references()
@@ -309,7 +309,7 @@ def test_auto_takes_a_reachable_upstream_whole_says_so_and_stays_with_it(
     places: Upstream, tmp_path: Path
 ) -> None:
     publish_all(places, tmp_path)
-    made = site.ensure_site(QUIET, "auto", endpoints=endpoints(places))
+    made = mirror.ensure_mirror(QUIET, "auto", endpoints=endpoints(places))
     assert made.source == "upstream, since all of it can be reached"
     assert sorted(made.images) == sorted(images.references("1.37.2").values())
     names = {path.name for path in (made.root / "kubernetes/v1.37/deb/amd64").iterdir()}
@@ -319,9 +319,9 @@ def test_auto_takes_a_reachable_upstream_whole_says_so_and_stays_with_it(
     repositories = made.registry_data / "docker/registry/v2/repositories"
     assert (repositories / "coredns/coredns/_manifests/tags/v1.14.6/current/link").exists()
     assert [path.name for path in made.preload.iterdir()] == ["images.tar"]
-    assert "registry.k8s.io/kube-proxy:v1.37.2" in site.table(made)
+    assert "registry.k8s.io/kube-proxy:v1.37.2" in mirror.table(made)
     places.asked.clear()
-    assert site.ensure_site(QUIET, "auto", endpoints=endpoints(places)) == made
+    assert mirror.ensure_mirror(QUIET, "auto", endpoints=endpoints(places)) == made
     assert not places.asked, "what is in the cache needs nobody to be asked"
 
 
@@ -335,14 +335,14 @@ def test_auto_builds_when_upstream_cannot_give_everything_and_says_why(
     ends = upstream.Endpoints(gone, {"ghcr.io": gone}) if fault == "unreachable" else endpoints(places)
 
     def build(target: gobuild.Target, progress: Progress) -> Path:
-        raise Trouble("building has begun")
+        raise UserError("building has begun")
 
     monkeypatch.setattr(gobuild, "build", build)
     monkeypatch.setattr(command, "check", lambda building: None)
     monkeypatch.setattr(images, "compile_pause", lambda target: None)
     said = tmp_path / "said"
-    with said.open("w") as stream, pytest.raises(Trouble, match="building has begun"):
-        site.ensure_site(Progress(stream), "auto", endpoints=ends)
+    with said.open("w") as stream, pytest.raises(UserError, match="building has begun"):
+        mirror.ensure_mirror(Progress(stream), "auto", endpoints=ends)
     (line,) = [line for line in said.read_text().splitlines() if "source: built" in line]
     assert ("can't be reached" if fault == "unreachable" else "doesn't give everything") in line
 
@@ -351,7 +351,7 @@ def test_missing_programs_are_named_by_their_packages_before_the_work_begins(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(command, "find", lambda name: None if name in ("gcc", "zstd") else f"/usr/bin/{name}")
-    with pytest.raises(Trouble, match=r"apt install zstd gcc libc6-dev"):
+    with pytest.raises(UserError, match=r"apt install zstd gcc libc6-dev"):
         command.check(building=True)
-    with pytest.raises(Trouble, match=r"apt install zstd$"):
+    with pytest.raises(UserError, match=r"apt install zstd$"):
         command.check(building=False)

@@ -50,5 +50,5 @@ def test_a_new_cluster_is_announced_with_its_reason_and_what_is_lost(
 
 
 def test_other_changes_are_not_spoken_of() -> None:
-    same = settings_with(proxy={"mode": "nftables"}, cluster={"certificateNames": ["k8s.example"]}, count=2)
+    same = settings_with(proxy={"mode": "nftables"}, cluster={"certSANs": ["k8s.example"]}, count=2)
     assert judged(NOW, kept(same), same) == ""

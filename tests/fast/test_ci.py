@@ -12,8 +12,8 @@ from typing import Any
 import pytest
 import yaml
 
-from lab.errors import Trouble
-from lab.progress import Progress
+from common.errors import UserError
+from common.progress import Progress
 from model.report import LIMIT_CHARACTERS
 from model.settings import PREFIX, written
 from tests.fast.forge_server import GITHUB_BOT, GITLAB_USER, Site, serving
@@ -205,7 +205,7 @@ def test_no_environment_is_previewed_or_updated_by_a_stand_in(
         lambda: ci.preview(repository, "prod", tmp_path / "previews"),
         lambda: ci.up(repository, "prod", "main"),
     ):
-        with pytest.raises(Trouble, match=r"pulumi-resource-command.*\n.*get\.pulumi\.com"):
+        with pytest.raises(UserError, match=r"pulumi-resource-command.*\n.*get\.pulumi\.com"):
             run()
 
 
@@ -232,7 +232,7 @@ def test_pulumi_runs_with_the_jobs_state_and_without_secrets_that_are_not_set(
 def test_without_a_place_of_the_state_nothing_runs(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ci.STATE:
         monkeypatch.setenv(name, "")
-    with pytest.raises(Trouble, match="PULUMI_BACKEND_URL nor PULUMI_ACCESS_TOKEN"):
+    with pytest.raises(UserError, match="PULUMI_BACKEND_URL nor PULUMI_ACCESS_TOKEN"):
         ci.pulumi_environment(toolbox())
 
 
@@ -341,7 +341,7 @@ def test_an_approval_of_an_old_change_is_refused_while_a_newer_one_of_the_stack_
     approved = git(repository, "rev-parse", "HEAD")
     commit(repository, Pulumi_prod_yaml="2")
     git(repository, "switch", "--quiet", "--detach", approved)
-    with pytest.raises(Trouble, match="main holds a newer change of prod"):
+    with pytest.raises(UserError, match="main holds a newer change of prod"):
         ci.up(repository, "prod", "main")
 
 

@@ -25,7 +25,7 @@ MARK = re.compile(r"<!-- not run here: (.*?) -->")
 BLOCK = re.compile(rf"(?:{MARK.pattern}\s*)?^ *```(sh|bash|console|)\n(.*?)^ *```$", re.MULTILINE | re.DOTALL)
 LANGUAGES = re.compile(r"^ *```\w+\n.*?^ *```$", re.MULTILINE | re.DOTALL)
 
-CLUSTER, TORTURE = "tests/lab/test_cluster.py", "tests/lab/torture/breaks.py"
+CLUSTER, TORTURE = "tests/lab/test_cluster.py", "tests/lab/resilience/breaks.py"
 MADE = (CLUSTER, "test_make_up_ends_with_each_hosts_virtual_servers_and_an_answer")
 # A line's pattern, the file that runs it, and the test there (of CI's script, the words).
 RUN_BY = {

@@ -14,17 +14,20 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 
-from components.remote import REPAIRING
-from lab.errors import Trouble
+from common.errors import UserError
 from model import drift
 from model.drift import Difference
 from model.settings import Settings, load
+from model.steps import STEPS
 from tests.fast import test_graph
 from tests.fast.test_script_parts import part
 from tools import check
 from tools.reader import Reader
 
 NOW = dt.datetime(2026, 11, 25, tzinfo=dt.UTC)
+
+
+REPAIRING = {step.name for step in STEPS.values() if step.repairs}
 
 
 def certificate(days: float) -> str:
@@ -153,7 +156,7 @@ def settings(tmp_path: Path) -> Settings:
     [
         ({"node1": ()}, 0),
         ({"node1": (Difference("swap", "off", "on"),)}, 2),
-        ({"node1": Trouble("no answer"), "node2": (Difference("swap", "off", "on"),)}, 1),
+        ({"node1": UserError("no answer"), "node2": (Difference("swap", "off", "on"),)}, 1),
     ],
 )
 def test_the_exit_status_is_for_a_scheduler(
@@ -165,7 +168,7 @@ def test_the_exit_status_is_for_a_scheduler(
 ) -> None:
     async def look(_: Settings, host: Any, stack: str) -> tuple[Difference, ...]:
         result = found.get(host.name, ())
-        if isinstance(result, Trouble):
+        if isinstance(result, UserError):
             raise result
         assert isinstance(result, tuple)
         return result
@@ -210,10 +213,10 @@ def test_a_repair_runs_every_step_of_that_host_again_and_of_no_other(
         if "stdin" in before.inputs[name] and after.inputs[name]["stdin"] != before.inputs[name]["stdin"]
     }
     # Each of these runs is one in which nothing was proved before: test_graph.py has when else it changes.
-    changed.remove("promises")
+    changed.remove("expected-services")
     steps = {f"{host}-{step}" for step in REPAIRING - without}
     # Then it must be Ready, and what its kernel balances is proved again.
-    shown = {f"{host}-member", f"{host}-proof"}
+    shown = {f"{host}-node", f"{host}-verification"}
     assert changed == steps | shown
     for name in changed:
         assert "REPAIR=2026-11-25" in after.inputs[name]["stdin"]

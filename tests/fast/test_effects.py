@@ -13,17 +13,19 @@ import pytest
 from pydantic.fields import FieldInfo
 
 from components.changes import kept
-from components.remote import REPAIRING
 from model import kubeadm
 from model.settings import Effect, Settings, effect_of, fields, load
+from model.steps import STEPS
 from tests.fast import graph
 from tests.fast.test_graph import raw_settings, run
+
+REPAIRING = {step.name for step in STEPS.values() if step.repairs}
 
 # Another value than the default, where none follows from the type.
 OTHERS: dict[str, Any] = {
     "cluster.apiServer": "api.example.com:6443",
-    "cluster.certificateNames": ["k8s.example.com"],
-    "cluster.componentEnvironment": {"NO_PROXY": "10.0.0.0/8"},
+    "cluster.certSANs": ["k8s.example.com"],
+    "cluster.extraEnvs": {"NO_PROXY": "10.0.0.0/8"},
     "cluster.kubelet.containerLogMaxSize": "20Mi",
     "cluster.kubelet.evictionHard": {"memory.available": "1%"},
     "cluster.kubelet.kubeReserved": {"cpu": "100m"},
@@ -164,7 +166,7 @@ def test_a_setting_that_is_changed_while_all_runs_reaches_a_step_or_an_object(
     after = run(changed(folder, path))
     now = before(folder)
     differing = [name for name in now.inputs if after.inputs[name] != now.inputs[name]]
-    assert [name for name in differing if "/" in name or name.rpartition("-")[2] in {*REPAIRING, "member"}]
+    assert [name for name in differing if "/" in name or name.rpartition("-")[2] in {*REPAIRING, "node"}]
 
 
 @pytest.mark.parametrize("path", fields())

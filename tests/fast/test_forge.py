@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from lab.errors import Trouble
+from common.errors import UserError
 from tests.fast.forge_server import GITHUB_BOT, GITLAB_USER, TOKEN, Site, serving
 from tools import forge
 
@@ -98,7 +98,7 @@ def test_a_token_that_may_not_write_is_said_with_what_to_look_at_and_not_shown(
     site: Site, variables: dict[str, str]
 ) -> None:
     site.refuses = True
-    with pytest.raises(Trouble, match=r"403 Forbidden\n.*docs/ci\.md") as caught:
+    with pytest.raises(UserError, match=r"403 Forbidden\n.*docs/ci\.md") as caught:
         forge.keep_comment(forge.of_run(variables), "one")
     assert TOKEN not in str(caught.value)
     assert TOKEN not in repr(forge.of_run(variables))
@@ -113,11 +113,11 @@ def test_a_token_that_may_not_write_is_said_with_what_to_look_at_and_not_shown(
     ],
 )
 def test_what_is_missing_is_named(given: dict[str, str], said: str) -> None:
-    with pytest.raises(Trouble, match=said):
+    with pytest.raises(UserError, match=said):
         forge.of_run(given)
 
 
 def test_a_site_that_does_not_answer_is_said() -> None:
     nobody = Site(url="http://127.0.0.1:1").github()
-    with pytest.raises(Trouble, match="GET repos/me/cluster/issues/5/comments"):
+    with pytest.raises(UserError, match="GET repos/me/cluster/issues/5/comments"):
         forge.keep_comment(forge.of_run(nobody), "one")

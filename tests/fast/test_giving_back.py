@@ -7,15 +7,14 @@ from pathlib import Path
 
 import pytest
 
-from components.remote import SCRIPTS
+from tests.fast.shell import bash, code, redirected, with_lib
 from tests.fast.test_script_parts import RESET
-from tests.fast.test_scripts import bash, redirected, with_lib
 
 
 def run(tmp_path: Path, body: str, *files: str, status: int = 0) -> str:
     """What a `create` of the test's own says, on a host whose record is there."""
     (tmp_path / "record").mkdir(exist_ok=True)
-    script = RESET + "".join((SCRIPTS / name).read_text() for name in files)
+    script = RESET + "".join(code(name) for name in files)
     done = bash(with_lib(redirected(script, tmp_path) + body), home=tmp_path, check=False)
     assert done.returncode == status, done.stderr
     # A part of a pipeline that finds nothing is no failure, nor told as one.
@@ -153,7 +152,7 @@ open_firewall() {{ :; }}
 def firewall(tmp_path: Path, setting: str) -> None:
     """The step `firewall`, with its functions for the rules themselves left out."""
     units = SYSTEMCTL.format(units=tmp_path / "units")
-    script = (SCRIPTS / "firewall.sh").read_text()
+    script = code("steps/firewall.sh")
     bash(with_lib(RESET + script + units, FIREWALL=setting), home=tmp_path)
 
 
@@ -529,7 +528,7 @@ refuse_others_containers() {{ :; }}
 reset_node() {{ touch {debs}/done; }}
 create() {{ delete; }}
 """
-    text = (SCRIPTS / "claim.sh").read_text() + DEBS.format(folder=debs) + body
+    text = code("steps/claim.sh") + DEBS.format(folder=debs) + body
     said = run(debs, text, status=1)
     assert "docker.io: not ours, and in need of containerd, which we installed" in said
     assert "nothing was changed here" in said
@@ -553,10 +552,10 @@ ctr() {
 }
 create() { refuse_others_containers; }
 """
-    said = run(tmp_path, body, "claim.sh", status=1)
+    said = run(tmp_path, body, "steps/claim.sh", status=1)
     assert "in the namespaces moby" in said
     record(tmp_path, packages_added="kubelet\n")
-    assert run(tmp_path, body, "claim.sh") == ""
+    assert run(tmp_path, body, "steps/claim.sh") == ""
 
 
 def test_containerds_own_mirrors_stay_and_ours_go_from_one_that_was_there_before(tmp_path: Path) -> None:
@@ -611,7 +610,7 @@ def test_a_node_whose_record_somebody_has_deleted_stays_and_is_told(tmp_path: Pa
         (tmp_path / "etc/kubernetes/kubelet.conf").touch()
     home = tmp_path / "home"
     home.mkdir()
-    script = redirected(RESET + (SCRIPTS / "claim.sh").read_text(), tmp_path)
+    script = redirected(RESET + code("steps/claim.sh"), tmp_path)
     deleted = 'create() { rm -r "$HOME_DIR"; delete; }\n'
     done = bash(with_lib(script + deleted), home=home, check=False)
     assert done.returncode == 0, done.stderr

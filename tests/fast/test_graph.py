@@ -16,10 +16,10 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 
-from components import remote
 from components.changes import identity
 from components.cluster import Cluster, ClusterArgs
 from model.settings import Settings, load
+from model.steps import STEPS, Step, step_of
 from tests.fast import graph
 
 HOST_KEY = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIJ8Lq2vJkzO4b6mKqXb3W8xS8yG3c9hT0vT1s0q2n4aB"
@@ -114,9 +114,9 @@ def outputs(name: str) -> dict[str, Any]:
         return {"stdout": kubeconfig(), "stderr": ""}
     if name.endswith("-token"):
         return {"stdout": TOKEN, "stderr": ""}
-    if name == "promises":
+    if name == "expected-services":
         return {"stdout": promises(), "stderr": ""}
-    if name.endswith("-proof"):
+    if name.endswith("-verification"):
         return {"stdout": "== ipvs\n== stats\n== addresses\n== sets\n== spread\n", "stderr": ""}
     return {"stdout": "", "stderr": ""}
 
@@ -140,6 +140,12 @@ def commands(recorded: graph.Recorder) -> dict[str, Any]:
     return {n: r for n, r in recorded.requests.items() if r.type == "command:remote:Command"}
 
 
+def steps_of(recorded: graph.Recorder) -> dict[str, Step]:
+    """The step of each command, by the resource's name."""
+    found = {name: step_of(recorded.inputs[name]["create"]) for name in commands(recorded)}
+    return {name: step for name, step in found.items() if step is not None}
+
+
 def test_a_recorded_run_leaves_no_thread_behind(settings: Settings) -> None:
     run(settings)  # gRPC keeps one thread for the whole process
     before = threading.active_count()
@@ -150,7 +156,7 @@ def test_a_recorded_run_leaves_no_thread_behind(settings: Settings) -> None:
 def test_each_host_is_prepared_without_waiting_for_another(recorded: graph.Recorder) -> None:
     for host in ("master", "node1", "node2"):
         steps = {f"{host}-{step}" for step in ("claim", "kernel", "firewall", "packages")}
-        registration = set() if host == "master" else {f"{host}-registration"}
+        registration = set() if host == "master" else {f"{host}-deregister"}
         assert recorded.before(f"{host}-runtime") == steps | registration
 
 
@@ -166,14 +172,16 @@ def test_every_step_that_changes_or_deletes_is_told_whose_the_host_is(recorded: 
     assert re.fullmatch(rf"{graph.STACK} [0-9a-f]{{8}}", chosen)
     assert list(recorded.requests["owner"].ignoreChanges) == ["input"]
     assert {owner for owners in told.values() for owner in owners} == {f"'{graph.OWNER}'"}
-    assert owned == {name for name in told if name.rpartition("-")[2] in remote.OWNED}
+    assert owned == {name for name in told if steps_of(recorded)[name].owned}
     assert {name for name, inputs in recorded.inputs.items() if inputs.get("delete")} <= owned
 
 
 def test_a_workers_removal_has_more_time_than_its_drain(settings: Settings) -> None:
-    slow = settings.model_copy(update={"limits": settings.limits.model_copy(update={"drain": 7200})})
+    slow = settings.model_copy(
+        update={"step_timeouts": settings.step_timeouts.model_copy(update={"drain": 7200})}
+    )
     recorded = run(slow)
-    limit = re.search(r"timeout \S+ (\d+) ", recorded.inputs["node1-member"]["delete"])
+    limit = re.search(r"timeout \S+ (\d+) ", recorded.inputs["node1-node"]["delete"])
     assert limit is not None
     assert int(limit[1]) > 7200
 
@@ -181,27 +189,26 @@ def test_a_workers_removal_has_more_time_than_its_drain(settings: Settings) -> N
 def test_a_workers_registration_outlives_its_host_and_goes_with_the_cluster(recorded: graph.Recorder) -> None:
     """What is made first is deleted last: a host that isn't given back yet may register its node again."""
     for host in ("node1", "node2"):
-        registration = recorded.requests[f"{host}-registration"]
-        assert f"{host}-registration" in recorded.before(f"{host}-claim")
-        assert recorded.before(f"{host}-registration") == set()
+        registration = recorded.requests[f"{host}-deregister"]
+        assert f"{host}-deregister" in recorded.before(f"{host}-claim")
+        assert recorded.before(f"{host}-deregister") == set()
         assert recorded.names([registration.deletedWith]) == {"NodeList node-list"}
-        assert recorded.inputs[f"{host}-registration"]["delete"].endswith("delete registration master")
+        assert recorded.inputs[f"{host}-deregister"]["delete"].endswith("delete deregister master")
     # Not with a step on the control plane: that one would have to wait for every worker, dead ones included.
-    assert not [n for n in recorded.before("master-init") if n.endswith("-registration")]
+    assert not [n for n in recorded.before("master-init") if n.endswith("-deregister")]
 
 
 def test_what_changes_a_host_is_asked_for_in_the_state_before_it_begins(recorded: graph.Recorder) -> None:
-    changing = set()
+    steps, changing = steps_of(recorded), set()
     for name, command in commands(recorded).items():
-        step = "look" if name == "promises" else name.rpartition("-")[2]
-        remembered = f"{name}-asked" in recorded.names(command.dependencies)
-        assert remembered == (step in remote.CHANGING), name
+        remembered = f"{name}-desired" in recorded.names(command.dependencies)
+        assert remembered == (steps[name].changes), name
         if remembered:
-            changing.add(step)
+            changing.add(steps[name].name)
             # A step whose turn never comes isn't asked.
-            waits = recorded.before(f"{name}-asked")
+            waits = recorded.before(f"{name}-desired")
             assert waits == recorded.before(name) - {name}
-    assert changing == remote.CHANGING
+    assert changing == {step.name for step in STEPS.values() if step.changes}
 
 
 def test_init_waits_only_for_the_control_planes_own_preparation(recorded: graph.Recorder) -> None:
@@ -223,8 +230,8 @@ def test_flannel_waits_for_no_worker(recorded: graph.Recorder) -> None:
 
 def test_the_proof_of_each_host_comes_last(recorded: graph.Recorder) -> None:
     for host in ("master", "node1", "node2"):
-        waits = recorded.before(f"{host}-proof")
-        assert {"promises", "Deployment/default/nginx", "node1-member", "node2-member"} <= waits
+        waits = recorded.before(f"{host}-verification")
+        assert {"expected-services", "Deployment/default/nginx", "node1-node", "node2-node"} <= waits
 
 
 def test_what_is_promised_is_asked_again_until_every_host_is_proved(
@@ -237,7 +244,7 @@ def test_what_is_promised_is_asked_again_until_every_host_is_proved(
             cluster = Cluster("test", ClusterArgs(settings, graph.STACK, last))
             cluster.proved.apply(proved.append)
 
-        return str(graph.run(program, outputs).inputs["promises"]["stdin"])
+        return str(graph.run(program, outputs).inputs["expected-services"]["stdin"])
 
     kubeconfig()
     failed, succeeded = promised(settings, None), promised(settings, None)
@@ -286,8 +293,8 @@ def test_only_what_defines_a_cluster_makes_a_new_one(tmp_path: Path, settings: S
             proxy={"scheduler": "wrr"},
             registry={"mirrors": {"docker.io": ["http://mirror:5000"]}},
             nginx={"replicas": 3},
-            cluster={"certificateNames": ["k8s.example.com"]},
-            limits={"init": 4000},
+            cluster={"certSANs": ["k8s.example.com"]},
+            stepTimeouts={"init": 4000},
         ),
         tmp_path,
     )
@@ -303,7 +310,7 @@ def test_a_worker_more_leaves_the_others_as_they_are(tmp_path: Path, recorded: g
     )
     more = run(load(raw, tmp_path))
     # Proofs ask every host's NodePort, the new one's too; and so of what is promised by then.
-    anew = {"promises", "master-proof", "node1-proof", "node2-proof"}
+    anew = {"expected-services", "master-verification", "node1-verification", "node2-verification"}
     for name in commands(recorded):
         assert (more.inputs[name] != recorded.inputs[name]) == (name in anew), name
     for name in recorded.inputs:
@@ -379,7 +386,7 @@ def test_kube_proxy_is_changed_on_one_host_after_the_other(recorded: graph.Recor
     assert "master-proxy" in recorded.before("node1-proxy")
     assert "node1-proxy" in recorded.before("node2-proxy")
     for host in ("master", "node1", "node2"):
-        assert {"master-proxy", "node1-proxy", "node2-proxy"} <= recorded.before(f"{host}-proof")
+        assert {"master-proxy", "node1-proxy", "node2-proxy"} <= recorded.before(f"{host}-verification")
 
 
 @pytest.mark.parametrize(
@@ -402,9 +409,9 @@ def test_another_proxy_mode_or_scheduler_is_an_update_on_every_host_and_replaces
 def test_another_machine_of_the_same_name_is_drained_away_before_it_joins_anew(
     recorded: graph.Recorder,
 ) -> None:
-    assert recorded.inputs["node1-member"]["triggers"] == ["master-init-id", "node1-join-id"]
-    assert "delete" in recorded.inputs["node1-member"]
-    assert "delete" not in recorded.inputs["master-member"]
+    assert recorded.inputs["node1-node"]["triggers"] == ["master-init-id", "node1-join-id"]
+    assert "delete" in recorded.inputs["node1-node"]
+    assert "delete" not in recorded.inputs["master-node"]
 
 
 def test_production_protects_the_control_plane_and_lets_workers_go(tmp_path: Path) -> None:
@@ -436,5 +443,5 @@ def test_resource_names_are_stable(recorded: graph.Recorder) -> None:
         "master-init",
         "master-admin",
         "master-kubeconfig",
-        "promises",
+        "expected-services",
     }

@@ -41,16 +41,16 @@ def documents(text: str) -> dict[str, dict[str, Any]]:
 
 
 def test_every_component_of_the_control_plane_gets_the_environment() -> None:
-    told = documents(
-        kubeadm.init_config(settings_with(cluster={"componentEnvironment": {"NO_PROXY": "10.0.0.0/8"}}))
-    )["ClusterConfiguration"]
+    told = documents(kubeadm.init_config(settings_with(cluster={"extraEnvs": {"NO_PROXY": "10.0.0.0/8"}})))[
+        "ClusterConfiguration"
+    ]
     wanted = [{"name": "NO_PROXY", "value": "10.0.0.0/8"}]
     for component in (told["apiServer"], told["controllerManager"], told["scheduler"], told["etcd"]["local"]):
         assert component["extraEnvs"] == wanted
 
 
 def test_arguments_and_environment_of_a_component_stand_side_by_side() -> None:
-    cluster = {"slowHosts": True, "leaderElection": False, "componentEnvironment": {"GOMAXPROCS": "1"}}
+    cluster = {"slowHosts": True, "leaderElection": False, "extraEnvs": {"GOMAXPROCS": "1"}}
     told = documents(kubeadm.init_config(settings_with(cluster=cluster)))["ClusterConfiguration"]
     wanted = [{"name": "GOMAXPROCS", "value": "1"}]
     assert told["scheduler"] == {
@@ -228,8 +228,8 @@ def test_every_setting_of_the_cluster_reaches_kubeadm() -> None:
             "name": "prod",
             "kubernetesVersion": "1.36.3",
             "apiServer": "api.example:443",
-            "certificateNames": ["other.example", "api.example"],
-            "certificateAlgorithm": "RSA-4096",
+            "certSANs": ["other.example", "api.example"],
+            "encryptionAlgorithm": "RSA-4096",
             "leaderElection": False,
         },
         network={"podSubnet": "10.0.0.0/16", "serviceSubnet": "10.1.0.0/20", "dnsDomain": "k.example"},
@@ -335,7 +335,7 @@ def test_a_text_that_looks_like_a_number_or_a_truth_value_to_go_is_in_quotes(tex
 def test_other_texts_are_as_plain_as_ever(text: str) -> None:
     settings = settings_with()
     settings = settings.model_copy(
-        update={"cluster": settings.cluster.model_copy(update={"component_environment": {"A": text}})}
+        update={"cluster": settings.cluster.model_copy(update={"extra_envs": {"A": text}})}
     )
     assert f"value: {text}\n" in kubeadm.init_config(settings)
 
@@ -500,9 +500,9 @@ def test_the_real_kubeadm_accepts_what_is_rendered(real_kubeadm: str, tmp_path: 
     settings = settings_with(
         cluster={
             "leaderElection": False,
-            "certificateNames": ["*.example.org", "10.0.0.1"],
+            "certSANs": ["*.example.org", "10.0.0.1"],
             "slowHosts": True,
-            "componentEnvironment": {"NO_PROXY": "10.0.0.0/8"},
+            "extraEnvs": {"NO_PROXY": "10.0.0.0/8"},
         },
         proxy={"excludeCidrs": ["10.9.0.0/24"], "tcpTimeout": "15m"},
         preflight={"ignore": ["NumCPU", "FileContent--proc-sys-net-bridge-bridge-nf-call-iptables"]},

@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
+from common.errors import UserError
+from common.progress import Progress
 from lab import accelerator, uml
-from lab.errors import Trouble
 from lab.hardware import Accelerator
-from lab.progress import Progress
 
 QUIET = Progress(quiet=True)
 PASSES = f"echo '{accelerator.PASSED}'"
@@ -42,7 +42,7 @@ class Trial:
         """In the place of `uml_files.provide`."""
         self.kernels += 1
         if self.kernel == "missing":
-            raise Trouble("flex isn't installed\nand more", "apt install flex")
+            raise UserError("flex isn't installed\nand more", "apt install flex")
         self._write(base / uml.KERNEL, self.kernel)
 
     def choose(self, disks: Accelerator | None = None) -> accelerator.Decision:
@@ -178,7 +178,7 @@ def test_variable_may_leave_qemu_the_choice(
 
 def test_variable_that_names_nothing_known_is_refused(trial: Trial, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(accelerator.VARIABLE, "xen")
-    with pytest.raises(Trouble, match="xen is none of kvm, uml, tcg, qemu"):
+    with pytest.raises(UserError, match="xen is none of kvm, uml, tcg, qemu"):
         trial.choose()
 
 
@@ -196,6 +196,6 @@ def test_variable_that_would_lose_disks_is_refused(
     trial: Trial, monkeypatch: pytest.MonkeyPatch, disks: Accelerator, forced: str
 ) -> None:
     monkeypatch.setenv(accelerator.VARIABLE, forced)
-    with pytest.raises(Trouble, match=f"disks of {disks}") as caught:
+    with pytest.raises(UserError, match=f"disks of {disks}") as caught:
         trial.choose(disks)
     assert "--name blue" in caught.value.next_move

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from lab import processes
-from lab.progress import Progress
+from common import processes
+from common.progress import Progress
 from tests.lab import cluster
 
 # The child and one of its own, as `tools.up` and its `pulumi`. Both say their ids, then the child is ready.

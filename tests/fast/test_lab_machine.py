@@ -16,16 +16,17 @@ from pathlib import Path
 
 import pytest
 
-from lab import api, image, image_root, paths, processes, qemu, requirements, seed, ssh
+from common import paths, processes
+from common.errors import UserError
+from common.files import locked, sparse_digest, write_atomic
+from common.progress import Progress
+from lab import api, image, image_root, qemu, requirements, seed, ssh
 from lab.api import Lab
 from lab.artefacts import kernel
-from lab.errors import Trouble
-from lab.files import locked, sparse_digest, write_atomic
 from lab.hardware import Accelerator, Machine, guest_name
 from lab.machine import Vm
 from lab.options import Options
 from lab.ports import fixed
-from lab.progress import Progress
 from lab.qemu_machine import QemuVm
 
 IDENTITY = seed.Identity(
@@ -76,7 +77,7 @@ def test_the_seed_gives_a_host_its_name_keys_address_and_package_source() -> Non
     assert texts["etc/ssh/ssh_host_ed25519_key"] == "PRIVATE\n"
     assert texts["root/.ssh/authorized_keys"] == "ssh-ed25519 BBBB lab\n"
     assert "Address=192.168.166.102/24" in texts["etc/systemd/network/20-lan.network"]
-    assert "URIs: http://10.0.2.2:22080/debian/trixie/" in texts["etc/apt/sources.list.d/site.sources"]
+    assert "URIs: http://10.0.2.2:22080/debian/trixie/" in texts["etc/apt/sources.list.d/mirror.sources"]
     assert files["etc/ssh/ssh_host_ed25519_key"].mode == 0o600
     assert all(entry.uid == entry.gid == 0 for entry in files.values())
 
@@ -97,16 +98,16 @@ def test_only_an_emulated_host_lets_services_take_longer_than_usual() -> None:
 
 
 def test_a_host_of_the_dnf_family_gets_a_repository_whose_lists_and_packages_are_checked() -> None:
-    files = seed.contents(dataclasses.replace(IDENTITY, family="dnf"))
+    files = seed.contents(dataclasses.replace(IDENTITY, family="rpm"))
     assert not [path for path in files if "apt" in path]
-    _, text = files["etc/yum.repos.d/site.repo"]
+    _, text = files["etc/yum.repos.d/mirror.repo"]
     assert "baseurl=http://10.0.2.2:22080/rpm/trixie/\n" in text
-    assert "\ngpgcheck=1\nrepo_gpgcheck=1\ngpgkey=file:///etc/pki/rpm-gpg/site.asc\n" in text
-    assert files["etc/pki/rpm-gpg/site.asc"] == (0o644, IDENTITY.packages_key)
+    assert "\ngpgcheck=1\nrepo_gpgcheck=1\ngpgkey=file:///etc/pki/rpm-gpg/mirror.asc\n" in text
+    assert files["etc/pki/rpm-gpg/mirror.asc"] == (0o644, IDENTITY.packages_key)
 
 
 def test_only_the_dnf_family_boots_with_selinux() -> None:
-    plain, dnf = machine(), dataclasses.replace(machine(), family="dnf")
+    plain, dnf = machine(), dataclasses.replace(machine(), family="rpm")
     assert "selinux" not in " ".join(qemu.command(plain))
     assert "security=selinux" in " ".join(qemu.command(dnf))
 
@@ -240,7 +241,7 @@ def test_an_image_with_selinuxs_labels_is_made_by_root_or_says_why_not(
     monkeypatch.setattr("lab.requirements.program", lambda name: "true")
     monkeypatch.setattr("lab.requirements.find", lambda name: None)
     assert "--map-root-user" in image.as_root(Progress(quiet=True))
-    with pytest.raises(Trouble, match="labels are written by root alone"):
+    with pytest.raises(UserError, match="labels are written by root alone"):
         image.as_root(Progress(quiet=True), labels=True)
     monkeypatch.setattr("lab.requirements.find", lambda name: "/usr/bin/sudo")
     assert image.as_root(Progress(quiet=True), labels=True)[0] == "/usr/bin/sudo"
@@ -329,7 +330,7 @@ def test_whoever_waits_for_a_lock_is_told_so(tmp_path: Path) -> None:
 
 
 def test_a_lab_that_is_not_there_says_how_to_make_it() -> None:
-    with pytest.raises(Trouble, match="python3 -m lab up"):
+    with pytest.raises(UserError, match="python3 -m lab up"):
         Lab.load("default", Progress(quiet=True)).status()
 
 
@@ -365,10 +366,10 @@ def test_a_lab_with_other_options_is_not_changed_but_refused() -> None:
     lab = Lab.load("blue", Progress(quiet=True))
     lab.folder.mkdir(parents=True)
     api._Record(Options(name="blue", count=2), fixed(2)).write(lab.folder / "lab.json")
-    with pytest.raises(Trouble, match="count: is 2, asked for 3"):
+    with pytest.raises(UserError, match="count: is 2, asked for 3"):
         lab.up(count=3)
-    with pytest.raises(Trouble, match="family: is deb, asked for dnf"):
-        lab.up(family="dnf")
+    with pytest.raises(UserError, match="family: is deb, asked for dnf"):
+        lab.up(family="rpm")
 
 
 def test_another_versions_lab_keeps_its_ports_and_a_broken_one_is_in_nobodys_way() -> None:
@@ -386,7 +387,7 @@ def test_another_versions_lab_keeps_its_ports_and_a_broken_one_is_in_nobodys_way
 
 @pytest.mark.parametrize("tag", ["", "a b", "a,b", "12", "ü"])
 def test_a_snapshot_tag_that_qemu_would_misread_is_refused(tag: str) -> None:
-    with pytest.raises(Trouble, match="snapshot"):
+    with pytest.raises(UserError, match="snapshot"):
         Lab.load("blue", Progress(quiet=True)).snapshot(tag)
 
 
@@ -404,7 +405,7 @@ def test_a_lab_whose_record_is_broken_can_still_be_taken_down_with_its_processes
     name = guest_name("blue", "master")
     child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)", name])
     (lab.folder / "master/qemu.pid").write_text(str(child.pid))
-    with pytest.raises(Trouble, match="down"):
+    with pytest.raises(UserError, match="down"):
         lab.status()
     lab.down()
     assert child.poll() is not None
@@ -424,21 +425,21 @@ def made(folder: Path, age: float) -> Path:
 def test_pruning_keeps_what_a_lab_serves_and_removes_the_past(tmp_path: Path, everything: bool) -> None:
     cache = tmp_path / "cache/kubeadm-ipvs"
     old_image, new_image = made(cache / "image/old", 100), made(cache / "image/new", 0)
-    served, idle = made(cache / "site/served", 300), made(cache / "site/idle", 200)
-    newest = made(cache / "site/newest", 100)
+    served, idle = made(cache / "mirror/served", 300), made(cache / "mirror/idle", 200)
+    newest = made(cache / "mirror/newest", 100)
     served_rpms, idle_rpms = made(cache / "rpm/served", 300), made(cache / "rpm/idle", 200)
-    newest_rpms, registry = made(cache / "rpm/newest", 100), made(cache / "site/registry", 400)
+    newest_rpms, registry = made(cache / "rpm/newest", 100), made(cache / "mirror/registry", 400)
     lab = Lab.load("blue", Progress(quiet=True))
     lab.folder.mkdir(parents=True)
-    record = api._Record(Options(name="blue"), fixed(3), site_root=str(served / "www"), image="none")
+    record = api._Record(Options(name="blue"), fixed(3), mirror_root=str(served / "www"), image="none")
     record.write(lab.folder / "lab.json")
     other = Lab.load("red", Progress(quiet=True))
     other.folder.mkdir(parents=True)
     api._Record(
-        Options(name="red", family="dnf"),
+        Options(name="red", family="rpm"),
         fixed(3),
         image="none",
-        site_root=str(served_rpms / "www"),
+        mirror_root=str(served_rpms / "www"),
         registry_data=str(registry / "registry"),
     ).write(other.folder / "lab.json")
     api.prune(Progress(quiet=True), everything=everything)
@@ -455,10 +456,10 @@ def test_pruning_keeps_what_a_lab_serves_and_removes_the_past(tmp_path: Path, ev
 @pytest.mark.parametrize("everything", [False, True])
 def test_pruning_takes_the_past_of_every_kind_and_leaves_a_served_sites_key(everything: bool) -> None:
     cache = paths.cache_dir()
-    served = made(cache / "site/served", 100)
+    served = made(cache / "mirror/served", 100)
     lab = Lab.load("blue", Progress(quiet=True))
     lab.folder.mkdir(parents=True)
-    record = api._Record(Options(name="blue"), fixed(3), site_root=str(served / "www"), image="none")
+    record = api._Record(Options(name="blue"), fixed(3), mirror_root=str(served / "www"), image="none")
     record.write(lab.folder / "lab.json")
     (cache / "signing").mkdir()
     program, packages = made(cache / "go/etcd-of-last-year", 100), made(cache / "debian/trixie-old", 100)
@@ -475,7 +476,7 @@ def test_pruning_takes_the_past_of_every_kind_and_leaves_a_served_sites_key(ever
         archive.touch()
     (cache / "upstream/copied").mkdir(parents=True)
     api.prune(Progress(quiet=True), everything=everything)
-    assert (cache / "signing").exists(), "the served site would be made anew with another key"
+    assert (cache / "signing").exists(), "the served mirror would be made anew with another key"
     for gone in (program, packages, base, cache / "upstream/copied", old_kernel):
         assert not gone.exists(), gone
     assert (
@@ -542,7 +543,7 @@ def test_a_full_disk_is_said_before_anything_is_begun(monkeypatch: pytest.Monkey
     monkeypatch.setattr("lab.requirements.check", lambda family: None)
     monkeypatch.setattr("lab.ports.check_free", lambda wanted: None)
     lab = Lab.load("blue", Progress(quiet=True))
-    with pytest.raises(Trouble, match="make room"):
+    with pytest.raises(UserError, match="make room"):
         lab.up()
 
 
@@ -559,13 +560,13 @@ def test_a_lab_that_has_all_it_needs_begins_again_on_a_full_disk_and_without_a_n
     def reached(*_: object, **__: object) -> None:
         raise Reached
 
-    monkeypatch.setattr("lab.artefacts.ensure_site", reached)
+    monkeypatch.setattr("lab.artefacts.ensure_mirror", reached)
     monkeypatch.setattr(api, "ensure_base", lambda *_: pytest.fail("nothing is made of a base system here"))
     lab = Lab.load("blue", Progress(quiet=True))
     (lab.folder / "base").mkdir(parents=True)
     (lab.folder / "base/complete").write_text("an-image")
     (tmp_path / "www").mkdir()
-    record = api._Record(Options(name="blue"), fixed(3), site_root=str(tmp_path / "www"), image="an-image")
+    record = api._Record(Options(name="blue"), fixed(3), mirror_root=str(tmp_path / "www"), image="an-image")
     record.write(lab.folder / "lab.json")
     with pytest.raises(Reached):
         lab._provide(record, "auto")

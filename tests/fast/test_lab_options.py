@@ -12,10 +12,11 @@ from typing import cast
 
 import pytest
 
-from lab import paths, ports, stackfile
-from lab.errors import Trouble
+from common import paths
+from common.errors import UserError
+from common.progress import Progress
+from lab import ports, stackfile
 from lab.options import Family, Options
-from lab.progress import Progress
 
 STACK = Path(__file__).resolve().parents[2] / "Pulumi.dev.yaml"
 
@@ -48,21 +49,21 @@ def test_chosen_memory_and_cpus_hold_for_every_host() -> None:
 
 
 def test_every_bad_option_is_reported_at_once() -> None:
-    with pytest.raises(Trouble) as caught:
+    with pytest.raises(UserError) as caught:
         Options(count=0, memory=1, cpus=0, release="sid", family=cast("Family", "apk"))
     for name in ("count", "memory", "cpus", "release", "family"):
         assert f"{name}:" in str(caught.value)
 
 
 def test_the_dnf_family_is_made_of_one_release_alone() -> None:
-    assert Options(family="dnf").release == "trixie"
-    with pytest.raises(Trouble, match="family: dnf is made from trixie alone, not from bookworm"):
-        Options(family="dnf", release="bookworm")
+    assert Options(family="rpm").release == "trixie"
+    with pytest.raises(UserError, match="family: rpm is made from trixie alone, not from bookworm"):
+        Options(family="rpm", release="bookworm")
 
 
 @pytest.mark.parametrize("name", ["", "A", "a b", "../x", "-a", "a-", "a" * 33])
 def test_a_name_that_could_leave_the_labs_folder_or_break_a_path_is_refused(name: str) -> None:
-    with pytest.raises(Trouble):
+    with pytest.raises(UserError):
         Options(name=name)
 
 
@@ -163,7 +164,7 @@ def test_free_ports_are_all_different_and_none_of_another_lab() -> None:
 
 
 def test_a_taken_port_is_refused_and_its_owner_named(taken: int) -> None:
-    with pytest.raises(Trouble) as caught:
+    with pytest.raises(UserError) as caught:
         ports.check_free({taken: "the API server"})
     message = str(caught.value)
     assert str(taken) in message

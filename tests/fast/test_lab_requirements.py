@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 
+from common.errors import UserError
+from common.progress import Progress
 from lab import requirements
 from lab.artefacts import command
-from lab.errors import Trouble
-from lab.progress import Progress
 
 
 @pytest.fixture
@@ -27,7 +27,7 @@ def add(folder: Path, name: str, script: str = "") -> None:
 
 
 def test_every_missing_program_is_named_with_its_package_at_once(bin_folder: Path) -> None:
-    with pytest.raises(Trouble) as caught:
+    with pytest.raises(UserError) as caught:
         requirements.check()
     message = str(caught.value)
     for line in ("qemu-system-x86_64 isn't installed (package qemu-system-x86)", "package docker-registry"):
@@ -37,14 +37,14 @@ def test_every_missing_program_is_named_with_its_package_at_once(bin_folder: Pat
 
 def test_only_labs_of_the_dnf_family_need_what_makes_rpms(bin_folder: Path) -> None:
     packages = {"rpm", "createrepo-c"}
-    assert packages <= {requirement.package for requirement in requirements.missing("dnf")}
+    assert packages <= {requirement.package for requirement in requirements.missing("rpm")}
     assert not packages & {requirement.package for requirement in requirements.missing()}
-    with pytest.raises(Trouble, match="requirements --install --family dnf"):
-        requirements.check("dnf")
+    with pytest.raises(UserError, match="requirements --install --family rpm"):
+        requirements.check("rpm")
 
 
 def test_a_missing_program_in_use_names_its_package(bin_folder: Path) -> None:
-    with pytest.raises(Trouble, match="apt install qemu-utils"):
+    with pytest.raises(UserError, match="apt install qemu-utils"):
         requirements.program("qemu-img")
 
 
@@ -122,7 +122,7 @@ def test_a_browser_is_wanted_where_none_is_and_apt_has_one(
 
 
 def test_without_apt_the_packages_are_named(bin_folder: Path) -> None:
-    with pytest.raises(Trouble, match="no apt-get"):
+    with pytest.raises(UserError, match="no apt-get"):
         requirements.install(Progress(quiet=True))
 
 
@@ -162,7 +162,7 @@ def test_apts_lock_on_its_lists_is_waited_for(
     requirements.apt(Progress(quiet=True), ["update"])
     once.unlink()
     monkeypatch.setattr(requirements, "_LOCK_SECONDS", 0.0)
-    with pytest.raises(Trouble, match="Could not get lock"):
+    with pytest.raises(UserError, match="Could not get lock"):
         requirements.apt(Progress(quiet=True), ["update"])
 
 

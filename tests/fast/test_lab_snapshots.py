@@ -15,13 +15,13 @@ from typing import Any
 
 import pytest
 
+from common.errors import UserError
+from common.progress import Progress
 from lab import api, qemu, ssh
 from lab.api import Lab
-from lab.errors import Trouble
 from lab.machine import Vm
 from lab.options import Options
 from lab.ports import fixed
-from lab.progress import Progress
 from lab.qmp import Qmp
 
 QUIET = Progress(quiet=True)
@@ -148,7 +148,7 @@ def test_a_guest_that_stopped_at_a_full_disk_goes_on_once_there_is_room(
     usage = shutil.disk_usage(vms[0].folder)
     qemus[0].status = "io-error"
     monkeypatch.setattr("lab.qemu_machine.shutil.disk_usage", lambda folder: usage._replace(free=5 << 20))
-    with pytest.raises(Trouble, match=r"couldn't write its disk: .* has 5 MiB left") as caught:
+    with pytest.raises(UserError, match=r"couldn't write its disk: .* has 5 MiB left") as caught:
         vms[0].let_run(QUIET)
     assert "lab up --name blue" in str(caught.value)
     monkeypatch.setattr("lab.qemu_machine.shutil.disk_usage", lambda folder: usage._replace(free=5 << 30))
@@ -175,7 +175,7 @@ def test_a_job_that_a_killed_run_has_left_is_in_nobodys_way(
 
 def test_a_job_that_does_not_end_is_given_up(qemus: list[Qemu], vms: list[Vm]) -> None:
     qemus[0].jobs["save-later"] = deque(["running"])
-    with Qmp(vms[0].folder) as qmp, pytest.raises(Trouble, match="not done in time"):
+    with Qmp(vms[0].folder) as qmp, pytest.raises(UserError, match="not done in time"):
         qmp.job("snapshot-save", "save-later", 0.0)
 
 
@@ -184,7 +184,7 @@ def test_hosts_go_on_when_a_snapshot_cannot_be_brought_back(
 ) -> None:
     monkeypatch.setattr("lab.ports.check_free", lambda wanted: None)
     qemus[1].refuses.add("snapshot-load")
-    with pytest.raises(Trouble, match="refuses snapshot-load"):
+    with pytest.raises(UserError, match="refuses snapshot-load"):
         lab.restore("plain")
     assert [one.status for one in qemus] == ["running", "running"]
 
@@ -211,7 +211,7 @@ def test_up_judges_by_their_services_only_the_hosts_that_have_not_been_ready_yet
     for vm in vms:
         (vm.folder / "packages.known").write_text("the new key\n")
     (vms[0].folder / "booted").write_text(str(os.getpid()))
-    with pytest.raises(Trouble, match="node1 booted, but is degraded") as caught:
+    with pytest.raises(UserError, match="node1 booted, but is degraded") as caught:
         lab._start(lab._read())
     assert "python3 -m lab down --name blue" in str(caught.value)
     (vms[1].folder / "booted").write_text(str(os.getpid()))
@@ -228,11 +228,11 @@ def test_no_advice_is_about_another_lab(lab: Lab, vms: list[Vm], monkeypatch: py
     ]
     (lab.folder / "master").mkdir()
     for way in ways:
-        with pytest.raises(Trouble) as caught:
+        with pytest.raises(UserError) as caught:
             way()
         assert "--name blue" in caught.value.next_move, str(caught.value)
     (lab.folder / "lab.json").write_text("{")
-    with pytest.raises(Trouble) as caught:
+    with pytest.raises(UserError) as caught:
         api.prune(QUIET)
     assert caught.value.next_move == "python3 -m lab down --name blue"
 

@@ -15,15 +15,16 @@ from pathlib import Path
 import pytest
 import yaml
 
-from lab import network, processes, ssh, stackfile, uml
+from common import processes
+from common.errors import UserError
+from common.progress import Progress
+from lab import network, ssh, stackfile, uml
 from lab.api import Lab, _Record
 from lab.artefacts import kernel
-from lab.errors import Trouble
 from lab.hardware import Accelerator
 from lab.machine import Vm
 from lab.options import Options
 from lab.ports import fixed
-from lab.progress import Progress
 from lab.uml_machine import cpu_of, memory_folder
 
 QUIET = Progress(quiet=True)
@@ -87,7 +88,7 @@ def test_host_has_one_cpu_unless_more_are_asked_for(lab: Lab, asked: int | None,
 
 
 def test_only_the_dnf_family_boots_with_selinux(lab: Lab) -> None:
-    record = _Record(Options(name="blue", family="dnf"), fixed(3), accelerator="uml")
+    record = _Record(Options(name="blue", family="rpm"), fixed(3), accelerator="uml")
     assert all("security=selinux" in uml.command(vm.machine, "x") for vm in lab._vms(record))
     assert not any("security=selinux" in uml.command(vm.machine, "x") for vm in vms_of(lab))
 
@@ -163,7 +164,9 @@ def test_power_cut_ends_the_process_at_once(master: Vm) -> None:
 
 def test_host_whose_kernel_ends_at_once_says_what_it_printed(master: Vm) -> None:
     (master.lab_folder / "base/linux").write_text(f"#!{sys.executable}\nprint('no seccomp here')\n")
-    with pytest.raises(Trouble, match=r"User Mode Linux of master (ended|doesn't start):\s+no seccomp here"):
+    with pytest.raises(
+        UserError, match=r"User Mode Linux of master (ended|doesn't start):\s+no seccomp here"
+    ):
         master.start()
         master.wait_answers(20, QUIET, threading.Event())
 
@@ -215,7 +218,7 @@ def test_snapshot_that_cannot_be_written_leaves_the_earlier_one(
         return subprocess.CompletedProcess(argv, 1, "", "cp: No space left on device")
 
     monkeypatch.setattr(subprocess, "run", full)
-    with pytest.raises(Trouble, match="No space left"):
+    with pytest.raises(UserError, match="No space left"):
         master.save("plain")
     assert [path.name for path in (master.folder / "snapshots").iterdir()] == ["plain.cow"]
     assert (master.folder / "snapshots/plain.cow").read_text() == "first"
@@ -284,20 +287,20 @@ def test_kernel_series_that_was_tried_comes_first_and_a_later_one_next(names: li
 
 @pytest.mark.parametrize("names", [[], ["linux-source-6.12", "linux-source-7.1"]])
 def test_kernel_sources_that_are_too_old_are_refused(names: list[str]) -> None:
-    with pytest.raises(Trouble, match=r"no kernel source of 7\.2 or later"):
+    with pytest.raises(UserError, match=r"no kernel source of 7\.2 or later"):
         kernel.choose_package(names)
 
 
 def test_option_that_kconfig_dropped_is_named() -> None:
     text = kernel.CONFIG.read_text()
     kernel.check_config(text)
-    with pytest.raises(Trouble, match="CONFIG_IP_VS_RR=m, CONFIG_IP_VS_NFCT=y"):
+    with pytest.raises(UserError, match="CONFIG_IP_VS_RR=m, CONFIG_IP_VS_NFCT=y"):
         kernel.check_config(text.replace("CONFIG_IP_VS_RR=m\n", "").replace("IP_VS_NFCT=y", "IP_VS_NFCT=n"))
 
 
 def test_kernel_on_another_processor_is_refused(monkeypatch: pytest.MonkeyPatch, lab: Lab) -> None:
     monkeypatch.setattr(os, "uname", lambda: namedtuple("Uname", "machine")("aarch64"))
-    with pytest.raises(Trouble, match="aarch64"):
+    with pytest.raises(UserError, match="aarch64"):
         kernel.ensure(QUIET)
 
 

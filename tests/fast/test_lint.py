@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
+from common.paths import project_dir
+from common.progress import Progress
 from lab.artefacts import gobuild
 from lab.artefacts.cache import cached
-from lab.paths import project_dir
-from lab.progress import Progress
 from tools import lint
 
 

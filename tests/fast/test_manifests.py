@@ -25,7 +25,7 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     return pauses
 
 
-def asked(again: manifests.Again, *errors: str, urn: str = "urn:nginx") -> bool:
+def asked(again: manifests.RetryWhenBusy, *errors: str, urn: str = "urn:nginx") -> bool:
     """Whether what failed so, the newest first, is tried again."""
     failure = pulumi.ErrorHookArgs(
         urn=urn, id="", name="Service/default/nginx", type="", failed_operation="create", errors=list(errors)
@@ -35,7 +35,7 @@ def asked(again: manifests.Again, *errors: str, urn: str = "urn:nginx") -> bool:
 
 def attempts(*errors: str) -> int:
     """How often one is asked, whose last error comes for ever."""
-    again, seen = manifests.Again(), list(errors[:1])
+    again, seen = manifests.RetryWhenBusy(), list(errors[:1])
     rest = list(errors[1:])
     while asked(again, *seen):
         seen.insert(0, rest.pop(0) if rest else seen[0])
@@ -63,7 +63,7 @@ HELD = (
     ],
 )
 def test_what_a_busy_api_server_gave_up_is_tried_again(clock: list[float], error: str) -> None:
-    assert asked(manifests.Again(), error)
+    assert asked(manifests.RetryWhenBusy(), error)
 
 
 @pytest.mark.parametrize(
@@ -74,16 +74,16 @@ def test_what_a_busy_api_server_gave_up_is_tried_again(clock: list[float], error
     ],
 )
 def test_what_is_wrong_by_itself_is_not(clock: list[float], error: str) -> None:
-    assert not asked(manifests.Again(), error)
+    assert not asked(manifests.RetryWhenBusy(), error)
     assert not clock
 
 
 def test_a_node_port_that_a_given_up_attempt_still_holds_is_waited_for(clock: list[float]) -> None:
-    assert asked(manifests.Again(), HELD, BUSY)
+    assert asked(manifests.RetryWhenBusy(), HELD, BUSY)
 
 
 def test_a_node_port_that_was_taken_from_the_start_is_not(clock: list[float]) -> None:
-    assert not asked(manifests.Again(), HELD)
+    assert not asked(manifests.RetryWhenBusy(), HELD)
 
 
 def test_it_is_tried_ever_more_slowly_and_not_for_ever(clock: list[float]) -> None:
@@ -100,7 +100,7 @@ def test_a_node_port_is_waited_for_as_long_as_the_api_server_needs_to_find_it(cl
 
 
 def test_each_object_has_time_of_its_own(clock: list[float]) -> None:
-    again = manifests.Again()
+    again = manifests.RetryWhenBusy()
     assert asked(again, BUSY)
     clock.append(manifests.BUSY_SECONDS)
     assert not asked(again, BUSY, BUSY)

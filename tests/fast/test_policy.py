@@ -11,8 +11,8 @@ from typing import Any
 
 import pytest
 
-from lab.errors import Trouble
-from lab.progress import Progress
+from common.errors import UserError
+from common.progress import Progress
 from model import documents
 from policy import engine_values, rules
 from policy.rules import Environment, Hidden, Level, Resource, Unknown
@@ -315,7 +315,7 @@ def test_an_environment_that_can_not_be_made_is_begun_again_and_is_never_taken_f
     monkeypatch.setenv("PIP_NO_INDEX", "1")
     lock.write_text("pulumi-policy==1.21.0\n")
     for _ in range(2):
-        with pytest.raises(Trouble, match="can't be made"):
+        with pytest.raises(UserError, match="can't be made"):
             policy.python(Progress(quiet=True), lock)
     lock.write_text("# nothing\n")
     made = policy.python(Progress(quiet=True), lock)

@@ -10,12 +10,12 @@ from typing import Any
 import pytest
 import yaml
 
-from components.remote import STEPS, compose
-from model import consequences
-from model.consequences import Level
-from model.report import Environment, changes_of, happenings, mask, page, settings_diff, values_of
+from model import change_impact
+from model.change_impact import Level
+from model.policy_findings import Finding, findings_in
+from model.report import COMMAND, Environment, changes_of, impacts, mask, page, settings_diff
 from model.settings import PREFIX, load
-from model.verdict import Finding, findings_in
+from model.steps import STEPS, command_text, script_text, step_of, values_of
 from tests.fast.test_graph import raw_settings, run
 from tests.stacks import PROJECT
 from tools import report
@@ -23,16 +23,20 @@ from tools import report
 HOSTS = ["master", "node1", "node2"]
 
 
-def step(name: str, op: str, old: Any = None, new: Any = None, kind: str = "command:remote:Command") -> Any:
+def step(name: str, op: str, old: Any = None, new: Any = None, kind: str = COMMAND) -> Any:
     entry: dict[str, Any] = {"op": op, "urn": f"urn:pulumi:t::p::{kind}::{name}"}
+    command = {}
+    if kind == COMMAND:
+        known = STEPS["expected_services" if name == "expected-services" else name.rpartition("-")[2]]
+        command = {"create": command_text("create", known, "master", 60, "root")}
     for key, inputs in (("oldState", old), ("newState", new)):
         if inputs is not None:
-            entry[key] = {"type": kind, "inputs": inputs}
+            entry[key] = {"type": kind, "inputs": {**command, **inputs}}
     return entry
 
 
 def script(**values: str) -> dict[str, Any]:
-    return {"stdin": compose(("lib.sh",), values)}
+    return {"stdin": script_text(STEPS["kernel"], values)}
 
 
 def update(name: str, before: dict[str, str], **after: str) -> Any:
@@ -40,7 +44,7 @@ def update(name: str, before: dict[str, str], **after: str) -> Any:
 
 
 def told(*steps: Any) -> list[str]:
-    return [happening.text for happening in happenings(changes_of({"steps": list(steps)}), HOSTS)]
+    return [impact.text for impact in impacts(changes_of({"steps": list(steps)}), HOSTS)]
 
 
 def proxies(hosts: int = 3) -> list[Any]:
@@ -53,7 +57,7 @@ def environment(name: str, *steps: Any, **more: Any) -> Environment:
 
 
 REMOVAL = [
-    step("node2-member", "delete", script(NODE="node2")),
+    step("node2-node", "delete", script(NODE="node2")),
     step("node2-join", "delete", {"stdin": "[secret]"}),
     step("node2-claim", "delete", script(ADDRESS="10.0.0.13")),
 ]
@@ -69,15 +73,17 @@ def test_the_table_knows_every_step_and_every_value_that_it_names(tmp_path: Path
         if "stdin" in inputs and "/" not in name:
             values = values_of(inputs["stdin"])
             assert values is not None
-            texts.setdefault("look" if name == "promises" else name.rpartition("-")[2], set()).update(values)
-    assert set(texts) == set(consequences.STEPS) <= set(STEPS)
-    for known, words in consequences.STEPS.items():
+            step = step_of(inputs["create"])
+            assert step is not None
+            texts.setdefault(step.name, set()).update(values)
+    assert set(texts) == set(change_impact.STEPS) <= set(STEPS)
+    for known, words in change_impact.STEPS.items():
         assert {key.partition("=")[0] for key in words} <= texts[known], known
 
 
 @pytest.mark.parametrize("value", ["", "rr", "it's 'quoted'", "a\nB=c\n\nSTEP=$2 HOST=$3\n", "$(x) `y` \\"])
 def test_the_values_of_a_steps_text_are_read_as_bash_reads_them(value: str) -> None:
-    assert values_of(compose(STEPS["proxy"], {"MODE": "ipvs", "PROXY": value})) == {
+    assert values_of(script_text(STEPS["proxy"], {"MODE": "ipvs", "PROXY": value})) == {
         "MODE": "ipvs",
         "PROXY": value,
     }
@@ -131,7 +137,7 @@ def test_a_worker_that_goes_is_drained_removed_and_given_back() -> None:
 
 def test_what_the_table_does_not_know_is_named_and_its_end_is_a_loss() -> None:
     plan = {"steps": [step("logs", "delete", {}, None, "aws:s3:Bucket")]}
-    assert [(h.level, h.text) for h in happenings(changes_of(plan), HOSTS)] == [
+    assert [(h.level, h.text) for h in impacts(changes_of(plan), HOSTS)] == [
         (Level.LOSS, "`logs` (aws:s3:Bucket): delete.")
     ]
 
@@ -168,7 +174,7 @@ def test_a_step_that_runs_again_for_its_script_alone_is_told_as_such() -> None:
 
 
 def test_what_evicts_pods_is_told_beside_the_labels() -> None:
-    assert told(update("node1-member", {}, LABELS="disk=ssd", TAINTS="only=web:NoExecute")) == [
+    assert told(update("node1-node", {}, LABELS="disk=ssd", TAINTS="only=web:NoExecute")) == [
         "labels of node1 change.",
         "taints of node1 change. A NoExecute taint evicts pods that don't tolerate it.",
     ]
@@ -183,7 +189,7 @@ def test_other_mirrors_are_not_said_to_restart_nothing_where_something_else_does
 
 def test_other_names_of_the_api_server_do_not_hide_that_kubelets_restart() -> None:
     steps = [
-        update("master-init", {}, CERTIFICATE_NAMES="api.test", KUBELET="maxPods: 60", CONFIG="both"),
+        update("master-init", {}, CERT_SANS="api.test", KUBELET="maxPods: 60", CONFIG="both"),
         step("node1-join", "update", {"stdin": "[secret]"}, {"stdin": "[secret]"}),
     ]
     assert told(*steps) == [
@@ -203,7 +209,7 @@ def test_what_a_repaired_host_is_asked_besides_is_told_too() -> None:
         update("master-init", {}, REPAIR="today", KUBELET="maxPods: 60"),
         update("master-kernel", {}, REPAIR="today"),
         update("master-runtime", {}, REPAIR="today", MIRRORS="a b"),
-        step("master-proof", "update", {"stdin": "[secret]"}, {"stdin": "[secret]"}),
+        step("master-verification", "update", {"stdin": "[secret]"}, {"stdin": "[secret]"}),
     ) == [
         "**kubelet restarts on every node, with other settings**. Pods go on.",
         "every step on master runs again, to put right what has drifted. containerd restarts; pods go on.",
@@ -299,7 +305,7 @@ def test_the_order_does_not_depend_on_the_engines() -> None:
 
 def test_the_worst_comes_first_and_what_nobody_notices_last_in_one_line() -> None:
     kernel = step("node1-kernel", "update", script(MODE="ipvs"), script(MODE="iptables"))
-    proof = step("node1-proof", "update", script(MODE="ipvs"), script(MODE="iptables"))
+    proof = step("node1-verification", "update", script(MODE="ipvs"), script(MODE="iptables"))
     lines = page([environment("a", kernel, proof, *proxies(1), *REMOVAL)], meant=False).text.splitlines()
     bullets = [line for line in lines if line.startswith(("- **", "- Besides"))]
     assert [bullet.split()[1] for bullet in bullets] == ["**node2", "**kube-proxy", "Besides:"]

@@ -30,7 +30,7 @@ def declared(requirement: str) -> tuple[str, str]:
 @pytest.mark.parametrize("name", LOCKS)
 def test_a_lock_pins_every_package_by_hash_and_names_no_index(name: str) -> None:
     text = (PROJECT / name).read_text()
-    assert "://" not in text, "an index or a link in the lock would bind everybody to one site"
+    assert "://" not in text, "an index or a link in the lock would bind everybody to one mirror"
     assert not re.search(r"^\s*--(?!hash)", text, re.MULTILINE), "pip options belong to the installing side"
     entries = [entry for entry in re.split(r"\n(?=\S)", text.strip()) if not entry.startswith("#")]
     unhashed = [entry.splitlines()[0] for entry in entries if "--hash=sha256:" not in entry]

@@ -11,24 +11,22 @@ from pathlib import Path
 
 import pytest
 
-from components.remote import SCRIPTS
-from tests.fast.test_scripts import bash, redirected, with_lib
+from tests.fast.shell import bash, code, redirected, with_lib
 
 DATA = Path(__file__).parent / "data"
 # As a node in that mode prints them, cut down to a rule of each kind.
 IPTABLES = (DATA / "iptables.txt").read_text()
 NFTABLES = (DATA / "nftables.txt").read_text()
-# What each needs before it: node.sh, kube.sh, firewalld.sh.
-INIT = (SCRIPTS / "node.sh").read_text() + (SCRIPTS / "init.sh").read_text()
-JOIN = (SCRIPTS / "node.sh").read_text() + (SCRIPTS / "join.sh").read_text()
-MEMBER = (SCRIPTS / "kube.sh").read_text() + (SCRIPTS / "member.sh").read_text()
-RESET = (SCRIPTS / "firewalld.sh").read_text() + (SCRIPTS / "reset.sh").read_text()
-REGISTRATION = (SCRIPTS / "kube.sh").read_text() + (SCRIPTS / "registration.sh").read_text()
+INIT = code("lib/kubeadm.sh") + code("steps/init.sh")
+JOIN = code("lib/kubeadm.sh") + code("steps/join.sh")
+NODE = code("lib/kubectl.sh") + code("steps/node.sh")
+RESET = code("lib/firewalld.sh") + code("lib/reset.sh")
+DEREGISTER = code("lib/kubectl.sh") + code("steps/deregister.sh")
 
 
 def part(script: str, body: str, tmp_path: Path, **values: str) -> str:
     """What `create` of a test's own prints, with a script's functions and without its steps."""
-    return bash(with_lib((SCRIPTS / script).read_text() + body, **values), home=tmp_path).stdout
+    return bash(with_lib(code(script) + body, **values), home=tmp_path).stdout
 
 
 MINE, OLD = "dev 4fd1", "dev"
@@ -83,7 +81,7 @@ def test_a_host_that_is_another_of_the_same_stack_is_refused(
         if text is not None:
             (tmp_path / file).write_text(f"{text}\n")
     body = "create() { refuse_other_uses; }\n"
-    text = with_lib((SCRIPTS / "claim.sh").read_text() + body, ROLE="worker")
+    text = with_lib(code("steps/claim.sh") + body, ROLE="worker")
     done = bash(text, home=tmp_path, check=False)
     assert done.returncode == (1 if said else 0), done.stderr
     assert said in done.stderr
@@ -100,7 +98,7 @@ def test_a_host_with_another_clusters_files_or_authority_is_refused(tmp_path: Pa
     if path:
         (tmp_path / path).touch()
     body = f"create() {{ refuse_others_nodes {' '.join(map(str, folders))}; }}\n"
-    done = bash(with_lib((SCRIPTS / "claim.sh").read_text() + body), home=tmp_path, check=False)
+    done = bash(with_lib(code("steps/claim.sh") + body), home=tmp_path, check=False)
     assert ("another cluster, or prepared for one" in done.stderr) == bool(path)
     assert done.returncode == (1 if path else 0)
     assert path or done.stderr == ""
@@ -136,7 +134,7 @@ def test_what_containerd_does_beyond_its_defaults_is_found_before_its_configurat
 ) -> None:
     (tmp_path / "config.toml").write_text(CONTAINERD + more)
     body = f"create() {{ own_containerd_settings {tmp_path}; }}\n"
-    assert part("claim.sh", body, tmp_path).splitlines() == found
+    assert part("steps/claim.sh", body, tmp_path).splitlines() == found
 
 
 def claim(tmp_path: Path, verb: str) -> None:
@@ -152,16 +150,14 @@ def claim(tmp_path: Path, verb: str) -> None:
     )
     gives = (f"give_back_{what}" for what in ("firewall", "runtime", "packages", "kernel", "files"))
     fit = "".join(f"{name}() {{ :; }}\n" for name in (*looks, *gives))
-    text = with_lib((SCRIPTS / "claim.sh").read_text() + fit, ROLE="worker", OWNER="dev").replace(
-        '"$1"', verb
-    )
+    text = with_lib(code("steps/claim.sh") + fit, ROLE="worker", OWNER="dev").replace('"$1"', verb)
     text = text.replace("${KUBEADM_IPVS_LOCK:-/run/kubeadm-ipvs.lock}", str(tmp_path / "lock"))
     bash(text, home=tmp_path / "home")
 
 
 def test_what_goes_if_it_was_not_there_before_is_looked_for_before_the_first_change(tmp_path: Path) -> None:
-    recorded = set(part("claim.sh", 'create() { printf "%s\\n" "${TOUCHED[@]}"; }\n', tmp_path).split())
-    reset = (SCRIPTS / "reset.sh").read_text()
+    recorded = set(part("steps/claim.sh", 'create() { printf "%s\\n" "${TOUCHED[@]}"; }\n', tmp_path).split())
+    reset = code("lib/reset.sh")
     loops = re.findall(r"for path in ((?:/|\\\n).*?); do\n(.*?)\n  done", reset, re.DOTALL)
     asked = [
         path for paths, body in loops if "RECORD/absent" in body for path in paths.split() if path != "\\"
@@ -228,7 +224,7 @@ nproc() {{ echo {cpus}; }}
 create() {{ look_at_system; printf '%s\\n' "${{problems[@]}}"; }}
 """
     values = {"ROLE": role, "MODE": "ipvs", "SCHEDULER": "rr", "ADDRESS": "10.0.0.1", "problems": "()"}
-    said = part("claim.sh", body, tmp_path, **values, IGNORED_CHECKS=shlex.quote(ignored))
+    said = part("steps/claim.sh", body, tmp_path, **values, IGNORED_CHECKS=shlex.quote(ignored))
     return [line for line in said.splitlines() if line]
 
 
@@ -241,7 +237,7 @@ def test_another_network_for_pods_and_a_containerd_with_settings_are_found_befor
     (network / "10-calico.conflist").touch()
     (network / "README").touch()
     (containerd / "config.toml").write_text('disabled_plugins = ["cri"]\nroot = "/data/containerd"\n')
-    script = (SCRIPTS / "claim.sh").read_text().replace("/etc/cni/net.d", str(network))
+    script = code("steps/claim.sh").replace("/etc/cni/net.d", str(network))
     script = script.replace(
         "own_containerd_settings /etc/containerd", f"own_containerd_settings {containerd}"
     )
@@ -265,7 +261,7 @@ def packages(tmp_path: Path, *, plugins: bool) -> str:
     plugin = tmp_path / "loopback"
     if plugins:
         plugin.touch(mode=0o755)
-    return (SCRIPTS / "packages.sh").read_text().replace("/opt/cni/bin/loopback", str(plugin))
+    return code("steps/packages.sh").replace("/opt/cni/bin/loopback", str(plugin))
 
 
 @pytest.mark.parametrize(
@@ -310,7 +306,7 @@ create() {{ look_at_ports; printf '%s\\n' "${{problems[@]}}"; }}
 """
     for ignored, found in {"''": "port 30080/tcp is taken by nginx\n", "port-30080": "\n"}.items():
         values = {"ROLE": "worker", "NODE_PORT": "30080", "problems": "()", "IGNORED_CHECKS": ignored}
-        assert part("claim.sh", body, tmp_path, **values) == found
+        assert part("steps/claim.sh", body, tmp_path, **values) == found
 
 
 ARMORED = "-----BEGIN PGP PUBLIC KEY BLOCK-----"
@@ -333,7 +329,7 @@ have() {{ [[ $1 == curl ]]; }}
 curl() {{ {answers}; }}
 create() {{ put_key {file} https://packages.example.com/Release.key; }}
 """
-        text = with_lib((SCRIPTS / "packages.sh").read_text() + body, KEY="", KEY_URL="")
+        text = with_lib(code("steps/packages.sh") + body, KEY="", KEY_URL="")
         done = bash(text, home=tmp_path, check=False)
         assert done.returncode == status, done.stderr
         assert file.read_text() == f"{ARMORED}\n"
@@ -380,7 +376,7 @@ def test_what_a_removal_that_was_cut_off_has_left_goes_by_the_next(tmp_path: Pat
 def test_iptables_rules_are_read_as_services_node_ports_and_endpoints(tmp_path: Path) -> None:
     (tmp_path / "rules").write_text(IPTABLES)
     body = f"iptables-save() {{ cat {tmp_path}/rules; }}\ncreate() {{ seen; }}\n"
-    assert part("proof.sh", body, tmp_path, MODE="iptables").splitlines() == [
+    assert part("steps/verification.sh", body, tmp_path, MODE="iptables").splitlines() == [
         "node-port TCP 30080",
         "endpoint TCP 10.244.1.2:80",
         "service UDP 10.96.0.10:53",
@@ -390,7 +386,7 @@ def test_iptables_rules_are_read_as_services_node_ports_and_endpoints(tmp_path: 
 def test_nftables_maps_are_read_as_services_node_ports_and_endpoints(tmp_path: Path) -> None:
     (tmp_path / "rules").write_text(NFTABLES)
     body = f"nft() {{ cat {tmp_path}/rules; }}\ncreate() {{ seen; }}\n"
-    assert part("proof.sh", body, tmp_path, MODE="nftables").splitlines() == [
+    assert part("steps/verification.sh", body, tmp_path, MODE="nftables").splitlines() == [
         "service UDP 10.96.0.10:53",
         "service TCP 10.96.0.1:443",
         "node-port TCP 30080",
@@ -409,7 +405,7 @@ iptables-restore() {{ echo "restore $*"; cat; }}
 clear_ipvs() {{ :; }}
 create() {{ clear_other_modes; }}
 """
-    assert part("proxy.sh", body, tmp_path, MODE="ipvs").splitlines() == [
+    assert part("steps/proxy.sh", body, tmp_path, MODE="ipvs").splitlines() == [
         "restore --noflush --wait 30",
         "*nat",
         ":KUBE-EXT-TEOBKOQ2TXYEFV6A - [0:0]",
@@ -449,7 +445,7 @@ def test_labels_and_taints_that_are_no_longer_wanted_go_and_others_stay(
     tmp_path: Path, verb: str, wanted: str, done: str
 ) -> None:
     # What kubectl is asked to do goes to /dev/null in the script: here it is looked at.
-    script = MEMBER.replace(">/dev/null", "")
+    script = NODE.replace(">/dev/null", "")
     body = f"""
 kubectl() {{ printf '%s\\n' "$*"; }}
 create() {{ set_ours {verb} '{wanted}' '{BEFORE[verb]}' '{PRESENT}'; }}
@@ -461,7 +457,7 @@ create() {{ set_ours {verb} '{wanted}' '{BEFORE[verb]}' '{PRESENT}'; }}
 def test_a_mirror_that_is_taken_out_of_the_settings_goes_and_the_users_stay(tmp_path: Path) -> None:
     certs = tmp_path / "certs.d"
     body = f"CERTS={certs}\ncreate() {{ write_mirrors; }}\n"
-    script = (SCRIPTS / "runtime.sh").read_text().replace("readonly CERTS", "CERTS")
+    script = code("steps/runtime.sh").replace("readonly CERTS", "CERTS")
 
     def write(mirrors: str) -> None:
         bash(with_lib(script + body, MIRRORS=f"$'{mirrors}'"), home=tmp_path)
@@ -483,12 +479,12 @@ def what_is_lacking(tmp_path: Path, lines: list[str], services: str) -> str:
 kubectl() {{ printf '%s\\n' {told}; }}
 create() {{ local lacking= seen= dead_looked=$SECONDS; all_ready || :; printf '%s' "$lacking"; }}
 """
-    return part("look.sh", body, tmp_path, SERVICES=services)
+    return part("steps/expected_services.sh", body, tmp_path, SERVICES=services)
 
 
 def runtime(tmp_path: Path, config: Path, more: str = "") -> list[str]:
     """The calls of systemctl by a run of the step on a host where containerd runs."""
-    script = (SCRIPTS / "runtime.sh").read_text().replace("/etc/containerd/config.toml", str(config))
+    script = code("steps/runtime.sh").replace("/etc/containerd/config.toml", str(config))
     calls = tmp_path / "calls"
     calls.write_text("")
     tools = (
@@ -522,7 +518,7 @@ def test_containerd_is_told_the_same_in_the_form_of_each_of_its_versions(
 ) -> None:
     """containerd's docs/cri/config.md has both forms."""
     body = f"containerd() {{ echo '{version}'; }}\ncreate() {{ runtime_config; }}\n"
-    said = part("runtime.sh", body, tmp_path, SANDBOX_IMAGE="registry.example.com/pause:3.10")
+    said = part("steps/runtime.sh", body, tmp_path, SANDBOX_IMAGE="registry.example.com/pause:3.10")
     plugins = tomllib.loads(said)["plugins"]
     image = plugins[of_images]
     for name in sandbox.split("."):
@@ -539,7 +535,7 @@ def test_containerd_is_told_the_same_in_the_form_of_each_of_its_versions(
 
 def test_another_containerd_is_refused_with_the_versions_that_will_do(tmp_path: Path) -> None:
     body = "containerd() { echo 'containerd x v3.0.0'; }\ncreate() { runtime_config; }\n"
-    done = bash(with_lib((SCRIPTS / "runtime.sh").read_text() + body), home=tmp_path, check=False)
+    done = bash(with_lib(code("steps/runtime.sh") + body), home=tmp_path, check=False)
     assert (done.returncode, "next: install containerd 1.7 or 2" in done.stderr) == (1, True)
 
 
@@ -567,7 +563,7 @@ def test_what_killed_runs_have_left_beside_files_goes_with_them(tmp_path: Path) 
     left.parent.mkdir(parents=True)
     left.touch()
     users.touch()
-    part("reset.sh", f"create() {{ remove_unfinished_files {etc}; }}\n", tmp_path)
+    part("lib/reset.sh", f"create() {{ remove_unfinished_files {etc}; }}\n", tmp_path)
     assert not left.exists()
     assert users.exists()
 
@@ -631,7 +627,7 @@ kubectl() {{
 }}
 """
     text = with_lib(
-        (SCRIPTS / "look.sh").read_text() + body, SERVICES="'kube-system/kube-dns 2'", WAIT_SECONDS="30"
+        code("steps/expected_services.sh") + body, SERVICES="'kube-system/kube-dns 2'", WAIT_SECONDS="30"
     )
     told = json.loads(bash(text, home=tmp_path).stdout)
     assert told == {"items": [{"kind": "EndpointSlice"}, {"kind": "Service", "a": "b c"}]}
@@ -650,7 +646,7 @@ kubectl() {
 exec 5>&1
 """
     text = with_lib(
-        (SCRIPTS / "look.sh").read_text() + body, SERVICES="'kube-system/kube-dns 1'", WAIT_SECONDS="2"
+        code("steps/expected_services.sh") + body, SERVICES="'kube-system/kube-dns 1'", WAIT_SECONDS="2"
     )
     done = bash(text, home=tmp_path, check=False)
     assert "kube-system/kube-dns has 0 ready endpoints, not 1" in done.stderr
@@ -680,7 +676,7 @@ iptables-save() {{ echo '-A KUBE-SERVICES -m set --match-set KUBE-CLUSTER-IP dst
 ipvsadm() {{ :; }}
 create() {{ differences_ipvs | grep -v kube-ipvs0 || :; }}
 """
-    said = part("proof.sh", body, tmp_path, MODE="ipvs", EXPECTED="'set KUBE-CLUSTER-IP'")
+    said = part("steps/verification.sh", body, tmp_path, MODE="ipvs", EXPECTED="'set KUBE-CLUSTER-IP'")
     assert said == (f"missing: a rule that masquerades by the set {missing}\n" if missing else "")
 
 
@@ -786,7 +782,7 @@ iptables-save() {{ cat {folder}/rules; }}
 nft() {{ [[ -s {folder}/nft ]]; }}
 create() {{ differences; }}
 """
-    said = part("proof.sh", body, tmp_path, MODE="ipvs", EXPECTED=shlex.quote(PROMISED.rstrip()))
+    said = part("steps/verification.sh", body, tmp_path, MODE="ipvs", EXPECTED=shlex.quote(PROMISED.rstrip()))
     assert said.splitlines() == found
 
 
@@ -810,13 +806,13 @@ kubectl() {{
 pause() {{ :; }}
 create() {{ kube get node node2; }}
 """
-    done = bash(with_lib(MEMBER + body), home=tmp_path, check=False)
+    done = bash(with_lib(NODE + body), home=tmp_path, check=False)
     assert (tmp_path / "asked").read_text().splitlines() == ["get node node2"] * times
     assert refusal in done.stderr
     assert (done.returncode, done.stdout) == ((0, "node/node2\n") if times == 3 else (1, ""))
 
 
-@pytest.mark.parametrize("script", [MEMBER, REGISTRATION], ids=["member", "registration"])
+@pytest.mark.parametrize("script", [NODE, DEREGISTER], ids=["node", "deregister"])
 def test_a_worker_is_not_taken_for_removed_while_the_api_server_says_nothing(
     tmp_path: Path, script: str
 ) -> None:
@@ -835,7 +831,7 @@ create() { delete; }
 
 def test_a_worker_that_does_not_answer_is_removed_and_not_drained(tmp_path: Path) -> None:
     (tmp_path / "admin.conf").touch()
-    script = MEMBER.replace("/etc/kubernetes", str(tmp_path))
+    script = NODE.replace("/etc/kubernetes", str(tmp_path))
     body = f"""
 kubectl() {{
   echo "$*" >>{tmp_path}/asked
@@ -874,7 +870,7 @@ kubectl() {{
 }}
 create() {{ delete; }}
 """
-    script = REGISTRATION.replace("/etc/kubernetes", str(tmp_path))
+    script = DEREGISTER.replace("/etc/kubernetes", str(tmp_path))
     (tmp_path / "asked").touch()
     bash(with_lib(script + body, NODE="node2"), home=tmp_path)
     asked = (tmp_path / "asked").read_text().splitlines()
@@ -883,7 +879,7 @@ create() {{ delete; }}
 
 
 def test_registering_is_the_kubelets_own_work(tmp_path: Path) -> None:
-    bash(with_lib(REGISTRATION + "kubectl() { echo called >&2; exit 1; }\n", NODE="node2"), home=tmp_path)
+    bash(with_lib(DEREGISTER + "kubectl() { echo called >&2; exit 1; }\n", NODE="node2"), home=tmp_path)
 
 
 PRINTED = """I1125 03:44:56 some warning of kubeadm's
@@ -936,7 +932,7 @@ def test_a_living_node_gets_no_packages_of_another_version(
     if done:
         (tmp_path / "node.done").touch()
     body = "create() { refuse_upgrade; echo installed; }\n"
-    text = with_lib((SCRIPTS / "packages.sh").read_text() + body, VERSION="1.37.2")
+    text = with_lib(code("steps/packages.sh") + body, VERSION="1.37.2")
     said = bash(text, home=tmp_path, check=False)
     assert said.stdout == ("" if refused else "installed\n")
     assert ("set cluster.kubernetesVersion to 1.36.3 again" in said.stderr) == refused
@@ -949,7 +945,7 @@ def test_a_zone_by_source_is_opened_where_the_hosts_network_is_in_it(tmp_path: P
         '"dmz" 1 "sources" 2 "10.9.0.0/16" "ipset:theirs" "home" 1 "sources" 1 "10.0.0.11"'
     )
     body = f"firewalld_call() {{ echo '{zones}'; }}\ncreate() {{ source_zones; }}\n"
-    script = (SCRIPTS / "firewalld.sh").read_text() + (SCRIPTS / "firewall.sh").read_text()
+    script = code("lib/firewalld.sh") + code("steps/firewall.sh")
     said = bash(with_lib(script + body, ADDRESS="10.0.0.11"), home=tmp_path).stdout
     assert said.split() == ["internal", "home"]
 
@@ -984,7 +980,7 @@ firewall-cmd() {{
 }}
 create() {{ firewalld_tidy; }}
 """
-    part("firewalld.sh", body, tmp_path)
+    part("lib/firewalld.sh", body, tmp_path)
     assert (tmp_path / "reloaded").exists() is reloaded
 
 
@@ -1079,7 +1075,7 @@ def test_the_distributions_own_word_decides_between_apt_and_dnf(
 def test_dnfs_plan_is_read_with_dependencies_and_rows_that_are_broken_in_two(tmp_path: Path) -> None:
     plan = (DATA / "dnf-plan.txt").read_text()
     body = 'create() { rpms_planned <<<"$PLAN"; }\n'
-    seen = part("packages.sh", body, tmp_path, PLAN=shlex.quote(plan)).splitlines()
+    seen = part("steps/packages.sh", body, tmp_path, PLAN=shlex.quote(plan)).splitlines()
     assert seen == [
         "containerd",
         "kubelet",
@@ -1104,7 +1100,7 @@ create() {{ install_rpms kubelet; }}
 
 def test_what_dnf_will_install_is_noted_before_it_does(tmp_path: Path) -> None:
     body = planning(tmp_path, (DATA / "dnf-plan.txt").read_text())
-    part("packages.sh", body, tmp_path)
+    part("steps/packages.sh", body, tmp_path)
     added = (tmp_path / "record/packages-added").read_text().split()
     assert added == ["kubelet", "cri-tools", "a-library-with-a-name-that-is-too-long-for-its-column"]
     # The lists first, with their keys: without them the plan would be empty.
@@ -1115,7 +1111,7 @@ def test_what_dnf_will_install_is_noted_before_it_does(tmp_path: Path) -> None:
 
 def test_a_plan_that_dnf_cannot_make_stops_before_anything_is_installed(tmp_path: Path) -> None:
     body = planning(tmp_path, "Error: Unable to find a match: kubelet-1.37.2-*\n")
-    text = with_lib((SCRIPTS / "packages.sh").read_text() + body)
+    text = with_lib(code("steps/packages.sh") + body)
     done = bash(text, home=tmp_path, check=False)
     assert done.returncode == 1
     assert "Unable to find a match: kubelet-1.37.2-*" in done.stderr
@@ -1169,7 +1165,7 @@ family() {{ echo deb; }}
 dpkg-query() {{ [[ ${{!#}} == kubelet && -n '{installed}' ]] && echo '{installed}'; }}
 create() {{ local problems=(); look_at_packages; printf '%s\\n' "${{problems[@]}}"; }}
 """
-    said = part("claim.sh", body, tmp_path, VERSION="1.37.2", MANAGE=manage)
+    said = part("steps/claim.sh", body, tmp_path, VERSION="1.37.2", MANAGE=manage)
     assert said.startswith(found)
     assert bool(said.strip()) is bool(found)
 
@@ -1251,7 +1247,7 @@ kubeadm() {{
 }}
 create() {{ begin_node; run_kubeadm 3 join; }}
 """
-    text = with_lib((SCRIPTS / "node.sh").read_text() + body)
+    text = with_lib(code("lib/kubeadm.sh") + body)
     done = bash(text, home=tmp_path, check=False)
     assert len((tmp_path / "runs").read_text().split()) == runs
     assert (done.returncode == 0) == (runs == 3), done.stderr
@@ -1268,7 +1264,7 @@ def test_the_folder_that_containerd_watches_for_the_network_outlives_the_node(
     for name in ("10-flannel.conflist", "10-theirs.conflist"):
         (folder / name).touch()
     same = folder.stat().st_ino
-    script = redirected((SCRIPTS / "reset.sh").read_text(), tmp_path)
+    script = redirected(code("lib/reset.sh"), tmp_path)
     bash(with_lib(script + "create() { clear_folders; }\n"), home=tmp_path)
     assert [path.name for path in folder.iterdir()] == ["10-theirs.conflist"]
     assert folder.stat().st_ino == same
@@ -1331,7 +1327,7 @@ apt-get() {{
 }}
 create() {{ apt_update; }}
 """
-    script = (SCRIPTS / "packages.sh").read_text()
+    script = code("steps/packages.sh")
     done = bash(with_lib(script + body), home=tmp_path, check=False)
     assert done.returncode == status
     assert (said in done.stderr) == bool(status)
@@ -1355,7 +1351,7 @@ sed() {{ :; }}
 swapoff() {{ :; }}
 timeout() {{ shift; "$@"; }}
 """
-    kernel = (SCRIPTS / "kernel.sh").read_text().replace("/etc/systemd/system", str(units))
+    kernel = code("steps/kernel.sh").replace("/etc/systemd/system", str(units))
     for _ in range(2):
         bash(with_lib(kernel + tools + "create() { stop_swap; }\n"), home=tmp_path)
     held = sorted(path.parent.name for path in units.glob("*.d/kubeadm-ipvs.conf"))
@@ -1387,7 +1383,7 @@ install_debs() {{ printf '%s\n' "$@"; }}
 create() {{ install_deb; }}
 """
     values = {"VERSION": "1.37.2", "REVISION": "'*'", "REPOSITORY_DEB": "http://x/", "KEY": "key"}
-    said = part("packages.sh", body, tmp_path, **values)
+    said = part("steps/packages.sh", body, tmp_path, **values)
     assert [name for name in said.split() if "=" not in name] == asked
 
 
@@ -1416,7 +1412,7 @@ def test_a_source_of_the_hosts_own_for_the_same_packages_is_used_and_ours_not_pu
     (parts / name).write_text(text)
     ours = parts / "kubeadm-ipvs.sources"
     ours.write_text("URIs: https://r.example/v1.37/deb/\n")
-    script = (SCRIPTS / "packages.sh").read_text().replace("/etc/apt", str(tmp_path / "apt"))
+    script = code("steps/packages.sh").replace("/etc/apt", str(tmp_path / "apt"))
     values = {"REPOSITORY_DEB": "https://r.example/v1.37/deb/", "KEY": "key"}
     done = bash(with_lib(script + "create() { add_deb_source; }\n", **values), home=tmp_path)
     assert ours.exists() is not own
@@ -1447,6 +1443,6 @@ def test_rules_of_the_hosts_own_hand_that_may_reject_are_told(tmp_path: Path) ->
 """
     )
     body = f"nft() {{ cat {tmp_path}/ruleset; }}\nhave() {{ true; }}\ncreate() {{ tell_of_other_rules; }}\n"
-    said = bash(with_lib((SCRIPTS / "firewall.sh").read_text() + body), home=tmp_path).stderr
+    said = bash(with_lib(code("steps/firewall.sh") + body), home=tmp_path).stderr
     assert "may reject the cluster's ports" in said
     assert said.rstrip().endswith(": counter packets 0 bytes 0 reject with icmp host-prohibited")

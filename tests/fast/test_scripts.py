@@ -1,79 +1,68 @@
 from __future__ import annotations
 
-import os
 import re
 import subprocess
 from pathlib import Path
 
 import pytest
 
-from components import remote
-from components.remote import SCRIPTS, STEPS, command_text, compose
+from model.steps import SCRIPTS, STEPS, Step, body, command_text, script_text
+from tests.fast.shell import bash, code, with_lib
 
 
-def bash(text: str, *arguments: str, home: Path, check: bool = True) -> subprocess.CompletedProcess[str]:
-    """Runs a composed text as sshd would: the text on standard input, verb, step and host as words."""
-    environment = {**os.environ, "KUBEADM_IPVS_HOME": str(home), "KUBEADM_IPVS_LOCK": str(home / "lock")}
-    return subprocess.run(
-        ["bash", "-s", "--", *(arguments or ("create", "step", "node1"))],
-        input=text,
-        text=True,
-        capture_output=True,
-        timeout=60,
-        check=check,
-        env=environment,
-    )
-
-
-def with_lib(body: str, **values: str) -> str:
-    """A step of the test's own on top of the real lib.sh; root is not asked for."""
-    lib = (SCRIPTS / "lib.sh").read_text().replace("((EUID == 0))", "true")
-    return (
-        lib
-        + body
-        + "".join(f"{k}={v}\n" for k, v in values.items())
-        + 'STEP=$2 HOST=$3\nrun_step "$1" </dev/null\n'
-    )
-
-
-def redirected(script: str, root: Path) -> str:
-    """A script whose files and folders are in a root of the test's own."""
-    return re.sub(r"(?<![\w}/.*])/(etc|var|opt|run|usr/libexec)(?=[/ ;])", rf"{root}/\1", script)
+def scripts() -> list[Path]:
+    return sorted(SCRIPTS.glob("*/*.sh"))
 
 
 def test_every_script_is_part_of_a_step() -> None:
-    sent = {name for files in STEPS.values() for name in files}
-    assert sent == {path.name for path in SCRIPTS.glob("*.sh")}
+    steps = [SCRIPTS / f"steps/{step.script or step.name}.sh" for step in STEPS.values()]
+    sourced = {
+        SCRIPTS / name
+        for script in scripts()
+        for name in re.findall(r"^source (\S+)$", script.read_text(), re.MULTILINE)
+    }
+    assert {*steps, *sourced} == set(scripts())
 
 
-@pytest.mark.parametrize("step", STEPS)
-def test_a_step_is_valid_bash_as_it_is_sent(step: str) -> None:
-    text = compose(STEPS[step], {"NAME": "it's $(quoted) `here`\nand there"})
+@pytest.mark.parametrize("step", STEPS.values(), ids=STEPS)
+def test_a_step_is_valid_bash_as_it_is_sent(step: Step) -> None:
+    text = script_text(step, {"NAME": "it's $(quoted) `here`\nand there"})
     checked = subprocess.run(["bash", "-n"], input=text, text=True, capture_output=True, check=False)
     assert (checked.returncode, checked.stderr) == (0, "")
 
 
-def composed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, body: str, **values: str) -> str:
-    """A step of the test's own as it is sent; root is not asked for."""
-    lib = (SCRIPTS / "lib.sh").read_text().replace("((EUID == 0))", "true")
-    monkeypatch.setattr(remote, "SCRIPTS", tmp_path)
-    (tmp_path / "lib.sh").write_text(lib)
-    (tmp_path / "step.sh").write_text(body)
-    return compose(["lib.sh", "step.sh"], values)
+@pytest.mark.parametrize("step", STEPS.values(), ids=STEPS)
+def test_step_sends_each_file_once(step: Step) -> None:
+    text = script_text(step, {})
+    assert not re.search(r"^\s*source\b", text, re.MULTILINE)
+    assert text.count("\nrun_step() {") == 1
 
 
-def test_values_arrive_as_they_are_whatever_they_hold(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.mark.parametrize("step", STEPS.values(), ids=STEPS)
+def test_step_uses_the_values_it_takes(step: Step) -> None:
+    text = body(f"steps/{step.script or step.name}.sh")
+    assert [name for name in step.values if not re.search(rf"\${{?{name}\b", text)] == []
+
+
+def composed(tmp_path: Path, body: str, **values: str) -> str:
+    """A step of the test's own as it is sent, without the check for root."""
+    for folder in ("lib", "steps"):
+        (tmp_path / folder).mkdir(exist_ok=True)
+    (tmp_path / "lib/step.sh").write_text(code("lib/step.sh").replace("((EUID == 0))", "true"))
+    (tmp_path / "steps/own.sh").write_text(f"source lib/step.sh\n{body}")
+    return script_text(Step("own", lambda _: 0), values, scripts=tmp_path)
+
+
+def test_values_arrive_as_they_are_whatever_they_hold(tmp_path: Path) -> None:
     nasty = f"a'b\"c $(touch {tmp_path}/ran) `x` \\ \n  two\tthree"
-    text = composed(tmp_path, monkeypatch, "create() { printf '%s' \"$NASTY\"; }\n", NASTY=nasty)
+    text = composed(tmp_path, "create() { printf '%s' \"$NASTY\"; }\n", NASTY=nasty)
     assert bash(text, home=tmp_path).stdout == nasty
     assert not (tmp_path / "ran").exists()
 
 
 def test_a_value_must_be_a_shell_variable() -> None:
     with pytest.raises(ValueError, match="rm -rf"):
-        compose([], {"rm -rf": "x"})
+        script_text(STEPS["token"], {"rm -rf": "x"})
 
 
 @pytest.mark.parametrize("share", [0.1, 0.3, 0.5, 0.7, 0.9, 0.99])
@@ -81,7 +70,7 @@ def test_a_text_that_is_cut_off_on_its_way_runs_nothing(
     share: float, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     witness = tmp_path / "ran"
-    text = composed(tmp_path, monkeypatch, f"create() {{ touch {witness}; }}\n", WITNESS="x" * 100)
+    text = composed(tmp_path, f"create() {{ touch {witness}; }}\n", WITNESS="x" * 100)
     body = text[: text.index('run_step "$1"')]
     bash(body[: int(len(body) * share)], home=tmp_path, check=False)
     assert not witness.exists()
@@ -174,7 +163,7 @@ def test_a_logins_proxy_is_for_the_packages_alone(
 ) -> None:
     monkeypatch.setenv("https_proxy", "http://p")
     monkeypatch.setenv("HTTP_PROXY", "http://q")
-    script = (SCRIPTS / f"{step}.sh").read_text()
+    script = code(f"steps/{step}.sh")
     text = with_lib(script + 'create() { echo "${https_proxy:-} ${HTTP_PROXY:-}"; }\n')
     assert bash(text, "create", step, "node1", home=tmp_path).stdout == f"{seen}\n"
 
@@ -242,7 +231,7 @@ ipvsadm() {{
 }}
 pause() {{ :; }}
 """
-    proof = (SCRIPTS / "proof.sh").read_text().replace("COUNTED_SECONDS=20", "COUNTED_SECONDS=1")
+    proof = code("steps/verification.sh").replace("COUNTED_SECONDS=20", "COUNTED_SECONDS=1")
     return bash(with_lib(proof + fakes, REQUESTS="10", SCHEDULER="rr"), home=tmp_path, check=False)
 
 
@@ -260,17 +249,17 @@ def test_requests_that_one_real_server_gets_are_no_round_robin(tmp_path: Path) -
 
 
 def test_the_command_text_is_short_and_bounded_in_time() -> None:
-    text = command_text("create", "kernel", "node1", 600, "root")
+    text = command_text("create", STEPS["kernel"], "node1", 600, "root")
     assert text == "timeout --kill-after=20 600 bash -s -- create kernel node1"
-    assert command_text("create", "kernel", "node1", 600, "ops").startswith("sudo -n timeout ")
+    assert command_text("create", STEPS["kernel"], "node1", 600, "ops").startswith("sudo -n timeout ")
 
 
 def test_no_script_waits_by_the_clock() -> None:
-    for path in SCRIPTS.glob("*.sh"):
+    for path in scripts():
         assert not re.search(r"^\s*sleep\b", path.read_text(), re.MULTILINE), path.name
 
 
-@pytest.mark.parametrize("script", sorted(SCRIPTS.glob("*.sh")), ids=lambda path: path.name)
+@pytest.mark.parametrize("script", scripts(), ids=lambda path: path.name)
 def test_no_script_judges_a_pipe_by_a_reader_that_leaves_early(script: Path) -> None:
     # Under pipefail the writer's SIGPIPE is the pipe's status: an address that is there was not found.
     early = re.compile(r"(?<!\|)\|\s*grep\s+(-\S*[qm]|--quiet|--max-count)")

@@ -20,8 +20,8 @@ import yaml
 
 from components import configuration
 from model import knownhosts
+from model.field_types import seconds
 from model.settings import PREFIX, Problem, Settings, SettingsError, load
-from model.values import seconds
 from tests.fast import graph
 
 Raw = dict[str, Any]
@@ -114,8 +114,8 @@ BAD: list[tuple[Callable[[Raw], None], str, list[str]]] = [
     (put("network.flannel.backend", "ipsec"), "network.flannel.backend", ["`vxlan`", "`host-gw`"]),
     (put("firewall", "off"), "firewall", ["`open`", "`disable`", "`leave`"]),
     (put("proxy.mode", "userspace"), "proxy.mode", ["`ipvs`", "`nftables`", "`iptables`"]),
-    (put("cluster.componentEnvironment", {"NO PROXY": "x"}), "cluster.componentEnvironment", ["'NO PROXY'"]),
-    (put("cluster.componentEnvironment", {"A": "x\ny"}), "cluster.componentEnvironment", ["one line"]),
+    (put("cluster.extraEnvs", {"NO PROXY": "x"}), "cluster.extraEnvs", ["'NO PROXY'"]),
+    (put("cluster.extraEnvs", {"A": "x\ny"}), "cluster.extraEnvs", ["one line"]),
     (put("cluster.kubelet", {"maxPods": "many"}), "cluster.kubelet.maxPods", ["whole number"]),
     (put("cluster.kubelet", {"maxPod": 9}), "cluster.kubelet.maxPod", ["`maxPods`"]),
     (
@@ -170,7 +170,7 @@ BAD: list[tuple[Callable[[Raw], None], str, list[str]]] = [
         "cluster.kubelet.shutdownGracePeriod",
         ["a second"],
     ),
-    (put("limits", {"rollout": 60}), "limits.rollout", ["from 120"]),
+    (put("stepTimeouts", {"rollout": 60}), "stepTimeouts.rollout", ["from 120"]),
     (put("hosts.0.taints", ["dedicated"]), "hosts[0].taints", ["`key=value:Effect`", "NoSchedule"]),
     (put("hosts.0.taints", ["a=b:NoExecute", "a=c:NoExecute"]), "hosts[0].taints", ["twice"]),
     (put("preflight.ignore", "NumCPU"), "preflight.ignore", ["list"]),
@@ -190,8 +190,8 @@ BAD: list[tuple[Callable[[Raw], None], str, list[str]]] = [
     (put("nginx.replicas", 1.5), "nginx.replicas", ["whole number"]),
     (put("nginx.replicas", True), "nginx.replicas", ["whole number"]),
     (put("nginx.replicas", 0), "nginx.replicas", ["from 1"]),
-    (put("proof.requests", -3), "proof.requests", ["from 1"]),
-    (put("limits.init", 0), "limits.init", ["from 1"]),
+    (put("verification.requests", -3), "verification.requests", ["from 1"]),
+    (put("stepTimeouts.init", 0), "stepTimeouts.init", ["from 1"]),
     (put("registry.mirrors", ["a"]), "registry.mirrors", ["names and values"]),
     # Versions.
     (put("cluster.kubernetesVersion", "1.37"), "cluster.kubernetesVersion", ["x.y.z"]),
@@ -264,8 +264,8 @@ BAD: list[tuple[Callable[[Raw], None], str, list[str]]] = [
     (put("cluster.apiServer", "https://127.0.0.1:6443"), "cluster.apiServer", ["without a scheme"]),
     (put("cluster.apiServer", "127.0.0.1"), "cluster.apiServer", ["host:port"]),
     (put("cluster.apiServer", "127.0.0.1:99999"), "cluster.apiServer", ["host:port"]),
-    (put("cluster.certificateNames", ["https://a"]), "cluster.certificateNames[0]", ["DNS name"]),
-    (put("cluster.certificateAlgorithm", "ED25519"), "cluster.certificateAlgorithm", ["`ECDSA-P256`"]),
+    (put("cluster.certSANs", ["https://a"]), "cluster.certSANs[0]", ["DNS name"]),
+    (put("cluster.encryptionAlgorithm", "ED25519"), "cluster.encryptionAlgorithm", ["`ECDSA-P256`"]),
     (put("cluster.joinTokenMinutes", 0), "cluster.joinTokenMinutes", ["minutes"]),
     (put("cluster.timeouts.discovery", "0s"), "cluster.timeouts.discovery", ["longer than nothing"]),
     (put("cluster.timeouts.discovery", "5"), "cluster.timeouts.discovery", ["`5s`"]),
@@ -474,16 +474,16 @@ def test_what_is_extended_counts_where_the_stack_file_says_nothing(raw: Raw, tmp
     raw["extends"] = share(
         tmp_path,
         firewall="leave",
-        cluster={"kubelet": {"maxPods": 50, "podPidsLimit": 9}, "certificateNames": ["a", "b"]},
+        cluster={"kubelet": {"maxPods": 50, "podPidsLimit": 9}, "certSANs": ["a", "b"]},
         registry={"mirrors": {"docker.io": ["http://d"], "ghcr.io": ["http://g"]}},
         packages={"key": "nowhere.asc"},
     )
-    raw["cluster"] = {"kubelet": {"maxPods": 70}, "certificateNames": ["c"]}
+    raw["cluster"] = {"kubelet": {"maxPods": 70}, "certSANs": ["c"]}
     raw["registry"] = {"mirrors": {"docker.io": ["http://own"]}}
     settings = load(raw, tmp_path)
     assert settings.firewall == "leave"
     assert (settings.cluster.kubelet.max_pods, settings.cluster.kubelet.pod_pids_limit) == (70, 9)
-    assert settings.cluster.certificate_names == ("c",)
+    assert settings.cluster.cert_sans == ("c",)
     assert settings.registry.mirrors == {"docker.io": ("http://own",), "ghcr.io": ("http://g",)}
     assert settings.packages.key == str(tmp_path / "packages.asc")
 
@@ -624,14 +624,14 @@ def test_of_several_keys_the_best_is_pinned_and_never_one_that_servers_do_not_an
 
 
 def test_derived_addresses_and_names(raw: Raw, tmp_path: Path) -> None:
-    raw["cluster"] = {"apiServer": "Api.example:22643", "certificateNames": ["api.example", "10.9.8.7"]}
+    raw["cluster"] = {"apiServer": "Api.example:22643", "certSANs": ["api.example", "10.9.8.7"]}
     settings = load(raw, tmp_path)
     assert settings.minor == "1.37"
     assert settings.service_address == "10.96.0.1"
     assert settings.dns_address == "10.96.0.10"
     assert settings.control_plane_endpoint == "192.168.166.101:6443"
     assert settings.api_server == "Api.example:22643"
-    assert settings.certificate_names == ("api.example", "10.9.8.7")
+    assert settings.cert_sans == ("api.example", "10.9.8.7")
     assert (
         load({k: v for k, v in raw.items() if k != "cluster"}, tmp_path).api_server == "192.168.166.101:6443"
     )

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from lab.errors import Trouble
+from common.errors import UserError
 from tests.fast import past_run
 from tools import critical, runs, timeline
 from tools.critical import Bar
@@ -49,9 +49,9 @@ def test_bars_are_grouped_by_host_and_what_is_on_no_host_comes_last(tmp_path: Pa
     run = critical.read(past_run.text(past_run.up(tmp_path)[0]), "dev")
     groups = run.groups()
     assert list(groups) == ["master", "node1", "node2", "cluster"]
-    first = ["registration", "claim", "kernel", "firewall", "packages", "runtime"]
+    first = ["deregister", "claim", "kernel", "firewall", "packages", "runtime"]
     assert [bar.name for bar in groups["node1"]][:6] == first
-    assert "promises" in [bar.name for bar in groups["cluster"]]
+    assert "expected-services" in [bar.name for bar in groups["cluster"]]
 
 
 def test_the_hosts_are_known_without_dependencies_and_the_longer_name_wins(tmp_path: Path) -> None:
@@ -134,7 +134,7 @@ def test_what_failed_or_was_cut_off_is_told() -> None:
 
 def test_a_log_without_a_change_is_refused_with_the_next_move() -> None:
     for text in ("", "Previewing update (dev)\n", '{"steps": []}\n', "[1]\n"):
-        with pytest.raises(Trouble, match="--event-log"):
+        with pytest.raises(UserError, match="--event-log"):
             critical.read(text, "dev")
 
 

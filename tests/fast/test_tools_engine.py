@@ -14,9 +14,9 @@ from pathlib import Path
 
 import pytest
 
+from common.errors import UserError
+from common.progress import Progress
 from lab.artefacts import gobuild
-from lab.errors import Trouble
-from lab.progress import Progress
 from tools import __main__ as cli
 from tools import engine, env, versions
 from tools.engine import Tool
@@ -131,7 +131,7 @@ def test_upstreams_release_is_taken_when_its_checksum_fits(
 
 def test_a_release_that_was_tampered_with_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(engine, "UPSTREAM", release(tmp_path / "upstream", broken=True))
-    with pytest.raises(Trouble, match="SHA-256"):
+    with pytest.raises(UserError, match="SHA-256"):
         engine._from_release(QUIET)
 
 
@@ -236,7 +236,7 @@ def test_trouble_is_told_without_a_traceback(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def fail(*_: object, **__: object) -> env.Toolbox:
-        raise Trouble("no engine", "install Go")
+        raise UserError("no engine", "install Go")
 
     monkeypatch.setattr(env, "toolbox", fail)
     assert cli.main(["env"]) == 1

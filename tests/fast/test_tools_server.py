@@ -11,7 +11,7 @@ import pytest
 from google.protobuf import empty_pb2
 from pulumi.runtime.proto import provider_pb2_grpc
 
-from lab.paths import project_dir
+from common.paths import project_dir
 
 ENGINE_KILLS_AFTER_SECONDS = 5  # Kill in sdk/go/common/resource/plugin/plugin.go, 3.259
 

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from lab.errors import Trouble
-from lab.progress import Progress
+from common.errors import UserError
+from common.progress import Progress
 from tools import env, stack
 from tools.engine import Tool
 
@@ -130,7 +130,7 @@ def test_secrets_of_another_state_are_not_orphaned(tmp_path: Path) -> None:
     file = tmp_path / "Pulumi.dev.yaml"
     text = "config:\n  p:key:\n    secure: v1:abc\nencryptionsalt: v1:old\n"
     file.write_text(text)
-    with pytest.raises(Trouble, match="another state"):
+    with pytest.raises(UserError, match="another state"):
         stack.write_salt(file, "v1:new")
     assert file.read_text() == text
 
@@ -146,7 +146,7 @@ def test_a_stack_whose_state_is_elsewhere_keeps_its_file(checkout: Path, tools: 
     file = checkout / "Pulumi.prod.yaml"
     for line in ("encryptionsalt: v1:theirs", "secretsprovider: awskms://alias/a"):
         file.write_text(f"{TEXT}{line}\n")
-        with pytest.raises(Trouble, match=r"Pulumi\.prod\.yaml .* state isn't this project's own"):
+        with pytest.raises(UserError, match=r"Pulumi\.prod\.yaml .* state isn't this project's own"):
             stack.ensure("prod", tools, Progress(quiet=True), checkout)
         assert file.read_text() == f"{TEXT}{line}\n"
     file.write_text(TEXT)
@@ -154,7 +154,7 @@ def test_a_stack_whose_state_is_elsewhere_keeps_its_file(checkout: Path, tools: 
     stack.ensure("prod", tools, Progress(quiet=True), checkout)
     assert stack.salt_in(file.read_text()) == "v1:new"
     file.write_text(f"{TEXT}encryptionsalt: v1:theirs\n")
-    with pytest.raises(Trouble, match="state isn't this project's own"):
+    with pytest.raises(UserError, match="state isn't this project's own"):
         stack.ensure("prod", tools, Progress(quiet=True), checkout)
 
 
@@ -196,16 +196,16 @@ def test_a_mistyped_stack_is_not_made(checkout: Path, tools: env.Toolbox) -> Non
         with stack.for_preview(name, tools, {}, Progress(quiet=True), checkout):
             pytest.fail("there is nothing to preview")
 
-    with pytest.raises(Trouble, match=r"no stack prdo: .*Pulumi\.prdo\.yaml isn't there"):
+    with pytest.raises(UserError, match=r"no stack prdo: .*Pulumi\.prdo\.yaml isn't there"):
         preview("prdo")
     assert not (checkout / "Pulumi.prdo.yaml").exists()
     (checkout / "Pulumi.prod.yaml").write_text(f"{TEXT}secretsprovider: awskms://alias/a\n")
-    with pytest.raises(Trouble, match="state isn't this project's own"):
+    with pytest.raises(UserError, match="state isn't this project's own"):
         preview("prod")
 
 
 def test_a_stack_that_is_to_be_destroyed_is_not_made_for_it(checkout: Path, tools: env.Toolbox) -> None:
-    with pytest.raises(Trouble, match="no stack dev"):
+    with pytest.raises(UserError, match="no stack dev"):
         stack.ensure("dev", tools, Progress(quiet=True), checkout, make=False)
     assert (checkout / "Pulumi.dev.yaml").read_text() == TEXT
     ensure(checkout, tools)
@@ -216,7 +216,7 @@ def test_a_state_without_a_passphrase_is_named(checkout: Path, tools: env.Toolbo
     place = env.backend_dir() / ".pulumi" / "stacks" / "p"
     place.mkdir(parents=True)
     (place / "dev.json").write_text(json.dumps({"checkpoint": {}}))
-    with pytest.raises(Trouble, match=r"dev\.json"):
+    with pytest.raises(UserError, match=r"dev\.json"):
         ensure(checkout, tools)
 
 
@@ -254,7 +254,7 @@ def test_a_stack_that_another_run_is_changing_is_refused_by_its_process(checkout
     stack.refuse_if_busy("dev", checkout)
     lock(checkout, os.getpid(), socket.gethostname())
     with pytest.raises(
-        Trouble, match=rf"dev is being changed .* process {os.getpid()} on {socket.gethostname()}"
+        UserError, match=rf"dev is being changed .* process {os.getpid()} on {socket.gethostname()}"
     ):
         stack.refuse_if_busy("dev", checkout)
 
@@ -263,14 +263,14 @@ def test_a_lock_that_nobody_can_read_is_not_taken_for_an_abandoned_one(checkout:
     lock(checkout, 1, "elsewhere")
     for file in env.backend_dir().glob(".pulumi/locks/**/*.json"):
         file.write_text("{")
-    with pytest.raises(Trouble, match=r"an unknown machine \(see .*1\.json\)"):
+    with pytest.raises(UserError, match=r"an unknown machine \(see .*1\.json\)"):
         stack.refuse_if_busy("dev", checkout)
 
 
 def test_the_lock_of_a_run_that_has_ended_and_was_not_waited_for_is_abandoned(checkout: Path) -> None:
     with subprocess.Popen(["sleep", "600"]) as ended:
         lock(checkout, ended.pid, socket.gethostname())
-        with pytest.raises(Trouble):
+        with pytest.raises(UserError):
             stack.refuse_if_busy("dev", checkout)
         ended.kill()
         os.waitid(os.P_PID, ended.pid, os.WEXITED | os.WNOWAIT)
@@ -288,7 +288,7 @@ def refreshed(checkout: Path, tools: env.Toolbox, tmp_path: Path, *there: str) -
     }
     (place / "dev.json").write_text(json.dumps({"checkpoint": {"latest": latest}}))
     (tmp_path / "calls").write_text("")
-    stack.settle("dev", tools, Progress(quiet=True), checkout)
+    stack.clear_pending_creates("dev", tools, Progress(quiet=True), checkout)
     return (tmp_path / "calls").read_text().splitlines()
 
 
@@ -307,5 +307,5 @@ def test_a_stack_without_interrupted_creates_is_left_alone(
 ) -> None:
     ensure(checkout, tools)
     (tmp_path / "calls").write_text("")
-    stack.settle("dev", tools, Progress(quiet=True), checkout)
+    stack.clear_pending_creates("dev", tools, Progress(quiet=True), checkout)
     assert (tmp_path / "calls").read_text() == ""

@@ -10,13 +10,12 @@ from typing import Any
 
 import pytest
 
-from components.remote import SCRIPTS
-from lab.errors import Trouble
+from common.errors import UserError
 from model import ipvs, traffic
 from model.ipvs import Counts, Real, Virtual
 from model.settings import Host, Settings
 from model.traffic import View
-from tests.fast.test_scripts import bash, with_lib
+from tests.fast.shell import bash, code, with_lib
 from tests.fast.views import NODES, report, views
 from tools import show
 
@@ -47,7 +46,7 @@ ip() { echo "7: kube-ipvs0    inet 10.96.0.1/32 scope global kube-ipvs0"; }
 ipset() { echo KUBE-CLUSTER-IP; }
 eval "$(declare -f create | sed "s:/sys/class/net/kube-ipvs0:$LINK:")"
 """
-    scripts = "".join((SCRIPTS / name).read_text() for name in ("proof.sh", "traffic.sh"))
+    scripts = code("steps/verification.sh") + code("steps/traffic.sh")
 
     def view(link: Path) -> View:
         done = bash(with_lib(f"LINK={link}\n{scripts}{body}"), home=tmp_path)
@@ -203,7 +202,7 @@ def test_where_the_window_is_too_low_idle_servers_go_first_and_then_the_end() ->
 class _Readers:
     """Stands for hosts: what each answers, or why it doesn't."""
 
-    def __init__(self, answers: dict[str, str | Trouble]) -> None:
+    def __init__(self, answers: dict[str, str | UserError]) -> None:
         self.answers = answers
 
     def __call__(self, settings: Settings, host: Host) -> Any:
@@ -221,7 +220,7 @@ class _Readers:
 
             async def ask(self, step: str, values: dict[str, str], limit: int) -> str:
                 assert (step, values) == ("traffic", {})
-                if isinstance(answer, Trouble):
+                if isinstance(answer, UserError):
                     raise answer
                 return answer
 
@@ -240,9 +239,9 @@ def settings(tmp_path: Path) -> Settings:
 def test_a_live_look_names_the_host_that_does_not_answer_and_shows_the_others(
     settings: Settings, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
-    answers: dict[str, str | Trouble] = {"master": report("master"), "node1": "== mode\nnftables\n"}
+    answers: dict[str, str | UserError] = {"master": report("master"), "node1": "== mode\nnftables\n"}
     monkeypatch.setattr(show, "settings_of", lambda stack: settings)
-    monkeypatch.setattr(show, "Reader", _Readers(answers | {"node2": Trouble("no SSH server answers")}))
+    monkeypatch.setattr(show, "Reader", _Readers(answers | {"node2": UserError("no SSH server answers")}))
     assert show.main(["--stack", "dev", "--live"]) == 1
     said = capsys.readouterr()
     assert "node2: not looked at: no SSH server answers" in said.err

@@ -13,10 +13,10 @@ from types import SimpleNamespace
 
 import pytest
 
+from common.errors import UserError
+from common.paths import stack_file
+from common.progress import Progress
 from lab.api import Lab
-from lab.errors import Trouble
-from lab.paths import stack_file
-from lab.progress import Progress
 from tools import down, env, runs, stack, up, watch
 from tools.watch import Row, time_table
 
@@ -55,7 +55,7 @@ def test_a_url_that_never_answers_is_an_error_that_names_it() -> None:
     with socket.socket() as closed:
         closed.bind(("127.0.0.1", 0))
         url = f"http://127.0.0.1:{closed.getsockname()[1]}"
-        with pytest.raises(Trouble) as caught:
+        with pytest.raises(UserError) as caught:
             up.answer(url, time.monotonic())
     assert url in caught.value.what
     assert "python -m lab status" in caught.value.next_move
@@ -71,9 +71,9 @@ def test_the_time_table_aligns_and_leaves_unknown_beginnings_out() -> None:
 
 
 def test_the_time_table_fits_a_terminal_whatever_a_step_lists() -> None:
-    table = time_table([Row("  site: compiling " + "bridge, " * 30, None, 12.0)])
+    table = time_table([Row("  mirror: compiling " + "bridge, " * 30, None, 12.0)])
     assert {len(line) <= 94 for line in table.splitlines()} == {True}
-    assert "  site: compiling bridge, " in table
+    assert "  mirror: compiling bridge, " in table
 
 
 def test_down_without_lab_and_stack_needs_no_engine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -123,7 +123,7 @@ def test_the_command_line_tells_an_expected_failure_without_a_traceback(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def refuse(*_: object) -> None:
-        raise Trouble("port 22101 is taken by nginx (pid 7)", "end it")
+        raise UserError("port 22101 is taken by nginx (pid 7)", "end it")
 
     monkeypatch.setattr(up, "up", refuse)
     assert up.main([]) == 1
@@ -134,7 +134,7 @@ def test_a_state_folder_that_the_committed_stack_file_cannot_name_is_refused_at_
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path))
-    with pytest.raises(Trouble) as caught:
+    with pytest.raises(UserError) as caught:
         up.check_place("default")
     assert "XDG_STATE_HOME" in caught.value.what
     up.check_place("mine")

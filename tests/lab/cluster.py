@@ -18,15 +18,15 @@ from typing import Any
 
 import yaml
 
+from common.errors import UserError
+from common.paths import project_dir, stack_file, stack_name
+from common.progress import Progress
 from lab.api import Lab
-from lab.errors import Trouble
-from lab.paths import project_dir, stack_file, stack_name
-from lab.progress import Progress
 from tests.live_engine import Engine
 from tools import env, stack
 
-STATE_SCRIPT = Path(__file__).parent / "state.sh"
-OWN_SCRIPT = Path(__file__).parent / "own.sh"
+STATE_SCRIPT = Path(__file__).parent / "snapshot_host_state.sh"
+OWN_SCRIPT = Path(__file__).parent / "user_workload.sh"
 Config = dict[str, Any]
 # Emulated hosts on a busy machine: generous, a run that fails by luck costs more than a slow one.
 RUN_SECONDS = 3000.0
@@ -47,8 +47,8 @@ class Cluster:
     Attributes:
         lab: The machines.
         hosts: Their names, the control plane's first.
-        before: Each host's state before anything was done to it (see state.sh).
-        own: Per host, the process of the person's own service (see own.sh).
+        before: Each host's state before anything was done to it (see snapshot_host_state.sh).
+        own: Per host, the process of the person's own service (see user_workload.sh).
         made: What `make up` printed.
         environment: Variables of Pulumi commands.
     """
@@ -178,7 +178,7 @@ class Cluster:
         for host in self.hosts:
             try:
                 said.append(f"{host}:\n{self.lab.ssh(host, ['bash', '-c', look], timeout=200).stdout}")
-            except Trouble as error:
+            except UserError as error:
                 said.append(f"{host}: {error}")
         return "\n".join(said)
 
@@ -353,7 +353,7 @@ def secrets_of(cluster: Cluster) -> list[str]:
 
 
 def put_own_things(cluster: Cluster, *, in_force: Collection[str]) -> None:
-    """Give every host what a person might have there (see own.sh).
+    """Give every host what a person might have there (see user_workload.sh).
 
     :param in_force: the hosts that also get what a reboot would take. None that a test reboots.
     """

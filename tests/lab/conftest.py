@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from common.progress import Progress
 from lab.api import Lab
-from lab.progress import Progress
 from tests.lab.cluster import Cluster, command, own_process, put_own_things
 from tools import down, env
 

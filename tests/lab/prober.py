@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
-from lab.errors import Trouble
+from common.errors import UserError
 from tests.lab.cluster import ASK, Cluster
 
 PAUSE_SECONDS = 1.0
@@ -90,7 +90,7 @@ def from_a_host(cluster: Cluster, host: str, address: str) -> Iterator[dict[str,
         if not said:
             process.kill()
             process.wait()
-            raise Trouble(f"the connection to {host} was lost")
+            raise UserError(f"the connection to {host} was lost")
         if said != "200":
             raise OSError(said)
 
@@ -113,7 +113,7 @@ def probing(asks: dict[str, Ask]) -> Iterator[dict[str, Count]]:
         while not ended.wait(PAUSE_SECONDS):
             try:
                 asks[name]()
-            except Trouble:  # no way to the host that asks: nothing was asked
+            except UserError:  # no way to the host that asks: nothing was asked
                 continue
             except (OSError, http.client.HTTPException) as error:
                 count.lost.append(str(error))

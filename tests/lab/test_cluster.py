@@ -14,8 +14,8 @@ from pathlib import Path
 
 import pytest
 
-from lab.paths import project_dir
-from lab.progress import Progress
+from common.paths import project_dir
+from common.progress import Progress
 from tests.lab.cluster import (
     Cluster,
     balances,
@@ -36,7 +36,7 @@ NO_OP_SECONDS = 300.0
 REBOOT_MINUTES = 30
 # Minutes on the slowest machine so far, and a third more; for the reboot its whole bound. A run with a
 # deadline must come to the end, where it shows that the hosts are given back: on a slow machine it leaves
-# out the cases before that. The reboot and the change of mode are in `make torture` too; the no-op and the
+# out the cases before that. The reboot and the change of mode are in `make resilience` too; the no-op and the
 # drift only here, so that they come first.
 GIVING_BACK = 10
 
@@ -127,7 +127,7 @@ def test_swap_stays_off_and_the_firewall_stays_on(cluster: Cluster) -> None:
 def test_packages_are_held_at_the_exact_version(cluster: Cluster) -> None:
     for host in cluster.hosts:
         held = set(cluster.run(host, "apt-mark showhold").split())
-        # One is the person's own: see own.sh.
+        # One is the person's own: see user_workload.sh.
         assert held == {"bash", "kubeadm", "kubectl", "kubelet"}
         assert cluster.run(host, "kubeadm version -o short").strip() == "v1.37.2"
 

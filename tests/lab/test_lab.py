@@ -16,11 +16,12 @@ from pathlib import Path
 
 import pytest
 
-from lab import network, processes
+from common import processes
+from common.errors import UserError
+from common.paths import project_dir
+from common.progress import Progress
+from lab import network
 from lab.api import Lab
-from lab.errors import Trouble
-from lab.paths import project_dir
-from lab.progress import Progress
 
 LAB, BESIDE = "hosts", "beside"
 HOSTS = ("master", "node1")
@@ -131,7 +132,7 @@ def test_host_that_reboots_from_inside_comes_back(lab: Lab) -> None:
             lab.up()
         try:
             return boot_id(lab, HOSTS[1]) != before
-        except (Trouble, AssertionError):
+        except (UserError, AssertionError):
             return False
 
     wait_for(another_boot, "it doesn't come back")
@@ -177,7 +178,7 @@ def test_snapshot_brings_back_every_hosts_disk(lab: Lab, progress: Progress) -> 
         assert run(lab, host, "cat /when; rm /when") == "then"
         assert abs(float(run(lab, host, "date +%s.%N")) - time.time()) < 5
     assert "then" in lab.status().snapshots
-    with pytest.raises(Trouble, match="no snapshot 'never'"):
+    with pytest.raises(UserError, match="no snapshot 'never'"):
         lab.restore("never")
 
 

@@ -14,9 +14,9 @@ import subprocess
 import sys
 from pathlib import Path
 
-from lab import paths
-from lab.files import write_atomic
-from lab.progress import Progress
+from common import paths
+from common.files import write_atomic
+from common.progress import Progress
 from tools import engine, versions
 from tools.engine import Tool
 

@@ -1,0 +1,1 @@
+"""Helpers that the lab and the tools share: errors, paths, files, processes, progress."""

@@ -1,0 +1,268 @@
+"""Every remote step: its script, the values it takes, its time limits, and the text that is sent to a host.
+
+A step is a script in `scripts/steps/`, named like the step. `components/remote.py` sends the text that
+`script_text` makes; `values_of` and `step_of` read such texts and commands back, for the report on a change.
+"""
+
+from __future__ import annotations
+
+import re
+import shlex
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from model.settings import Settings
+
+SCRIPTS = Path(__file__).resolve().parent.parent / "scripts"
+
+KILL_AFTER_SECONDS = 20
+"""How long a step may report where it stood, after SIGTERM, before it is killed."""
+
+# Around its drain, deleting a node calls kubectl on an API server that may be busy.
+_AROUND_DRAIN_SECONDS = 300
+# Two requests, each retried for two minutes without a connection (scripts/lib/kubectl.sh), and a margin.
+_DEREGISTER_SECONDS = 300
+_PRINT_SECONDS = 60
+
+
+@dataclass(frozen=True)
+class Step:
+    """One remote step.
+
+    Attributes:
+        name: In messages, in commands, and (after the host's name) in the resource's name.
+        limit: Seconds that `create` and `update` may take, by the settings.
+        values: Names of the shell variables that it takes, besides OWNER and REPAIR.
+        delete_limit: The same for `delete`; None where deleting the resource runs nothing.
+        changes: Whether it changes the host or the cluster. If an update of such a step fails, host and state
+            differ.
+        owned: Whether it refuses a host that belongs to another stack.
+        repairs: Whether the host's `repair` setting runs it again.
+        secret: Whether its values or its output are secret: never logged, encrypted in the state.
+        script: Its file in `scripts/steps/`, without the suffix; the step's name if empty.
+        formerly: What earlier versions of this program called it; such names are still in states.
+    """
+
+    name: str
+    limit: Callable[[Settings], int]
+    values: frozenset[str] = frozenset()
+    delete_limit: Callable[[Settings], int] | None = None
+    changes: bool = False
+    owned: bool = False
+    repairs: bool = False
+    secret: bool = False
+    script: str = ""
+    formerly: str = ""
+
+
+def _names(text: str) -> frozenset[str]:
+    return frozenset(text.split())
+
+
+CLAIM = Step(
+    "claim",
+    lambda settings: settings.step_timeouts.inspect,
+    _names("ROLE ADDRESS NODE_PORT MODE SCHEDULER VERSION MANAGE IGNORED_CHECKS"),
+    delete_limit=lambda settings: settings.step_timeouts.reset,
+    changes=True,
+    owned=True,
+)
+KERNEL = Step(
+    "kernel",
+    lambda settings: settings.step_timeouts.prepare,
+    _names("MODE SCHEDULER BACKEND"),
+    changes=True,
+    owned=True,
+    repairs=True,
+)
+FIREWALL = Step(
+    "firewall",
+    lambda settings: settings.step_timeouts.prepare,
+    _names("FIREWALL ROLE ADDRESS POD_SUBNET"),
+    changes=True,
+    owned=True,
+    repairs=True,
+)
+PACKAGES = Step(
+    "packages",
+    lambda settings: settings.step_timeouts.prepare,
+    _names("VERSION REVISION REPOSITORY_DEB REPOSITORY_RPM KEY KEY_URL MANAGE"),
+    changes=True,
+    owned=True,
+    repairs=True,
+)
+RUNTIME = Step(
+    "runtime",
+    lambda settings: settings.step_timeouts.prepare,
+    _names("SANDBOX_IMAGE MIRRORS IMAGES"),
+    changes=True,
+    owned=True,
+    repairs=True,
+)
+INIT = Step(
+    "init",
+    lambda settings: settings.step_timeouts.init,
+    _names("CONFIG PATCHES CERT_SANS CERTIFICATE_DAYS KUBELET PROXY DISABLE_EVICTION"),
+    delete_limit=lambda settings: settings.step_timeouts.reset,
+    changes=True,
+    owned=True,
+    repairs=True,
+)
+JOIN = Step(
+    "join",
+    lambda settings: settings.step_timeouts.join,
+    _names("CONFIG KUBELET PROXY"),
+    delete_limit=lambda settings: settings.step_timeouts.reset,
+    changes=True,
+    owned=True,
+    repairs=True,
+    secret=True,
+)
+PROXY = Step(
+    "proxy",
+    lambda settings: settings.step_timeouts.rollout,
+    _names("PROXY MODE SCHEDULER SERVICE_ADDRESS NODE_ENDPOINT READY_SECONDS"),
+    changes=True,
+    owned=True,
+    repairs=True,
+)
+NODE = Step(
+    "node",
+    lambda settings: settings.step_timeouts.rollout,
+    _names("NODE LABELS TAINTS READY_SECONDS DRAIN_SECONDS"),
+    # Longer than the drain, which makes the node schedulable again when its own limit ends it.
+    delete_limit=lambda settings: settings.step_timeouts.drain + _AROUND_DRAIN_SECONDS,
+    changes=True,
+    owned=True,
+    formerly="member",
+)
+DEREGISTER = Step(
+    "deregister",
+    lambda _: _DEREGISTER_SECONDS,
+    _names("NODE"),
+    delete_limit=lambda _: _DEREGISTER_SECONDS,
+    owned=True,
+    formerly="registration",
+)
+# The next three source nothing and never change their text: what is built from their output, the provider
+# and with it every object, must stay known in a preview when other scripts change. The first two print the
+# same. A repair may renew the administrator's certificate, so `kubeconfig` runs again then; `admin` doesn't,
+# and keeps the cluster's CA known in that preview.
+KUBECONFIG = Step("kubeconfig", lambda _: _PRINT_SECONDS, repairs=True, secret=True, script="admin")
+ADMIN = Step("admin", lambda _: _PRINT_SECONDS, secret=True)
+TOKEN = Step("token", lambda _: _PRINT_SECONDS, secret=True)
+EXPECTED_SERVICES = Step(
+    "expected_services",
+    lambda settings: settings.step_timeouts.verification + settings.verification.wait_seconds,
+    _names("SERVICES WAIT_SECONDS SUBJECT"),
+    formerly="look",
+)
+VERIFICATION = Step(
+    "verification",
+    lambda settings: settings.step_timeouts.verification + settings.verification.wait_seconds,
+    _names("EXPECTED CLUSTER_ENDPOINT NODE_ENDPOINT ENDPOINTS MODE SCHEDULER REQUESTS WAIT_SECONDS"),
+    formerly="proof",
+)
+# No resource runs these two: `tools/check.py` and `tools/show.py` do, from outside a run.
+CHECK = Step("check", lambda _: 0, _names("STACK VERSION MANAGE FIREWALL MODE SCHEDULER SERVICE_ADDRESS"))
+TRAFFIC = Step("traffic", lambda _: 0)
+
+STEPS: Mapping[str, Step] = {
+    step.name: step
+    for step in (
+        CLAIM,
+        KERNEL,
+        FIREWALL,
+        PACKAGES,
+        RUNTIME,
+        INIT,
+        PROXY,
+        ADMIN,
+        KUBECONFIG,
+        TOKEN,
+        JOIN,
+        DEREGISTER,
+        NODE,
+        EXPECTED_SERVICES,
+        VERIFICATION,
+        CHECK,
+        TRAFFIC,
+    )
+}
+"""Every step by its name."""
+
+_FORMER_NAMES = {step.formerly: step for step in STEPS.values() if step.formerly}
+_SOURCE = re.compile(r"^source (\S+)\n", re.MULTILINE)
+_CALL = "STEP=$2 HOST=$3\n"
+_VALUE = r"""[\w@%+=:,./-]*|(?:'[^']*'|"'")+"""
+_ASSIGNMENT = re.compile(rf"^([A-Z][A-Z0-9_]*)=({_VALUE})\n", re.MULTILINE | re.ASCII)
+_ASSIGNMENTS = re.compile(rf"^(?:[A-Z][A-Z0-9_]*=(?:{_VALUE})\n)+\Z", re.MULTILINE | re.ASCII)
+_COMMAND = re.compile(r"bash -s -- [a-z]+ ([a-z_]+) ")
+
+
+def body(script: str, scripts: Path | None = None) -> str:
+    """A script with everything that it sources put in the place of its `source` lines, each file once.
+
+    Args:
+        script: The file below `scripts/`: `steps/kernel.sh`.
+        scripts: Another folder than the project's own.
+    """
+    folder = scripts or SCRIPTS
+    done: set[str] = set()
+
+    def read(name: str) -> str:
+        if name in done:
+            return ""
+        done.add(name)
+        text = (folder / name).read_text(encoding="utf-8")
+        return _SOURCE.sub(lambda line: read(line[1]), text)
+
+    return read(script)
+
+
+def script_text(step: Step, values: Mapping[str, str], scripts: Path | None = None) -> str:
+    """The text that bash reads on the host: the script, its values, and the call that starts it.
+
+    Args:
+        step: The step.
+        values: Shell variables by name; any text, quoted here.
+        scripts: Another folder of scripts than the project's own.
+
+    Raises:
+        ValueError: A name can't be a shell variable's.
+    """
+    for name in values:
+        if not re.fullmatch(r"[A-Z][A-Z0-9_]*", name):
+            raise ValueError(f"not a shell variable's name: {name}")
+    assignments = "".join(f"{name}={shlex.quote(value)}\n" for name, value in sorted(values.items()))
+    # bash reads this text as it runs it: a step that read its own standard input would eat the rest.
+    call = f'{_CALL}run_step "$1" </dev/null\nexit\n'
+    return f"{body(f'steps/{step.script or step.name}.sh', scripts)}\n{assignments}{call}"
+
+
+def command_text(verb: str, step: Step, host: str, limit_seconds: int, user: str) -> str:
+    """The command that sshd runs: short, constant and free of secrets."""
+    sudo = "" if user == "root" else "sudo -n "
+    limit = f"timeout --kill-after={KILL_AFTER_SECONDS} {limit_seconds}"
+    return f"{sudo}{limit} bash -s -- {verb} {step.name} {host}"
+
+
+def values_of(text: str) -> dict[str, str] | None:
+    """The values in a text that `script_text` made; None where the text is hidden."""
+    before, call, _ = text.rpartition(_CALL)
+    if not call:
+        return None
+    block = _ASSIGNMENTS.search(before)
+    if block is None:
+        return {}
+    return {
+        name: re.sub(r"""'([^']*)'|"(')\"""", lambda part: part[1] or part[2] or "", value)
+        for name, value in _ASSIGNMENT.findall(block[0])
+    }
+
+
+def step_of(command: str) -> Step | None:
+    """The step that a command runs, also where an earlier version of this program wrote the command."""
+    found = _COMMAND.search(command)
+    return None if found is None else STEPS.get(found[1]) or _FORMER_NAMES.get(found[1])

@@ -1,0 +1,107 @@
+from __future__ import annotations
+
+import base64
+import json
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import pytest
+
+from components.bootstrap_token import SECRETS, BootstrapTokenError, create, revoke
+from tests.engine.api_server import ApiServer
+from tests.engine.ssh_server import SshServer
+from tests.engine.stack import Stack
+
+TOKEN = "abcdef.0123456789abcdef"
+SECRET = f"{SECRETS}/bootstrap-token-abcdef"
+
+JOIN = """
+import json, os, sys
+sys.path.insert(0, {project!r})
+import pulumi
+from pulumi_command import remote
+from components.bootstrap_token import BootstrapToken
+
+given = json.loads(os.environ["GIVEN"])
+token = pulumi.Output.secret(given["token"])
+bootstrap = BootstrapToken("node1", pulumi.Output.secret(given["kubeconfig"]), token, 15)
+remote.Command("join",
+    connection=remote.ConnectionArgs(host="127.0.0.1", port=given["port"], user="root",
+        host_key=given["host_key"], private_key=pulumi.Output.secret(given["private_key"]),
+        dial_error_limit=2, per_dial_timeout=5),
+    create="echo attempt >> log; test -e allowed",
+    stdin=pulumi.Output.all(token, bootstrap.known).apply(lambda known: known[0]),
+    add_previous_output_in_env=False, logging=remote.Logging.NONE,
+    opts=pulumi.ResourceOptions(hooks=bootstrap.hooks))
+"""
+
+
+def valid_until(cluster: ApiServer) -> datetime | None:
+    """When the API server stops accepting the token; None where it doesn't accept it."""
+    secret: dict[str, Any] = cluster.call("GET", SECRET)
+    if not secret:
+        return None
+    return datetime.fromisoformat(base64.b64decode(secret["data"]["expiration"]).decode())
+
+
+def joining(stack: Stack, host: SshServer, cluster: ApiServer) -> Stack:
+    from common.paths import project_dir
+
+    stack.extra["GIVEN"] = json.dumps(
+        {
+            "port": host.port,
+            "host_key": host.host_key,
+            "private_key": host.private_key,
+            "kubeconfig": cluster.kubeconfig,
+            "token": TOKEN,
+        }
+    )
+    return stack.program(JOIN.format(project=str(project_dir())))
+
+
+def test_a_join_that_is_tried_again_after_the_tokens_end_finds_it_valid_again(
+    stack: Stack, host: SshServer, cluster: ApiServer
+) -> None:
+    joining(stack, host, cluster).up(fails=True)
+    assert valid_until(cluster) is not None
+    # A month later the API server has long removed it.
+    cluster.call("DELETE", SECRET)
+    stack.up(fails=True)
+    until = valid_until(cluster)
+    assert until is not None
+    assert timedelta(minutes=13) < until - datetime.now(UTC) <= timedelta(minutes=15)
+    (host.folder / "allowed").touch()
+    stack.up()
+    assert host.lines() == ["attempt"] * 3
+    assert valid_until(cluster) is None, "revoked after the join"
+    stack.up()
+    assert host.lines() == ["attempt"] * 3
+    assert valid_until(cluster) is None, "a run without a join admits nobody"
+
+
+def test_a_token_is_in_no_output_nor_in_the_plain_state(
+    stack: Stack, host: SshServer, cluster: ApiServer
+) -> None:
+    run = joining(stack, host, cluster).up(fails=True)
+    (host.folder / "allowed").touch()
+    done = stack.up()
+    for text in (run.text, done.text, stack.raw_state(), "\n".join(host.commands)):
+        assert TOKEN not in text
+        assert TOKEN.partition(".")[2] not in text
+
+
+def test_a_token_is_renewed_and_revoked_however_often(cluster: ApiServer) -> None:
+    for minutes in (5, 30):
+        create(cluster.kubeconfig, TOKEN, "node1", minutes)
+        until = valid_until(cluster)
+        assert until is not None
+        assert timedelta(minutes=minutes - 1) < until - datetime.now(UTC) <= timedelta(minutes=minutes)
+    revoke(cluster.kubeconfig, TOKEN)
+    revoke(cluster.kubeconfig, TOKEN)
+    assert valid_until(cluster) is None
+
+
+def test_an_api_server_that_is_not_there_is_named_and_the_token_is_not(cluster: ApiServer) -> None:
+    with pytest.raises(BootstrapTokenError, match=r"127\.0\.0\.1:1 can't be reached") as caught:
+        create(cluster.kubeconfig_for("https://127.0.0.1:1"), TOKEN, "node1", 5)
+    assert TOKEN not in str(caught.value)
