@@ -1,4 +1,4 @@
-"""A kubeadm cluster with kube-proxy in IPVS mode, on the hosts that the stack's settings list."""
+"""A kubeadm cluster with kube-proxy in IPVS mode on the hosts that the stack's settings list."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from components.configuration import settings_of_stack
 
 settings = settings_of_stack()
 
-# Not the cluster's own name: with another one it would be another resource, and all objects made anew.
+# A fixed name: a name taken from the settings would replace every object when that setting changes.
 cluster = Cluster(
     "kubernetes",
     ClusterArgs(settings, stack=pulumi.get_stack(), verified=previous_outputs.output("verified")),
-    # As it was called by earlier versions of this program.
+    # Its name in stacks made by earlier versions.
     pulumi.ResourceOptions(aliases=[pulumi.Alias(name=settings.cluster.name)]),
 )
 

@@ -1,1 +1,1 @@
-"""Helpers that the lab and the tools share: errors, paths, files, processes, progress."""
+"""Helpers shared by the program's lab, tools and tests: errors, paths, files, processes, progress."""

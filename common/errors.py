@@ -1,20 +1,19 @@
-"""The one exception for failures that a person can do something about."""
+"""The exception for failures that the user can do something about."""
 
 from __future__ import annotations
 
 
 class UserError(Exception):
-    """An expected failure: what failed (with where and why), and what to do next.
+    """An expected failure: what failed, where and why, and what to do next.
 
-    Programs that meet it print it and exit with status 1; they show no traceback.
+    Command-line programs print it and exit with status 1, without a traceback.
+
+    Attributes:
+        what: What failed, where, and the cause; one or more lines.
+        next_move: What the user can do about it; empty if there is nothing to suggest.
     """
 
     def __init__(self, what: str, next_move: str = "") -> None:
-        """Keep both parts.
-
-        :param what: what failed, where, and the cause; one or several lines.
-        :param next_move: what the reader can do about it; empty where there is nothing to say.
-        """
         super().__init__(what)
         self.what = what
         self.next_move = next_move

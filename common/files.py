@@ -1,4 +1,4 @@
-"""Small things with files: atomic writes, locks, checksums."""
+"""File helpers: atomic writes, sparse copies, locks, checksums."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _BLOCK = 1 << 20
 
 
 def write_atomic(path: Path, content: bytes | str, mode: int = 0o644) -> None:
-    """Write a file so that it is there with all its content, or as it was before."""
+    """Write a file atomically: readers see either the old content or all of the new."""
     data = content.encode() if isinstance(content, str) else content
     draft = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     descriptor = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, mode)
@@ -31,23 +31,25 @@ def write_atomic(path: Path, content: bytes | str, mode: int = 0o644) -> None:
 
 
 def copy_sparse(source: Path, target: Path) -> None:
-    """Copy a file and keep its holes, so that the target is there whole or as it was before.
+    """Copy a file atomically and keep its holes.
 
-    :raises UserError: it can't be written.
+    Raises:
+        UserError: The copy can't be written.
     """
     draft = target.with_name(f".{target.name}.draft")
     argv = ["cp", "--sparse=always", "--reflink=auto", "--preserve=mode,timestamps", str(source), str(draft)]
     done = subprocess.run(argv, capture_output=True, text=True, check=False)
     if done.returncode != 0:
         draft.unlink(missing_ok=True)
-        raise UserError(f"{source} can't be copied: {done.stderr.strip()}", "make room, and try again")
+        raise UserError(f"cannot copy {source}: {done.stderr.strip()}", "free some disk space and try again")
     draft.replace(target)
 
 
 def link_or_copy(source: Path, target: Path) -> None:
-    """Put a file elsewhere by a hard link, or by a copy on another file system; what is there goes.
+    """Replace `target` with a hard link to `source`, or with a copy on another file system.
 
-    :raises UserError: it can't be written.
+    Raises:
+        UserError: The copy can't be written.
     """
     target.unlink(missing_ok=True)
     try:
@@ -58,32 +60,37 @@ def link_or_copy(source: Path, target: Path) -> None:
 
 @contextmanager
 def locked(path: Path, progress: Progress, what: str) -> Iterator[None]:
-    """Hold a lock file; say so when another process has it, and wait for that one.
+    """Hold a lock file; if another process holds it, report that and wait.
 
-    The kernel frees the lock when its holder ends, however it ends.
+    The kernel releases the lock when the holder exits, even if it is killed.
+
+    Args:
+        path: The lock file; created if it doesn't exist.
+        progress: Where the wait is reported.
+        what: What the lock protects, such as `lab default`.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("a") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            begun = time.monotonic()
-            progress.say(f"{what}: another process is at it; waiting for its end")
+            started = time.monotonic()
+            progress.say(f"{what}: another process is using it; waiting for that process to finish")
             fcntl.flock(file, fcntl.LOCK_EX)
-            progress.say(f"{what}: waited {time.monotonic() - begun:.0f}s")
+            progress.say(f"{what}: waited {time.monotonic() - started:.0f}s")
         yield
 
 
 def finished(folder: Path) -> list[Path]:
-    """A cache folder's folders that were made to their end, as a manifest in them tells; the newest last."""
+    """The complete entries of a cache folder (those with a manifest), newest last."""
     found = [path.parent for path in folder.glob("*/manifest.json")]
     return sorted(found, key=lambda path: path.stat().st_mtime)
 
 
 def sparse_digest(path: Path) -> str:
-    """SHA-256 over a file's blocks that aren't all zero, with their offsets, and its size.
+    """SHA-256 of a file's size and of its non-zero blocks with their offsets.
 
-    Holes are skipped without being read, so that a disk of many GiB takes a second.
+    Holes are skipped without being read, so a disk of many GiB takes about a second.
     """
     digest = hashlib.sha256()
     zero = bytes(_BLOCK)
@@ -94,7 +101,7 @@ def sparse_digest(path: Path) -> str:
         while offset < size:
             try:
                 data_at = os.lseek(file.fileno(), offset, os.SEEK_DATA)
-            except OSError:  # ENXIO: nothing but a hole follows
+            except OSError:  # ENXIO: only a hole follows
                 break
             offset = max(offset, data_at - data_at % _BLOCK)
             file.seek(offset)
@@ -107,7 +114,7 @@ def sparse_digest(path: Path) -> str:
 
 
 def digest_of(*parts: bytes | str) -> str:
-    """SHA-256 over parts, each with its length, so that borders count."""
+    """SHA-256 of the parts, each prefixed with its length so that part boundaries count."""
     digest = hashlib.sha256()
     for part in parts:
         data = part.encode() if isinstance(part, str) else part
@@ -117,7 +124,7 @@ def digest_of(*parts: bytes | str) -> str:
 
 
 def tree_digest(folder: Path) -> str:
-    """A digest of all files below a folder: names and contents."""
+    """SHA-256 of the names and contents of all files below a folder."""
     parts: list[bytes | str] = []
     for path in sorted(folder.rglob("*")):
         if path.is_file():

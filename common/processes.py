@@ -1,4 +1,4 @@
-"""Background processes by their pid files: found again, and ended, without mistaking a stranger."""
+"""Background processes tracked by pid files: find and stop them without hitting a reused pid."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from common.errors import UserError
 
 
 def running(pid_file: Path, mark: str) -> int | None:
-    """The process id in a file, if that process lives and its command line holds `mark`.
+    """The pid in a file, if that process runs and its command line has the word `mark`.
 
-    A pid may have been given to another program since, after a reboot for instance.
+    Without the mark, a pid that was reused since, for instance after a reboot, would be mistaken for it.
     """
     try:
         pid = int(pid_file.read_text())
@@ -24,10 +24,10 @@ def running(pid_file: Path, mark: str) -> int | None:
 
 
 def alive(pid: int) -> bool:
-    """Whether a process runs; one that has ended and that nobody has waited for yet doesn't."""
+    """Whether a process runs; a zombie doesn't."""
     try:
-        # Its name, in parentheses, may hold anything; the state is the word after it. The command line
-        # would not do: it is empty for a moment while a program starts, too.
+        # The state follows the process name, which is in parentheses and may contain anything. The
+        # command line can't be used instead: it is empty for a moment while a program starts.
         state = Path(f"/proc/{pid}/stat").read_text(errors="replace").rpartition(")")[2].split()[0]
     except OSError:
         return False
@@ -35,11 +35,11 @@ def alive(pid: int) -> bool:
 
 
 def wait_end(pid: int, seconds: float) -> bool:
-    """Wait until a process has ended; False if it hasn't in that time."""
+    """Wait for a process to exit; False if it is still running after that time."""
     deadline = time.monotonic() + seconds
     while time.monotonic() < deadline:
         try:
-            # Our own child stays as a zombie until it is waited for.
+            # Reap our own child; otherwise it stays a zombie.
             if os.waitpid(pid, os.WNOHANG)[0] == pid:
                 return True
         except ChildProcessError:
@@ -51,9 +51,15 @@ def wait_end(pid: int, seconds: float) -> bool:
 
 
 def end(pid_file: Path, mark: str, seconds: float = 10.0) -> None:
-    """End a process: asked first, then forced. Nothing happens if it doesn't live.
+    """Stop a process with SIGTERM, then SIGKILL; do nothing if it isn't running.
 
-    :raises UserError: it can't be ended.
+    Args:
+        pid_file: Removed afterwards.
+        mark: A word of the process's command line (see `running`).
+        seconds: How long to wait after each signal.
+
+    Raises:
+        UserError: The process is still running after both signals.
     """
     pid = running(pid_file, mark)
     if pid is not None:
@@ -65,5 +71,5 @@ def end(pid_file: Path, mark: str, seconds: float = 10.0) -> None:
             if wait_end(pid, seconds):
                 break
         else:
-            raise UserError(f"process {pid} ({mark}) can't be ended")
+            raise UserError(f"cannot stop process {pid} ({mark})")
     pid_file.unlink(missing_ok=True)

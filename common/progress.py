@@ -1,9 +1,9 @@
-"""Progress on the terminal, or in a log: one line at a time, each with the elapsed time.
+"""Progress output: one line at a time, each with the elapsed time.
 
     [  12.3s] image: installing packages
 
-Lines go to standard error, so that standard output stays a command's result. Several
-threads may write to one `Progress`; nothing depends on a terminal.
+Lines go to standard error, so standard output stays a command's result. The output is the same in a
+terminal and in a log file. `Progress` is thread-safe.
 """
 
 from __future__ import annotations
@@ -17,13 +17,14 @@ from typing import TextIO
 
 
 class Progress:
-    """Writes the lines; `scope` makes a view of it that puts a name before each line."""
+    """Writes progress lines; `scope` returns a view that prefixes each line with a name."""
 
     def __init__(self, stream: TextIO | None = None, *, quiet: bool = False) -> None:
         """Start the clock.
 
-        :param stream: where lines go; standard error if none is given.
-        :param quiet: write nothing (the durations are kept all the same).
+        Args:
+            stream: Where lines go; standard error by default.
+            quiet: Write nothing, but still record durations.
         """
         self._stream = stream
         self._quiet = quiet
@@ -33,7 +34,7 @@ class Progress:
         self._durations: dict[str, float] = {}
 
     def scope(self, name: str) -> Progress:
-        """A view that shares clock, stream and lock, and puts `name: ` before each line."""
+        """A view that shares clock, stream and lock, and prefixes each line with `name: `."""
         view = Progress.__new__(Progress)
         view.__dict__.update(self.__dict__)
         view._prefix = f"{self._prefix}{name}: "
@@ -46,12 +47,12 @@ class Progress:
 
     @property
     def durations(self) -> dict[str, float]:
-        """Seconds that each finished step took, by its full name, in the order of their ends."""
+        """Seconds that each finished step took, by its full name, in the order they finished."""
         with self._lock:
             return dict(self._durations)
 
     def say(self, message: str) -> None:
-        """Write one line (each line of a longer text for itself)."""
+        """Write a message; each of its lines gets its own prefix."""
         if self._quiet:
             return
         with self._lock:
@@ -62,20 +63,20 @@ class Progress:
 
     @contextmanager
     def step(self, name: str, *, every: float = 30.0) -> Iterator[Progress]:
-        """Announce a step, remind of it while it lasts, and say how long it took.
+        """Announce a step, write a reminder while it runs, and report how long it took.
 
-        :param name: what is done, such as `image: installing packages`.
-        :param every: seconds between reminders, so that a long step is seen to be alive.
+        The end isn't reported for a step that takes less than half a second and succeeds.
 
-        A step that took less than half a second doesn't write its end. One that fails says
-        so, and the exception goes on.
+        Args:
+            name: What is being done, such as `image: installing packages`.
+            every: Seconds between reminders, which show that a long step is still running.
         """
-        begun = time.monotonic()
+        started = time.monotonic()
         ended = threading.Event()
 
         def remind() -> None:
             while not ended.wait(every):
-                self.say(f"{name} ... {time.monotonic() - begun:.0f}s so far")
+                self.say(f"{name} ... {time.monotonic() - started:.0f}s so far")
 
         self.say(name)
         reminder = threading.Thread(target=remind, daemon=True)
@@ -87,7 +88,7 @@ class Progress:
         finally:
             ended.set()
             reminder.join()
-            took = time.monotonic() - begun
+            took = time.monotonic() - started
             with self._lock:
                 self._durations[f"{self._prefix}{name}"] = took
             if outcome != "done in" or took >= 0.5:

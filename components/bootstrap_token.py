@@ -1,83 +1,38 @@
-"""Makes a join token valid for one attempt, and revokes it.
+"""Makes a join token valid for one attempt to join, and revokes it afterwards.
 
 A bootstrap token is a Secret of type `bootstrap.kubernetes.io/token` in kube-system
-(https://kubernetes.io/docs/reference/access-authn-authz/bootstrap-tokens/). It is written through
-the API rather than by a command, because a command that has succeeded doesn't run again: a
-join that failed and is tried after the token's end would find it expired. A resource hook
-runs before every attempt.
+(https://kubernetes.io/docs/reference/access-authn-authz/bootstrap-tokens/). It is written through the API
+instead of by a remote command, because a command that has succeeded doesn't run again: a failed join that is
+retried later would find its token expired. A resource hook runs before every attempt.
 """
 
 from __future__ import annotations
 
-import base64
-import http.client
 import json
 import ssl
 import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
 
 import pulumi
-import yaml
+import urllib3
+
+from model.kubeconfig import Kubeconfig
 
 SECRETS = "/api/v1/namespaces/kube-system/secrets"
 TIMEOUT_SECONDS = 60
 
 
 class BootstrapTokenError(Exception):
-    """The API server didn't do what was asked; the text says what, never the token."""
-
-
-def token_secret(token: str, worker: str, expires: datetime) -> dict[str, Any]:
-    """The Secret that makes `token` (`id.secret`) valid until `expires`."""
-    token_id, _, token_value = token.partition(".")
-    return {
-        "apiVersion": "v1",
-        "kind": "Secret",
-        "metadata": {"name": f"bootstrap-token-{token_id}", "namespace": "kube-system"},
-        "type": "bootstrap.kubernetes.io/token",
-        "stringData": {
-            "description": f"kubeadm-ipvs: the join of {worker}",
-            "token-id": token_id,
-            "token-secret": token_value,
-            "expiration": expires.astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
-            "usage-bootstrap-authentication": "true",
-            "usage-bootstrap-signing": "true",
-            "auth-extra-groups": "system:bootstrappers:kubeadm:default-node-token",
-        },
-    }
-
-
-def create(kubeconfig: str, token: str, worker: str, minutes: int) -> None:
-    """Makes `token` valid for `minutes` from now, whether or not it was before.
-
-    Raises:
-        BootstrapTokenError: The API server refused, or can't be reached.
-    """
-    revoke(kubeconfig, token)
-    body = token_secret(token, worker, datetime.now(UTC) + timedelta(minutes=minutes))
-    _request(kubeconfig, "POST", SECRETS, body, accepted=(201,))
-
-
-def revoke(kubeconfig: str, token: str) -> None:
-    """Makes `token` invalid; one that isn't valid is fine.
-
-    Raises:
-        BootstrapTokenError: The API server refused, or can't be reached.
-    """
-    path = f"{SECRETS}/bootstrap-token-{token.partition('.')[0]}"
-    _request(kubeconfig, "DELETE", path, None, accepted=(200, 202, 404))
+    """The API server is unreachable or refused the request; the message never contains the token."""
 
 
 class BootstrapToken:
-    """The hooks of one worker's join: the token is made valid before it, and revoked after it.
+    """The hooks of one worker's join: they make its token valid before the join and revoke it afterwards.
 
     Attributes:
-        hooks: To be bound to the join.
+        hooks: Hooks to bind to the join.
         known: Resolves when the hooks have what they need; the join must take an input from it.
     """
 
@@ -88,12 +43,12 @@ class BootstrapToken:
         self._minutes = minutes
         self._kubeconfig = self._token = ""
         self.known: pulumi.Output[None] = pulumi.Output.from_input(None)
-        # Hooks don't run in a preview, where a kubeconfig that is read again would make the join unknown.
+        # A preview runs no hooks, and an unknown kubeconfig there would make the join unknown.
         if not pulumi.runtime.is_dry_run():
             self.known = pulumi.Output.all(kubeconfig, token).apply(self._keep)
         creating = pulumi.ResourceHook(f"{worker}-create-token", self._create)
         revoking = pulumi.ResourceHook(f"{worker}-revoke-token", self._revoke)
-        # An update joins too, where somebody has taken the node apart by hand.
+        # An update joins as well, if the node was reset by hand.
         self.hooks = pulumi.ResourceHookBinding(
             before_create=[creating],
             after_create=[revoking],
@@ -111,65 +66,86 @@ class BootstrapToken:
         try:
             revoke(self._kubeconfig, self._token)
         except BootstrapTokenError as error:
-            # The join itself went well, and the token ends by itself.
-            pulumi.log.warn(f"{self._worker}: the join token wasn't revoked before its end: {error}")
+            # The join succeeded, and the token expires by itself.
+            pulumi.log.warn(f"{self._worker}: can't revoke the join token: {error}. It expires by itself")
+
+
+def create(kubeconfig: str, token: str, worker: str, minutes: int) -> None:
+    """Make `token` valid for `minutes` from now, whether or not it is valid already.
+
+    Raises:
+        BootstrapTokenError: The API server is unreachable or refused.
+    """
+    revoke(kubeconfig, token)
+    body = token_secret(token, worker, datetime.now(UTC) + timedelta(minutes=minutes))
+    _request(kubeconfig, "POST", SECRETS, body, accepted=(201,))
+
+
+def revoke(kubeconfig: str, token: str) -> None:
+    """Make `token` invalid, if it isn't already.
+
+    Raises:
+        BootstrapTokenError: The API server is unreachable or refused.
+    """
+    path = f"{SECRETS}/bootstrap-token-{token.partition('.')[0]}"
+    _request(kubeconfig, "DELETE", path, None, accepted=(200, 202, 404))
+
+
+def token_secret(token: str, worker: str, expires: datetime) -> dict[str, Any]:
+    """The Secret that makes `token` (`id.secret`) valid until `expires`."""
+    token_id, _, token_value = token.partition(".")
+    return {
+        "apiVersion": "v1",
+        "kind": "Secret",
+        "metadata": {"name": f"bootstrap-token-{token_id}", "namespace": "kube-system"},
+        "type": "bootstrap.kubernetes.io/token",
+        "stringData": {
+            "description": f"kubeadm-ipvs: join of {worker}",
+            "token-id": token_id,
+            "token-secret": token_value,
+            "expiration": expires.astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
+            "usage-bootstrap-authentication": "true",
+            "usage-bootstrap-signing": "true",
+            "auth-extra-groups": "system:bootstrappers:kubeadm:default-node-token",
+        },
+    }
 
 
 def _request(
     kubeconfig: str, method: str, path: str, body: dict[str, Any] | None, accepted: tuple[int, ...]
 ) -> None:
-    server = ""
+    config = Kubeconfig.parse(kubeconfig)
+    headers = {"Authorization": f"Bearer {config.token}"} if config.token else {}
     try:
-        with _credentials(kubeconfig) as (server, context, headers):
-            url = urlsplit(server)
-            connection = http.client.HTTPSConnection(
-                url.hostname or "", url.port or 443, timeout=TIMEOUT_SECONDS, context=context
+        with urllib3.PoolManager(ssl_context=_tls(config), retries=False) as pool:
+            response = pool.request(
+                method, f"{config.server}{path}", json=body, headers=headers, timeout=TIMEOUT_SECONDS
             )
-            try:
-                connection.request(
-                    method,
-                    path,
-                    body=None if body is None else json.dumps(body),
-                    headers={"Content-Type": "application/json", **headers},
-                )
-                response = connection.getresponse()
-                text = response.read().decode(errors="replace")
-            finally:
-                connection.close()
-    except (OSError, http.client.HTTPException) as error:
-        raise BootstrapTokenError(f"the API server {server} can't be reached: {error}") from error
+    except (OSError, urllib3.exceptions.HTTPError) as error:
+        raise BootstrapTokenError(f"the API server {config.server} is unreachable: {error}") from error
     if response.status not in accepted:
-        raise BootstrapTokenError(f"the API server {server} answered {response.status}: {_message(text)}")
+        raise BootstrapTokenError(
+            f"the API server {config.server} returned {response.status}: {_message(response.data)}"
+        )
 
 
-def _message(text: str) -> str:
+def _tls(config: Kubeconfig) -> ssl.SSLContext:
+    """A TLS context with the cluster's CA and the client's certificate.
+
+    The ssl module reads a client key from a file only: one that nobody else can read, removed right away.
+    """
+    context = ssl.create_default_context(cadata=config.ca)
+    if config.client_certificate and config.client_key:
+        with tempfile.TemporaryDirectory(prefix="kubeadm-ipvs-") as folder:
+            pair = Path(folder) / "client.pem"
+            pair.touch(mode=0o600)
+            pair.write_text(config.client_certificate + config.client_key, encoding="utf-8")
+            context.load_cert_chain(pair)
+    return context
+
+
+def _message(body: bytes) -> str:
     try:
-        return str(json.loads(text)["message"])
+        return str(json.loads(body)["message"])
     except (ValueError, KeyError, TypeError):
         return "no reason given"
-
-
-@contextmanager
-def _credentials(kubeconfig: str) -> Iterator[tuple[str, ssl.SSLContext, dict[str, str]]]:
-    """What an administrator's kubeconfig says: server, TLS context, and headers where it holds a token.
-
-    The ssl module reads a client's key from a file only: one that nobody else may read, and
-    that is gone before the request is made.
-    """
-    document = yaml.safe_load(kubeconfig)
-    cluster = document["clusters"][0]["cluster"]
-    user = document["users"][0]["user"]
-    context = ssl.create_default_context(
-        cadata=base64.b64decode(cluster["certificate-authority-data"]).decode()
-    )
-    if "token" in user:
-        yield str(cluster["server"]), context, {"Authorization": f"Bearer {user['token']}"}
-        return
-    with tempfile.TemporaryDirectory(prefix="kubeadm-ipvs-") as folder:
-        pair = Path(folder) / "client.pem"
-        pair.touch(mode=0o600)
-        pair.write_bytes(
-            base64.b64decode(user["client-certificate-data"]) + base64.b64decode(user["client-key-data"])
-        )
-        context.load_cert_chain(pair)
-    yield str(cluster["server"]), context, {}

@@ -1,9 +1,8 @@
-"""What a change of the settings means for a cluster that lives: refused, or told in words, at preview.
+"""Refuses a change that a running cluster can't take, and warns of one that replaces the cluster.
 
-The cluster's component keeps what can't change in place as its inputs, so the engine knows the
-former values. Its hook runs before any other resource is registered, in a preview too: what it
-refuses has touched nothing, whichever way the run was started. The words are those of the report in pull
-requests (model/change_impact.py).
+The cluster's component records as its inputs whatever can't change in place, so the engine knows the previous
+values. Its hook runs before any other resource is registered, in previews too. A refused change has therefore
+touched nothing, however the run was started.
 """
 
 from __future__ import annotations
@@ -13,23 +12,22 @@ from typing import Any
 
 import pulumi
 
-from model.change_impact import VERSION, identity_changes, new_cluster
+from model.change_impact import VERSION, identity_changes, replacement
 from model.settings import Effect, Settings, effect_of, fields, value_at
 
 _NAME = "the control plane's name"
 
 
 class RefusedChangeError(Exception):
-    """A change that this program doesn't make; the text says why, and what to do."""
+    """A change that this program can't make; the text gives the reason and the next move."""
 
 
 def identity(settings: Settings) -> dict[str, str]:
-    """What can't change in a living cluster, by the setting's path. A change of any makes a new one.
+    """The values, by setting, whose change replaces the cluster.
 
-    - The settings that say so of themselves (`Effect.NEW_CLUSTER`). Pod and service subnets: addresses
-      are in every node, pod and certificate. DNS domain: in every pod's resolv.conf and in the API
-      server's certificate.
-    - The first control plane's name and address: etcd's member and every kubeconfig name them.
+    - Settings marked `Effect.NEW_CLUSTER`: pod and service subnets, whose addresses are in every node, pod
+      and certificate; the DNS domain, which is in every pod's resolv.conf and the API server's certificate.
+    - The first control plane's name and address, which etcd's member and every kubeconfig contain.
     """
     first = settings.control_plane
     return {
@@ -43,44 +41,44 @@ def identity(settings: Settings) -> dict[str, str]:
     }
 
 
-def kept(settings: Settings) -> dict[str, str]:
-    """The inputs of the cluster's component: its identity, and its version."""
+def cluster_inputs(settings: Settings) -> dict[str, str]:
+    """The inputs of the cluster's component: its identity and its version."""
     return {VERSION: settings.cluster.kubernetes_version, **identity(settings)}
 
 
-def watched(settings: Settings) -> pulumi.ResourceHookBinding:
-    """The hook for the component whose inputs are `kept(settings)` and whose outputs have a `caHash`."""
+def change_hook(settings: Settings) -> pulumi.ResourceHookBinding:
+    """The hook for the component with the inputs `cluster_inputs(settings)` and an output `caHash`."""
 
-    def judge(change: pulumi.ResourceHookArgs) -> None:
-        # A cluster that was never finished has no authority: nothing of it can be lost.
+    def check(change: pulumi.ResourceHookArgs) -> None:
+        # Without a CA the first run never finished, so there is nothing to lose yet.
         if (change.old_outputs or {}).get("caHash") is None:
             return
-        warning = judged(change.old_inputs or {}, change.new_inputs or {}, settings)
+        warning = check_change(change.old_inputs or {}, change.new_inputs or {}, settings)
         if warning:
             pulumi.log.warn(warning)
 
-    hook = pulumi.ResourceHook("changes", judge, pulumi.ResourceHookOptions(on_dry_run=True))
+    hook = pulumi.ResourceHook("changes", check, pulumi.ResourceHookOptions(on_dry_run=True))
     return pulumi.ResourceHookBinding(before_update=[hook])
 
 
-def judged(old: Mapping[str, Any], new: Mapping[str, Any], settings: Settings) -> str:
-    """What to tell a person of this change; empty where there is nothing to tell.
+def check_change(old: Mapping[str, Any], new: Mapping[str, Any], settings: Settings) -> str:
+    """Return the warning for a change of the cluster's inputs; empty if it needs none.
 
     Raises:
-        RefusedChangeError: Another version of Kubernetes; the control plane's host becomes a worker.
+        RefusedChangeError: The Kubernetes version differs, or the control plane's host becomes a worker.
     """
     if old.get(VERSION) != new.get(VERSION):
         raise RefusedChangeError(
-            f"cluster.kubernetesVersion is {new.get(VERSION)}, and the cluster runs {old.get(VERSION)}: this "
-            f"program doesn't upgrade a living cluster yet. Nothing was touched. Write {old.get(VERSION)} "
-            "again, or make a new cluster in another stack"
+            f"cluster.kubernetesVersion is {new.get(VERSION)}, but the cluster runs {old.get(VERSION)}: this "
+            "program can't upgrade a running cluster yet. Nothing was changed. Change it back to "
+            f"{old.get(VERSION)}, or create a new cluster in another stack"
         )
-    former = old.get(_NAME)
-    if former in [host.name for host in settings.workers]:
+    name = old.get(_NAME)
+    if name in [host.name for host in settings.workers]:
         raise RefusedChangeError(
-            f"{former} is the cluster's control plane, and hosts says that it is a worker: what a host is "
-            f"can't change while it is one. Nothing was touched. Take {former} out of hosts in one change "
-            "(with another control plane: a new cluster), and add it in the next"
+            f"{name} is the cluster's control plane, but hosts declares it a worker: a host can't change its "
+            f"role while it is in the cluster. Nothing was changed. Remove {name} from hosts in one change "
+            "(with another control plane, which is a new cluster), and add it in the next"
         )
     changed = identity_changes(old, new)
-    return new_cluster(changed, [host.name for host in settings.hosts]) if changed else ""
+    return replacement(changed, [host.name for host in settings.hosts]) if changed else ""

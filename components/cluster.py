@@ -1,4 +1,4 @@
-"""The whole cluster: composes the rest, and alone knows the order."""
+"""The whole cluster: composes the other components and is the only place that knows their order."""
 
 from __future__ import annotations
 
@@ -25,12 +25,12 @@ from model.settings import Settings
 
 @dataclass(frozen=True)
 class ClusterArgs:
-    """What a cluster is made from.
+    """Arguments of a cluster.
 
     Attributes:
         settings: The environment.
         stack: The stack's name, written on each host as its owner.
-        verified: What `Cluster.verified` was after the last run that came to its end.
+        verified: `Cluster.verified` after the last completed run.
     """
 
     settings: Settings
@@ -39,37 +39,37 @@ class ClusterArgs:
 
 
 class Cluster(pulumi.ComponentResource):
-    """Hosts, control plane, workers, pod network, application and proof.
+    """Hosts, control plane, workers, pod network, application and verification.
 
-    No barriers: each host is prepared as soon as it answers; init waits for the control plane's
-    own preparation only; a worker joins when it is prepared and the API is up; the pod network
-    is applied as soon as the API is up; the application waits until the nodes are Ready, since its pods
-    can't start before, and a control plane is busiest while nodes join.
+    There are no barriers. Each host is prepared as soon as it answers. Init waits only for the control
+    plane's own preparation. A worker joins when it is prepared and the API is up. The pod network is applied
+    as soon as the API is up. The application waits until all nodes are Ready, because its pods can't start
+    earlier and the control plane is busiest while nodes join.
 
     Attributes:
-        kubeconfig: The administrator's kubeconfig, secret.
-        tables: Per host, the virtual servers that its kernel has.
-        node_ports: Where the application answers, on each host's own address.
-        verified: Which attempt it was that proved all that.
+        kubeconfig: The administrator's kubeconfig; secret.
+        tables: The virtual servers in each host's kernel, by host name.
+        node_ports: The application's URL on each host.
+        verified: The attempt at a verification that succeeded.
     """
 
     def __init__(self, name: str, args: ClusterArgs, opts: pulumi.ResourceOptions | None = None) -> None:
         settings = args.settings
-        watched = pulumi.ResourceOptions(hooks=changes.watched(settings))
+        watched = pulumi.ResourceOptions(hooks=changes.change_hook(settings))
         super().__init__(
             "kubeadm-ipvs:index:Cluster",
             name,
-            changes.kept(settings),
+            changes.cluster_inputs(settings),
             pulumi.ResourceOptions.merge(watched, opts),
         )
         child = pulumi.ResourceOptions(parent=self)
-        # Another state's stack may have the same name: with an id, of which the first stays.
-        mark = pulumi.Stash(
+        # Stacks in different backends may share a name, so the owner includes an ID that is generated once.
+        owner_id = pulumi.Stash(
             "owner",
             input=f"{args.stack} {secrets.token_hex(4)}",
             opts=pulumi.ResourceOptions(parent=self, ignore_changes=["input"]),
         )
-        owner = mark.output
+        owner = owner_id.output
 
         first = settings.control_plane
         machines = {first.name: PreparedHost(first.name, PreparedHostArgs(settings, first, owner), child)}
@@ -82,24 +82,22 @@ class Cluster(pulumi.ComponentResource):
         provider = kubernetes.Provider(
             name,
             kubeconfig=control_plane.kubeconfig,
-            # The same for good: another kubeconfig of the same cluster must not replace every object, and
-            # another cluster replaces them all the same (`replace_with`). Where the engine finds, ahead of a
-            # new `init`, that this provider must be replaced, it ends the plugin that it then needs
-            # (Pulumi 3.259).
+            # Constant, because a new kubeconfig of the same cluster must not replace every object; a new
+            # cluster replaces them anyway (`replace_with`). If the engine finds before a new `init` that this
+            # provider must be replaced, it stops the plugin that it needs later (Pulumi 3.259).
             cluster_identifier=owner,
-            # A cluster that is gone must not keep its objects in the state for ever.
+            # Otherwise the objects of a dead cluster could never be removed from the state.
             delete_unreachable=True,
-            # An object whose creation was cut off is there and not in the state: the next run takes it on,
-            # rather than stop at what this program itself has made.
+            # After an interrupted create the object exists but isn't in the state. The next run adopts it.
             upsert_existing_objects=True,
             kube_client_settings=kubernetes.KubeClientSettingsArgs(
-                # By default 32 s, in which a slow API server doesn't get its whole schema sent.
+                # The default of 32 s is too short for a slow API server to send its whole schema.
                 timeout=int(seconds(settings.cluster.timeouts.kubernetes_api_call)),
             ),
             opts=pulumi.ResourceOptions(
                 parent=self,
                 depends_on=[control_plane.init],
-                # Stacks that were made earlier have the first cluster's authority for it.
+                # Stacks of earlier versions have the CA of their first cluster here.
                 ignore_changes=["clusterIdentifier"],
                 aliases=[pulumi.Alias(name=settings.cluster.name, parent=self)],
             ),
@@ -183,7 +181,7 @@ def _nginx(settings: Settings) -> dict[str, documents.Parameter]:
 def _subject(
     settings: Settings, nodes: Iterable[pulumi.CustomResource], *manifests: Manifest
 ) -> pulumi.Output[str]:
-    """A text that changes when a node or an object is another, or an object has another specification."""
+    """A fingerprint that changes when a node or object is replaced or an object's spec changes."""
     generations = [
         pulumi.Output.all(resource.id, resource.metadata).apply(_generation)
         for manifest in manifests

@@ -1,4 +1,4 @@
-"""The stack's configuration as settings; a configuration that can't be used ends the run in one message."""
+"""Reads the stack's configuration. A configuration with errors ends the run with one message."""
 
 from __future__ import annotations
 
@@ -7,13 +7,15 @@ from pathlib import Path
 import pulumi
 from pulumi.runtime import config
 
-from model.settings import Settings, SettingsError, load
+from model.settings import Settings
+from model.settings_file import load
+from model.settings_problems import SettingsError
 
 PROJECT = Path(__file__).resolve().parent.parent
 
 
 def settings_of_stack() -> Settings:
-    """The settings of the stack that runs.
+    """The settings of the current stack.
 
     Raises:
         pulumi.RunError: The configuration has problems; the message lists all of them.
@@ -21,7 +23,7 @@ def settings_of_stack() -> Settings:
     project = pulumi.get_project()
     raw: dict[str, object] = {}
     secret: list[str] = []
-    # All keys, not those asked for by name: a misspelt one must be found.
+    # Read every key instead of known names, so that a misspelt one is found.
     for key, text in {**config.get_config_env(), **config.CONFIG.get()}.items():
         namespace, _, name = key.partition(":")
         if namespace == project:
@@ -30,8 +32,9 @@ def settings_of_stack() -> Settings:
                 secret.append(name)
     if secret:
         raise pulumi.RunError(
-            "The configuration has secrets, and no setting is kept secret: all are written to hosts, and "
-            f"stand in the state in the open. Nothing was touched. Set without --secret: {', '.join(secret)}"
+            "The configuration contains secrets, but settings aren't kept secret: they are written to the "
+            "hosts and stored in plain text in the state. Nothing was changed. Set without --secret: "
+            f"{', '.join(secret)}"
         )
     try:
         return load(raw, PROJECT)

@@ -1,4 +1,4 @@
-"""The first control plane: kubeadm init, and what others need of it."""
+"""The control plane: `kubeadm init`, and what other components need from it."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from model.settings import Host, Settings
 
 @dataclass(frozen=True)
 class ControlPlaneArgs:
-    """What a control plane is made from.
+    """Arguments of a control plane.
 
     Attributes:
         settings: The environment.
@@ -30,15 +30,15 @@ class ControlPlane(pulumi.ComponentResource):
     """A host on which `kubeadm init` has run.
 
     Attributes:
-        host: The machine.
-        init: The command that made the cluster. A change of the cluster's identity
-            (`components/changes.py`) replaces it, and with it everything that stands on it.
-        runner: Runs steps on the control plane for others (tokens, nodes, the proof).
-        kubeconfig: The administrator's, secret, with the address that people use.
+        host: The host's settings.
+        init: The command that created the cluster. A change of the cluster's identity
+            (`components/changes.py`) replaces it and everything in the cluster.
+        runner: Runs steps on the control plane for other components.
+        kubeconfig: The administrator's kubeconfig with the address that people use; secret.
         admin_kubeconfig: The step that reads the cluster's identity. Resources `deleted_with` it are left
             alone when the cluster is removed or replaced. `init` wouldn't do: the engine treats resources
             that depend on it as deleted, but `init` itself too late.
-        ca_hash: `sha256:…` of the cluster's certificate authority: who the cluster is.
+        ca_hash: `sha256:…` of the cluster's CA certificate, which identifies the cluster.
     """
 
     def __init__(self, name: str, args: ControlPlaneArgs, opts: pulumi.ResourceOptions | None = None) -> None:
@@ -66,15 +66,15 @@ class ControlPlane(pulumi.ComponentResource):
                 protect=settings.production or None,
             ),
         )
-        # What the workers' registrations are `deleted_with`: it goes when the cluster does, and by itself
-        # nothing waits for it. Not a step, and not this component, whose children the engine counts too:
-        # each worker would wait for the next one's giving back (docs/decisions/0021).
+        # The deregister steps are `deleted_with` this resource: it is deleted with the cluster, and nothing
+        # else depends on it. A step or this component wouldn't do, because the engine counts their children
+        # as well and each worker would wait until the next one is restored (docs/decisions/0021).
         self._nodes = pulumi.ComponentResource(
             "kubeadm-ipvs:index:NodeList", "node-list", None, pulumi.ResourceOptions(parent=self)
         )
         server = f"https://{settings.api_server}"
-        # Read twice, since a repair may renew the administrator's certificate, and who the cluster is
-        # must stay known in that preview too: with it unknown all joins would seem to change.
+        # Read twice: a repair may renew the administrator's certificate, which makes `kubeconfig` unknown in
+        # that preview. The CA hash must stay known, or every join would appear to change.
         self.kubeconfig: pulumi.Output[str] = pulumi.Output.secret(
             self._admin(steps.KUBECONFIG).stdout.apply(lambda text: kubeadm.kubeconfig_for(text, server))
         )
@@ -87,8 +87,8 @@ class ControlPlane(pulumi.ComponentResource):
     def _admin(self, step: steps.Step) -> remote.Command:
         """A step that prints the administrator's kubeconfig.
 
-        Constant text and a trigger that only a new cluster changes: what is built from this output stays
-        known in previews of every other change.
+        Its text is constant and only a new cluster changes its trigger, so everything built from its output
+        stays known in previews of other changes.
         """
         return self.runner.step(
             step,
@@ -98,7 +98,7 @@ class ControlPlane(pulumi.ComponentResource):
         )
 
     def deregister(self, host: Host) -> remote.Command:
-        """A worker's entry in the list of nodes, which its claim waits for: removed after the claim."""
+        """The step that removes a worker's Node object after the worker's claim has been deleted."""
         return self.runner.step(
             steps.DEREGISTER,
             self,

@@ -1,4 +1,4 @@
-"""One machine: claimed, prepared, and on destroy given back as it was."""
+"""One host: claimed, prepared, and restored to its original state on destroy."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ from model.settings import Host, Settings
 
 @dataclass(frozen=True)
 class PreparedHostArgs:
-    """What a host's preparation is made from.
+    """Arguments of a host's preparation.
 
     Attributes:
         settings: The environment.
-        host: The machine, one of `settings.hosts`.
-        owner: Whose the host is from now on (`Runner`'s): one that is another's is refused.
-        outlived_by: What goes only after the host was given back.
+        host: One of `settings.hosts`.
+        owner: The owner to claim the host for (see `Runner`); a host with a different owner is refused.
+        outlived_by: Resources to delete only after the host has been restored.
     """
 
     settings: Settings
@@ -33,15 +33,15 @@ class PreparedHostArgs:
 
 
 class PreparedHost(pulumi.ComponentResource):
-    """A machine that is ready for kubeadm.
+    """A host that is ready for kubeadm.
 
-    Its steps are chained, since they share the host: claim (facts, record of the prior state;
-    its delete gives everything back), kernel, firewall, packages, runtime.
+    Its steps run one after the other: claim (checks the host and records its original state; its delete
+    restores that state), kernel, firewall, packages, runtime.
 
     Attributes:
-        host: The machine.
-        runner: Runs further steps on it.
-        claim: The first step; what stands on the host is `deleted_with` it.
+        host: The host's settings.
+        runner: Runs further steps on the host.
+        claim: The first step; everything else on the host is `deleted_with` it.
         ready: The last step.
     """
 
@@ -59,7 +59,7 @@ class PreparedHost(pulumi.ComponentResource):
         return self.runner.step(
             steps.CLAIM,
             self,
-            # Another machine under the same name: nothing of what was done to the old one holds.
+            # A different address means a different machine, which none of the steps has seen.
             triggers=[host.address],
             values={
                 "ROLE": host.role,
@@ -71,7 +71,7 @@ class PreparedHost(pulumi.ComponentResource):
                 "MANAGE": _manage(settings),
                 "IGNORED_CHECKS": "\n".join(settings.preflight.ignore),
             },
-            # Workers come and go in production too; without its control plane there is no cluster.
+            # In production workers still come and go, but losing the control plane loses the cluster.
             opts=pulumi.ResourceOptions(
                 protect=(settings.production and host.role == "control-plane") or None,
                 depends_on=list(self._args.outlived_by),
@@ -119,7 +119,7 @@ def _packages(settings: Settings) -> dict[str, str]:
     return {
         "VERSION": settings.cluster.kubernetes_version,
         "REVISION": settings.packages.revision,
-        # Which of the two is the host's to know.
+        # Only the host knows which of the two it needs.
         "REPOSITORY_DEB": settings.package_repository("deb"),
         "REPOSITORY_RPM": settings.package_repository("rpm"),
         "KEY": Path(key).read_text(encoding="utf-8").strip() if key and not is_url(key) else "",
@@ -134,7 +134,7 @@ def _manage(settings: Settings) -> str:
 
 def _runtime(settings: Settings, host: Host) -> dict[str, str]:
     mirrors = "\n".join(
-        " ".join([registry, *urls]) for registry, urls in sorted(settings.registry.mirrors.items())
+        " ".join([registry, *urls]) for registry, urls in sorted(settings.runtime.mirrors.items())
     )
     images = settings.node_images(host)
     return {"SANDBOX_IMAGE": settings.pause_image, "MIRRORS": mirrors, "IMAGES": "\n".join(images)}

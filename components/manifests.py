@@ -1,7 +1,7 @@
-"""A manifest's documents as objects of the cluster, one resource each.
+"""The documents of a manifest as Kubernetes objects, one resource each.
 
-They are parsed here and registered one by one, not handed whole to the provider: before there
-is a cluster the provider can't be asked, and a preview would show nothing of them.
+They are parsed here instead of by the provider: before the cluster exists the provider can't be called, and a
+preview wouldn't show the objects.
 """
 
 from __future__ import annotations
@@ -22,30 +22,30 @@ from model import documents
 
 MANIFESTS = Path(__file__).resolve().parent.parent / "manifests"
 
-# What an API server that is too busy says, or what is said of one: the request may be made again. What it
-# has done of it all the same is taken on (the provider's `upsert_existing_objects`).
+# Errors of a busy API server. The request may be repeated; if the server carried it out after all, the
+# provider adopts the object (`upsert_existing_objects`).
 BUSY = re.compile(
     r"request did not complete within|etcdserver: (request timed out|leader changed)|TLS handshake timeout"
     r"|Client\.Timeout|context deadline exceeded|too many requests|connection re(fused|set)|\bEOF\b"
     r"|the server is currently unable to handle the request",
     re.IGNORECASE,
 )
-# Measured on emulated hosts: a restarted API server needs minutes until it answers as usual again.
+# Measured on emulated hosts: a restarted API server needs minutes to recover.
 BUSY_SECONDS = 600.0
 
-# An attempt that the API server gave up can leave its NodePort taken, by no Service. The API server looks for
-# such ports every three minutes and frees one at the third look (Kubernetes 1.37,
+# A request that the API server abandoned can leave its NodePort allocated without a Service. The API server
+# checks for such ports every three minutes and frees one at the third check (Kubernetes 1.37,
 # pkg/registry/core/service/portallocator/controller/repair.go).
 HELD = re.compile(r"provided port is already allocated")
 HELD_SECONDS = 900.0
 
-# By default each resource in the state has a field manager of its own, with a random name. An object that a
-# run which was cut off has left in the cluster would then be another's: where the API server has filled in
-# a default, a conflict. With one name for all they are the program's own. And what it says of its own
-# objects counts, whoever else has set it: a conflict would stop each run until somebody mends it by hand.
+# By default each resource gets its own field manager with a random name. After an interrupted run, fields of
+# an object that isn't in the state yet would belong to a different manager, which is a conflict wherever the
+# API server filled in a default. One fixed name avoids that. Forcing also resolves conflicts with fields that
+# somebody else has set, which would otherwise fail every run until they are fixed by hand.
 APPLIED = {"pulumi.com/patchFieldManager": "kubeadm-ipvs", "pulumi.com/patchForce": "true"}
 
-# How long an object may take to be ready: flannel's and nginx's images are fetched meanwhile.
+# How long an object may take to become ready, including the pull of flannel's and nginx's images.
 READY_WITHIN = "20m"
 
 PAUSE_SECONDS = 5.0
@@ -54,14 +54,14 @@ LONGEST_PAUSE_SECONDS = 30.0
 
 @dataclass(frozen=True)
 class ManifestArgs:
-    """What a manifest is applied with.
+    """Arguments of a manifest.
 
     Attributes:
-        file: Its name in `manifests/`.
-        parameters: What `${…}` in it stands for.
+        file: The file's name in `manifests/`.
+        parameters: The values of its `${…}` placeholders.
         provider: The cluster's provider.
-        cluster: The control plane. When the cluster goes the objects go with it: none is deleted one
-            by one.
+        cluster: The control plane. When the cluster is deleted, its objects aren't deleted one by one.
+        depends_on: Resources that must exist first.
     """
 
     file: str
@@ -72,7 +72,7 @@ class ManifestArgs:
 
 
 class Object(pulumi.CustomResource):
-    """Any Kubernetes object, by its manifest's document."""
+    """Any Kubernetes object, from a manifest's document."""
 
     metadata: pulumi.Output[Any]
     spec: pulumi.Output[Any]
@@ -82,38 +82,39 @@ class Object(pulumi.CustomResource):
     ) -> None:
         metadata = document.body["metadata"]
         named = {**metadata, "annotations": {**metadata.get("annotations", {}), **APPLIED}}
-        # `spec` is declared even where a document has none, so that its output resolves.
+        # `spec` is declared even if the document has none, so that its output resolves.
         properties: dict[str, Any] = {"spec": None, **document.body, "metadata": named}
         super().__init__(document.type, name, properties, opts)
 
 
 class RetryWhenBusy:
-    """The engine's question whether what failed is tried again, answered for the objects of one manifest.
+    """Decides whether the engine retries a failed operation on one manifest's objects.
 
-    Yes for what an API server says that is too busy, and for what an attempt leaves behind that it gave
-    up; both with a bound, counted from the object's first failure.
+    It retries errors of a busy API server and a NodePort that an abandoned request still holds, for a limited
+    time after the object's first failure.
     """
 
     def __init__(self) -> None:
         self._began: dict[tuple[str, str], float] = {}
 
     async def __call__(self, failure: pulumi.ErrorHookArgs) -> bool:
-        """Wait, longer each time, and answer.
+        """Pause, longer each time, and return whether to retry.
 
-        :param failure: `errors` has the newest first. The engine itself ends it at 100 of them.
+        Args:
+            failure: The failed operation; `errors` has the newest first. The engine stops at 100 errors.
         """
         newest, *earlier = failure.errors
         if BUSY.search(newest):
             bound, cause = BUSY_SECONDS, "the API server is too busy"
         elif HELD.search(newest) and any(BUSY.search(error) for error in earlier):
-            bound, cause = HELD_SECONDS, "the API server hasn't freed the given up attempt's NodePort yet"
+            bound, cause = HELD_SECONDS, "the NodePort of an abandoned request isn't free yet"
         else:
             return False
         began = self._began.setdefault((failure.urn, failure.failed_operation), time.monotonic())
         if time.monotonic() - began >= bound:
             return False
         pause = min(PAUSE_SECONDS * len(failure.errors), LONGEST_PAUSE_SECONDS)
-        pulumi.log.info(f"{failure.name}: {cause}; again in {pause:.0f} s")
+        pulumi.log.info(f"{failure.name}: {cause}; retrying in {pause:.0f} s")
         await asyncio.sleep(pause)
         return True
 
@@ -139,12 +140,13 @@ class Manifest(pulumi.ComponentResource):
                     provider=args.provider,
                     depends_on=[*args.depends_on, *namespaces],
                     deleted_with=args.cluster.admin_kubeconfig,
-                    # With `deleted_with` alone, a replaced cluster's objects stay in the state as if they
-                    # were in the new one.
+                    # With `deleted_with` alone, the objects of a replaced cluster would stay in the state as
+                    # if they were in the new one.
                     replace_with=[args.cluster.init],
-                    # Another machine's init is no replacement of this one, and makes another cluster too.
+                    # A control plane with a different name has a new init resource, so nothing is replaced,
+                    # but the cluster is new all the same.
                     replacement_trigger=args.cluster.host.name,
-                    # What is deleted goes by its name, and must not be what has just been made.
+                    # Objects are deleted by name, which must not hit the object just created.
                     delete_before_replace=True,
                     hooks=hooks,
                     custom_timeouts=pulumi.CustomTimeouts(create=READY_WITHIN, update=READY_WITHIN),

@@ -1,4 +1,4 @@
-"""A node as the cluster sees it: Ready, with its labels and taints; a worker that leaves is drained."""
+"""A node as the cluster sees it: Ready, labelled and tainted; drained before it leaves."""
 
 from __future__ import annotations
 
@@ -15,45 +15,45 @@ from model.settings import Host, Settings
 
 @dataclass(frozen=True)
 class NodeArgs:
-    """What a member is made from.
+    """Arguments of a node.
 
     Attributes:
         settings: The environment.
-        host: The machine.
-        control_plane: Where the cluster is spoken to.
-        made: The command that made the host a node (init or join).
-        depends_on: What else must be there before the node can be Ready.
+        host: The host's settings.
+        control_plane: The control plane, where kubectl runs.
+        joined: The command that made the host a node (init or join).
+        depends_on: Everything else that the node needs to become Ready.
     """
 
     settings: Settings
     host: Host
     control_plane: ControlPlane
-    made: remote.Command
+    joined: remote.Command
     depends_on: Sequence[pulumi.Resource]
 
 
 class Node(pulumi.ComponentResource):
-    """A node of the cluster. A worker's delete drains and removes it, unless the whole cluster goes.
+    """A node of the cluster. Deleting a worker drains and removes it, unless the whole cluster is deleted.
 
     Attributes:
-        ready: The command that has seen it Ready.
+        ready: The command that waits until the node is Ready.
     """
 
     def __init__(self, name: str, args: NodeArgs, opts: pulumi.ResourceOptions | None = None) -> None:
-        former = pulumi.Alias(name=f"{args.host.name}-member", type_="kubeadm-ipvs:index:Member")
-        aliased = pulumi.ResourceOptions(aliases=[former])
+        previous = pulumi.Alias(name=f"{args.host.name}-member", type_="kubeadm-ipvs:index:Member")
+        aliased = pulumi.ResourceOptions(aliases=[previous])
         super().__init__("kubeadm-ipvs:index:Node", name, None, pulumi.ResourceOptions.merge(aliased, opts))
         settings, host, cluster = args.settings, args.host, args.control_plane
         self.ready = cluster.runner.step(
             steps.NODE,
             self,
             about=host.name,
-            # One that is repaired may have joined anew: its run isn't over before it is Ready.
+            # A repaired node may have joined again; the run must wait until it is Ready.
             repair=host.repair,
-            # The control plane's node goes with the cluster.
+            # The control plane's node is deleted with the cluster.
             deletes=host.role == "worker",
-            # Another machine under the same name is another node: the old one is drained and removed first.
-            triggers=[cluster.init.id, args.made.id],
+            # A different machine with the same name is a different node: drain and remove the old one first.
+            triggers=[cluster.init.id, args.joined.id],
             values={
                 "NODE": host.name,
                 "LABELS": "\n".join(f"{key}={value}" for key, value in sorted(host.labels.items())),
@@ -62,7 +62,7 @@ class Node(pulumi.ComponentResource):
                 "DRAIN_SECONDS": str(settings.step_timeouts.drain),
             },
             opts=pulumi.ResourceOptions(
-                depends_on=[args.made, *args.depends_on], deleted_with=cluster.admin_kubeconfig
+                depends_on=[args.joined, *args.depends_on], deleted_with=cluster.admin_kubeconfig
             ),
         )
         self.register_outputs({"node": host.name})

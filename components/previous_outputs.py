@@ -1,4 +1,4 @@
-"""What the last run of this stack has left, as far as a program can know it."""
+"""The stack's outputs as the last completed run left them."""
 
 from __future__ import annotations
 
@@ -7,18 +7,19 @@ from typing import Any
 import pulumi
 from pulumi import runtime
 
-# What stands for an organization where the backend knows of none; a plain name is the project's own there.
+# The organization that `pulumi.get_organization` reports for backends without organizations.
 NO_ORGANIZATION = "organization"
 
 
 def output(name: str) -> pulumi.Output[Any]:
-    """One of the stack's outputs, as the last run that came to its end has written it.
+    """One of the stack's outputs after the last completed run; None before the first.
 
-    None before the first such run. Read by the engine's own function behind `StackReference`: a resource of
-    that kind would keep a second copy of all outputs in the state.
+    It calls the engine function behind `StackReference`, because a `StackReference` would keep a second copy
+    of all outputs in the state.
 
     Args:
-        name: Of an output that is no secret: all are handed over as one, and secret as soon as one is.
+        name: An output that isn't secret. The engine returns all outputs at once, and marks all of them
+            secret if any is.
     """
     stack, organization = pulumi.get_stack(), pulumi.get_organization()
     if organization != NO_ORGANIZATION:

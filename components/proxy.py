@@ -1,4 +1,4 @@
-"""kube-proxy's mode and settings on every node, changed live, one node after the other."""
+"""kube-proxy's mode and settings, changed on a running cluster, one node at a time."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from model.settings import Settings
 
 @dataclass(frozen=True)
 class ProxyModeArgs:
-    """What kube-proxy is looked after with.
+    """Arguments of kube-proxy's configuration.
 
     Attributes:
         settings: The environment.
-        machines: The hosts by name.
-        nodes: Per host, the command that made it a node.
+        machines: The prepared hosts by name.
+        nodes: The command that made each host a node (init or join), by the host's name.
     """
 
     settings: Settings
@@ -29,15 +29,15 @@ class ProxyModeArgs:
 
 
 class ProxyMode(pulumi.ComponentResource):
-    """Each node's kube-proxy runs as the settings say, and nothing of another mode is left.
+    """Applies kube-proxy's settings to each node and removes what another mode left behind.
 
-    init uploads the changed configuration, which a running kube-proxy doesn't read. Each host's step
-    restarts its kube-proxy, clears the former mode away and looks that the node answers; only then
-    is it the next host's turn. A step that fails stops there: the hosts after it are as they
-    were, and the next run goes on with it.
+    The init step uploads a changed configuration, but a running kube-proxy doesn't read it. Each host's step
+    restarts its kube-proxy, cleans up after the previous mode and checks that the node serves requests before
+    the next host's step starts. If a step fails, the remaining hosts stay unchanged and the next run resumes
+    with the failed one.
 
     Attributes:
-        steps: One for each host, in their order.
+        steps: One step per host, in the order of the settings.
     """
 
     def __init__(self, name: str, args: ProxyModeArgs, opts: pulumi.ResourceOptions | None = None) -> None:

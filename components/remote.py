@@ -1,16 +1,17 @@
 """The one place that speaks SSH: every `remote.Command` of the program is made here.
 
-A step's whole script travels on standard input, not in the command text, because the
-provider repeats the command text in every error and in the process list of the host.
-What is sent is: `scripts/lib.sh`, the step's own files, its values as quoted shell
-variables, and the call that starts it. The command text only names limit, verb, step and
-host, so an error reads `running "timeout … bash -s -- create kernel node1"` followed by
-what the step printed.
+The whole script of a step is sent on standard input instead of in the command, because the provider repeats
+the command in every error and the host shows it in its process list. `model/steps.py` composes the text. The
+command holds only limit, verb, step and host, so an error reads
+`running "timeout … bash -s -- create kernel node1"`, followed by what the step printed.
 
-Facts this rests on (pulumi-command 1.2.1): only `triggers` replaces; any other changed input
-runs `update`; `delete` runs with the connection and the standard input of the last create
-or update; a failed create leaves nothing in the state; a failed update leaves the former inputs
-there, hence `_desired`; a remote command can't be cancelled, hence `timeout` on the host.
+This relies on the following behaviour of pulumi-command 1.2.1:
+
+- Only `triggers` replaces a command; any other changed input runs `update`.
+- `delete` uses the connection and standard input of the last create or update.
+- A failed create leaves nothing in the state. A failed update leaves the earlier inputs there, hence
+  `_desired`.
+- A remote command can't be cancelled, hence `timeout` on the host.
 """
 
 from __future__ import annotations
@@ -29,13 +30,13 @@ from model.steps import Step, command_text, script_text
 
 
 class Runner:
-    """Runs steps on one host, for whichever component needs one there; there is one for each host.
+    """Runs steps on one host. All components that need the host share its runner.
 
     Args:
         settings: The environment.
-        host: The machine.
-        owner: `STACK ID`, the same for as long as the state lives; written on the host by its claim. A step
-            leaves a host alone that is another's.
+        host: The host.
+        owner: `STACK ID`, constant for the life of the state. The claim step writes it on the host, and other
+            steps refuse a host with a different owner.
     """
 
     def __init__(self, settings: Settings, host: Host, owner: pulumi.Input[str]) -> None:
@@ -59,19 +60,19 @@ class Runner:
         about: str | None = None,
         name: str | None = None,
     ) -> remote.Command:
-        """Makes one step's command.
+        """Create the command of one step.
 
         Args:
             step: The step.
-            parent: The component that the command is a child of.
-            values: The step's values by name, all of them.
-            triggers: Values whose change replaces the resource (delete first, then create).
-            repair: The host's `repair` setting, for a step that runs after a repair without repairing.
-            deletes: False where this host's resource runs nothing when it is deleted.
-            opts: Dependencies and the like; parent, aliases and delete_before_replace are set here, and
-                that the host is reached before (components/ssh_access.py).
-            about: The host that the step is about, where that isn't the host that it runs on.
-            name: The resource's name, where it isn't `HOST-STEP`.
+            parent: The component that owns the command.
+            values: All of the step's values by name.
+            triggers: Values whose change replaces the resource (delete, then create).
+            repair: The host's `repair` setting, for a step that follows a repair without repairing anything.
+            deletes: False if deleting this host's resource runs nothing.
+            opts: Dependencies and the like. Parent, aliases, delete_before_replace and the SSH access check
+                are set here.
+            about: The host that the step concerns, if it isn't the host that it runs on.
+            name: The resource's name, if it isn't `HOST-STEP`.
 
         Raises:
             ValueError: `values` aren't the step's.
@@ -90,7 +91,7 @@ class Runner:
             text = pulumi.Output.all(**given).apply(lambda resolved: script_text(step, resolved))
 
         host = about or self._host.name
-        former = f"{host}-{step.formerly}" if step.formerly else None
+        previous = f"{host}-{step.formerly}" if step.formerly else None
         name = name or f"{host}-{step.name}"
         limit = step.limit(self._settings)
 
@@ -99,13 +100,13 @@ class Runner:
 
         update: pulumi.Input[str] = command("update", limit)
         if step.changes:
-            desired = _desired(name, former, text, parent, opts)
+            desired = _desired(name, previous, text, parent, opts)
             update = pulumi.Output.concat(update, " ", desired.id.apply(lambda known: known[:8]))
 
         own = pulumi.ResourceOptions(
             parent=parent,
-            aliases=[pulumi.Alias(name=former)] if former else None,
-            # The default order, create and then delete, would reset the cluster just made.
+            aliases=[pulumi.Alias(name=previous)] if previous else None,
+            # In the default order the delete would reset what the create has just set up.
             delete_before_replace=True,
             additional_secret_outputs=["stdin", "stdout", "stderr"] if step.secret else None,
             hooks=self._access,
@@ -120,7 +121,7 @@ class Runner:
                 delete=command("delete", delete_limit) if delete_limit is not None else None,
                 stdin=pulumi.Output.secret(text) if step.secret else text,
                 triggers=list(triggers) or None,
-                # sshd refuses variables it doesn't know, which is an error or a warning each time.
+                # sshd rejects unknown variables, which causes an error or a warning each time.
                 add_previous_output_in_env=False,
                 logging=remote.Logging.NONE if step.secret else remote.Logging.STDERR,
             ),
@@ -130,15 +131,15 @@ class Runner:
 
 def _desired(
     name: str,
-    former: str | None,
+    previous: str | None,
     text: pulumi.Input[str],
     parent: pulumi.Resource,
     opts: pulumi.ResourceOptions | None,
 ) -> pulumi.Stash:
-    """A digest of the text that a step was last asked to run. Another text replaces it, so its ID changes.
+    """A digest of the text that a step should have run. A different text replaces it, so its ID changes.
 
-    It is in the state before the step begins, and stays there if the step fails. Taking the change back is
-    then a change again, so the step runs, although its own inputs in the state are the earlier ones
+    It is stored before the step starts and stays if the step fails. Reverting a failed change is then a
+    change too, and the step runs although the inputs in its own state are still the earlier ones
     (docs/decisions/0020).
     """
     digest = pulumi.Output.unsecret(pulumi.Output.from_input(text)).apply(
@@ -149,24 +150,24 @@ def _desired(
         input=digest,
         opts=pulumi.ResourceOptions(
             parent=parent,
-            aliases=[pulumi.Alias(name=f"{former or name}-asked")],
+            aliases=[pulumi.Alias(name=f"{previous or name}-asked")],
             replace_on_changes=["input"],
-            # A step whose turn never comes isn't asked.
+            # A step that never starts must not count as requested.
             depends_on=opts.depends_on if opts else None,
         ),
     )
 
 
 def plain_output(command: remote.Command) -> pulumi.Output[str]:
-    """A step's standard output, for steps whose output holds no secret.
+    """The standard output of a step whose output isn't secret.
 
-    The provider marks all outputs secret as soon as one input is, and the connection's key is.
+    The provider marks all outputs secret if any input is, and the connection's key is.
     """
     return pulumi.Output.unsecret(command.stdout)
 
 
 def _connection(settings: Settings, host: Host) -> remote.ConnectionArgs:
-    """How the host is reached, with its key pinned and the dialling bounded."""
+    """The SSH connection to a host, with a pinned host key and a limit on dialling."""
     key_file = settings.ssh.private_key_file
     address, port = settings.ssh_endpoint(host)
     return remote.ConnectionArgs(

@@ -1,9 +1,8 @@
-"""The way in to a host, tried before the first step on it and by whoever looks at it from outside a run.
+"""Checks SSH access to a host before the first step runs on it.
 
-The provider dials again and again whatever the reason, a wrong key included, and has no bound for
-a server that accepts a connection and then says nothing. So a hook comes before the first step that
-runs on a host, whichever that is: it waits for one that boots, and says at once, in words, what no waiting
-will mend.
+The provider redials whatever the failure, a refused key included, and waits forever for a server that
+accepts a connection and then stays silent. So a hook runs before the first step on a host: it waits for a
+host that is booting, and fails at once, with the reason, where waiting can't help.
 """
 
 from __future__ import annotations
@@ -23,59 +22,58 @@ from model.settings import Host, Settings
 if TYPE_CHECKING:
     import asyncssh
 
-# Between two attempts, and for one: an emulated host needs seconds for a handshake.
 PAUSE_SECONDS = 3.0
-HANDSHAKE_SECONDS = 30.0
-SAY_EVERY_SECONDS = 20.0
+HANDSHAKE_SECONDS = 30.0  # an emulated host needs several seconds for a handshake
+REPORT_EVERY_SECONDS = 20.0
 
 
 class UnreachableError(Exception):
-    """A host that can't be worked on; the text names it, the cause and the next move."""
+    """The host can't be used; the message names the host, the cause and the next move."""
 
 
 class NotAnsweringError(Exception):
-    """Nobody answers, or not like an SSH server; that may mend itself."""
+    """No SSH server answers; that may change while the host boots."""
 
 
 def hooks(settings: Settings, host: Host) -> pulumi.ResourceHookBinding:
-    """For every step on a host: none runs before the host can be worked on."""
-    reached = once(settings, host)
+    """Hooks that keep a step from running before its host is usable."""
+    check_access = once(settings, host)
 
-    async def log_in(_: pulumi.ResourceHookArgs) -> None:
-        await reached()
+    async def check(_: pulumi.ResourceHookArgs) -> None:
+        await check_access()
 
-    hook = pulumi.ResourceHook(f"{host.name}-ssh-access", log_in)
+    hook = pulumi.ResourceHook(f"{host.name}-ssh-access", check)
     return pulumi.ResourceHookBinding(before_create=[hook], before_update=[hook])
 
 
 def once(settings: Settings, host: Host) -> Callable[[], Awaitable[None]]:
-    """`wait`, whose outcome holds for all who ask: a run logs in once, not before each step."""
+    """`wait`, run once and shared by all callers: a run logs in once, not before each step."""
     attempt: asyncio.Task[None] | None = None
 
-    async def reached() -> None:
+    async def check() -> None:
         nonlocal attempt
         if attempt is None:
             attempt = asyncio.create_task(wait(settings, host))
-        # One step that is cancelled doesn't cancel it for the others.
+        # Cancelling one step must not cancel the check for the others.
         await asyncio.shield(attempt)
 
-    return reached
+    return check
 
 
 async def wait(settings: Settings, host: Host) -> None:
-    """Return when the host lets us in and run commands as root.
+    """Wait until the host accepts the login and runs commands as root.
 
     Raises:
-        UnreachableError: It doesn't within `ssh.wait_seconds`, or never will.
+        UnreachableError: It doesn't within `ssh.wait_seconds`, or waiting can't help.
     """
-    dead = ssh_agent.dead()
-    if dead:
+    dead_socket = ssh_agent.unreachable_socket()
+    if dead_socket:
         raise UnreachableError(
-            f"{host.name}: no SSH agent answers at {dead}, and the provider asks it, whatever "
-            "ssh.privateKeyFile says. Unset SSH_AUTH_SOCK, or start the agent (a new login has another one)"
+            f"{host.name}: no SSH agent listens on {dead_socket}, and the provider uses the agent even if "
+            "ssh.privateKeyFile is set. Unset SSH_AUTH_SOCK or start the agent"
         )
     address, port = settings.ssh_endpoint(host)
-    began = said = time.monotonic()
+    began = reported = time.monotonic()
     while True:
         try:
             connection = await connect(settings, host)
@@ -85,24 +83,24 @@ async def wait(settings: Settings, host: Host) -> None:
             if now - began >= settings.ssh.wait_seconds:
                 raise UnreachableError(
                     f"{host.name}: no SSH server answers at {address}:{port} after {now - began:.0f} s: "
-                    f"{error}. Start the host, correct its address or port, or open a firewall in between"
+                    f"{error}. Start the host, correct its address or port, or open the firewall"
                 ) from None
-            if now - said >= SAY_EVERY_SECONDS:
+            if now - reported >= REPORT_EVERY_SECONDS:
                 pulumi.log.info(f"{host.name}: waiting for its SSH server at {address}:{port} ({error})")
-                said = now
+                reported = now
             await asyncio.sleep(PAUSE_SECONDS)
     async with connection:
         await _check_root(connection, settings, host)
 
 
 async def connect(settings: Settings, host: Host) -> asyncssh.SSHClientConnection:
-    """One attempt to log in, with the host's key pinned; bounded in time.
+    """Try once to log in, with the host key pinned and a time limit.
 
     Raises:
-        UnreachableError: The host's key or ours is refused.
-        NotAnsweringError: Nobody answers, or not like an SSH server.
+        UnreachableError: The host's key or our key is rejected.
+        NotAnsweringError: No SSH server answers.
     """
-    # Imported where it is needed: a run that changes nothing should not wait for it.
+    # Imported here because it is slow to load and a run that changes nothing doesn't need it.
     import asyncssh
 
     address, port = settings.ssh_endpoint(host)
@@ -120,8 +118,8 @@ async def connect(settings: Settings, host: Host) -> asyncssh.SSHClientConnectio
             key = asyncssh.import_private_key(Path(settings.ssh.private_key_file).read_text(encoding="utf-8"))
         except (asyncssh.KeyImportError, asyncssh.KeyEncryptionError) as error:
             raise UnreachableError(
-                f"{settings.ssh.private_key_file} can't be used as a login key: {error}. A key with a "
-                "passphrase belongs into an agent (ssh-add), with ssh.privateKeyFile not set"
+                f"{settings.ssh.private_key_file} can't be used as a login key: {error}. Add a key with a "
+                "passphrase to an agent (ssh-add) and leave ssh.privateKeyFile unset"
             ) from None
         options |= {"client_keys": [key], "agent_path": None}
     sock: socket.socket | None = None
@@ -129,24 +127,24 @@ async def connect(settings: Settings, host: Host) -> asyncssh.SSHClientConnectio
         sock = await asyncio.to_thread(
             socket.create_connection, (address, port), settings.ssh.dial_timeout_seconds
         )
-        sock.setblocking(False)  # noqa: FBT003 - the standard library's
+        sock.setblocking(False)  # noqa: FBT003 - the standard library's signature
         return await asyncssh.connect(sock=sock, **options)
     except (asyncssh.HostKeyNotVerifiable, asyncssh.KeyExchangeFailed):
         raise UnreachableError(
-            f"{where} shows another host key than the one that is pinned ({pinned.get_fingerprint()}). If it "
-            "was installed anew, put its new key into ssh.knownHostsFile or the host's ssh.hostKey; if not, "
-            "somebody else answers in its place"
+            f"{where} presents a host key other than the pinned one ({pinned.get_fingerprint()}). If the "
+            "host was reinstalled, put its new key into ssh.knownHostsFile or the host's ssh.hostKey; if it "
+            "wasn't, another machine is answering in its place"
         ) from None
     except asyncssh.PermissionDenied:
         ours = settings.ssh.private_key_file or "the agent's keys"
         raise UnreachableError(
-            f"{where} refuses the login with {ours}. Add its public half to ~/.ssh/authorized_keys there, "
+            f"{where} rejects the login with {ours}. Add the public key to ~/.ssh/authorized_keys there, "
             "or correct ssh.user or ssh.privateKeyFile"
         ) from None
     except TimeoutError:
         if sock is not None:
-            raise NotAnsweringError("it accepts connections and says nothing; its sshd may hang") from None
-        raise NotAnsweringError("no answer") from None
+            raise NotAnsweringError("it accepts the connection but stays silent; its sshd may hang") from None
+        raise NotAnsweringError("no response") from None
     except OSError as error:
         raise NotAnsweringError(error.strerror or str(error)) from None
     except asyncssh.Error as error:
@@ -159,8 +157,8 @@ async def _check_root(connection: asyncssh.SSHClientConnection, settings: Settin
         return
     done = await connection.run("sudo -n true", check=False, timeout=HANDSHAKE_SECONDS)
     if done.exit_status != 0:
-        said = str(done.stderr or done.stdout or "").strip().splitlines()
+        output = str(done.stderr or done.stdout or "").strip().splitlines()
         raise UnreachableError(
-            f"{host.name}: {user} may not run commands as root: {said[-1] if said else 'sudo failed'}. "
+            f"{host.name}: {user} can't run commands as root: {output[-1] if output else 'sudo failed'}. "
             f"Allow it without a password: '{user} ALL=(ALL) NOPASSWD: ALL' in /etc/sudoers.d/"
         )

@@ -1,4 +1,4 @@
-"""The login's SSH agent, which the command provider asks wherever the environment names one."""
+"""The user's SSH agent. The command provider asks it whenever the environment names one."""
 
 from __future__ import annotations
 
@@ -6,17 +6,17 @@ import os
 import socket
 
 
-def dead() -> str:
-    """The socket that SSH_AUTH_SOCK names, where no agent answers; else empty.
+def unreachable_socket() -> str:
+    """The socket in SSH_AUTH_SOCK if no agent listens there; empty otherwise.
 
-    The provider fails on such a one even where it has a key (pulumi-command 1.2.1, connection.go).
+    With such a socket the provider fails even if it has a key (pulumi-command 1.2.1, connection.go).
     """
-    where = os.environ.get("SSH_AUTH_SOCK", "")
-    if not where:
+    path = os.environ.get("SSH_AUTH_SOCK", "")
+    if not path:
         return ""
     with socket.socket(socket.AF_UNIX) as probe:
         try:
-            probe.connect(where)
+            probe.connect(path)
         except OSError:
-            return where
+            return path
     return ""

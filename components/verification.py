@@ -1,4 +1,4 @@
-"""What the cluster promises, and each host's kernel showing it."""
+"""Verifies each host's kernel against the services that the cluster should balance."""
 
 from __future__ import annotations
 
@@ -19,15 +19,15 @@ from model.settings import Host, Settings
 
 @dataclass(frozen=True)
 class VerificationArgs:
-    """What is proved, and after what.
+    """Arguments of the verification.
 
     Attributes:
         settings: The environment.
-        machines: The hosts by name, each to be proved.
-        control_plane: Where the cluster is asked what it promises.
-        subject: Changes when what stands behind the services does: then it is proved anew.
-        verified: What `Verification.verified` was after the last run that came to its end, or None.
-        depends_on: What must be there first.
+        machines: The prepared hosts by name; each is verified.
+        control_plane: The control plane, which is asked for the expected services.
+        subject: A text that changes with whatever is behind the services; a change starts a new verification.
+        verified: `Verification.verified` after the last completed run, or None.
+        depends_on: Resources that must exist first.
     """
 
     settings: Settings
@@ -39,16 +39,16 @@ class VerificationArgs:
 
 
 class Verification(pulumi.ComponentResource):
-    """Fails the update, naming host and finding, unless every host's kernel shows what it must.
+    """Fails the update unless every host's kernel matches the cluster's services.
 
     Attributes:
-        tables: Per host, the virtual servers as the kernel has them, structured.
-        verified: Which attempt it was that proved what; unknown until every host has.
+        tables: The kernel's virtual servers by host name.
+        verified: The attempt that succeeded (`attempt_at`); unknown until every host is verified.
     """
 
     def __init__(self, name: str, args: VerificationArgs, opts: pulumi.ResourceOptions | None = None) -> None:
-        former = pulumi.Alias(name="proof", type_="kubeadm-ipvs:index:Proof")
-        aliased = pulumi.ResourceOptions(aliases=[former])
+        previous = pulumi.Alias(name="proof", type_="kubeadm-ipvs:index:Proof")
+        aliased = pulumi.ResourceOptions(aliases=[previous])
         super().__init__(
             "kubeadm-ipvs:index:Verification", name, None, pulumi.ResourceOptions.merge(aliased, opts)
         )
@@ -67,8 +67,8 @@ class Verification(pulumi.ComponentResource):
                     f"{service} {count}" for service, count in ipvs.expected_services(settings).items()
                 ),
                 "WAIT_SECONDS": str(settings.verification.wait_seconds),
-                # Whatever makes a proof run again, and each run after one in which a host wasn't proved:
-                # kernels are held against what is promised then, not when it was asked last.
+                # Changes whenever the verification must run again, also after a run in which a host failed:
+                # kernels are compared with the services at that time, not with an earlier list.
                 "SUBJECT": attempt,
             },
             opts=pulumi.ResourceOptions(
@@ -108,22 +108,22 @@ class Verification(pulumi.ComponentResource):
 
 
 def attempt_at(verified: str | None, asked: Sequence[Any]) -> str:
-    """What names an attempt at a proof: what is to be proved, as a digest, and a word of its own.
+    """The name of an attempt: a digest of what is verified, and a random word.
 
-    The same as long as that is proved already. Where it isn't, each run is an attempt of its own: one that
-    failed has left its promise in the state, which may be no longer true (docs/decisions/0022).
+    It stays the same once that has been verified. Until then each run is a new attempt, because a failed one
+    leaves its list of services in the state and the list may be outdated by now (docs/decisions/0022).
 
     Args:
-        verified: The attempt that succeeded last, if any did.
-        asked: Whatever the proof is about.
+        verified: The last successful attempt, if any.
+        asked: Everything that the verification depends on.
     """
     digest = hashlib.sha256(repr(asked).encode()).hexdigest()[:16]
     return verified if verified and verified.startswith(f"{digest} ") else f"{digest} {secrets.token_hex(4)}"
 
 
 def _reasons(settings: Settings) -> str:
-    """What a proof depends on besides the cluster."""
-    # With its repair: pods of a node that was made anew have other addresses.
+    """What the verification depends on besides the cluster."""
+    # `repair` is included because a rejoined node's pods have new addresses.
     hosts = [f"{host.name} {host.address} {host.repair}" for host in settings.hosts]
     texts = [steps.script_text(step, {}) for step in (steps.EXPECTED_SERVICES, steps.VERIFICATION)]
     return "\n".join([*hosts, settings.verification.model_dump_json(), *texts])

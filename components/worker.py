@@ -1,4 +1,4 @@
-"""A worker: joined with a token of its own, which is valid for that join only."""
+"""A worker, joined with its own token, which is valid for that join only."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from model.settings import Settings
 
 @dataclass(frozen=True)
 class WorkerArgs:
-    """What a worker is made from.
+    """Arguments of a worker.
 
     Attributes:
         settings: The environment.
         machine: The prepared host that joins.
-        control_plane: The cluster that it joins.
+        control_plane: The control plane of the cluster that it joins.
     """
 
     settings: Settings
@@ -31,13 +31,12 @@ class WorkerArgs:
 class Worker(pulumi.ComponentResource):
     """A host that has joined the cluster.
 
-    The token's value is made once by the control plane and kept encrypted in the state; no API
-    server accepts it. A hook makes it valid right before each attempt of the join, and another
-    revokes it after: a join that is tried again next month works, and no token lives on
-    (docs/decisions/0003).
+    The control plane generates the token once, and the state keeps it encrypted, but no API server accepts it
+    yet. A hook makes it valid right before each attempt to join, and another revokes it afterwards. So a join
+    that is retried a month later works, and no valid token is left behind (docs/decisions/0003).
 
     Attributes:
-        host: The machine.
+        host: The host's settings.
         join: The command that joined it.
     """
 
@@ -61,7 +60,7 @@ class Worker(pulumi.ComponentResource):
         self.join = machine.runner.step(
             steps.JOIN,
             self,
-            # A node of the old cluster is none of the new one.
+            # A new cluster needs a new join.
             triggers=[control_plane.init.id],
             values={
                 "CONFIG": config,

@@ -1,1 +1,1 @@
-"""The lab: local virtual machines, packages and images, as an air-gapped site has them."""
+"""The lab: local virtual machines, with a package and image mirror as in an air-gapped network."""

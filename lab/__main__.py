@@ -1,4 +1,4 @@
-"""`python -m lab`: the lab on the command line."""
+"""The command line of the lab: `python -m lab`."""
 
 from __future__ import annotations
 
@@ -11,13 +11,15 @@ from pathlib import Path
 from common.errors import UserError
 from common.paths import DEFAULT_LAB
 from common.progress import Progress
-from lab import api, requirements
-from lab.api import Lab, LabStatus
+from lab import requirements
+from lab.lab import Lab
 from lab.options import FAMILIES, RELEASES
+from lab.prune import prune
+from lab.status import LabStatus
 
 
 def table(status: LabStatus) -> str:
-    """A lab's status for people."""
+    """A lab's status as a table."""
     rows = [("HOST", "ROLE", "STATE", "ADDRESS", "SSH", "CPUS", "MEMORY", "RESIDENT")]
     for host in status.hosts:
         resident = "-" if host.resident is None else f"{host.resident} MiB"
@@ -33,12 +35,12 @@ def table(status: LabStatus) -> str:
     ]
     lines.append("")
     lines += [
-        f"{service.name:<11} {service.url}  {'answers' if service.answers else 'DOES NOT ANSWER'}"
+        f"{service.name:<11} {service.url}  {'up' if service.answers else 'DOWN'}"
         for service in status.services
     ]
     lines.append(f"{'API':<11} {status.api}")
     lines.append(f"{'NodePort':<11} {'  '.join(status.node_ports)}")
-    lines.append(f"{'runs by':<11} {status.accelerator} ({status.accelerator_reason})")
+    lines.append(f"{'runs with':<11} {status.accelerator} ({status.accelerator_reason})")
     kind = "" if status.family == "deb" else f", {status.family} family"
     lines.append(f"{'image':<11} Debian {status.release}{kind}, {status.image}")
     lines.append(f"{'mirror':<11} {status.packages_from}")
@@ -49,7 +51,7 @@ def table(status: LabStatus) -> str:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        prog="python -m lab", description="Local virtual machines to try things on."
+        prog="python -m lab", description="Local virtual machines for trying out the program."
     )
     which = "which lab (default: default)"
     parser.add_argument("--name", default=DEFAULT_LAB, help=which)
@@ -57,52 +59,68 @@ def _parser() -> argparse.ArgumentParser:
 
     def command(name: str, text: str) -> argparse.ArgumentParser:
         added = commands.add_parser(name, help=text, description=text)
-        # Here as well; without a default, which would undo a name given before the command.
+        # Accepted after the command too. A default here would override a name given before the command.
         added.add_argument("--name", default=argparse.SUPPRESS, help=which)
         return added
 
-    up = command("up", "Make the lab, or what is missing of it.")
-    up.add_argument("--count", type=int, help="hosts: one control plane, the rest workers (default: 3)")
-    up.add_argument("--memory", type=int, metavar="MIB", help="for each host (default: 3072 and 2048)")
-    up.add_argument("--cpus", type=int, help="for each host (default: 2 and 1)")
+    up = command("up", "Create the lab, or start what isn't running.")
+    up.add_argument(
+        "--count", type=int, help="number of hosts: one control plane, the rest workers (default: 3)"
+    )
+    up.add_argument(
+        "--memory",
+        type=int,
+        metavar="MIB",
+        help="memory per host (default: 3072 for the control plane, 2048 for workers)",
+    )
+    up.add_argument(
+        "--cpus", type=int, help="CPUs per host (default: 2 for the control plane, 1 for workers)"
+    )
     up.add_argument("--release", choices=RELEASES, help="Debian's code name (default: trixie)")
-    up.add_argument("--family", choices=FAMILIES, help="what the hosts' packages are (default: deb)")
+    up.add_argument("--family", choices=FAMILIES, help="package family of the hosts (default: deb)")
     up.add_argument(
         "--source",
         choices=("auto", "build", "upstream"),
         default="auto",
-        help="where Kubernetes' packages and images come from (default: auto)",
+        help="build Kubernetes' packages and images here, or download them from upstream; "
+        "auto downloads if possible (default: auto)",
     )
-    command("down", "End the hosts and remove their disks.")
-    status = command("status", "What runs and answers.")
-    status.add_argument("--json", action="store_true", help="for programs")
-    ssh = command("ssh", "A shell on a host, or one command.")
+    command("down", "Stop the hosts and remove their disks.")
+    status = command("status", "Show which hosts and servers are up.")
+    status.add_argument("--json", action="store_true", help="print JSON")
+    ssh = command("ssh", "Open a shell on a host, or run one command.")
     ssh.add_argument("host")
-    ssh.add_argument("words", nargs=argparse.REMAINDER, metavar="-- COMMAND", help="as ssh itself takes it")
+    ssh.add_argument("words", nargs=argparse.REMAINDER, metavar="-- COMMAND", help="passed to ssh")
     command("reboot", "Reboot a host and wait until it is ready.").add_argument("host")
-    command("power-off", "Take a host's power away; `up` starts it again.").add_argument("host")
-    logs = command("logs", "A host's console and journal.")
+    command("power-off", "Cut a host's power; `up` starts it again.").add_argument("host")
+    logs = command("logs", "Print a host's console and journal.")
     logs.add_argument("host")
-    logs.add_argument("--console", action="store_true", help="the console alone")
-    collect = command("collect-logs", "Every host's logs and tables, in a folder.")
+    logs.add_argument("--console", action="store_true", help="print only the console")
+    collect = command("collect-logs", "Write the logs and tables of all hosts to a folder.")
     collect.add_argument("folder")
-    for name, text in (("snapshot", "Save all hosts together."), ("restore", "Bring all hosts back.")):
+    for name, text in (
+        ("snapshot", "Save all hosts together."),
+        ("restore", "Restore all hosts to a snapshot."),
+    ):
         command(name, text).add_argument("tag")
-    prune = command("prune", "Remove from the cache what nothing uses.")
-    prune.add_argument("--all", action="store_true", help="the whole cache")
-    needs = command("requirements", "The programs that the lab needs.")
-    needs.add_argument("--install", action="store_true", help="install what is missing, with apt")
-    needs.add_argument("--family", choices=FAMILIES, default="deb", help="of the labs (default: deb)")
+    pruning = command("prune", "Remove unused files from the cache.")
+    pruning.add_argument("--all", action="store_true", help="everything except what existing labs serve")
+    needs = command("requirements", "Check the programs that the lab needs.")
+    needs.add_argument("--install", action="store_true", help="install missing ones with apt")
     needs.add_argument(
-        "--browser", action="store_true", help="with --install, also one for the tests of pages"
+        "--family", choices=FAMILIES, default="deb", help="package family of the hosts (default: deb)"
+    )
+    needs.add_argument(
+        "--browser", action="store_true", help="with --install: also a browser for the tests of HTML pages"
     )
     return parser
 
 
 def run(arguments: argparse.Namespace, progress: Progress) -> int:
-    """Do what the command line asks; returns the exit status.
+    """Run the command and return the exit status.
 
-    :raises UserError: it can't be done.
+    Raises:
+        UserError: The command fails.
     """
     lab = Lab.load(arguments.name, progress)
     match arguments.command:
@@ -142,31 +160,31 @@ def run(arguments: argparse.Namespace, progress: Progress) -> int:
         case "restore":
             lab.restore(arguments.tag)
         case "prune":
-            api.prune(progress, everything=arguments.all)
+            prune(progress, everything=arguments.all)
         case "requirements":
             if arguments.install:
                 extra = requirements.browser_package(progress) if arguments.browser else ()
                 requirements.install(progress, extra, arguments.family)
             requirements.check(arguments.family)
             for requirement in requirements.wanted(arguments.family):
-                print(f"{requirement.what} (package {requirement.package}) is there")
+                print(f"{requirement.what} (package {requirement.package}) is installed")
     return 0
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """The command line's entry: expected failures become a message and status 1."""
+    """Run the command line; expected failures become a message and exit status 1."""
     arguments = _parser().parse_args(argv)
     progress = Progress()
     try:
         return run(arguments, progress)
-    except UserError as trouble:
-        print(f"\n{trouble}", file=sys.stderr)
+    except UserError as error:
+        print(f"\n{error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
-        print("\ninterrupted; the same command goes on from here", file=sys.stderr)
+        print("\ninterrupted; run the same command again to continue", file=sys.stderr)
         return 130
     except BrokenPipeError:
-        # The reader has gone (`| head`): nothing is left to say, to no one.
+        # The reader has exited (`| head`); keep the interpreter from flushing to the closed pipe.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
 

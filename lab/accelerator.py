@@ -1,9 +1,9 @@
-"""What runs the hosts: KVM, else User Mode Linux, else emulation; decided by booting a real kernel.
+"""Choose what runs the hosts: KVM, else User Mode Linux, else emulation.
 
-/dev/kvm may open and yet not work, and a system may forbid what User Mode Linux needs. The trial boots the
-lab's own kernel and initramfs, which does some work and switches the machine off (`lab.trial` in
-guest-init.sh). A guest that hangs, an assertion in QEMU, a "KVM internal error" after which QEMU stays: all
-of them are "no". The result is kept in the cache, for these kernels, this QEMU and this /dev/kvm.
+An accessible /dev/kvm doesn't always work, and some systems block what User Mode Linux needs. So each one
+is tried by booting the lab's own kernel and initramfs, which does some work and powers the machine off
+(`lab.trial` in guest-init.sh). Any failure counts: a guest that hangs, a failed assertion in QEMU, a "KVM
+internal error" after which QEMU keeps running. The result is cached per kernel, QEMU version and /dev/kvm.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from lab.hardware import Accelerator
 from lab.qemu import BINARY, MACHINE, accelerator_arguments
 
 PASSED = "lab: trial passed"
-TRIAL_SECONDS = 20.0  # it takes one where the accelerator works
+TRIAL_SECONDS = 20.0  # a working accelerator takes one
 VARIABLE = "KUBEADM_IPVS_ACCELERATOR"
 _ALL: tuple[Accelerator, ...] = typing.get_args(Accelerator)
 _QEMU = "qemu"
@@ -36,16 +36,23 @@ _QEMU = "qemu"
 
 @dataclass(frozen=True)
 class Decision:
-    """Which accelerator, and why, in words for people."""
+    """The chosen accelerator and the reason, for display."""
 
     accelerator: Accelerator
     reason: str
 
 
 def kvm_trial(kernel: Path, initrd: Path, seconds: float = TRIAL_SECONDS, binary: str = BINARY) -> str | None:
-    """Boot the kernel once by QEMU with KVM; None if all went well, else what went wrong.
+    """Boot the kernel once in QEMU with KVM.
 
-    :param seconds: a guest that isn't done by then counts as hanging; it is ended.
+    Args:
+        kernel: The lab's kernel.
+        initrd: The lab's initramfs.
+        seconds: How long the guest may take before it counts as hanging and is killed.
+        binary: QEMU, replaced in tests.
+
+    Returns:
+        What went wrong; None if the trial passed.
     """
     command = [
         requirements.find(binary) or binary,
@@ -58,10 +65,14 @@ def kvm_trial(kernel: Path, initrd: Path, seconds: float = TRIAL_SECONDS, binary
 
 
 def uml_trial(base: Path, seconds: float = TRIAL_SECONDS) -> str | None:
-    """Boot the User Mode Linux kernel once; None if all went well, else what went wrong.
+    """Boot the User Mode Linux kernel once.
 
-    :param base: the lab's folder with the kernel and its initramfs.
-    :param seconds: likewise.
+    Args:
+        base: The lab's folder with the kernel and its initramfs.
+        seconds: How long the guest may take before it counts as hanging and is killed.
+
+    Returns:
+        What went wrong; None if the trial passed.
     """
     with tempfile.TemporaryDirectory() as scratch:
         options = (f"initrd={base / uml.INITRD}", f"uml_dir={scratch}", "mem=128M", "lab.trial")
@@ -79,18 +90,18 @@ def _trial(command: Sequence[str], program: str, seconds: float) -> str | None:
             check=False,
         )
     except subprocess.TimeoutExpired as expired:
-        said = _interesting(expired.stdout or b"")
-        return f"the guest hung for {seconds:.0f}s" + (f" ({said})" if said else "")
+        line = _telling_line(expired.stdout or b"")
+        return f"the guest hung for {seconds:.0f}s" + (f" ({line})" if line else "")
     except OSError as error:
         return str(error)
     text = done.stdout.decode(errors="replace")
     if done.returncode == 0 and PASSED in text:
         return None
-    return _interesting(done.stdout) or f"{program} ended with status {done.returncode}"
+    return _telling_line(done.stdout) or f"{program} exited with status {done.returncode}"
 
 
-def _interesting(output: bytes) -> str:
-    """The line that tells most: an error of KVM or QEMU, a kernel panic, else the last one."""
+def _telling_line(output: bytes) -> str:
+    """The most informative line: an error of KVM or QEMU, a kernel panic, else the last one."""
     lines = [line.strip() for line in output.decode(errors="replace").splitlines() if line.strip()]
     for mark in ("KVM internal error", "emulation failure", "Kernel panic", "lab: ", "qemu-system"):
         for line in lines:
@@ -100,14 +111,14 @@ def _interesting(output: bytes) -> str:
 
 
 def _provide_uml(base: Path, progress: Progress) -> None:
-    # Here and not above: the builders are needed only where something is made.
+    # Imported here because most runs don't build anything.
     from lab import uml_files
 
     uml_files.provide(base, progress)
 
 
-def _situation(kernel: Path, device: Path) -> str:
-    """What the result depends on, as a key."""
+def _cache_key(kernel: Path, device: Path) -> str:
+    """A key that changes with anything that can change the result."""
     from lab import uml_files
 
     try:
@@ -134,87 +145,95 @@ def choose(
     device: Path = Path("/dev/kvm"),
     binary: str = BINARY,
 ) -> Decision:
-    """Decide, by trials where none are remembered for this situation; provide what the decision needs.
+    """Choose an accelerator, from the cache or by trial boots, and provide the files it needs.
 
-    KUBEADM_IPVS_ACCELERATOR=kvm, uml or tcg decides without a trial; qemu means KVM or emulation, by a trial.
+    KUBEADM_IPVS_ACCELERATOR=kvm, uml or tcg chooses without a trial. `qemu` means KVM or emulation, by trial.
 
-    :param base: the lab's folder with kernel and initramfs; gets those of User Mode Linux where it is taken.
-    :param disks: what the lab's hosts have run by, if they have disks already: QEMU can't read User Mode
-        Linux's, nor the other way round.
-    :raises UserError: that variable holds something else, or asks for what the lab's disks don't allow.
+    Args:
+        base: The lab's folder with kernel and initramfs. If User Mode Linux is chosen, its files are added.
+        progress: Where trials and builds are reported.
+        disks: The accelerator that the hosts' existing disks belong to, if there are any. QEMU can't read
+            User Mode Linux's disks, or the other way round.
+        device: The KVM device, replaced in tests.
+        binary: QEMU, replaced in tests.
+
+    Raises:
+        UserError: The variable has an unknown value, or one that doesn't fit the existing disks.
     """
     forced = os.environ.get(VARIABLE)
     if forced and forced not in (*_ALL, _QEMU):
-        raise UserError(f"{VARIABLE}={forced} is none of {', '.join((*_ALL, _QEMU))}")
+        raise UserError(
+            f"{VARIABLE}={forced} is not one of {', '.join((*_ALL, _QEMU))}", "set one of these, or unset it"
+        )
     if forced and disks and (forced == "uml") != (disks == "uml"):
         raise UserError(
-            f"{VARIABLE}={forced}, and the lab's hosts have disks of {disks}",
-            f"unset it, or make the lab again: {lab_command('down', base.parent.name)}, then up",
+            f"{VARIABLE}={forced} doesn't fit the lab's hosts, which have disks of {disks}",
+            f"unset it, or create the lab again: {lab_command('down', base.parent.name)}, then up",
         )
     for accelerator in _ALL:
         if forced == accelerator:
             if accelerator == "uml":
                 _provide_uml(base, progress)
-            return Decision(accelerator, f"{VARIABLE} says so")
+            return Decision(accelerator, f"chosen by {VARIABLE}")
     if disks == "uml":
-        return Decision("uml", "the hosts' disks are User Mode Linux's")
+        return Decision("uml", "the hosts' disks are in User Mode Linux's format")
     only_qemu = bool(disks) or forced == _QEMU
-    remembered = paths.cache_dir() / "accelerator.json"
-    situation = _situation(base / "vmlinuz", device)
-    kept = _remembered(remembered, situation)
-    if kept and not (kept.accelerator == "uml" and only_qemu):
-        if kept.accelerator == "uml":
+    cache = paths.cache_dir() / "accelerator.json"
+    key = _cache_key(base / "vmlinuz", device)
+    cached = _cached(cache, key)
+    if cached and not (cached.accelerator == "uml" and only_qemu):
+        if cached.accelerator == "uml":
             no_uml = _uml_problem(base, progress)
             if no_uml:
                 return Decision("tcg", no_uml)
-        return kept
+        return cached
     no_kvm = _kvm_problem(base, progress, device, binary)
     if no_kvm and only_qemu:
         return Decision("tcg", no_kvm)
     if no_kvm:
-        progress.say(f"accelerator: no KVM ({no_kvm}); trying User Mode Linux")
+        progress.say(f"accelerator: KVM is not available ({no_kvm}); trying User Mode Linux")
         no_uml = _uml_problem(base, progress)
         if no_uml:
-            # Not remembered: the mirror may answer the next time, or somebody installs what is missing.
+            # Not cached: next time the download may work, or the missing package may be installed.
             return Decision("tcg", f"{no_kvm}; {no_uml}")
         problem = uml_trial(base)
         decision = (
             Decision("tcg", f"{no_kvm}; a trial boot of User Mode Linux failed: {problem}")
             if problem
-            else Decision("uml", f"{no_kvm}; a trial boot of User Mode Linux worked")
+            else Decision("uml", f"{no_kvm}; a trial boot of User Mode Linux succeeded")
         )
     else:
-        decision = Decision("kvm", "a trial boot worked")
-    write_atomic(remembered, json.dumps({"situation": situation, "decision": asdict(decision)}, indent=1))
+        decision = Decision("kvm", "a trial boot succeeded")
+    write_atomic(cache, json.dumps({"key": key, "decision": asdict(decision)}, indent=1))
     return decision
 
 
-def _remembered(path: Path, situation: str) -> Decision | None:
+def _cached(path: Path, key: str) -> Decision | None:
     try:
-        kept = json.loads(path.read_text())
-        if kept["situation"] == situation:
-            return Decision(kept["decision"]["accelerator"], kept["decision"]["reason"])
+        entry = json.loads(path.read_text())
+        if entry["key"] == key:
+            return Decision(entry["decision"]["accelerator"], entry["decision"]["reason"])
     except (OSError, ValueError, KeyError):
-        pass  # none yet, or one written by another version: try again
+        pass  # missing, damaged, or written by another version
     return None
 
 
 def _uml_problem(base: Path, progress: Progress) -> str | None:
-    """Why User Mode Linux's files can't be had; None if they are in the lab's folder now."""
+    """Put User Mode Linux's files into the lab's folder; returns why that failed, or None."""
     try:
         _provide_uml(base, progress)
-    except UserError as trouble:
-        progress.say(str(trouble))
-        return f"User Mode Linux can't be built: {trouble.what.splitlines()[0]}"
+    except UserError as error:
+        progress.say(str(error))
+        return f"User Mode Linux can't be built: {error.what.splitlines()[0]}"
     return None
 
 
 def _kvm_problem(base: Path, progress: Progress, device: Path, binary: str) -> str | None:
     """Why KVM can't be used; None if it can."""
     if not device.exists():
-        return f"there is no {device}"
+        return f"{device} doesn't exist"
     if not os.access(device, os.R_OK | os.W_OK):
-        return f"{device} is there, but not open to you (join the group kvm)"
-    with progress.step("accelerator: trying KVM by booting a kernel"):
+        return f"you have no access to {device} (join the group kvm)"
+    with progress.step("accelerator: trying KVM with a test boot"):
         problem = kvm_trial(base / "vmlinuz", base / "initrd", binary=binary)
-    return f"KVM opens, but a trial boot failed: {problem}" if problem else None
+    return f"a trial boot with KVM failed: {problem}" if problem else None

@@ -1,4 +1,4 @@
-"""What a host of a lab is as a machine, whichever program runs it."""
+"""A lab host's virtual hardware, independent of the program that runs it."""
 
 from __future__ import annotations
 
@@ -18,41 +18,41 @@ NODE_PORT = 30080
 
 @dataclass(frozen=True)
 class Machine:
-    """Everything that is decided about a host; paths are relative to the host's folder."""
+    """The configuration of a host's virtual machine; paths are relative to the host's folder."""
 
     lab: str
     host: Host
-    workers_first: int  # the host's place in `Ports.node_port`
+    node_port_index: int  # into `Ports.node_port`
     ports: Ports
     accelerator: Accelerator
     kernel: Path
     initrd: Path
-    network_id: int  # 0 to 255, differs between labs: part of the hardware addresses
+    network_id: int  # 0 to 255, part of the MAC addresses so that labs don't share any
     family: Family = "deb"
     lab_memory: int = 0  # MiB that all hosts of the lab may use together
 
     @property
     def forwards(self) -> dict[int, int]:
-        """Ports of 127.0.0.1 and the TCP ports of the host that they lead to."""
+        """Maps ports of 127.0.0.1 to the host's TCP ports they are forwarded to."""
         ports = {
             self.ports.ssh[self.host.index]: SSH_PORT,
-            self.ports.node_port[self.workers_first]: NODE_PORT,
+            self.ports.node_port[self.node_port_index]: NODE_PORT,
         }
         if self.host.role == "control-plane":
             ports[self.ports.api] = API_PORT
         return ports
 
     def mac(self, card: int) -> str:
-        """A card's hardware address, unique per lab, host and card: 0 leads out, 1 is the LAN."""
+        """The MAC address of a network card, unique per lab, host and card; card 0 is NAT, 1 is the LAN."""
         # 0x52 has the bit for locally administered addresses.
         return f"52:54:{self.network_id:02x}:00:{card:02x}:{self.host.index + 1:02x}"
 
 
 def guest_name(lab: str, host: str) -> str:
-    """A word of the command line by which a process is recognized as a lab's host."""
+    """The command-line word that identifies the process of a lab's host."""
     return f"kubeadm-ipvs/{lab}/{host}"
 
 
 def forwarded(port: int) -> str:
-    """The address of a forwarded port on this machine."""
+    """The local address of a forwarded port."""
     return f"{LOOPBACK}:{port}"

@@ -1,9 +1,8 @@
-"""The hosts' image: made once from Debian's packages, found again by its content.
+"""The hosts' disk image, built from Debian's packages and cached.
 
-`<cache>/image/<key>/` holds `disk.raw`, `vmlinuz`, `initrd` and `packages.txt`, and a
-`manifest.json` with their checksums; the key is made from everything that goes in. The
-base system without the lab's files and without container images is kept beside it, so
-that a change of those takes seconds.
+`<cache>/image/<key>/` holds `disk.raw`, `vmlinuz`, `initrd` and `packages.txt`, with their checksums in
+`manifest.json`. The key is a digest of all inputs. The base system, without the lab's files and container
+images, is cached separately, so that rebuilding after a change to those takes seconds.
 """
 
 from __future__ import annotations
@@ -28,14 +27,14 @@ PACKAGES = (
     "systemd", "systemd-sysv", "udev", "dbus", "openssh-server", "containerd", "runc", "firewalld",
     "kmod", "iproute2", "iputils-ping", "procps", "netbase", "busybox-static", "linux-image-cloud-amd64",
 )  # fmt: skip
-# A host of the rpm family has no container runtime before the program comes.
+# A host of the rpm family starts without a container runtime.
 _RPM_PACKAGES = (
     *(name for name in PACKAGES if name not in ("containerd", "runc")),
     "dnf", "rpm", "selinux-policy-default", "selinux-utils", "policycoreutils",
 )  # fmt: skip
 _PACKAGES: dict[Family, tuple[str, ...]] = {"deb": PACKAGES, "rpm": _RPM_PACKAGES}
 
-# Files that no test looks at; they would double the time that a disk takes to be written.
+# Files that no test needs. They would double the time that writing a disk takes.
 _DPKG_OPTIONS = (
     "path-exclude=/usr/share/doc/*",
     "path-exclude=/usr/share/man/*",
@@ -43,7 +42,7 @@ _DPKG_OPTIONS = (
     "path-exclude=/usr/share/info/*",
 )
 
-# sudo drops the environment. By name: a proxy's password has no place in a command line.
+# sudo drops the environment. Variables are passed by name, so that no proxy password is in a command line.
 _KEEP_PROXIES = ("--preserve-env=http_proxy,https_proxy,no_proxy",)
 
 DISK_BYTES = 8 << 30
@@ -54,14 +53,14 @@ _RESULTS = ("disk.raw", "vmlinuz", "initrd", "packages.txt")
 
 @dataclass(frozen=True)
 class Image:
-    """A finished image: files that are never changed, only linked to."""
+    """A complete image; its files are never changed, only linked to."""
 
     key: str
     folder: Path
 
     @property
     def disk(self) -> Path:
-        """The sparse raw disk that hosts' disks are laid over."""
+        """The sparse raw disk that the hosts' disks are overlays of."""
         return self.folder / "disk.raw"
 
     @property
@@ -76,13 +75,17 @@ class Image:
 
 
 def as_root(progress: Progress, *, labels: bool = False) -> list[str]:
-    """The words before a command that make it run as root in namespaces of its own.
+    """A command prefix that runs a command as root in its own namespaces.
 
-    As root, that is `unshare`; for others a user namespace, where the system allows it, else
-    sudo, which is said.
+    For root that is `unshare`. Other users get a user namespace if the system allows one, else sudo, which
+    is reported.
 
-    :param labels: SELinux's will be written, which a user namespace doesn't allow.
-    :raises UserError: none of them works.
+    Args:
+        progress: Where the use of sudo is reported.
+        labels: The command writes SELinux labels, which a user namespace doesn't allow.
+
+    Raises:
+        UserError: None of these works.
     """
     unshare = [requirements.program("unshare"), "--mount", "--pid", "--fork", "--kill-child"]
     if os.geteuid() == 0:
@@ -94,18 +97,16 @@ def as_root(progress: Progress, *, labels: bool = False) -> list[str]:
     sudo = requirements.find("sudo")
     if labels and sudo is None:
         raise UserError(
-            "the image can't be made: SELinux's labels are written by root alone, and there is no sudo",
-            "run as root, or take --family deb",
+            "can't build the image: only root can write SELinux labels, and sudo isn't installed",
+            "run as root, or use --family deb",
         )
     if sudo is None:
         raise UserError(
-            "the image can't be made: user namespaces aren't allowed, and there is no sudo",
+            "can't build the image: user namespaces aren't allowed, and sudo isn't installed",
             "allow user namespaces (package uidmap, entries in /etc/subuid and /etc/subgid), or run as root",
         )
-    reason = (
-        "root alone writes SELinux's labels" if labels else "this system allows no user namespaces to you"
-    )
-    progress.say(f"image: {reason}, so sudo is used to make the image")
+    reason = "only root can write SELinux labels" if labels else "user namespaces aren't allowed"
+    progress.say(f"image: building it with sudo, because {reason}")
     return [sudo, *unshare]
 
 
@@ -113,27 +114,31 @@ def _base_key(release: str, family: Family) -> str:
     return digest_of("base 1", release, debian_mirror(), *_PACKAGES[family], *_DPKG_OPTIONS)[:16]
 
 
-# By family: folders whose files are put over the base system, and the programs that make the image.
+# Folders whose files are copied over the base system.
 _GUEST: dict[Family, tuple[Path, ...]] = {
     "deb": (_LAB / "guest",),
     "rpm": (_LAB / "guest", _LAB / "guest-rpm"),
 }
-_MAKERS: dict[Family, tuple[str, ...]] = {
+# The modules that build the image; their content is part of its key.
+_BUILDERS: dict[Family, tuple[str, ...]] = {
     "deb": ("image_root.py",),
     "rpm": ("image_root.py", "image_rpm.py", "rpmspec.py"),
 }
 
 
 def image_key(release: str, preload: tuple[Path, ...], family: Family) -> str:
-    """The key of the image that these inputs make.
+    """The cache key of the image that is built from these inputs.
 
-    :param preload: archives of container images; their contents count.
+    Args:
+        release: Debian's code name.
+        preload: Archives of container images; their content is part of the key.
+        family: The hosts' family.
     """
     return digest_of(
         _base_key(release, family),
         *(tree_digest(folder) for folder in _GUEST[family]),
         (_LAB / "guest-init.sh").read_bytes(),
-        *((_LAB / name).read_bytes() for name in _MAKERS[family]),
+        *((_LAB / name).read_bytes() for name in _BUILDERS[family]),
         f"{DISK_BYTES} {SWAP_BYTES}",
         *(part for path in preload for part in (path.name, sparse_digest(path))),
     )[:16]
@@ -149,8 +154,7 @@ def _run(argv: list[str], what: str) -> None:
     environment = dict(
         os.environ, PATH=f"{os.environ.get('PATH', os.defpath)}:/usr/local/sbin:/usr/sbin:/sbin"
     )
-    # It ends when this process ends, however that happens: nothing may go on writing what the
-    # next run begins anew.
+    # Killed when this process exits for any reason, so that it can't write into the next run's build.
     tied = [requirements.program("setpriv"), "--pdeathsig", "KILL", *argv]
     done = subprocess.run(
         tied, cwd=paths.project_dir(), capture_output=True, text=True, env=environment, check=False
@@ -158,14 +162,15 @@ def _run(argv: list[str], what: str) -> None:
     if done.returncode != 0:
         last = "\n".join((done.stdout + done.stderr).splitlines()[-20:])
         raise UserError(
-            f"{what} failed (status {done.returncode}):\n{last}", "run the command again; it goes on here"
+            f"{what} failed (status {done.returncode}):\n{last}", "run the command again; it resumes here"
         )
 
 
 def ensure_base(release: str, family: Family, progress: Progress) -> Path:
-    """The base system as a tar archive; made with mmdebstrap if it isn't there yet.
+    """The base system as a tar archive, built with mmdebstrap unless it is cached.
 
-    :raises UserError: Debian's packages can't be fetched or installed.
+    Raises:
+        UserError: Debian's packages can't be downloaded or installed.
     """
     target = _cache() / f"base-{release}-{_base_key(release, family)}.tar"
     with locked(_cache() / ".base.lock", progress, "image"):
@@ -175,7 +180,7 @@ def ensure_base(release: str, family: Family, progress: Progress) -> Path:
         draft.unlink(missing_ok=True)
         options = [f"--dpkgopt={option}" for option in _DPKG_OPTIONS]
         privilege = as_root(progress)
-        # In our own user namespace mmdebstrap would find no room for one more; it makes its own instead.
+        # mmdebstrap creates its own user namespace; it couldn't inside of ours.
         rootless = os.geteuid() != 0 and "sudo" not in privilege[0]
         command = [
             requirements.program("mmdebstrap"),
@@ -189,12 +194,12 @@ def ensure_base(release: str, family: Family, progress: Progress) -> Path:
             command = [privilege[0], *_KEEP_PROXIES, *command]
         with progress.step(f"image: installing Debian {release}'s packages from {debian_mirror()}", every=20):
             _run(command, "installing the image's packages")
-        draft.replace(target)  # its folder is ours, whoever wrote the file
+        draft.replace(target)  # works even if root wrote the file, because the folder is ours
         return target
 
 
 def _verified(folder: Path, progress: Progress) -> bool:
-    """Whether a finished image is still what was written; a damaged one is put away."""
+    """Whether an image is complete and matches its checksums; a damaged one is removed."""
     manifest = folder / "manifest.json"
     if not manifest.exists():
         return False
@@ -202,27 +207,29 @@ def _verified(folder: Path, progress: Progress) -> bool:
     for name in _RESULTS:
         path = folder / name
         if not path.exists() or sparse_digest(path) != expected.get(name):
-            progress.say(f"image: {name} in the cache is damaged; making the image again")
+            progress.say(f"image: {name} in the cache is damaged; rebuilding the image")
             shutil.rmtree(folder)
             return False
     return True
 
 
 def _remove_builds(progress: Progress) -> None:
-    """Remove what interrupted builds have left. The caller holds the lock, so that none is under way."""
+    """Remove the folders of interrupted builds. The caller holds the lock, so no build is running."""
     for work in _cache().glob("work-*"):
         plan = work / "plan.json"
-        # Made by sudo or by root, and not in a user namespace: the files are root's own.
+        # Built with sudo or by root, not in a user namespace, so the files belong to root.
         outside = plan.exists() and json.loads(plan.read_text())["owner"] != [0, 0]
         privilege = [requirements.program("sudo")] if outside and os.geteuid() != 0 else as_root(progress)
         _run([*privilege, "rm", "-rf", str(work)], "removing an interrupted build")
 
 
 def prune(used: set[str], progress: Progress, *, everything: bool) -> None:
-    """Remove images and base systems of the past, and what interrupted builds have left.
+    """Remove old images and base systems, and the folders of interrupted builds.
 
-    :param used: the keys of the images that labs have; with the newest, which the next one takes, they stay.
-    :param everything: all of them; labs hold their images themselves.
+    Args:
+        used: The keys of the labs' images, which are kept together with the newest one.
+        progress: Where waiting for a build is reported.
+        everything: Remove all of them; labs have their own links to their images.
     """
     with (
         locked(_cache() / ".image.lock", progress, "image"),
@@ -242,11 +249,12 @@ def prune(used: set[str], progress: Progress, *, everything: bool) -> None:
 
 
 def ensure_image(release: str, preload: tuple[Path, ...], family: Family, progress: Progress) -> Image:
-    """The image for a release with these container images; made if it isn't there, verified if it is.
+    """The image for a release with these container images, built unless it is cached and undamaged.
 
-    May be interrupted at any point: a finished image appears under its name at once.
+    It can be interrupted at any point: a complete image is moved into place atomically.
 
-    :raises UserError: it can't be made.
+    Raises:
+        UserError: The image can't be built.
     """
     key = image_key(release, preload, family)
     folder = _cache() / key
@@ -269,19 +277,19 @@ def ensure_image(release: str, preload: tuple[Path, ...], family: Family, progre
             out=str(work / "out"),
             disk_bytes=DISK_BYTES,
             swap_bytes=SWAP_BYTES,
-            # In a user namespace we are its root.
+            # In a user namespace, uid 0 is this user.
             owner=(os.getuid(), os.getgid()) if outside else (0, 0),
         )
         (work / "plan.json").write_text(json.dumps(asdict(plan)))
         images = f", with {len(preload)} archives of container images" if preload else ""
-        with progress.step(f"image: making disk, kernel and initramfs{images}"):
+        with progress.step(f"image: building disk, kernel and initramfs{images}"):
             command = [
                 sys.executable,
                 "-m",
                 f"lab.{'image_root' if family == 'deb' else 'image_rpm'}",
                 str(work / "plan.json"),
             ]
-            _run([*privilege, *command], "making the image")
+            _run([*privilege, *command], "building the image")
             out = work / "out"
             sums = {name: sparse_digest(out / name) for name in _RESULTS}
             for name in _RESULTS:

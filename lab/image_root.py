@@ -1,10 +1,9 @@
-"""The part of making the image that needs root, or a user namespace in which we are root.
+"""The part of building the image that needs root, possibly in a user namespace.
 
-Started by `lab.image` as `python -m lab.image_root PLAN`, where PLAN is a JSON file (see
-`Plan`). It unpacks the base system, puts the lab's files over it, lets containerd import
-the images to preload, and writes the disk, the kernel and the initramfs. It uses the
-standard library only, and runs in a mount and process namespace of its own, so that
-whatever it mounts or starts goes with it.
+`lab.image` starts it as `python -m lab.image_root PLAN`, where PLAN is a JSON file (see `Plan`). It unpacks
+the base system, copies the lab's files over it, has containerd import the images to preload, and writes the
+disk, the kernel and the initramfs. It uses only the standard library, and runs in its own mount and process
+namespaces, so that its mounts and processes disappear with it.
 """
 
 from __future__ import annotations
@@ -31,10 +30,10 @@ SECTOR = 512
 ROOT_START = MIB  # bytes; where the root partition begins
 _SBIN = "/usr/local/sbin:/usr/sbin:/sbin"
 
-# What initramfs needs to mount the root disk; what they depend on is found by modprobe.
+# Modules that the initramfs needs to mount the root disk; modprobe adds their dependencies.
 _BOOT_MODULES = ("virtio_pci", "virtio_blk", "ext4")
 
-# Not needed by a lab's host, and each costs an emulated one a part of a second or more.
+# A lab host doesn't need these, and each delays an emulated boot, some by more than a second.
 _MASKED = (
     "apt-daily.timer",
     "apt-daily-upgrade.timer",
@@ -83,7 +82,7 @@ _MASKED = (
     "modprobe@loop.service",
 )
 
-# systemd runs each at boot; what they look for isn't in a lab's host.
+# systemd runs each generator at boot; none of these applies to a lab host.
 _GENERATORS = (
     "systemd-debug-generator",
     "systemd-getty-generator",
@@ -99,38 +98,45 @@ _GENERATORS = (
 
 @dataclass(frozen=True)
 class Plan:
-    """What to make, as `lab.image` writes it: all paths absolute."""
+    """The build's inputs and outputs, written by `lab.image`; all paths are absolute."""
 
     base: str  # tar archive of the base system
-    guest: tuple[str, ...]  # folders whose files are put over it, one after the other
-    init: str  # the initramfs' init
+    guest: tuple[str, ...]  # folders whose files are copied over it, in this order
+    init: str  # the initramfs's init
     preload: tuple[str, ...]  # archives of container images
-    work: str  # empty folder to work in
-    out: str  # folder that gets disk.raw, vmlinuz, initrd and packages.txt
+    work: str  # an empty folder to work in
+    out: str  # where disk.raw, vmlinuz, initrd and packages.txt are written
     disk_bytes: int  # size of the root file system
     swap_bytes: int
-    owner: tuple[int, int]  # uid and gid, as seen here, to whom the results are given
+    owner: tuple[int, int]  # uid and gid of the results, as seen in this namespace
 
 
 @dataclass(frozen=True)
 class System:
-    """What differs between the families of hosts."""
+    """The differences between the families of hosts.
 
-    enabled: tuple[str, ...]  # services of a plain host
-    dress: Callable[[Path], None]  # done in the root while the kernel's file systems are mounted there
-    finish: Callable[[Path], None]  # the last change, when they no longer are
+    Attributes:
+        enabled: Services of a fresh host.
+        customize: Changes the root while /proc, /sys and /dev are mounted in it.
+        finish: Makes the last changes after they are unmounted.
+    """
+
+    enabled: tuple[str, ...]
+    customize: Callable[[Path], None]
+    finish: Callable[[Path], None]
 
 
 def run(argv: list[str], *, text: str | None = None) -> str:
     """Run a program and return its standard output.
 
-    :raises UserError: it isn't there or fails; the message ends with what it printed last.
+    Raises:
+        UserError: It isn't installed or fails; the message has the last lines of its output.
     """
     environment = dict(os.environ, LC_ALL="C.UTF-8", PATH=f"{os.environ.get('PATH', '')}:{_SBIN}")
     try:
         done = subprocess.run(argv, input=text, capture_output=True, text=True, env=environment, check=False)
     except FileNotFoundError:
-        raise UserError(f"the program {argv[0]} isn't there") from None
+        raise UserError(f"{argv[0]} isn't installed") from None
     if done.returncode != 0:
         last = "\n".join((done.stdout + done.stderr).splitlines()[-15:])
         raise UserError(f"{' '.join(argv[:6])} failed with status {done.returncode}:\n{last}")
@@ -138,26 +144,26 @@ def run(argv: list[str], *, text: str | None = None) -> str:
 
 
 def copy_guest_files(guest: Path, root: Path) -> None:
-    """Put the tree of the lab's files over the root, owned by root, mode 644."""
+    """Copy the lab's files over the root, owned by root with mode 644."""
     for source in sorted(guest.rglob("*")):
         target = root / source.relative_to(guest)
         if source.is_dir():
             target.mkdir(parents=True, exist_ok=True)
             continue
-        # A symbolic link in the way (resolv.conf may be one) must not be followed out of the root.
+        # Don't follow an existing symbolic link (resolv.conf may be one) out of the root.
         target.unlink(missing_ok=True)
         shutil.copyfile(source, target)
         target.chmod(0o644)
 
 
-def settle(root: Path, enabled: tuple[str, ...]) -> None:
-    """Make the system a plain one without identity: services chosen, keys and caches gone."""
+def generalize(root: Path, enabled: tuple[str, ...]) -> None:
+    """Turn the base system into a generic fresh host: select services, remove keys, caches and names."""
     for unit in _MASKED:
         link = root / "etc/systemd/system" / unit
         link.unlink(missing_ok=True)
         link.symlink_to("/dev/null")
-    # A login by SSH is no session of logind's, which would start a manager for its user; logind
-    # isn't started at boot, and is there for `systemctl reboot`, which asks for it.
+    # Without pam_systemd, an SSH login doesn't become a logind session, which would start a user manager.
+    # logind isn't started at boot, but is available on demand for `systemctl reboot`.
     run(["chroot", str(root), "pam-auth-update", "--package", "--remove", "systemd"])
     (root / "etc/systemd/system/multi-user.target.wants").mkdir(exist_ok=True)
     (root / "etc/systemd/system/multi-user.target.wants/systemd-logind.service").symlink_to("/dev/null")
@@ -182,18 +188,18 @@ def settle(root: Path, enabled: tuple[str, ...]) -> None:
     for path in root.glob("etc/apt/sources.list.d/*"):
         path.unlink()
     shutil.rmtree(root / "var/log/journal", ignore_errors=True)
-    # Empty means: not seeded yet (see guest-init.sh).
+    # An empty machine ID marks a host that isn't seeded yet (see guest-init.sh).
     (root / "etc/machine-id").write_text("")
     (root / "root/.ssh").mkdir(mode=0o700, exist_ok=True)
     run(["chroot", str(root), "passwd", "--lock", "root"])
-    # Newer than /usr: nothing has to be updated at the first boot (ConditionNeedsUpdate).
+    # Newer than /usr, so that nothing is updated at the first boot (ConditionNeedsUpdate).
     for folder in ("etc", "var"):
         (root / folder / ".updated").touch()
 
 
 @contextmanager
 def mounted(root: Path) -> Iterator[None]:
-    """The kernel's file systems inside the root, for programs that are run there."""
+    """Mount /proc, /sys, /dev and /run in the root, for programs that run in it."""
     run(["mount", "-t", "proc", "proc", str(root / "proc")])
     run(["mount", "--rbind", "/sys", str(root / "sys")])
     run(["mount", "--rbind", "/dev", str(root / "dev")])
@@ -202,17 +208,22 @@ def mounted(root: Path) -> Iterator[None]:
         yield
     finally:
         for name in ("run", "dev", "sys", "proc"):
-            # At once with all that is mounted below: in a user namespace the parts can't be parted.
+            # Lazily, including all submounts: in a user namespace they can't be unmounted one by one.
             run(["umount", "--lazy", str(root / name)])
 
 
 def preload(root: Path, archives: tuple[str, ...], seconds: float = 60.0) -> None:
-    """Import the archives into containerd's namespace of Kubernetes, unpacked and ready to start.
+    """Import and unpack image archives into containerd's namespace `k8s.io`.
 
-    The kernel's file systems must be mounted in the root.
+    The root must be prepared with `mounted`.
 
-    :param seconds: how long containerd may take to answer.
-    :raises UserError: containerd doesn't start, or refuses an archive.
+    Args:
+        root: The root folder.
+        archives: Archives of container images.
+        seconds: How long to wait for containerd to start.
+
+    Raises:
+        UserError: containerd doesn't start or rejects an archive.
     """
     if not archives:
         return
@@ -226,25 +237,25 @@ def preload(root: Path, archives: tuple[str, ...], seconds: float = 60.0) -> Non
         socket = root / "run/containerd/containerd.sock"
         while not socket.exists():
             if daemon.poll() is not None or time.monotonic() > deadline:
-                raise UserError(f"containerd doesn't start in the image:\n{log_path.read_text()[-2000:]}")
+                raise UserError(f"containerd didn't start in the image:\n{log_path.read_text()[-2000:]}")
             time.sleep(0.05)
         inbox = root / "run/preload"
         inbox.mkdir()
         for archive in archives:
-            # Bound into the root, not copied: archives may be large.
-            spot = inbox / Path(archive).name
-            spot.touch()
-            run(["mount", "--bind", archive, str(spot)])
-            inside = f"/run/preload/{spot.name}"
+            # Archives may be large, so bind-mount them instead of copying.
+            target = inbox / Path(archive).name
+            target.touch()
+            run(["mount", "--bind", archive, str(target)])
+            inside = f"/run/preload/{target.name}"
             run(["chroot", str(root), "ctr", "--namespace", "k8s.io", "images", "import", inside])
-            run(["umount", str(spot)])
+            run(["umount", str(target)])
     finally:
         daemon.terminate()
         daemon.wait(timeout=60)
 
 
 def _module_text(path: Path) -> bytes:
-    """A kernel module's bytes, unpacked: busybox doesn't unpack them."""
+    """The content of a kernel module, decompressed because busybox can't do it."""
     if path.suffix == ".xz":
         return lzma.decompress(path.read_bytes())
     if path.suffix == ".zst":
@@ -253,9 +264,11 @@ def _module_text(path: Path) -> bytes:
 
 
 def cpio_newc(entries: list[tuple[str, int, bytes]]) -> bytes:
-    """An archive as the kernel reads an initramfs.
+    """A cpio archive in the format of an initramfs.
 
-    :param entries: name, mode with file type, content (a link's target, nothing for a folder).
+    Args:
+        entries: Name, mode with file type, and content of each; a link's content is its target, and a
+            folder's is empty.
     """
     out = bytearray()
     for number, (name, mode, content) in enumerate([*entries, ("TRAILER!!!", 0, b"")], start=1):
@@ -269,7 +282,7 @@ def cpio_newc(entries: list[tuple[str, int, bytes]]) -> bytes:
 
 
 def initramfs(root: Path, kernel: str, init: Path) -> bytes:
-    """busybox, the root disk's modules in the order they load, and the lab's init."""
+    """The initramfs: busybox, the root disk's modules in load order, and the lab's init."""
     shown = run(["chroot", str(root), "modprobe", "--show-depends", "--all", "-S", kernel, *_BOOT_MODULES])
     modules = list(dict.fromkeys(re.findall(r"^insmod (\S+)", shown, re.MULTILINE)))
     folder, file = stat.S_IFDIR | 0o755, stat.S_IFREG | 0o755
@@ -287,7 +300,7 @@ def initramfs(root: Path, kernel: str, init: Path) -> bytes:
 
 
 def partition_table(root_bytes: int, swap_bytes: int) -> bytes:
-    """A master boot record with two partitions: Linux, then Linux swap."""
+    """A master boot record with a Linux partition followed by a swap partition."""
 
     def entry(kind: int, start: int, size: int) -> bytes:
         return struct.pack(
@@ -299,11 +312,11 @@ def partition_table(root_bytes: int, swap_bytes: int) -> bytes:
 
 
 def write_disk(root: Path, disk: Path, root_bytes: int, swap_bytes: int) -> None:
-    """A sparse raw disk: partition table, root file system with the root's files, swap."""
+    """Write a sparse raw disk: partition table, root file system with the root's files, swap."""
     with disk.open("wb") as file:
         file.write(partition_table(root_bytes, swap_bytes))
         file.truncate(ROOT_START + root_bytes + swap_bytes)
-    # Without lazy initialisation, which would be work for each host after its first boot.
+    # Lazy initialization would make each host do this work after its first boot.
     options = f"offset={ROOT_START},lazy_itable_init=0,lazy_journal_init=0"
     blocks = f"{root_bytes // 1024}k"
     argv = ["mkfs.ext4", "-q", "-F", "-m", "0", "-L", "root", "-E", options]
@@ -315,41 +328,42 @@ def write_disk(root: Path, disk: Path, root_bytes: int, swap_bytes: int) -> None
     run(["mkswap", "--label", "swap", str(header)])
     with header.open("rb") as swap, disk.open("r+b") as file:
         file.seek(ROOT_START + root_bytes)
-        file.write(swap.read(4096))  # the header is one page; the rest of a swap area is empty
+        file.write(swap.read(4096))  # the header; the rest of a swap area is empty
     header.unlink()
 
 
 def _nothing(_: Path) -> None:
-    """Where a family needs no more."""
+    """Do nothing."""
 
 
 DEBIAN = System(
     enabled=("systemd-networkd.service", "ssh.service", "containerd.service", "firewalld.service"),
-    dress=_nothing,
+    customize=_nothing,
     finish=_nothing,
 )
 
 
 def make(plan: Plan, system: System) -> None:
-    """Make everything that the plan names; the results are complete when it returns.
+    """Build everything in the plan; the results are complete when it returns.
 
-    :raises UserError: a program fails, or the base system isn't as expected.
+    Raises:
+        UserError: A program fails, or the base system isn't as expected.
     """
     work, out = Path(plan.work), Path(plan.out)
     root = work / "root"
     root.mkdir()
     root.chmod(0o755)
-    # Device nodes can't be made in a user namespace, and the kernel fills /dev at boot.
+    # A user namespace can't create device nodes, and the kernel populates /dev at boot.
     options = ["--numeric-owner", "--xattrs", "--xattrs-include=*", "--exclude=./dev/*"]
     run(["tar", "--extract", *options, "--file", plan.base, "--directory", str(root)])
     kernels = sorted(path.name for path in (root / "lib/modules").iterdir())
     if len(kernels) != 1:
-        raise UserError(f"the base system should hold one kernel, and holds {kernels}")
+        raise UserError(f"the base system must have exactly one kernel, but has {kernels}")
     with mounted(root):
         for folder in plan.guest:
             copy_guest_files(Path(folder), root)
-        settle(root, system.enabled)
-        system.dress(root)
+        generalize(root, system.enabled)
+        system.customize(root)
         preload(root, plan.preload)
         (out / "initrd").write_bytes(initramfs(root, kernels[0], Path(plan.init)))
         packages = run(["chroot", str(root), "dpkg-query", "-W", "-f", "${Package} ${Version}\n"])
@@ -362,14 +376,14 @@ def make(plan: Plan, system: System) -> None:
 
 
 def main(system: System = DEBIAN) -> int:
-    """Read the plan named on the command line and make the image."""
+    """Build the image from the plan given on the command line."""
     fields = json.loads(Path(sys.argv[1]).read_text())
     fields |= {key: tuple(value) for key, value in fields.items() if isinstance(value, list)}
     plan = Plan(**fields)
     try:
         make(plan, system)
-    except UserError as trouble:
-        print(trouble, file=sys.stderr)
+    except UserError as error:
+        print(error, file=sys.stderr)
         return 1
     return 0
 

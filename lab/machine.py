@@ -1,4 +1,4 @@
-"""One virtual machine: its folder, its process, its boot. What runs it is a subclass's to say."""
+"""One virtual machine: its folder, its process, its boot. Subclasses implement what runs the guest."""
 
 from __future__ import annotations
 
@@ -21,19 +21,24 @@ from lab.hardware import Machine, guest_name
 from lab.options import Host
 
 _CONSOLE_LINES = 25
-# What the kernel or the lab's initramfs says on the console when a boot can't go on.
+# Console messages of the kernel or the lab's initramfs after which a boot can't continue.
 _FATAL = ("Kernel panic", "lab: ", "You are in emergency mode")
 
 
 @dataclass(frozen=True)
 class Vm(ABC):
-    """A host of a lab, as files and as a process.
+    """A host of a lab: its folder and its process.
 
-    The folder holds the disk, seed.tar, console.log, a pid file and the host's SSH key; paths in the
+    The folder holds the disk, seed.tar, console.log, a pid file and the host's SSH key. Paths in the
     command line are relative to it.
+
+    Attributes:
+        program: The name of the program that runs the guest, for messages.
+        pid_file: That program's pid file.
+        disk_file: The guest's disk.
+        log_file: The program's output.
     """
 
-    # By subclass: the program's name for people, its pid file, the disk, the file it writes its messages to.
     program: ClassVar[str]
     pid_file: ClassVar[str]
     disk_file: ClassVar[str]
@@ -44,24 +49,24 @@ class Vm(ABC):
 
     @property
     def host(self) -> Host:
-        """What it shall be."""
+        """The host's specification."""
         return self.machine.host
 
     @property
     def folder(self) -> Path:
-        """Its folder, below the lab's."""
+        """The host's folder, below the lab's."""
         return self.lab_folder / self.host.name
 
     @property
     def ssh_port(self) -> int:
-        """The port of 127.0.0.1 that leads to its SSH server."""
+        """The port of 127.0.0.1 that is forwarded to the host's SSH server."""
         return self.machine.ports.ssh[self.host.index]
 
     @property
     def pid(self) -> int | None:
-        """The process id of what runs the guest, if it runs."""
+        """The pid of the program that runs the guest; None if the guest isn't running."""
         found = processes.running(self.folder / self.pid_file, self._mark)
-        # Another state folder may hold a lab of the same name: look where the process works.
+        # Another state folder may hold a lab of the same name, so compare the working directory too.
         if found is not None and _working_folder(found) != self.folder.resolve():
             return None
         return found
@@ -70,41 +75,46 @@ class Vm(ABC):
     def _mark(self) -> str:
         return guest_name(self.machine.lab, self.host.name)
 
-    # -- what differs between the programs that run guests ----------------
+    # -- implemented by subclasses ------------------------------------------
 
     @abstractmethod
     def make_disk(self, base: Path) -> None:
-        """Make the disk, an overlay of the raw base disk, if it isn't there.
+        """Create the disk as an overlay of the raw base disk, unless it exists.
 
-        :raises UserError: it can't be made.
+        Raises:
+            UserError: The disk can't be created.
         """
 
     @abstractmethod
     def start(self) -> None:
-        """Start the guest; nothing happens if it runs.
+        """Start the guest unless it is running.
 
-        :raises UserError: it ends at once; with what it said.
+        Raises:
+            UserError: The program exits at once; the message has its output.
         """
 
     @abstractmethod
-    def held(self) -> str | None:
-        """Why the guest's CPUs stand still; None where they run, or the guest doesn't.
+    def paused_reason(self) -> str | None:
+        """Why the guest's CPUs are stopped; None if they run or the guest isn't started.
 
-        :raises UserError: what runs the guest doesn't answer.
+        Raises:
+            UserError: The program that runs the guest doesn't respond.
         """
 
     @abstractmethod
-    def let_run(self, progress: Progress) -> None:
-        """Let a guest run whose CPUs stand still.
+    def unpause(self, progress: Progress) -> None:
+        """Resume the guest if its CPUs are stopped.
 
-        :raises UserError: the cause is still there.
+        Raises:
+            UserError: The cause of the pause is still there.
         """
 
     @abstractmethod
     def shut_down_for_reboot(self, seconds: float) -> None:
-        """Have the guest reboot, and return when it has shut down; `start` must follow.
+        """Reboot the guest and return once it has shut down; the caller must call `start` next.
 
-        :raises UserError: the guest doesn't take the command, or isn't down in time.
+        Raises:
+            UserError: The guest doesn't accept the command, or isn't down in time.
         """
 
     @abstractmethod
@@ -117,36 +127,40 @@ class Vm(ABC):
 
     @abstractmethod
     def save(self, tag: str) -> None:
-        """Save a paused guest, in place of an earlier snapshot of that name."""
+        """Save a paused guest, replacing an earlier snapshot of that name."""
 
     @abstractmethod
-    def hold_for_load(self) -> None:
-        """Stop the guest, whether it runs or not, so that a snapshot can be loaded."""
+    def prepare_load(self) -> None:
+        """Get the guest ready for `load`, whether it is running or not."""
 
     @abstractmethod
     def load(self, tag: str) -> None:
-        """Bring a guest that is held back to a snapshot; `resume` lets it run."""
+        """Restore a snapshot after `prepare_load`; the guest runs again after `resume`."""
 
     @abstractmethod
     def snapshots(self) -> list[str]:
-        """The tags of its snapshots, whether it runs or not."""
+        """The tags of the guest's snapshots, whether it is running or not."""
 
     @abstractmethod
     def resident(self) -> int | None:
-        """MiB of this machine's memory that the guest holds now; None if it doesn't run."""
+        """MiB of this machine's memory that the guest uses now; None if it isn't running."""
 
-    # -- what doesn't ------------------------------------------------------
+    # -- common to all --------------------------------------------------------
 
     def host_key(self) -> str:
-        """Its public host key, as `ssh-ed25519 AAAA...`; made at the first call."""
+        """The public host key as `ssh-ed25519 AAAA...`; the first call creates the key."""
         key = self.folder / "ssh_host_ed25519_key"
         make_key(key, self.host.name)
         return " ".join(key.with_suffix(".pub").read_text().split()[:2])
 
     def prepare(self, disk: Path, authorized_key: str, packages_key: str, release: str) -> None:
-        """Make key, seed and disk, as far as they aren't there: no host loses its identity by a second call.
+        """Create key, seed and disk where they don't exist yet; a second call changes nothing.
 
-        :param disk: the raw base disk in the lab's folder.
+        Args:
+            disk: The raw base disk in the lab's folder.
+            authorized_key: The lab's public login key.
+            packages_key: The package repository's public key.
+            release: Debian's code name.
         """
         self.folder.mkdir(exist_ok=True)
         self.host_key()
@@ -167,107 +181,118 @@ class Vm(ABC):
                 emulated=emulated,
                 pods_first=emulated and self.host.role == "control-plane",
             )
-            write_atomic(self._packages_known, packages_key)
+            write_atomic(self._known_packages_key, packages_key)
             write_atomic(self.folder / "seed.tar", seed.archive(identity), 0o600)
         self.make_disk(disk)
 
     def stop(self) -> None:
-        """End the guest at once, without shutting it down: its disk is thrown away, or was saved."""
+        """Kill the guest without shutting it down."""
         if self.pid is not None:
             processes.end(self.folder / self.pid_file, self._mark)
 
-    def wait_answers(self, seconds: float, progress: Progress, cancelled: threading.Event) -> None:
-        """Wait until the host's SSH server greets.
+    def wait_ssh(self, seconds: float, progress: Progress, cancelled: threading.Event) -> None:
+        """Wait for the host's SSH server.
 
-        :param seconds: how long it may take.
-        :param cancelled: set when another host failed, so that this wait is of no use any more.
-        :raises UserError: it doesn't; with the console's last lines.
+        Args:
+            seconds: How long to wait.
+            progress: Where success is reported.
+            cancelled: Ends the wait early, because another host failed.
+
+        Raises:
+            UserError: The server doesn't come up; the message has the console's last lines.
         """
-        begun = time.monotonic()
+        started = time.monotonic()
         log = self.folder / self.log_file
         while not ssh.greets(self.ssh_port):
             if cancelled.is_set():
                 return
             if self.pid is None:
-                raise self._no_boot(f"{self.program} of {self.host.name} ended: {tail(log, 3)}")
+                raise self._boot_error(f"{self.program} of {self.host.name} exited: {tail(log, 3)}")
             fatal = self._fatal_line()
             if fatal is not None:
-                raise self._no_boot(f"{self.host.name} doesn't boot: {fatal}")
-            if time.monotonic() - begun > seconds:
-                why = self.held()
-                cause = f" ({self.program} holds it: {why})" if why else ""
-                raise self._no_boot(f"{self.host.name} doesn't answer by SSH after {seconds:.0f}s{cause}")
+                raise self._boot_error(f"{self.host.name} doesn't boot: {fatal}")
+            if time.monotonic() - started > seconds:
+                reason = self.paused_reason()
+                cause = f" ({self.program} has paused it: {reason})" if reason else ""
+                raise self._boot_error(f"{self.host.name} has no SSH server after {seconds:.0f}s{cause}")
             time.sleep(0.25)
-        progress.say(f"{self.host.name}: SSH answers after {time.monotonic() - begun:.0f}s")
+        progress.say(f"{self.host.name}: SSH is up after {time.monotonic() - started:.0f}s")
 
     def wait_ready(self, seconds: float, progress: Progress, cancelled: threading.Event) -> None:
-        """Wait until the host has booted: SSH answers with the pinned key, and systemd is done.
+        """Wait until the host has booted: SSH accepts a login with the pinned key, and systemd is done.
 
-        :param seconds: how long it may take.
-        :param cancelled: set when another host failed, so that this wait is of no use any more.
-        :raises UserError: it doesn't; with the console's last lines.
+        Args:
+            seconds: How long to wait.
+            progress: Where success is reported.
+            cancelled: Ends the wait early, because another host failed.
+
+        Raises:
+            UserError: The host doesn't become ready; the message has the console's last lines.
         """
-        begun = time.monotonic()
-        self.wait_answers(seconds, progress, cancelled)
+        started = time.monotonic()
+        self.wait_ssh(seconds, progress, cancelled)
         if cancelled.is_set():
             return
-        state = self._final_state(begun + seconds, cancelled)
+        state = self._final_state(started + seconds, cancelled)
         if cancelled.is_set():
             return
         if state != "running":
             failed = ssh.run(
                 self.lab_folder, self.ssh_port, ["systemctl", "--failed", "--no-legend", "--plain"]
             )
-            raise self._no_boot(f"{self.host.name} booted, but is {state}:\n{failed.stdout.strip()}")
-        self.note_booted()
-        progress.say(f"{self.host.name}: ready after {time.monotonic() - begun:.0f}s")
+            raise self._boot_error(f"{self.host.name} booted, but is {state}:\n{failed.stdout.strip()}")
+        self.mark_booted()
+        progress.say(f"{self.host.name}: ready after {time.monotonic() - started:.0f}s")
 
-    def note_booted(self) -> None:
-        """Remember that the guest of this process has been ready."""
+    def mark_booted(self) -> None:
+        """Record that the guest in the current process has been ready once."""
         write_atomic(self.folder / "booted", str(self.pid))
 
     @property
     def booted(self) -> bool:
-        """Whether the guest of this process has been ready once, whatever has become of it since."""
+        """Whether the guest in the current process has been ready once, whatever happened to it since."""
         note = self.folder / "booted"
         return note.exists() and note.read_text() == str(self.pid)
 
     def _final_state(self, deadline: float, cancelled: threading.Event) -> str:
-        """systemd's word for the finished boot; a login that fails on a busy host is tried again."""
+        """systemd's state at the end of the boot; a login that fails on a busy host is retried."""
         command = ["systemctl", "is-system-running", "--wait"]
         while True:
             left = max(60.0, deadline - time.monotonic())
             try:
                 return ssh.run(self.lab_folder, self.ssh_port, command, timeout=left).stdout.strip()
-            except UserError as trouble:
-                # Another key is another host: no second try makes it right.
-                hopeless = "verification failed" in trouble.what or "Permission denied" in trouble.what
-                if hopeless or self.pid is None or time.monotonic() > deadline:
-                    raise self._no_boot(f"{self.host.name} can't be logged in to: {trouble.what}") from None
+            except UserError as error:
+                # A wrong host key or a rejected login key won't change on retry.
+                permanent = "verification failed" in error.what or "Permission denied" in error.what
+                if permanent or self.pid is None or time.monotonic() > deadline:
+                    raise self._boot_error(f"{self.host.name}: SSH login failed: {error.what}") from None
             if cancelled.wait(1.0):
-                return "given up"
+                return "cancelled"
 
     @property
-    def _packages_known(self) -> Path:
-        """The packages' key that the guest has, as far as this machine knows."""
+    def _known_packages_key(self) -> Path:
+        """The packages' key that the guest is known to have."""
         return self.folder / "packages.known"
 
-    def forget_packages(self) -> None:
-        """Take the guest for one that may have any key: it was brought back to another time."""
-        self._packages_known.unlink(missing_ok=True)
+    def forget_packages_key(self) -> None:
+        """Drop the record of the guest's packages' key: a restored snapshot may have another one."""
+        self._known_packages_key.unlink(missing_ok=True)
 
-    def trust_packages(self, key: str) -> None:
-        """Give a running host the package repository's key, if it was seeded with another one.
+    def install_packages_key(self, key: str) -> None:
+        """Install the package repository's key on a running host, unless it is known to have it.
 
-        :raises UserError: the host doesn't take it.
+        Raises:
+            UserError: The key can't be written on the host.
         """
-        known = self._packages_known
+        known = self._known_packages_key
         if known.exists() and known.read_text() == key:
             return
         command = ["tee", f"/{seed.KEY_PLACE[self.machine.family]}"]
         done = ssh.run(self.lab_folder, self.ssh_port, command, input=key, timeout=120)
         if done.returncode != 0:
-            raise UserError(f"{self.host.name} doesn't take the packages' key: {done.stderr.strip()}")
+            raise UserError(
+                f"{self.host.name}: can't install the package repository's key: {done.stderr.strip()}"
+            )
         write_atomic(known, key)
 
     def _fatal_line(self) -> str | None:
@@ -276,32 +301,33 @@ class Vm(ABC):
                 return line.strip()
         return None
 
-    def _no_boot(self, what: str) -> UserError:
+    def _boot_error(self, what: str) -> UserError:
         console = self.folder / "console.log"
         return UserError(
-            f"{what}\nthe console's last lines ({console}):\n{tail(console, _CONSOLE_LINES)}",
+            f"{what}\nlast lines of the console ({console}):\n{tail(console, _CONSOLE_LINES)}",
             f"{lab_command('down', self.machine.lab)}, then up again; "
-            "if it fails at the same place, the console says where",
+            "if it fails at the same point, the console shows why",
         )
 
     @property
     def answers(self) -> bool:
-        """Whether the guest runs and its SSH server greets.
+        """Whether the guest is running and its SSH server sends its banner.
 
-        The host key was checked when it booted; a login would take an emulated host seconds.
+        The host key was checked at boot; checking it again needs a login, which takes an emulated host
+        seconds.
         """
         return self.pid is not None and ssh.greets(self.ssh_port)
 
     def set_clock(self) -> None:
-        """Set the guest's clock to this machine's: after a restore it is as it was at the snapshot."""
+        """Set the guest's clock to this machine's: a restored guest still has the snapshot's time."""
         command = ["date", "--utc", "--set", f"@{time.time():.3f}"]
         done = ssh.run(self.lab_folder, self.ssh_port, command, timeout=120)
         if done.returncode != 0:
-            raise UserError(f"the clock of {self.host.name} can't be set: {done.stderr.strip()}")
+            raise UserError(f"{self.host.name}: can't set the clock: {done.stderr.strip()}")
 
 
 def make_key(path: Path, comment: str) -> None:
-    """Make an ed25519 key pair without passphrase, unless it is there already."""
+    """Create an ed25519 key pair without a passphrase, unless it exists."""
     if path.exists() and path.with_suffix(".pub").exists():
         return
     draft = path.with_name(f".{path.name}.draft")
@@ -311,7 +337,7 @@ def make_key(path: Path, comment: str) -> None:
     command = [keygen, "-q", "-t", "ed25519", "-N", "", "-C", f"kubeadm-ipvs-lab-{comment}", "-f", str(draft)]
     done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False)
     if done.returncode != 0:
-        raise UserError(f"no key could be made at {path}: {done.stderr.strip()}")
+        raise UserError(f"can't create the key {path}: {done.stderr.strip()}")
     draft.with_name(draft.name + ".pub").replace(path.with_name(path.name + ".pub"))
     draft.replace(path)
 
@@ -324,7 +350,7 @@ def _working_folder(pid: int) -> Path | None:
 
 
 def tail(path: Path, lines: int) -> str:
-    """A file's last lines, as far as they can be read."""
+    """The last lines of a file, or a placeholder if it can't be read."""
     try:
         with path.open("rb") as file:
             file.seek(max(0, path.stat().st_size - 16384))

@@ -1,7 +1,7 @@
-"""The network of a lab under User Mode Linux: one background process, and what it is told.
+"""The network of a lab under User Mode Linux: the background process `lab-network`.
 
-The process is `lab-network` (lab/artefacts/go/lab-network). It holds the ports of 127.0.0.1 that QEMU holds
-elsewhere, gives each host the addresses of QEMU's user network, and joins the hosts to their LAN.
+The process (lab/artefacts/go/lab-network) does for the lab what QEMU does otherwise: it listens on the
+forwarded ports of 127.0.0.1, gives each host the addresses of QEMU's user network, and switches the LAN.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ _RESOLV_CONF = Path("/etc/resolv.conf")
 
 
 def resolver(path: Path = _RESOLV_CONF) -> str:
-    """This machine's first IPv4 resolver; nothing if it has none."""
+    """The first IPv4 resolver in resolv.conf; empty if there is none."""
     try:
         lines = path.read_text().splitlines()
     except OSError:
@@ -42,7 +42,7 @@ def resolver(path: Path = _RESOLV_CONF) -> str:
 
 
 def settings(lab_folder: Path, vms: Sequence[Vm]) -> str:
-    """What lab-network is told, as JSON; paths are relative to the lab's folder."""
+    """The process's configuration as JSON; paths are relative to the lab's folder."""
     hosts = [
         {
             "name": vm.host.name,
@@ -66,21 +66,30 @@ def _pid_file(lab_folder: Path) -> Path:
 
 
 def pid(lab_folder: Path) -> int | None:
-    """The process id, if it runs."""
+    """The process's pid; None if it isn't running."""
     return processes.running(_pid_file(lab_folder), str(_config(lab_folder)))
 
 
 def start(lab_folder: Path, program: Path, vms: Sequence[Vm], progress: Progress) -> None:
-    """Start it, unless it runs. Hosts that run without it have lost their network, and lose their power.
+    """Start the process unless it is running.
 
-    :param program: lab-network.
-    :raises UserError: it doesn't start; with what it said.
+    Hosts that are still running have lost their connections to the previous process, so they are powered
+    off; the caller starts them again.
+
+    Args:
+        lab_folder: The lab's folder.
+        program: The lab-network binary.
+        vms: All hosts of the lab.
+        progress: Where powered-off hosts are reported.
+
+    Raises:
+        UserError: It doesn't start; the message has its output.
     """
     if pid(lab_folder) is not None:
         return
     for vm in vms:
         if vm.pid is not None:
-            progress.say(f"{vm.host.name}: its network ended, so it is started again")
+            progress.say(f"{vm.host.name}: lab-network had stopped, so the host is restarted")
             vm.stop()
     folder = lab_folder / "network"
     folder.mkdir(exist_ok=True)
@@ -94,16 +103,16 @@ def start(lab_folder: Path, program: Path, vms: Sequence[Vm], progress: Progress
             stdin=subprocess.DEVNULL,
             stdout=output,
             stderr=subprocess.STDOUT,
-            start_new_session=True,  # the terminal's Ctrl-C isn't meant for it
+            start_new_session=True,  # so that Ctrl-C in the terminal doesn't stop it
         )
     deadline = time.monotonic() + _START_SECONDS
     while pid(lab_folder) is None:
         if process.poll() is not None or time.monotonic() > deadline:
             process.kill()
-            raise UserError(f"the lab's network doesn't start:\n{tail(log, 10)}")
+            raise UserError(f"lab-network didn't start:\n{tail(log, 10)}", f"see {log}")
         time.sleep(0.02)
 
 
 def stop(lab_folder: Path) -> None:
-    """End it, if it runs."""
+    """Stop the process if it is running."""
     processes.end(_pid_file(lab_folder), str(_config(lab_folder)))

@@ -1,4 +1,4 @@
-"""What a person may choose about a lab, and the hosts that follow from it."""
+"""The options of a lab, and the hosts that they describe."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ Role = Literal["control-plane", "worker"]
 Family = Literal["deb", "rpm"]
 RELEASES = ("trixie", "bookworm")
 FAMILIES: tuple[Family, ...] = ("deb", "rpm")
-# dnf and SELinux's policy as they are in it.
+# The rpm family needs the versions of dnf and of the SELinux policy in this release.
 _RPM_RELEASE = "trixie"
 
-# kubeadm asks for two CPUs on a control plane, and with one emulated CPU the API server
-# doesn't get healthy in minutes; a worker boots faster with one.
+# kubeadm wants two CPUs for a control plane. With one emulated CPU the API server takes minutes to become
+# healthy; a worker boots faster with one.
 _MEMORY: dict[Role, int] = {"control-plane": 3072, "worker": 2048}
 _CPUS: dict[Role, int] = {"control-plane": 2, "worker": 1}
 
@@ -27,13 +27,13 @@ _MOST_HOSTS = 20
 
 
 def debian_mirror() -> str:
-    """Where Debian's packages come from: KUBEADM_IPVS_DEBIAN_MIRROR, else Debian's own address."""
+    """The URL of Debian's packages: KUBEADM_IPVS_DEBIAN_MIRROR if set, else deb.debian.org."""
     return os.environ.get("KUBEADM_IPVS_DEBIAN_MIRROR", "http://deb.debian.org/debian")
 
 
 @dataclass(frozen=True)
 class Host:
-    """One virtual machine as it shall be."""
+    """The specification of one virtual machine."""
 
     name: str
     role: Role
@@ -45,20 +45,21 @@ class Host:
 
 @dataclass(frozen=True)
 class Options:
-    """A lab's shape; it can't be changed while the lab exists.
+    """The options of a lab, which can't be changed while the lab exists.
 
-    :raises UserError: a value is out of range.
+    Raises:
+        UserError: A value is out of range.
     """
 
     name: str = DEFAULT_LAB
     count: int = 3  # hosts: one control plane, the rest workers
-    memory: int | None = None  # MiB for each host; None: 3072 for a control plane, 2048 for a worker
-    cpus: int | None = None  # for each host; None: 2 for a control plane, 1 for a worker
+    memory: int | None = None  # MiB per host; None: 3072 for a control plane, 2048 for a worker
+    cpus: int | None = None  # per host; None: 2 for a control plane, 1 for a worker
     release: str = "trixie"  # Debian's code name
-    family: Family = "deb"  # what the hosts' packages are; `dnf`: RPMs, dnf and SELinux
+    family: Family = "deb"  # the hosts' package family; `rpm` has RPMs, dnf and SELinux
 
     def __post_init__(self) -> None:
-        lab_dir(self.name)  # checks the name
+        lab_dir(self.name)  # validates the name
         problems = []
         if not 1 <= self.count <= _MOST_HOSTS:
             problems.append(f"count: {self.count} is not between 1 and {_MOST_HOSTS}")
@@ -67,13 +68,13 @@ class Options:
         if self.cpus is not None and not 1 <= self.cpus <= 64:
             problems.append(f"cpus: {self.cpus} is not between 1 and 64")
         if self.release not in RELEASES:
-            problems.append(f"release: {self.release!r} is none of {', '.join(RELEASES)}")
+            problems.append(f"release: {self.release!r} is not one of {', '.join(RELEASES)}")
         if self.family not in FAMILIES:
-            problems.append(f"family: {self.family!r} is none of {', '.join(FAMILIES)}")
+            problems.append(f"family: {self.family!r} is not one of {', '.join(FAMILIES)}")
         elif self.family == "rpm" and self.release != _RPM_RELEASE:
-            problems.append(f"family: rpm is made from {_RPM_RELEASE} alone, not from {self.release}")
+            problems.append(f"family: rpm needs release {_RPM_RELEASE}, not {self.release}")
         if problems:
-            raise UserError("the lab can't be made so:\n" + "\n".join(problems))
+            raise UserError("the lab can't be created with these options:\n" + "\n".join(problems))
 
     def hosts(self) -> tuple[Host, ...]:
         """The hosts, the control plane first."""

@@ -1,6 +1,6 @@
-"""The lab's ports on 127.0.0.1: fixed for the default lab, free ones for any other.
+"""A lab's ports on 127.0.0.1: fixed for the default lab, free ones for any other.
 
-A taken port is found, and its owner named, before anything starts.
+Conflicts are reported, with the process that has the port, before anything starts.
 """
 
 from __future__ import annotations
@@ -16,23 +16,23 @@ from common.errors import UserError
 
 LOOPBACK = "127.0.0.1"
 
-# Below the range from which kernels take ports for outgoing connections (32768 and up).
+# Below the kernel's range for outgoing connections (32768 and up).
 _SEARCH = range(23000, 30000)
 
 
 @dataclass(frozen=True)
 class Ports:
-    """All ports of a lab; TCP except `lan`."""
+    """A lab's ports: all TCP except `lan`."""
 
-    ssh: tuple[int, ...]  # one per host, in their order
-    api: int  # -> the control plane's 6443
-    node_port: tuple[int, ...]  # -> 30080 of each worker, then of the control plane
-    packages: int  # the package repository, on the developer's machine
-    registry: int  # the container registry, likewise
-    lan: int  # UDP, multicast: the hosts' own network
+    ssh: tuple[int, ...]  # one per host, in order
+    api: int  # forwarded to the control plane's 6443
+    node_port: tuple[int, ...]  # forwarded to 30080 of each worker, then of the control plane
+    packages: int  # the package repository on this machine
+    registry: int  # the container registry on this machine
+    lan: int  # UDP multicast: the hosts' LAN
 
     def tcp(self) -> dict[int, str]:
-        """Each TCP port and what it is for."""
+        """Maps each TCP port to its purpose."""
         named = {port: f"SSH of host {index}" for index, port in enumerate(self.ssh)}
         named[self.api] = "the API server"
         named |= {port: f"NodePort forward {index}" for index, port in enumerate(self.node_port)}
@@ -41,7 +41,7 @@ class Ports:
 
 
 def fixed(count: int) -> Ports:
-    """The default lab's documented ports (docs/lab.md)."""
+    """The default lab's ports, which docs/lab.md lists."""
     return Ports(
         ssh=tuple(22101 + index for index in range(count)),
         api=22643,
@@ -55,15 +55,22 @@ def fixed(count: int) -> Ports:
 def free(count: int, reserved: Iterable[int]) -> Ports:
     """Free ports for another lab.
 
-    :param reserved: ports of other labs, which may not be running at the moment.
-    :raises UserError: there aren't enough.
+    Args:
+        count: The number of hosts.
+        reserved: Ports of other labs, including labs that aren't running now.
+
+    Raises:
+        UserError: There aren't enough free ports.
     """
     taken = set(reserved) | set(listeners())
     found = _free_ports(taken)
     try:
         numbers = [next(found) for _ in range(2 * count + 4)]
     except StopIteration:
-        raise UserError(f"no free ports between {_SEARCH.start} and {_SEARCH.stop}") from None
+        raise UserError(
+            f"not enough free ports between {_SEARCH.start} and {_SEARCH.stop}",
+            "remove a lab that you don't need: python3 -m lab down --name NAME",
+        ) from None
     return Ports(
         ssh=tuple(numbers[:count]),
         node_port=tuple(numbers[count : 2 * count]),
@@ -81,9 +88,9 @@ def _free_ports(taken: set[int]) -> Iterator[int]:
 
 
 def can_bind(port: int) -> bool:
-    """Whether a TCP server could listen on that port of 127.0.0.1 now."""
+    """Whether a TCP server could listen on this port of 127.0.0.1 now."""
     with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as probe:
-        # As QEMU and the lab's servers do, so that closed connections' leftovers don't count.
+        # As QEMU and the lab's servers do, so that connections in TIME_WAIT don't count.
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             probe.bind((LOOPBACK, port))
@@ -93,7 +100,7 @@ def can_bind(port: int) -> bool:
 
 
 def listeners(proc: Path = Path("/proc")) -> dict[int, tuple[int, int]]:
-    """TCP ports that someone listens on: port -> (socket's inode, user id)."""
+    """Maps each TCP port with a listener to the socket's inode and user ID."""
     found: dict[int, tuple[int, int]] = {}
     for table in ("tcp", "tcp6"):
         path = proc / "net" / table
@@ -107,13 +114,14 @@ def listeners(proc: Path = Path("/proc")) -> dict[int, tuple[int, int]]:
 
 
 def owner(port: int, proc: Path = Path("/proc")) -> str:
-    """Who listens on a port, in words: the process if it can be seen, else its user.
+    """The process that listens on a port, or its user if the process isn't visible.
 
-    :returns: such as `process 4711 (nginx: master)`; `nobody that can be seen` if no one is found.
+    Returns:
+        Text such as `process 4711 (nginx: master)`; `an unknown process` if nothing is found.
     """
     listener = listeners(proc).get(port)
     if listener is None:
-        return "nobody that can be seen"
+        return "an unknown process"
     inode, uid = listener
     for pid in (path for path in proc.iterdir() if path.name.isdigit()):
         if f"socket:[{inode}]" in _open_files(pid):
@@ -129,28 +137,31 @@ def owner(port: int, proc: Path = Path("/proc")) -> str:
 
 
 def _open_files(process: Path) -> Iterator[str]:
-    """What a process has open, as /proc names it; nothing for another user's process."""
+    """A process's open files as listed in /proc; empty for another user's process."""
     try:
         for link in (process / "fd").iterdir():
-            with contextlib.suppress(OSError):  # closed meanwhile
+            with contextlib.suppress(OSError):  # closed in the meantime
                 yield str(link.readlink())
     except OSError:
         return
 
 
 def check_free(wanted: dict[int, str]) -> None:
-    """Refuse if one of the ports is taken.
+    """Check that ports are free.
 
-    :param wanted: port -> what it is for.
-    :raises UserError: with every taken port and its owner.
+    Args:
+        wanted: Maps ports to their purpose.
+
+    Raises:
+        UserError: Ports are in use; the message has each one with its owner.
     """
     lines = [
-        f"port {port} of {LOOPBACK} ({purpose}) is taken by {owner(port)}"
+        f"port {port} of {LOOPBACK} ({purpose}) is in use by {owner(port)}"
         for port, purpose in sorted(wanted.items())
         if not can_bind(port)
     ]
     if lines:
         raise UserError(
             "\n".join(lines),
-            "end what holds it, or use a lab of another name, which takes free ports (--name)",
+            "stop that process, or use --name NAME for another lab, which picks free ports",
         )

@@ -1,4 +1,4 @@
-"""QEMU's command line for one host. Nothing here starts anything."""
+"""QEMU's command line for one host; `lab.qemu_machine` starts it."""
 
 from __future__ import annotations
 
@@ -7,16 +7,16 @@ from lab.options import Family
 from lab.ports import LOOPBACK
 
 BINARY = "qemu-system-x86_64"
-DISK = "disk"  # block node of the root disk, which snapshots save
+DISK = "disk"  # block node of the root disk, which holds the snapshots
 
-# Without KVM. String instructions are emulated byte by byte, so that code which is told to
-# prefer them (erms, fsrm) runs two to three times slower; wide vectors are slow as well.
-# Without svm and vmx the guest doesn't load KVM's own modules.
+# Without KVM. String instructions are emulated byte by byte, so code that prefers them (erms, fsrm) runs
+# two to three times slower; wide vectors are slow as well. Without svm and vmx the guest doesn't load
+# KVM's own modules.
 _TCG = ("-accel", "tcg,thread=multi,tb-size=1024", "-cpu", "max,-erms,-fsrm,-avx2,-avx,-svm,-vmx")
 _KVM = ("-accel", "kvm", "-cpu", "host")
 
-# Devices and ciphers that udev would load modules for and a lab's host has no use of: under
-# emulation each takes its part of the boot.
+# Modules that udev would load for devices and ciphers that a lab host doesn't use. Each one slows down an
+# emulated boot.
 _NO_MODULES = (
     "aesni_intel,ghash_clmulni_intel,sha1_ssse3,sha256_ssse3,sha512_ssse3,crct10dif_pclmul,crc32_pclmul,"
     "button,evdev,serio_raw,qemu_fw_cfg,vmw_vsock_vmci_transport,vsock_loopback,vsock"
@@ -28,30 +28,32 @@ _KERNEL_ARGUMENTS = (
     f"modprobe.blacklist={_NO_MODULES}"
 )
 
-# Without KVM. Setting a timer is a write to the interrupt controller, which an emulator does under its one
-# lock: a sixth of a control plane's time. Go's runtime sleeps for microseconds all the time; with timers as
-# coarse as the tick (4 ms) it wakes up half as often, and the tick itself needs no setting. A wake-up across
-# two emulated CPUs costs half a millisecond; a Go program that runs on one of them at a time does without.
-# This is for systemd's services (containerd, kubelet); the stack file says it for the control plane's
-# components. The figures are in docs/decisions/0019-emulated-go-on-one-cpu.md.
+# Without KVM, setting a timer is a write to the emulated interrupt controller, under the emulator's one
+# lock: a sixth of a control plane's time. Go's runtime sleeps for microseconds all the time; with timers
+# as coarse as the tick (4 ms) it wakes up half as often, and the tick itself needs no timer set. Waking a
+# thread on another emulated CPU takes half a millisecond; GOMAXPROCS=1 keeps each Go program on one CPU.
+# This setting covers systemd's services (containerd, kubelet); the stack file has one for the control
+# plane's components. The measurements are in docs/decisions/0019-emulated-go-on-one-cpu.md.
 _EMULATED_ARGUMENTS = " highres=off nohz=off systemd.setenv=GOMAXPROCS=1"
 
-# Debian's kernel has SELinux in it, and takes another module unless it is told so.
+# Debian's kernel includes SELinux but uses another security module by default.
 _FAMILY_ARGUMENTS: dict[Family, str] = {"deb": "", "rpm": " security=selinux"}
 
-# No legacy devices: each is probed at boot.
+# No legacy devices: the guest would probe each one at boot.
 MACHINE = "q35,sata=off,smbus=off,usb=off,vmport=off"
 
 
 def accelerator_arguments(accelerator: Accelerator) -> tuple[str, ...]:
-    """The arguments that choose accelerator and CPU."""
+    """The arguments that select accelerator and CPU."""
     return _KVM if accelerator == "kvm" else _TCG
 
 
 def command(machine: Machine, *, paused: bool = False) -> list[str]:
-    """The command line. QEMU is started in the host's folder, which holds the files named.
+    """The command line, to be run in the host's folder.
 
-    :param paused: don't run the guest yet, for a snapshot to be loaded first.
+    Args:
+        machine: The host.
+        paused: Start with the CPUs stopped, so that a snapshot can be loaded first.
     """
     host = machine.host
     user_net = "user,id=nat" + "".join(
@@ -69,7 +71,7 @@ def command(machine: Machine, *, paused: bool = False) -> list[str]:
         "-initrd", str(machine.initrd),
         "-append", _KERNEL_ARGUMENTS + (_EMULATED_ARGUMENTS if machine.accelerator == "tcg" else "")
         + _FAMILY_ARGUMENTS[machine.family],
-        # Nothing is flushed: a lab's disk need not survive the developer's machine losing power.
+        # No flushes: a lab's disk doesn't have to survive a power failure of the machine it runs on.
         "-blockdev", f"driver=qcow2,node-name={DISK},discard=unmap,cache.no-flush=on,"
         "file.driver=file,file.filename=disk.qcow2,file.cache.no-flush=on",
         "-device", f"virtio-blk-pci,drive={DISK}",

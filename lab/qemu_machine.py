@@ -1,4 +1,4 @@
-"""A host that QEMU runs, with KVM or by emulation: `lab.qemu` has its command line."""
+"""A host that QEMU runs, with KVM or emulated; `lab.qemu` has its command line."""
 
 from __future__ import annotations
 
@@ -18,18 +18,18 @@ from lab import qemu, requirements, ssh
 from lab.machine import Vm, tail
 from lab.qmp import Qmp
 
-# Saving or loading a guest of a few GiB is a matter of seconds; a busy disk may take longer.
+# Saving or loading a guest of a few GiB takes seconds, longer on a busy disk.
 _SNAPSHOT_SECONDS = 600.0
-# Two thirds of the control plane's share where there isn't enough for all. With a third (5), workers of a
-# lab of three were starved: their kubelets took minutes to start a container.
+# Under contention a worker gets two thirds of the control plane's CPU share. With one third (nice 5), the
+# workers of a lab of three starved: their kubelets took minutes to start a container.
 _WORKERS_NICENESS = 2
-# For a guest that QEMU stopped at a full disk: with less it would stand again at once.
-_ROOM_TO_GO_ON = 1 << 30  # bytes
+# Free space needed to resume a guest that QEMU paused on a full disk; with less it would pause again.
+_ROOM_TO_RESUME = 1 << 30  # bytes
 
 
 @dataclass(frozen=True)
 class QemuVm(Vm):
-    """A host and its QEMU, which is spoken to by qmp.sock."""
+    """A host and its QEMU process, controlled through qmp.sock."""
 
     program = "QEMU"
     pid_file = "qemu.pid"
@@ -37,7 +37,7 @@ class QemuVm(Vm):
     log_file = "qemu.log"
 
     def make_disk(self, base: Path) -> None:
-        """Make the disk as `Vm.make_disk` says."""
+        """Create the disk; see `Vm.make_disk`."""
         if (self.folder / self.disk_file).exists():
             return
         draft = self.folder / ".disk.draft"
@@ -45,13 +45,14 @@ class QemuVm(Vm):
         command = [requirements.program("qemu-img"), *overlay, draft.name]
         done = subprocess.run(command, cwd=self.folder, capture_output=True, text=True, check=False)
         if done.returncode != 0:
-            raise UserError(f"the disk of {self.host.name} can't be made: {done.stderr.strip()}")
+            raise UserError(f"can't create the disk of {self.host.name}: {done.stderr.strip()}")
         draft.replace(self.folder / self.disk_file)
 
     def start(self, *, paused: bool = False) -> None:
-        """Start QEMU as `Vm.start` says.
+        """Start QEMU; see `Vm.start`.
 
-        :param paused: don't let the guest's CPUs run yet, for a snapshot to be loaded first.
+        Args:
+            paused: Start with the CPUs stopped, so that a snapshot can be loaded first.
         """
         if self.pid is not None:
             return
@@ -70,32 +71,33 @@ class QemuVm(Vm):
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=subprocess.STDOUT,
-                start_new_session=True,  # the terminal's Ctrl-C isn't meant for it
+                start_new_session=True,  # so that Ctrl-C in the terminal doesn't stop it
             )
         if scheduling:
-            # Linux schedules whole sessions against each other where it groups them, and nice values
-            # only inside of one. There the group has a value of its own.
+            # With autogrouping, Linux schedules whole sessions against each other and applies nice values
+            # only within one. The session's group has its own nice value.
             with contextlib.suppress(OSError):
                 Path(f"/proc/{process.pid}/autogroup").write_text(str(_WORKERS_NICENESS))
         deadline = time.monotonic() + 60
         while not (self.folder / "qmp.sock").exists() or self.pid is None:
             if process.poll() is not None or time.monotonic() > deadline:
-                raise UserError(f"QEMU of {self.host.name} doesn't start:\n{tail(log, 10)}")
+                raise UserError(f"QEMU of {self.host.name} didn't start:\n{tail(log, 10)}")
             time.sleep(0.02)
 
     def _scheduling(self) -> tuple[str, ...]:
-        """How QEMU is started so that an emulated worker leaves the CPU to the control plane first.
+        """The command prefix that gives emulated workers a lower CPU priority than the control plane.
 
-        Everything that workers do waits for the control plane, which is what breaks when it is late.
+        Workers depend on the control plane, and it is the part that breaks when it is slow.
         """
         if self.machine.accelerator == "kvm" or self.host.role == "control-plane":
             return ()
         return ("nice", "-n", str(_WORKERS_NICENESS))
 
-    def held(self) -> str | None:
-        """Why QEMU lets the guest's CPUs stand, in its own word; None where they run, or QEMU doesn't.
+    def paused_reason(self) -> str | None:
+        """QEMU's status for a guest whose CPUs are stopped; None if they run or QEMU isn't started.
 
-        :raises UserError: QEMU doesn't say.
+        Raises:
+            UserError: QEMU doesn't respond.
         """
         if self.pid is None:
             return None
@@ -103,43 +105,45 @@ class QemuVm(Vm):
             status: str = qmp.execute("query-status")["status"]
         return None if status == "running" else status
 
-    def let_run(self, progress: Progress) -> None:
-        """Let a guest run whose CPUs stand: at a full disk's end, or after a snapshot that was cut off.
+    def unpause(self, progress: Progress) -> None:
+        """Resume a guest that was paused by a full disk or by an interrupted snapshot.
 
-        :raises UserError: QEMU couldn't write the disk, and the disk is still full.
+        Raises:
+            UserError: QEMU paused it on a full disk, and the disk is still full.
         """
-        why = self.held()
-        if why is None:
+        reason = self.paused_reason()
+        if reason is None:
             return
-        if why == "io-error":
+        if reason == "io-error":
             free = shutil.disk_usage(self.folder).free
-            if free < _ROOM_TO_GO_ON:
+            if free < _ROOM_TO_RESUME:
                 raise UserError(
-                    f"QEMU stopped {self.host.name} when it couldn't write its disk: "
+                    f"QEMU paused {self.host.name} because it couldn't write the disk: "
                     f"{self.folder} has {free >> 20} MiB left",
-                    f"make room, then {lab_command('up', self.machine.lab)}: the host goes on where it stood",
+                    f"free some disk space, then {lab_command('up', self.machine.lab)}; the host resumes",
                 )
-        progress.say(f"{self.host.name}: stood still (QEMU says {why}); it goes on")
+        progress.say(f"{self.host.name}: was paused (QEMU status: {reason}); resuming it")
         self.resume()
 
     def shut_down_for_reboot(self, seconds: float) -> None:
-        """Have the guest reboot, with QEMU ending where it would reset the machine.
+        """Reboot the guest, with QEMU set to exit instead of resetting the machine.
 
-        A reset in place makes QEMU 10 fail now and then when it emulates several CPUs (an
-        assertion in iotlb_to_section): a new process begins from nothing.
+        A reset in place sometimes crashes QEMU 10 when it emulates several CPUs (an assertion in
+        iotlb_to_section); a new process avoids that.
 
-        :raises UserError: the guest doesn't take the command, or isn't down in time.
+        Raises:
+            UserError: The guest isn't running, or isn't down in time.
         """
         pid = self.pid
         if pid is None:
-            raise UserError(f"{self.host.name} doesn't run", lab_command("up", self.machine.lab))
+            raise UserError(f"{self.host.name} isn't running", lab_command("up", self.machine.lab))
         with Qmp(self.folder) as qmp:
             qmp.execute("set-action", reboot="shutdown")
-        # The connection may be cut before the command's end: whether QEMU ends decides.
+        # The connection may be cut before the command finishes, so QEMU's exit decides.
         with contextlib.suppress(UserError):
             ssh.run(self.lab_folder, self.ssh_port, ["systemctl", "reboot"], timeout=120)
         if not processes.wait_end(pid, seconds):
-            raise UserError(f"{self.host.name} is not down {seconds:.0f}s after it was told to reboot")
+            raise UserError(f"{self.host.name} hasn't shut down {seconds:.0f}s after the reboot command")
 
     def pause(self) -> None:
         """Stop the guest's CPUs."""
@@ -152,7 +156,7 @@ class QemuVm(Vm):
             qmp.execute("cont")
 
     def save(self, tag: str) -> None:
-        """Save memory and disk in the disk's file, in place of an earlier snapshot of that name."""
+        """Save memory and disk in the disk file, replacing an earlier snapshot of that name."""
         with Qmp(self.folder, timeout=_SNAPSHOT_SECONDS) as qmp:
             if tag in qmp.snapshots(qemu.DISK):
                 qmp.job("snapshot-delete", f"delete-{tag}", _SNAPSHOT_SECONDS, tag=tag, devices=[qemu.DISK])
@@ -161,16 +165,16 @@ class QemuVm(Vm):
                 tag=tag, vmstate=qemu.DISK, devices=[qemu.DISK],
             )  # fmt: skip
 
-    def hold_for_load(self) -> None:
-        """Have QEMU run with the guest's CPUs stopped."""
+    def prepare_load(self) -> None:
+        """Start QEMU if it isn't running, and stop the guest's CPUs."""
         if self.pid is None:
             self.start(paused=True)
         self.pause()
 
     def load(self, tag: str) -> None:
-        """Load memory and disk; the guest stays paused."""
-        # The key in the guest will be the one of that time.
-        self.forget_packages()
+        """Restore memory and disk; the guest stays paused."""
+        # The guest will have the packages' key from the time of the snapshot.
+        self.forget_packages_key()
         with Qmp(self.folder, timeout=_SNAPSHOT_SECONDS) as qmp:
             qmp.job(
                 "snapshot-load", f"load-{tag}", _SNAPSHOT_SECONDS,
@@ -178,7 +182,7 @@ class QemuVm(Vm):
             )  # fmt: skip
 
     def snapshots(self) -> list[str]:
-        """The tags that its disk holds, whether it runs or not."""
+        """The tags of the snapshots in the disk, whether the guest is running or not."""
         if self.pid is not None:
             with Qmp(self.folder) as qmp:
                 return qmp.snapshots(qemu.DISK)
@@ -188,12 +192,12 @@ class QemuVm(Vm):
         command = [requirements.program("qemu-img"), "snapshot", "-l", disk.name]
         done = subprocess.run(command, cwd=self.folder, capture_output=True, text=True, check=False)
         if done.returncode != 0:
-            raise UserError(f"the disk of {self.host.name} can't be read: {done.stderr.strip()}")
+            raise UserError(f"can't read the disk of {self.host.name}: {done.stderr.strip()}")
         rows = [line.split() for line in done.stdout.splitlines()]
         return [row[1] for row in rows if len(row) > 2 and row[0].isdigit()]
 
     def resident(self) -> int | None:
-        """MiB of memory that QEMU holds."""
+        """MiB of QEMU's resident memory."""
         pid = self.pid
         try:
             pages = int(Path(f"/proc/{pid}/statm").read_text().split()[1])

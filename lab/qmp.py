@@ -1,4 +1,4 @@
-"""QEMU's machine protocol (QMP): enough of it to stop, save, load and end a guest."""
+"""A small client for QEMU's machine protocol (QMP): pause guests, save and load snapshots."""
 
 from __future__ import annotations
 
@@ -19,14 +19,17 @@ class Qmp:
     def __init__(self, folder: Path, timeout: float = 30.0) -> None:
         """Connect.
 
-        :param folder: the host's folder, which holds `qmp.sock`.
-        :param timeout: seconds for a single answer.
-        :raises UserError: QEMU isn't there or doesn't answer.
+        Args:
+            folder: The host's folder, which holds `qmp.sock`.
+            timeout: Seconds to wait for a single response.
+
+        Raises:
+            UserError: QEMU isn't running or doesn't respond.
         """
         self._name = folder.name
         self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         self._socket.settimeout(timeout)
-        # A socket's path may have 107 characters only: reach it by way of its folder's descriptor.
+        # A socket path is limited to 107 characters, so go through the folder's file descriptor.
         descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
         try:
             self._socket.connect(f"/proc/self/fd/{descriptor}/qmp.sock")
@@ -35,7 +38,7 @@ class Qmp:
             self.execute("qmp_capabilities")
         except OSError as error:
             self._socket.close()
-            raise UserError(f"QEMU of {self._name} doesn't answer: {error}") from None
+            raise UserError(f"QEMU of {self._name} doesn't respond: {error}") from None
         finally:
             os.close(descriptor)
 
@@ -45,14 +48,15 @@ class Qmp:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        # Both: the connection stays until its last file is closed, and QEMU listens to one at a time.
+        # Close both: the connection stays open until its last file is closed, and QEMU accepts only one.
         self._stream.close()
         self._socket.close()
 
     def execute(self, command: str, **arguments: Any) -> Any:
-        """Run one command and return what it returns.
+        """Run one command and return its result.
 
-        :raises UserError: QEMU refuses it, or is gone.
+        Raises:
+            UserError: QEMU rejects the command or has exited.
         """
         request = {
             "execute": command,
@@ -65,19 +69,25 @@ class Qmp:
                 if "return" in answer:
                     return answer["return"]
                 if "error" in answer:
-                    raise UserError(f"QEMU of {self._name} refuses {command}: {answer['error'].get('desc')}")
+                    raise UserError(f"QEMU of {self._name} rejected {command}: {answer['error'].get('desc')}")
         except OSError as error:
-            raise UserError(f"QEMU of {self._name} doesn't answer {command}: {error}") from None
-        raise UserError(f"QEMU of {self._name} ended during {command}")
+            raise UserError(f"QEMU of {self._name} doesn't respond to {command}: {error}") from None
+        raise UserError(f"QEMU of {self._name} exited during {command}")
 
     def job(self, command: str, job_id: str, seconds: float, **arguments: Any) -> None:
-        """Run a command that works as a job, and wait for its end.
+        """Run a command that starts a job, and wait for the job to finish.
 
-        What an earlier run has begun under this id and was killed over is waited for first: QEMU keeps
-        a job until somebody takes note of its end.
+        A job of the same ID that a killed run left behind is waited for and dismissed first: QEMU keeps
+        finished jobs until they are dismissed.
 
-        :param seconds: how long it may take.
-        :raises UserError: it fails or takes too long.
+        Args:
+            command: The QMP command.
+            job_id: The job's ID.
+            seconds: How long to wait.
+            **arguments: The command's arguments, with underscores for hyphens.
+
+        Raises:
+            UserError: The job fails or takes too long.
         """
         deadline = time.monotonic() + seconds
         if self._concluded(job_id, command, deadline) is not None:
@@ -85,20 +95,20 @@ class Qmp:
         self.execute(command, job_id=job_id, **arguments)
         job = self._concluded(job_id, command, deadline)
         if job is None:
-            raise UserError(f"QEMU of {self._name} lost its job {command}")
+            raise UserError(f"QEMU of {self._name} has lost the job of {command}")
         self.execute("job-dismiss", id=job_id)
         if "error" in job:
             raise UserError(f"{command} of {self._name} failed: {job['error']}")
 
     def _concluded(self, job_id: str, command: str, deadline: float) -> dict[str, Any] | None:
-        """A job at its end; None if there is none of that id."""
+        """Wait for a job to finish and return it; None if no job has that ID."""
         while True:
             jobs: list[dict[str, Any]] = self.execute("query-jobs")
             job = next((job for job in jobs if job["id"] == job_id), None)
             if job is None or job["status"] == "concluded":
                 return job
             if time.monotonic() > deadline:
-                raise UserError(f"{command} of {self._name} is not done in time")
+                raise UserError(f"{command} of {self._name} timed out")
             time.sleep(0.1)
 
     def snapshots(self, node: str) -> list[str]:

@@ -1,23 +1,20 @@
-"""The programs that the lab needs on the developer's machine, and their Debian packages."""
+"""The programs that the lab needs on this machine, and their Debian packages."""
 
 from __future__ import annotations
 
 import contextlib
 import os
 import re
-import shutil
 import subprocess
-import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from common.apt import apt_get, as_root
+from common.apt import find as find
 from common.errors import UserError
 from common.progress import Progress
 from lab.options import Family, debian_mirror
-
-# Users' PATH often lacks the folders of administration programs; those needed here run as anyone.
-_SBIN = "/usr/local/sbin:/usr/sbin:/sbin"
 
 _BACKPORTS_FILE = Path("/etc/apt/sources.list.d/kubeadm-ipvs-backports.sources")
 _BACKPORTS = """\
@@ -29,20 +26,18 @@ Signed-By: /usr/share/keyrings/debian-archive-keyring.gpg
 """
 _QEMU_PACKAGES = ("qemu-system-x86", "qemu-utils")
 _SYSTEMD = Path("/run/systemd/system")
-_LOCK_SECONDS = 300.0
-_LOCK_PAUSE_SECONDS = 3.0
-_OLD_QEMU = 8  # major versions before it run system calls two to three times slower without KVM
+_OLD_QEMU = 8  # earlier major versions run system calls two to three times slower without KVM
 
 
 @dataclass(frozen=True)
 class Requirement:
-    """A program or file, and the package that brings it."""
+    """A program or file, and the package that provides it."""
 
     what: str  # a program's name, or a file's absolute path
     package: str
 
 
-# What the mirror of packages and images is made with; building it needs a compiler too, and says so.
+# For the mirror. Building one needs a compiler as well, which is reported then.
 MIRROR = (
     Requirement("docker-registry", "docker-registry"),
     Requirement("dpkg-deb", "dpkg"),
@@ -65,9 +60,9 @@ REQUIREMENTS = (
     *MIRROR,
     Requirement("/usr/share/keyrings/debian-archive-keyring.gpg", "debian-archive-keyring"),
 )
-# For those who aren't root: user namespaces with more than one user.
+# For users other than root: user namespaces with more than one user.
 ROOTLESS = (Requirement("newuidmap", "uidmap"),)
-# For hosts under User Mode Linux, where KVM doesn't work: their kernel is compiled here.
+# For compiling the User Mode Linux kernel, used if KVM isn't available.
 UML = (
     Requirement("bc", "bc"),
     Requirement("bison", "bison"),
@@ -79,7 +74,7 @@ UML = (
     Requirement("patch", "patch"),
     Requirement("xz", "xz-utils"),
 )
-# For labs of the rpm family: their packages and their repository.
+# For labs of the rpm family: building packages and their repository.
 RPM = (
     Requirement("rpmbuild", "rpm"),
     Requirement("rpmsign", "rpm"),
@@ -87,91 +82,93 @@ RPM = (
 )
 
 
-def find(program: str) -> str | None:
-    """A program's path, also where only administrators' PATH has it; None if it isn't there."""
-    return shutil.which(program, path=f"{os.environ.get('PATH', os.defpath)}:{_SBIN}")
-
-
 def program(name: str) -> str:
-    """The path of a program that must be there.
+    """The path of a program that must be installed.
 
-    :raises UserError: it isn't; the message names its package if it is one of ours.
+    Raises:
+        UserError: It isn't; the message names its package.
     """
     path = find(name)
     if path is None:
         package = next((r.package for r in (*REQUIREMENTS, *ROOTLESS, *UML, *RPM) if r.what == name), None)
-        raise UserError(f"the program {name} isn't installed", f"apt install {package or name}")
+        raise UserError(f"{name} isn't installed", f"apt install {package or name}")
     return path
 
 
 def wanted(family: Family = "deb") -> tuple[Requirement, ...]:
-    """What this user needs for labs of a family."""
+    """What the current user needs for labs of a family."""
     rootless = () if os.geteuid() == 0 else ROOTLESS
     return (*REQUIREMENTS, *rootless, *(RPM if family == "rpm" else ()))
 
 
 def missing(family: Family = "deb") -> tuple[Requirement, ...]:
-    """What isn't there."""
-    return _lacking(wanted(family))
+    """The requirements that aren't installed."""
+    return _missing(wanted(family))
 
 
-def _lacking(those: Sequence[Requirement]) -> tuple[Requirement, ...]:
-    return tuple(r for r in those if not (Path(r.what).exists() if r.what.startswith("/") else find(r.what)))
+def _missing(requirements: Sequence[Requirement]) -> tuple[Requirement, ...]:
+    return tuple(
+        r for r in requirements if not (Path(r.what).exists() if r.what.startswith("/") else find(r.what))
+    )
 
 
 def install_uml(progress: Progress) -> None:
-    """Install what is missing of what User Mode Linux's kernel is built with.
+    """Install the missing build tools of User Mode Linux's kernel.
 
-    :raises UserError: it can't be installed.
+    Raises:
+        UserError: They can't be installed.
     """
-    lacking = _lacking(UML)
-    if not lacking:
+    absent = _missing(UML)
+    if not absent:
         return
-    packages = [r.package for r in lacking]
+    packages = [r.package for r in absent]
     if find("apt-get") is None:
         raise UserError(
-            f"its kernel can't be built without {', '.join(r.what for r in lacking)}, and this system has no "
-            "apt-get",
-            f"install by your own means what these packages hold: {' '.join(packages)}",
+            f"building the User Mode Linux kernel needs {', '.join(r.what for r in absent)}, "
+            "and this system has no apt-get",
+            f"install the equivalents of these Debian packages yourself: {' '.join(packages)}",
         )
     with progress.step(f"requirements: installing {' '.join(packages)}"):
-        apt(progress, ["update"])
-        apt(progress, ["install", "-y", "--no-install-recommends", *packages])
+        scope = progress.scope("requirements")
+        apt_get(scope, ["update"])
+        apt_get(scope, ["install", "-y", "--no-install-recommends", *packages])
 
 
 def browser() -> str | None:
-    """The path of the browser in which the tests of pages look at them; None if there is none."""
+    """The path of the browser that the tests of HTML pages use; None if there is none."""
     return find("chromium") or find("chromium-browser")
 
 
 def browser_package(progress: Progress) -> tuple[str, ...]:
-    """The package of that browser; none where one is here, or apt has none."""
+    """The package of that browser; empty if one is installed or apt doesn't have one."""
     if browser():
         return ()
     if os_release().get("ID") != "debian":
-        # Ubuntu's package of that name installs a snap, which needs a service and a shop.
+        # Ubuntu's package of that name installs a snap, which needs snapd and the snap store.
         progress.say(
-            "requirements: no chromium here, and only Debian's apt has one: pages stay untried in it"
+            "requirements: chromium isn't installed, and only Debian has a package of it; "
+            "the tests of HTML pages will skip the browser"
         )
         return ()
     return ("chromium",)
 
 
 def check(family: Family = "deb") -> None:
-    """Refuse if something is missing.
+    """Check that everything is installed.
 
-    :raises UserError: naming every program and its package.
+    Raises:
+        UserError: Something is missing; the message has every program with its package.
     """
-    lacking = missing(family)
-    if lacking:
+    absent = missing(family)
+    if absent:
         choice = "" if family == "deb" else f" --family {family}"
-        lines = "\n".join(f"{r.what} isn't installed (package {r.package})" for r in lacking)
-        packages = " ".join(dict.fromkeys(r.package for r in lacking))
+        lines = "\n".join(f"{r.what} isn't installed (package {r.package})" for r in absent)
+        packages = " ".join(dict.fromkeys(r.package for r in absent))
         raise UserError(lines, f"python3 -m lab requirements --install{choice}, or: apt install {packages}")
 
 
 def qemu_version() -> tuple[int, str] | None:
-    """QEMU's major version and its whole version line; None if it isn't installed."""
+    """QEMU's major version and full version line; None if it isn't installed."""
     path = find("qemu-system-x86_64")
     if path is None:
         return None
@@ -187,14 +184,14 @@ def os_release(path: Path = Path("/etc/os-release")) -> dict[str, str]:
 
 
 def kvm_opens() -> bool:
-    """Whether this user may use the kernel's own virtualization, as far as can be told without a guest."""
+    """Whether the current user can open /dev/kvm, which doesn't guarantee that a guest runs."""
     return os.access("/dev/kvm", os.R_OK | os.W_OK)
 
 
 def _wants_backports(packages: Sequence[str]) -> bool:
-    """Whether QEMU is to come from Debian 12's backports.
+    """Whether to install QEMU from Debian 12's backports.
 
-    One that is here is exchanged only where guests can't but be emulated: others may use it too.
+    An installed QEMU is replaced only if guests have to be emulated, because it may have other users.
     """
     release = os_release()
     if (release.get("ID"), release.get("VERSION_ID")) != ("debian", "12"):
@@ -205,45 +202,12 @@ def _wants_backports(packages: Sequence[str]) -> bool:
     return version[0] < _OLD_QEMU and not kvm_opens()
 
 
-def _privileged(argv: Sequence[str]) -> list[str]:
-    if os.geteuid() == 0:
-        return list(argv)
-    sudo = find("sudo")
-    if sudo is None:
-        raise UserError("packages can't be installed: neither root nor sudo", f"as root: {' '.join(argv)}")
-    return [sudo, *argv]
-
-
-def apt(progress: Progress, argv: Sequence[str]) -> None:
-    """Run apt-get as root or by sudo. Another program's lock is waited for.
-
-    :param argv: apt-get's words.
-    :raises UserError: it fails, or there is no right to use it.
-    """
-    progress.say(f"requirements: apt-get {' '.join(argv)}")
-    lock = f"DPkg::Lock::Timeout={_LOCK_SECONDS:.0f}"
-    variables = ["LC_ALL=C", "DEBIAN_FRONTEND=noninteractive"]
-    command = _privileged(["env", *variables, "apt-get", "-q", "-o", lock, *argv])
-    deadline = time.monotonic() + _LOCK_SECONDS
-    while True:
-        done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False)
-        if done.returncode == 0:
-            return
-        said = done.stdout + done.stderr
-        # That option is for dpkg's lock alone: `update` takes another, and gives up at once.
-        if "Could not get lock" not in said or time.monotonic() > deadline:
-            last = "\n".join(said.splitlines()[-15:])
-            raise UserError(f"apt-get {' '.join(argv)} failed:\n{last}", "see what apt says; run it by hand")
-        progress.say("requirements: another program uses apt; trying again")
-        time.sleep(_LOCK_PAUSE_SECONDS)
-
-
 @contextlib.contextmanager
 def _without_service(packages: Sequence[str]) -> Iterator[None]:
-    """Keep docker-registry's own service from being started where it is installed now.
+    """Keep docker-registry's own service disabled if the package is being installed.
 
-    It would listen on port 5000 of every address, where people like to have a registry of their own. The
-    lab starts the program itself. Where the package was here before, its service is somebody's.
+    The service would listen on port 5000 of every address, where the user may want their own registry.
+    The lab starts the program itself. If the package was already installed, its service is left alone.
     """
     if "docker-registry" not in packages or not _SYSTEMD.is_dir():
         yield
@@ -257,21 +221,25 @@ def _without_service(packages: Sequence[str]) -> Iterator[None]:
 
 
 def _systemctl(verb: str) -> None:
-    command = _privileged(["systemctl", verb, "docker-registry.service"])
+    command = as_root(["systemctl", verb, "docker-registry.service"])
     done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False)
     if done.returncode != 0:
         raise UserError(
             f"systemctl {verb} docker-registry.service failed: {done.stderr.strip()}",
-            "the lab needs the program and not its service: see what systemd says, then run this again",
+            "the lab needs only the program, not its service: fix the error above and run this again",
         )
 
 
 def install(progress: Progress, extra: Sequence[str] = (), family: Family = "deb") -> None:
-    """Install what is missing, as root or by sudo; nothing happens where nothing is missing.
+    """Install what is missing, as root or with sudo.
 
-    :param extra: further packages, of other parts of this project, that the caller knows to be missing.
-    :param family: of the hosts.
-    :raises UserError: there is no apt, no right to use it, or it fails.
+    Args:
+        progress: Where the installation is reported.
+        extra: More packages that the caller knows to be missing.
+        family: The hosts' family.
+
+    Raises:
+        UserError: There is no apt-get, it fails, or the user is neither root nor has sudo.
     """
     packages = list(dict.fromkeys([*(r.package for r in missing(family)), *extra]))
     backports = _wants_backports(packages)
@@ -281,7 +249,8 @@ def install(progress: Progress, extra: Sequence[str] = (), family: Family = "deb
         return
     if find("apt-get") is None:
         raise UserError(
-            "this system has no apt-get", f"install by your own means what these hold: {' '.join(packages)}"
+            "this system has no apt-get",
+            f"install the equivalents of these Debian packages yourself: {' '.join(packages)}",
         )
     with progress.step(f"requirements: installing {' '.join(packages)}"):
         if backports and not _BACKPORTS_FILE.exists():
@@ -290,18 +259,19 @@ def install(progress: Progress, extra: Sequence[str] = (), family: Family = "deb
             )
             text = _BACKPORTS.format(mirror=debian_mirror())
             subprocess.run(
-                _privileged(["tee", str(_BACKPORTS_FILE)]),
+                as_root(["tee", str(_BACKPORTS_FILE)]),
                 input=text, text=True, stdout=subprocess.DEVNULL, check=True,
             )  # fmt: skip
-        apt(progress, ["update"])
+        scope = progress.scope("requirements")
+        apt_get(scope, ["update"])
         others = [package for package in packages if not (backports and package in _QEMU_PACKAGES)]
         if backports:
-            # Backports have a lower priority and are taken only where asked for.
-            apt(
-                progress,
+            # Backports have a lower priority, so they must be requested explicitly.
+            apt_get(
+                scope,
                 ["install", "-y", "--no-install-recommends", "-t", "bookworm-backports", *_QEMU_PACKAGES],
             )
         if others:
             with _without_service(others):
-                apt(progress, ["install", "-y", "--no-install-recommends", *others])
+                apt_get(scope, ["install", "-y", "--no-install-recommends", *others])
     check(family)

@@ -1,6 +1,6 @@
-"""RPM packages from what Debian's say of themselves: versions, names, dependencies, and the spec file.
+"""Convert Debian package metadata to RPM's: versions, names, dependencies, and the spec file.
 
-Nothing here starts anything, and only the standard library is used: `lab.image_rpm` runs it as root.
+It starts no programs and uses only the standard library, because `lab.image_rpm` runs it as root.
 """
 
 from __future__ import annotations
@@ -9,14 +9,14 @@ import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
-# What the rpm family calls it. The package then provides Debian's name as well.
+# Debian's names -> the rpm family's. A renamed package also provides Debian's name.
 FAMILY_NAMES: Mapping[str, str] = {
     "conntrack": "conntrack-tools",
     "iproute2": "iproute",
     "iptables": "iptables-nft",
     "mount": "util-linux",
 }
-# Names that the family has beside, for a part that Debian doesn't package alone.
+# The family's names for parts that Debian doesn't package separately.
 ALSO: Mapping[str, tuple[str, ...]] = {"iproute2": ("iproute-tc",), "iptables": ("iptables",)}
 
 _OPERATORS = {"<<": "<", "<=": "<=", "=": "=", ">=": ">=", ">>": ">"}
@@ -33,9 +33,9 @@ class Version:
 
     @staticmethod
     def of_debian(text: str) -> Version:
-        """From Debian's form: `1:1.31-5`, `1.7.24~ds1-6+deb13u1`, or without a revision `3.0`.
+        """Parse a Debian version: `1:1.31-5`, `1.7.24~ds1-6+deb13u1`, or `3.0` without a revision.
 
-        In an RPM a hyphen ends the version, so one within it becomes an underscore.
+        A hyphen ends an RPM's version, so hyphens within it become underscores.
         """
         epoch, colon, rest = text.partition(":")
         upstream, _, revision = (rest if colon else text).rpartition("-")
@@ -55,7 +55,7 @@ def family_name(debian: str) -> str:
 def _one(relation: str) -> str:
     match = _RELATION.match(relation.strip())
     if match is None:
-        raise ValueError(f"no relation between packages: {relation!r}")
+        raise ValueError(f"not a package relation: {relation!r}")
     name, operator, version = match.groups()
     if operator is None:
         return family_name(name)
@@ -63,9 +63,10 @@ def _one(relation: str) -> str:
 
 
 def relations(text: str) -> list[str]:
-    """Debian's `Depends` (or `Provides`) as RPM has it; a choice becomes `(a or b)`.
+    """Convert Debian's `Depends` or `Provides` to RPM's syntax; alternatives become `(a or b)`.
 
-    :raises ValueError: a relation can't be read.
+    Raises:
+        ValueError: A relation can't be parsed.
     """
     result = []
     for part in filter(None, (part.strip() for part in text.split(","))):
@@ -75,11 +76,12 @@ def relations(text: str) -> list[str]:
 
 
 def provisions(name: str, version: str, provides: str = "") -> list[str]:
-    """What a package provides beside its own name: Debian's name, the family's others, and what it says.
+    """What a package provides besides its own name.
 
-    :param name: Debian's.
-    :param version: Debian's.
-    :param provides: its field `Provides`.
+    Args:
+        name: Debian's name.
+        version: Debian's version.
+        provides: The Debian package's `Provides` field.
     """
     exact = Version.of_debian(version)
     names = [name] if family_name(name) != name else []
@@ -90,17 +92,17 @@ def provisions(name: str, version: str, provides: str = "") -> list[str]:
 
 @dataclass(frozen=True)
 class Spec:
-    """What a spec file is made of."""
+    """The contents of a spec file."""
 
     name: str
     version: Version
     summary: str
-    source: str = ""  # folder whose files are packaged; none: a package without files
+    source: str = ""  # the folder with the files to package; empty for a package without files
     files: tuple[str, ...] = ()  # lines of %files
     provides: tuple[str, ...] = ()
     requires: tuple[str, ...] = ()
     architecture: str = "x86_64"
-    scriptlets: Mapping[str, str] = field(default_factory=dict)  # such as `%post` -> its text
+    scriptlets: Mapping[str, str] = field(default_factory=dict)  # by section, such as `%post`
 
 
 def _lines(tag: str, values: Iterable[str]) -> list[str]:
@@ -108,10 +110,10 @@ def _lines(tag: str, values: Iterable[str]) -> list[str]:
 
 
 def text(spec: Spec) -> str:
-    """The spec file. RPM itself finds nothing out: what is required and provided is what Debian says."""
+    """The text of the spec file. RPM's automatic dependencies are off, in favour of Debian's metadata."""
     version = spec.version
     lines = [
-        # Programs are packaged as they are: not stripped, no copies for debuggers, no links by build id.
+        # Package programs unchanged: no stripping, no debug packages, no build-ID links.
         "%global debug_package %{nil}",
         "%global __os_install_post %{nil}",
         "%global _build_id_links none",
@@ -120,7 +122,7 @@ def text(spec: Spec) -> str:
         f"Version: {version.version}",
         f"Release: {version.release}",
         f"Summary: {spec.summary}",
-        "License: as its Debian package says",
+        "License: see the Debian package",
         f"BuildArch: {spec.architecture}",
         "AutoReqProv: no",
         *_lines("Provides", spec.provides),

@@ -1,7 +1,7 @@
-"""A host's identity, as a small tar archive on a read-only disk of its own.
+"""A host's identity: a small tar archive on a separate read-only disk.
 
-The lab's initramfs (guest-init.sh) unpacks it over the root file system at the first boot,
-before systemd starts; later boots don't look at it.
+The lab's initramfs (guest-init.sh) unpacks it over the root file system at the first boot, before systemd
+starts. Later boots ignore it.
 """
 
 from __future__ import annotations
@@ -12,12 +12,12 @@ from dataclasses import dataclass
 
 from lab.options import Family
 
-GATEWAY = "10.0.2.2"  # the developer's machine, as QEMU's user network shows it to guests
+GATEWAY = "10.0.2.2"  # this machine's address in QEMU's user network
 
 
 @dataclass(frozen=True)
 class Identity:
-    """What makes one host differ from the others."""
+    """The settings in which one host differs from another."""
 
     name: str
     address: str  # IPv4 on the LAN
@@ -29,21 +29,20 @@ class Identity:
     packages_key: str  # its armored public key
     release: str
     family: Family = "deb"
-    # Whether it is emulated: what takes long there hasn't failed.
+    # Gives systemd longer timeouts.
     emulated: bool = False
-    # Whether the pods' share of the CPU comes before that of systemd's services: an emulated control plane,
-    # where kubelet and containerd would otherwise take half of it from etcd and the API server.
+    # Gives pods a larger CPU share than systemd's services. On an emulated control plane, kubelet and
+    # containerd would otherwise take half of the CPU from etcd and the API server.
     pods_first: bool = False
 
 
-# Where a host keeps the key of the lab's package repository.
+# Where a host stores the key of the lab's package repository.
 KEY_PLACE: dict[Family, str] = {"deb": "usr/share/keyrings/mirror.asc", "rpm": "etc/pki/rpm-gpg/mirror.asc"}
 
-# kubelet gives kubepods.slice 79 on a host with two CPUs; systemd's default is 100.
+# On a host with two CPUs, kubelet gives kubepods.slice a weight of 79; systemd's default is 100.
 _PODS_FIRST = {"etc/systemd/system/system.slice.d/pods-first.conf": (0o644, "[Slice]\nCPUWeight=20\n")}
 
-
-_PATIENT = {
+_LONG_TIMEOUTS = {
     "etc/systemd/system.conf.d/lab.conf": (
         0o644,
         "[Manager]\nDefaultTimeoutStartSec=600s\nDefaultTimeoutStopSec=300s\nDefaultDeviceTimeoutSec=600s\n",
@@ -52,7 +51,7 @@ _PATIENT = {
 
 
 def _package_source(identity: Identity) -> tuple[str, str]:
-    """The file that names the distribution's packages, and its text."""
+    """The path and content of the file that configures the distribution's package repository."""
     url = f"http://{GATEWAY}:{identity.packages_port}"
     key = f"/{KEY_PLACE[identity.family]}"
     if identity.family == "rpm":
@@ -67,7 +66,7 @@ def _package_source(identity: Identity) -> tuple[str, str]:
 
 
 def contents(identity: Identity) -> dict[str, tuple[int, str]]:
-    """The files: path relative to the root -> (mode, text)."""
+    """Maps each file's path, relative to the root, to its mode and text."""
     source, text = _package_source(identity)
     return {
         "etc/hostname": (0o644, f"{identity.name}\n"),
@@ -77,26 +76,26 @@ def contents(identity: Identity) -> dict[str, tuple[int, str]]:
             "::1 localhost ip6-localhost ip6-loopback\n"
             f"{identity.address} {identity.name}\n",
         ),
-        # guest-init.sh renames it once everything else is in place.
+        # guest-init.sh renames it when everything else is in place.
         "etc/machine-id.seed": (0o444, f"{identity.machine_id}\n"),
         "etc/ssh/ssh_host_ed25519_key": (0o600, identity.host_key),
         "etc/ssh/ssh_host_ed25519_key.pub": (0o644, identity.host_key_public),
         "root/.ssh/authorized_keys": (0o600, identity.authorized_key),
         "etc/systemd/network/20-lan.network": (
             0o644,
-            "# The hosts' own network.\n"
+            "# The LAN between the hosts.\n"
             "[Match]\nName=eth1\n\n"
             f"[Network]\nAddress={identity.address}/24\nLinkLocalAddressing=no\nIPv6AcceptRA=no\n",
         ),
         source: (0o644, text),
         KEY_PLACE[identity.family]: (0o644, identity.packages_key),
-        **(_PATIENT if identity.emulated else {}),
+        **(_LONG_TIMEOUTS if identity.emulated else {}),
         **(_PODS_FIRST if identity.pods_first else {}),
     }
 
 
 def archive(identity: Identity) -> bytes:
-    """The tar archive: the same bytes for the same identity."""
+    """The tar archive, which is reproducible: the same identity gives the same bytes."""
     buffer = io.BytesIO()
     with tarfile.open(fileobj=buffer, mode="w", format=tarfile.USTAR_FORMAT) as tar:
         for path, (mode, text) in contents(identity).items():

@@ -1,6 +1,6 @@
-"""The lab's package server: a folder over HTTP/1.1 on 127.0.0.1, until it is ended.
+"""The lab's package server: serves a folder over HTTP/1.1 on 127.0.0.1.
 
-Started by `lab.services` as `python -m lab.serve --lab NAME FOLDER PORT`.
+`lab.services` starts it as `python -m lab.serve --lab NAME FOLDER PORT`.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from lab.ports import LOOPBACK
 class _Handler(SimpleHTTPRequestHandler):
     protocol_version = "HTTP/1.1"  # one connection for a whole `apt-get update`
     server_version = "kubeadm-ipvs-lab"
-    # Disabled: a delayed acknowledgement of the guest's would hold back each small answer.
+    # With Nagle's algorithm, the guest's delayed acknowledgements would hold up every small response.
     disable_nagle_algorithm = True
 
 
@@ -25,7 +25,7 @@ class _Server(ThreadingHTTPServer):
 
 
 def main() -> int:
-    """Serve until the process is ended."""
+    """Serve until the process is stopped."""
     if len(sys.argv) != 5 or sys.argv[1] != "--lab":
         print("usage: python -m lab.serve --lab NAME FOLDER PORT", file=sys.stderr)
         return 2

@@ -1,7 +1,7 @@
-"""What the lab serves from the developer's machine: packages over HTTP, images by a registry.
+"""The lab's servers on this machine: packages over HTTP, and a container registry.
 
-Two background processes of the lab, with pid file and log in `<lab>/services/`. They serve
-folders of the cache; should that be deleted or renewed, the next `up` starts them anew.
+Each is a background process with its pid file and log in `<lab>/services/`. They serve folders of the
+cache; if the cache was deleted or replaced, the next `up` restarts them.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ storage:
   filesystem:
     rootdirectory: {data}
   maintenance:
-    # Labs share the folder, and nobody pushes: it was filled when it was made.
+    # The folder is complete and shared by labs; nobody pushes to it.
     readonly:
       enabled: true
     uploadpurging:
@@ -52,16 +52,20 @@ class Service:
     name: str
     port: int
     folder: Path  # what it serves
-    health: str  # a path that must be answered with 200
+    health: str  # a path that must return status 200
 
 
 def services(
     ports: Ports, root: Path, registry_data: Path, release: str, family: Family
 ) -> tuple[Service, ...]:
-    """The lab's services for a mirror's folders.
+    """The servers of a lab.
 
-    :param root: the folder of package repositories.
-    :param registry_data: docker-registry's storage.
+    Args:
+        ports: The lab's ports.
+        root: The folder with the package repositories.
+        registry_data: docker-registry's storage.
+        release: Debian's code name.
+        family: The hosts' family.
     """
     index = f"/rpm/{release}/repodata/repomd.xml" if family == "rpm" else f"/debian/{release}/InRelease"
     return (
@@ -71,7 +75,7 @@ def services(
 
 
 def healthy(service: Service, timeout: float = 5.0) -> bool:
-    """Whether it answers as it should."""
+    """Whether the server responds with status 200."""
     connection = http.client.HTTPConnection(LOOPBACK, service.port, timeout=timeout)
     try:
         connection.request("GET", service.health)
@@ -83,7 +87,7 @@ def healthy(service: Service, timeout: float = 5.0) -> bool:
 
 
 def pid(lab_folder: Path, service_name: str) -> int | None:
-    """The service's process id, if it runs."""
+    """The server's pid; None if it isn't running."""
     return processes.running(_pid_file(lab_folder, service_name), _mark(lab_folder, service_name))
 
 
@@ -92,7 +96,7 @@ def _pid_file(lab_folder: Path, name: str) -> Path:
 
 
 def _mark(lab_folder: Path, name: str) -> str:
-    # A word of the command line that no other process has.
+    # A word of the command line that is unique to this process.
     return str(lab_folder) if name == "packages" else str(lab_folder / "services/registry.yaml")
 
 
@@ -113,26 +117,27 @@ def _command(lab_folder: Path, service: Service) -> list[str]:
     return [requirements.program("docker-registry"), "serve", str(config)]
 
 
-def running_as_wanted(lab_folder: Path, service: Service) -> bool:
-    """Whether the process runs, serves that folder, and answers."""
+def up_to_date(lab_folder: Path, service: Service) -> bool:
+    """Whether the server is running, serves the right folder, and is healthy."""
     served = lab_folder / "services" / f"{service.name}.folder"
     same = served.exists() and served.read_text() == str(service.folder)
     return same and pid(lab_folder, service.name) is not None and healthy(service)
 
 
 def start(lab_folder: Path, service: Service) -> None:
-    """Start it, ending an earlier process that serves something else or doesn't answer.
+    """Start the server; replace a running one that serves another folder or isn't healthy.
 
-    :raises UserError: it doesn't answer in time; with its log's last lines.
+    Raises:
+        UserError: It doesn't become healthy in time; the message has the last lines of its log.
     """
-    if running_as_wanted(lab_folder, service):
+    if up_to_date(lab_folder, service):
         return
     stop(lab_folder, service.name)
     folder = lab_folder / "services"
     folder.mkdir(exist_ok=True)
     log = folder / f"{service.name}.log"
     write_atomic(folder / f"{service.name}.folder", str(service.folder))
-    # The process writes its own id before it is the server, so that none is ever lost.
+    # The shell writes its pid before it becomes the server, so the process can always be found.
     wrapper = ["/bin/sh", "-c", 'echo $$ >"$0" && exec "$@"', str(_pid_file(lab_folder, service.name))]
     with log.open("wb") as output:
         process = subprocess.Popen(
@@ -141,7 +146,7 @@ def start(lab_folder: Path, service: Service) -> None:
             stdin=subprocess.DEVNULL,
             stdout=output,
             stderr=subprocess.STDOUT,
-            start_new_session=True,  # the terminal's Ctrl-C isn't meant for it
+            start_new_session=True,  # so that Ctrl-C in the terminal doesn't stop it
             env={key: value for key, value in os.environ.items() if not key.startswith("REGISTRY_")},
         )
     deadline = time.monotonic() + _START_SECONDS
@@ -149,10 +154,12 @@ def start(lab_folder: Path, service: Service) -> None:
         if process.poll() is not None or time.monotonic() > deadline:
             last = "\n".join(log.read_text(errors="replace").splitlines()[-10:])
             stop(lab_folder, service.name)
-            raise UserError(f"the lab's {service.name} server on port {service.port} doesn't answer:\n{last}")
+            raise UserError(
+                f"the lab's {service.name} server didn't start on port {service.port}:\n{last}", f"see {log}"
+            )
         time.sleep(0.05)
 
 
 def stop(lab_folder: Path, service_name: str) -> None:
-    """End it, if it runs."""
+    """Stop the server if it is running."""
     processes.end(_pid_file(lab_folder, service_name), _mark(lab_folder, service_name))

@@ -1,4 +1,4 @@
-"""SSH to the lab's hosts: the lab's key, the pinned host key, nothing of the user's own setup."""
+"""SSH to the lab's hosts with the lab's key and pinned host keys; the user's SSH configuration is ignored."""
 
 from __future__ import annotations
 
@@ -12,14 +12,17 @@ from common.errors import UserError
 from lab import requirements
 from lab.ports import LOOPBACK
 
-# An emulated host under load takes its time for a key exchange.
+# An emulated host under load needs a long time for a key exchange.
 CONNECT_SECONDS = 60
 
 
 def command(folder: Path, port: int, *, tty: bool = False) -> list[str]:
     """The ssh command line up to and including the destination.
 
-    :param folder: the lab's folder, with key and known_hosts.
+    Args:
+        folder: The lab's folder, which holds the key and known_hosts.
+        port: The host's SSH port on 127.0.0.1.
+        tty: Request a terminal.
     """
     options = {
         "IdentitiesOnly": "yes",
@@ -35,8 +38,8 @@ def command(folder: Path, port: int, *, tty: bool = False) -> list[str]:
     }
     flags = [word for key, value in options.items() for word in ("-o", f"{key}={value}")]
     terminal = ["-t"] if tty else ["-T"]
-    way = ["-i", str(folder / "id_ed25519"), *flags, "-p", str(port), f"root@{LOOPBACK}"]
-    return [requirements.program("ssh"), "-F", "none", *terminal, *way]
+    destination = ["-i", str(folder / "id_ed25519"), *flags, "-p", str(port), f"root@{LOOPBACK}"]
+    return [requirements.program("ssh"), "-F", "none", *terminal, *destination]
 
 
 def run(
@@ -44,13 +47,20 @@ def run(
     port: int,
     argv: Sequence[str],
     *,
-    input: str | None = None,  # noqa: A002 - as subprocess names it
+    input: str | None = None,  # noqa: A002 - the name that subprocess uses
     timeout: float = 600.0,
 ) -> subprocess.CompletedProcess[str]:
-    """Run a command on a host as root, each word passed as it is; its status is for the caller to judge.
+    """Run a command on a host as root; the caller checks its exit status.
 
-    :param timeout: seconds until the connection is given up (the command on the host may go on).
-    :raises UserError: ssh itself fails (status 255) or takes too long.
+    Args:
+        folder: The lab's folder.
+        port: The host's SSH port on 127.0.0.1.
+        argv: The command's words, quoted for the remote shell.
+        input: The command's standard input.
+        timeout: Seconds until the connection is closed; the command on the host may continue.
+
+    Raises:
+        UserError: ssh itself fails (status 255) or times out.
     """
     line = shlex.join(argv)
     try:
@@ -58,23 +68,24 @@ def run(
             [*command(folder, port), line],
             input=input or "",
             capture_output=True,
-            # A log may hold any bytes.
+            # A log may contain arbitrary bytes.
             encoding="utf-8",
             errors="replace",
             timeout=timeout,
             check=False,
         )
     except subprocess.TimeoutExpired:
-        raise UserError(f"ssh to port {port}: '{line[:200]}' is not done after {timeout:.0f}s") from None
+        raise UserError(f"ssh to port {port}: '{line[:200]}' timed out after {timeout:.0f}s") from None
     if done.returncode == 255:
-        raise UserError(f"ssh to port {port} fails: {done.stderr.strip()[-500:]}")
+        raise UserError(f"ssh to port {port} failed: {done.stderr.strip()[-500:]}")
     return done
 
 
 def greets(port: int, timeout: float = 5.0) -> bool:
-    """Whether an SSH server sends its greeting: much cheaper for the host than a login.
+    """Whether an SSH server sends its banner, which costs the host much less than a login.
 
-    QEMU accepts a forwarded connection also when nobody listens in the guest.
+    A successful connection isn't enough: QEMU accepts one to a forwarded port even if nothing listens in
+    the guest.
     """
     try:
         with socket.create_connection((LOOPBACK, port), timeout) as connection:

@@ -1,8 +1,8 @@
-"""User Mode Linux's command line for one host. Nothing here starts anything.
+"""User Mode Linux's command line for one host; `lab.uml_machine` starts it.
 
-The kernel is a program that runs a guest without any virtualization: system calls and page faults are
-caught by seccomp or ptrace. It is built by `lab.artefacts.kernel`; docs/decisions/0023-user-mode-linux.md
-says what was chosen and why.
+User Mode Linux is a kernel that runs as an ordinary process, without virtualization: it intercepts the
+guest's system calls and page faults with seccomp or ptrace. `lab.artefacts.kernel` builds it;
+docs/decisions/0023-user-mode-linux.md has the reasons and the settings.
 """
 
 from __future__ import annotations
@@ -16,10 +16,10 @@ DISK = "disk.cow"
 SEED = "seed.tar"
 NAT_SOCKET = "nat.sock"
 LAN_SOCKET = "lan.sock"
-RUN_FOLDER = "uml"  # where the kernel keeps a pid file of its own
+RUN_FOLDER = "uml"  # where the kernel keeps its own pid file
 
-# What every guest is told, the trial's too. seccomp is about twice as fast as ptrace, which is taken where a
-# filter can't be installed.
+# For all guests, including the trial boot. seccomp is about twice as fast as ptrace, which `auto` falls
+# back to if a filter can't be installed.
 CONSOLE = ("con0=null,fd:1", "con=null", "ssl=null", "console=tty0", "seccomp=auto")
 
 _ARGUMENTS = (
@@ -31,13 +31,15 @@ _FAMILY_ARGUMENTS: dict[Family, tuple[str, ...]] = {"deb": (), "rpm": ("security
 
 
 def command(machine: Machine, base: str) -> list[str]:
-    """The command line. The kernel is started in the host's folder, which holds the files named.
+    """The command line, to be run in the host's folder.
 
-    :param base: the raw base disk, as seen from there.
+    Args:
+        machine: The host.
+        base: The raw base disk, relative to the host's folder.
     """
     return [
         str(machine.kernel),
-        # For `common.processes`, which finds the process by it. The guest sees it in /proc/cmdline.
+        # Identifies the process for `common.processes`. The guest sees it in /proc/cmdline.
         guest_name(machine.lab, machine.host.name),
         f"mem={machine.host.memory}M",
         f"ncpus={machine.host.cpus}",

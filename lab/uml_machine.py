@@ -1,4 +1,4 @@
-"""A host that runs as a User Mode Linux process: `lab.uml` has its command line."""
+"""A host that runs as a User Mode Linux process; `lab.uml` has its command line."""
 
 from __future__ import annotations
 
@@ -26,18 +26,19 @@ _STOP_SECONDS = 30.0
 _SHELL = "/bin/sh"
 _PID_FILE = "uml.pid"
 _BASE = "../base/disk.raw"
-# Where guests' memory lies, best first: in files of tmpfs, which aren't written to a disk.
-_MEMORY_FOLDERS = (Path("/dev/shm"), Path("/tmp"))  # noqa: S108 - private files without a name
+# Candidates for the guests' memory files, best first. On tmpfs they aren't written to a disk.
+_MEMORY_FOLDERS = (Path("/dev/shm"), Path("/tmp"))  # noqa: S108 - the files are unlinked at once
 
 
 def cpu_of(index: int, cpus: tuple[int, ...]) -> int:
-    """The CPU of this machine on which a host runs.
+    """The CPU of this machine that a host is pinned to.
 
-    One each, since a guest that moves wakes a sleeping CPU at every system call. The first host, the
-    control plane, has a CPU of its own where there are two or more; the others share the rest in turn.
+    A guest that migrates between CPUs wakes a sleeping one at every system call. The first host, the
+    control plane, gets a CPU to itself if there are two or more; the workers share the others.
 
-    :param index: the host's place in the lab.
-    :param cpus: those that this process may use.
+    Args:
+        index: The host's index in the lab.
+        cpus: The CPUs that this process may use.
     """
     if index == 0 or len(cpus) == 1:
         return cpus[0]
@@ -46,12 +47,15 @@ def cpu_of(index: int, cpus: tuple[int, ...]) -> int:
 
 
 def memory_folder(lab_folder: Path, needed: int, mounts: Path = Path("/proc/self/mounts")) -> Path:
-    """Where the memory of a lab's hosts fits; the lab's folder where no tmpfs is large enough.
+    """A tmpfs with room for the memory of all the lab's hosts; the lab's folder if none is large enough.
 
-    A guest that doesn't get a page any more is killed in the middle of its work, so there must be room for
-    the memory of all hosts from the start. What those that run have taken already counts as room.
+    A guest is killed when it can't get another page, so all memory must be available from the start.
+    Memory that running hosts already use counts as available.
 
-    :param needed: MiB, of all hosts together.
+    Args:
+        lab_folder: The lab's folder.
+        needed: MiB for all hosts together.
+        mounts: The list of mounts, replaced in tests.
     """
     pid_files = lab_folder.glob(f"*/{_PID_FILE}")
     pids = [processes.running(file, guest_name(lab_folder.name, file.parent.name)) for file in pid_files]
@@ -66,7 +70,7 @@ def memory_folder(lab_folder: Path, needed: int, mounts: Path = Path("/proc/self
 
 
 def _touched(pid: int) -> int:
-    """MiB of a guest's memory file that it has touched: the largest file without a name."""
+    """MiB in use of a guest's memory file, which is the largest unlinked file that it has open."""
     largest = 0
     with contextlib.suppress(OSError):
         for link in Path(f"/proc/{pid}/fd").iterdir():
@@ -78,7 +82,7 @@ def _touched(pid: int) -> int:
 
 @contextlib.contextmanager
 def _pinned(cpu: int) -> Iterator[None]:
-    """Let this thread run on one CPU only, and with it the processes that it starts."""
+    """Pin this thread, and the processes that it starts, to one CPU."""
     before = os.sched_getaffinity(0)
     os.sched_setaffinity(0, {cpu})
     try:
@@ -88,7 +92,7 @@ def _pinned(cpu: int) -> Iterator[None]:
 
 
 def _has_become(pid: int, mark: str) -> bool:
-    """Whether a process is the kernel: no longer the shell, and not in between, when it has no words."""
+    """Whether a process runs the kernel: no longer the shell, nor between the two with no command line."""
     try:
         words = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
     except OSError:
@@ -98,7 +102,7 @@ def _has_become(pid: int, mark: str) -> bool:
 
 @dataclass(frozen=True)
 class UmlVm(Vm):
-    """A host and its kernel's process; `lab.network` must run."""
+    """A host and its kernel's process; `lab.network` must be running."""
 
     program = "User Mode Linux"
     pid_file = _PID_FILE
@@ -106,10 +110,10 @@ class UmlVm(Vm):
     log_file = "console.log"
 
     def make_disk(self, base: Path) -> None:
-        """Nothing: the kernel makes its overlay of the base disk at the first boot."""
+        """Do nothing: the kernel creates its overlay of the base disk at the first boot."""
 
     def start(self) -> None:
-        """Start the kernel as `Vm.start` says."""
+        """Start the kernel; see `Vm.start`."""
         if self.pid is not None:
             return
         for name in (self.pid_file, "booted"):
@@ -117,7 +121,7 @@ class UmlVm(Vm):
         shutil.rmtree(self.folder / uml.RUN_FOLDER, ignore_errors=True)
         log = self.folder / self.log_file
         cpu = cpu_of(self.host.index, tuple(sorted(os.sched_getaffinity(0))))
-        # The process writes its own id before it is the kernel, so that none is ever lost.
+        # The shell writes its pid before it becomes the kernel, so the process can always be found.
         wrapper = [_SHELL, "-c", 'echo $$ >"$0" && exec "$@"', self.pid_file]
         memory = memory_folder(self.lab_folder, self.machine.lab_memory)
         with log.open("wb") as output, _pinned(cpu):
@@ -127,72 +131,73 @@ class UmlVm(Vm):
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=subprocess.STDOUT,
-                start_new_session=True,  # the terminal's Ctrl-C isn't meant for it
+                start_new_session=True,  # so that Ctrl-C in the terminal doesn't stop it
                 env={**os.environ, "TMPDIR": str(memory)},
             )
         deadline = time.monotonic() + _START_SECONDS
         while not _has_become(process.pid, self._mark):
             if process.poll() is not None or time.monotonic() > deadline:
-                raise UserError(f"User Mode Linux of {self.host.name} doesn't start:\n{tail(log, 10)}")
+                raise UserError(f"User Mode Linux of {self.host.name} didn't start:\n{tail(log, 10)}")
             time.sleep(0.02)
 
-    def held(self) -> str | None:
-        """Why the guest stands still: its process was stopped; None where it runs, or isn't there."""
+    def paused_reason(self) -> str | None:
+        """`stopped` if the guest's process is stopped; None if it runs or isn't started."""
         pid = self.pid
         if pid is None:
             return None
         states = set()
-        with contextlib.suppress(OSError):  # a thread that has just ended
+        with contextlib.suppress(OSError):  # a thread that has just exited
             for thread in Path(f"/proc/{pid}/task").iterdir():
                 states.add((thread / "stat").read_text(errors="replace").rpartition(")")[2].split()[0])
         return "stopped" if states == {"T"} else None
 
-    def let_run(self, progress: Progress) -> None:
-        """Let a guest go on that a snapshot, which was cut off, had stopped."""
-        if self.held():
-            progress.say(f"{self.host.name}: stood still; it goes on")
+    def unpause(self, progress: Progress) -> None:
+        """Resume a guest that an interrupted snapshot left stopped."""
+        if self.paused_reason():
+            progress.say(f"{self.host.name}: was paused; resuming it")
             self.resume()
 
     def shut_down_for_reboot(self, seconds: float) -> None:
-        """Have the guest reboot in place, as its kernel does it: the process stays.
+        """Reboot the guest in place: this kernel keeps its process.
 
-        :raises UserError: the guest doesn't take the command, or isn't down in time.
+        Raises:
+            UserError: The guest isn't running, or isn't down in time.
         """
         pid = self.pid
         if pid is None:
-            raise UserError(f"{self.host.name} doesn't run", lab_command("up", self.machine.lab))
+            raise UserError(f"{self.host.name} isn't running", lab_command("up", self.machine.lab))
         before = self._boot_id()
         (self.folder / "booted").unlink(missing_ok=True)
-        # The connection may be cut before the command's end: whether another boot answers decides.
+        # The connection may be cut before the command finishes, so a new boot ID decides.
         with contextlib.suppress(UserError):
             ssh.run(self.lab_folder, self.ssh_port, ["systemctl", "reboot"], timeout=120)
         deadline = time.monotonic() + seconds
         while time.monotonic() < deadline:
             if not processes.alive(pid):
-                return  # `start` begins it again
+                return  # the caller starts it again
             with contextlib.suppress(UserError):
                 if ssh.greets(self.ssh_port) and self._boot_id() != before:
                     return
             time.sleep(0.25)
-        raise UserError(f"{self.host.name} is not down {seconds:.0f}s after it was told to reboot")
+        raise UserError(f"{self.host.name} hasn't rebooted after {seconds:.0f}s")
 
     def _boot_id(self) -> str:
         command = ["cat", "/proc/sys/kernel/random/boot_id"]
         return ssh.run(self.lab_folder, self.ssh_port, command, timeout=30).stdout.strip()
 
     def pause(self) -> None:
-        """Stop the guest's process, with everything that it has written on its disk."""
-        with contextlib.suppress(UserError):  # a guest that doesn't answer is saved as it is
+        """Flush the guest's disk, then stop its process."""
+        with contextlib.suppress(UserError):  # a guest that doesn't respond is saved as it is
             ssh.run(self.lab_folder, self.ssh_port, ["sync"], timeout=60)
         self._signal(signal.SIGSTOP)
         deadline = time.monotonic() + _STOP_SECONDS
-        while not self.held():  # a signal takes each thread a moment
+        while not self.paused_reason():  # each thread takes a moment to stop
             if self.pid is None or time.monotonic() > deadline:
-                raise UserError(f"{self.host.name} can't be stopped")
+                raise UserError(f"can't pause {self.host.name}")
             time.sleep(0.01)
 
     def resume(self) -> None:
-        """Let the guest's process go on, or start it where it was ended to be brought back."""
+        """Continue the guest's process, or start it if `prepare_load` ended it."""
         if self.pid is None:
             self.start()
         else:
@@ -201,32 +206,32 @@ class UmlVm(Vm):
     def _signal(self, number: signal.Signals) -> None:
         pid = self.pid
         if pid is None:
-            raise UserError(f"{self.host.name} doesn't run", lab_command("up", self.machine.lab))
+            raise UserError(f"{self.host.name} isn't running", lab_command("up", self.machine.lab))
         os.kill(pid, number)
 
     def _snapshot(self, tag: str) -> Path:
         return self.folder / "snapshots" / f"{tag}.cow"
 
     def save(self, tag: str) -> None:
-        """Copy the disk. Memory isn't saved: a restore is a boot, as after a power cut at this moment."""
+        """Copy the disk. Memory isn't saved: a restore boots the guest, as after a power failure."""
         target = self._snapshot(tag)
         target.parent.mkdir(exist_ok=True)
         copy_sparse(self.folder / self.disk_file, target)
 
-    def hold_for_load(self) -> None:
-        """End the guest."""
+    def prepare_load(self) -> None:
+        """Stop the guest."""
         self.stop()
 
     def load(self, tag: str) -> None:
-        """Bring the disk back; `resume` boots from it."""
-        self.forget_packages()
+        """Restore the disk; `resume` boots from it."""
+        self.forget_packages_key()
         copy_sparse(self._snapshot(tag), self.folder / self.disk_file)
 
     def snapshots(self) -> list[str]:
-        """The tags of its disk's copies."""
+        """The tags of the disk's copies."""
         return sorted(path.stem for path in (self.folder / "snapshots").glob("*.cow"))
 
     def resident(self) -> int | None:
-        """MiB of the memory file that the guest has touched: its processes' memory too."""
+        """MiB in use of the memory file, which includes the memory of the guest's processes."""
         pid = self.pid
         return None if pid is None else _touched(pid)

@@ -1,10 +1,9 @@
-"""The manifests in `manifests/`: YAML files with named parameters, read into single documents.
+"""Reads the manifests in `manifests/`: YAML files with parameters.
 
-A parameter is written `${name}` inside a value. It is filled after the YAML is parsed, so a value
-can never change the shape of a document. A value that is nothing but `${name}` takes the parameter's
-own type (`replicas: ${replicas}` becomes a number); in quotes it stays text (`value: "${port}"`), as
-YAML itself has it. A parameter that is not given, or given and not used, is an error: both are
-misspellings.
+A parameter is written `${name}` in a value. It is filled in after the YAML is parsed, so its value can't
+change the structure of a document. A value that consists only of `${name}` takes the parameter's type
+(`replicas: ${replicas}` becomes a number), unless it is quoted (`value: "${port}"` is text). A missing
+parameter and an unused one are errors, because both point to a typo.
 """
 
 from __future__ import annotations
@@ -21,7 +20,7 @@ Parameter = str | int | bool
 
 _PARAMETER = re.compile(r"\$\{([a-z][a-z0-9_]*)\}")
 
-# What others need to exist comes first; within a kind, the file's own order holds.
+# Kinds that others need come first. Within a kind, the order is that of the file.
 _ORDER = (
     "Namespace",
     "CustomResourceDefinition",
@@ -50,7 +49,7 @@ _CLUSTER_SCOPED = frozenset(
 
 
 class _Quoted(str):
-    """Text that stood in quotes, or in a block (`|`), and so is text whatever it looks like."""
+    """A quoted or block (`|`) scalar, which is always text."""
 
     __slots__ = ()
 
@@ -68,15 +67,18 @@ _Loader.add_constructor("tag:yaml.org,2002:str", _scalar)
 
 
 class ManifestError(ValueError):
-    """A manifest that can't be used; the text names the file and what is wrong in it."""
+    """A manifest that can't be used. The message names the file and the problem."""
 
 
 @dataclass(frozen=True)
 class Document:
     """One Kubernetes object.
 
-    `name` is stable and unique in a cluster: `Kind/namespace/name`, or `Kind/name` for objects that
-    have no namespace. `type` is the Pulumi type token, `kubernetes:apps/v1:Deployment`.
+    Attributes:
+        name: `Kind/namespace/name`, or `Kind/name` for objects without a namespace. Stable and unique in a
+            cluster.
+        type: Pulumi's type token: `kubernetes:apps/v1:Deployment`.
+        body: The object itself.
     """
 
     name: str
@@ -85,23 +87,27 @@ class Document:
 
     @property
     def kind(self) -> str:
-        """`Deployment`."""
+        """The object's kind: `Deployment`."""
         return str(self.body["kind"])
 
     @property
     def api_version(self) -> str:
-        """`apps/v1`."""
+        """The object's API version: `apps/v1`."""
         return str(self.body["apiVersion"])
 
     @property
     def namespace(self) -> str | None:
-        """`metadata.namespace`; None for objects of the whole cluster."""
+        """`metadata.namespace`, or None for cluster-scoped objects."""
         namespace = self.body["metadata"].get("namespace")
         return None if namespace is None else str(namespace)
 
 
 def load(path: Path, parameters: Mapping[str, Parameter] | None = None) -> tuple[Document, ...]:
-    """The documents of a manifest file, filled and in the order to apply them. Raises `ManifestError`."""
+    """Read a manifest file, fill in its parameters, and return its documents in the order to apply them.
+
+    Raises:
+        ManifestError: The manifest can't be used.
+    """
     try:
         text = path.read_text(encoding="utf-8")
     except OSError as error:
@@ -110,21 +116,21 @@ def load(path: Path, parameters: Mapping[str, Parameter] | None = None) -> tuple
 
 
 def parse(text: str, parameters: Mapping[str, Parameter], origin: str) -> tuple[Document, ...]:
-    """As `load`, from text; `origin` names it in errors."""
+    """Like `load`, but from text. `origin` names the text in error messages."""
     try:
         bodies = [body for body in yaml.load_all(text, Loader=_Loader) if body is not None]
     except yaml.YAMLError as error:
-        raise ManifestError(f"{origin}: no YAML: {error}") from error
+        raise ManifestError(f"{origin}: not valid YAML: {error}") from error
 
     stray = sorted({word for word in re.findall(r"\$\{[^}\s]*\}?", text) if not _PARAMETER.fullmatch(word)})
     if stray:
-        raise ManifestError(f"{origin}: no parameter: {', '.join(stray)}")
+        raise ManifestError(f"{origin}: not a valid parameter: {', '.join(stray)}")
 
     used: set[str] = set()
     missing: set[str] = set()
     filled = [_fill(body, parameters, used, missing) for body in bodies]
-    problems = [f"parameter ${{{name}}} is not given" for name in sorted(missing)]
-    problems += [f"parameter {name} is given but not used" for name in sorted(set(parameters) - used)]
+    problems = [f"parameter ${{{name}}} has no value" for name in sorted(missing)]
+    problems += [f"parameter {name} isn't used" for name in sorted(set(parameters) - used)]
     if problems:
         raise ManifestError(f"{origin}: {'; '.join(problems)}")
 
@@ -132,7 +138,7 @@ def parse(text: str, parameters: Mapping[str, Parameter], origin: str) -> tuple[
     names = [document.name for document in documents]
     twice = sorted({name for name in names if names.count(name) > 1})
     if twice:
-        raise ManifestError(f"{origin}: more than once: {', '.join(twice)}")
+        raise ManifestError(f"{origin}: defined more than once: {', '.join(twice)}")
     return tuple(sorted(documents, key=_rank))
 
 
@@ -174,10 +180,10 @@ def _document(body: Any, place: str) -> Document:
     kind, name, namespace = body["kind"], metadata["name"], metadata.get("namespace")
     if kind in _CLUSTER_SCOPED:
         if namespace is not None:
-            raise ManifestError(f"{place}: a {kind} has no namespace")
+            raise ManifestError(f"{place}: a {kind} can't have a namespace")
         path = f"{kind}/{name}"
     else:
-        # Written out, so that an object can't land in whatever namespace a kubeconfig happens to name.
+        # Required, so that no object ends up in the default namespace of a kubeconfig.
         if not isinstance(namespace, str):
             raise ManifestError(f"{place}: {kind} {name} has no metadata.namespace")
         path = f"{kind}/{namespace}/{name}"

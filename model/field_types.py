@@ -1,7 +1,7 @@
-"""The kinds of values a configuration holds, each with its check and a text that says what to write.
+"""Types of single settings, each with its check.
 
-Every type here is a plain `str` or `int` to the program; the check runs when settings are loaded. A
-check raises `ValueError` with the whole sentence a person reads after the value's path.
+To the program, every type is a plain `str`, `int`, `dict` or `tuple`. Its check runs when settings are loaded
+and raises `ValueError` with the text that follows the setting's path in the error message.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ from pydantic_core import core_schema
 
 from model import knownhosts
 
-# Minors that this program knows how to install. Below, kubeadm has other defaults than those relied on
-# here; above, kube-proxy can't do what this program is for.
+# Minor versions that the program can install. Older kubeadm versions have other defaults, and newer
+# kube-proxy versions have no IPVS mode by default.
 OLDEST_MINOR = 34
 NEWEST_MINOR = 39
 
@@ -42,17 +42,17 @@ _IMAGE = re.compile(
 
 
 def seconds(duration: str) -> Decimal:
-    """The length of a checked duration (`1m30s`), in seconds."""
+    """A valid duration (`1m30s`) in seconds."""
     return sum((Decimal(number) * _UNITS[unit] for number, unit in _DURATION.findall(duration)), Decimal(0))
 
 
 def is_url(text: str) -> bool:
-    """Whether a setting that may be a URL or a file is a URL."""
+    """Whether a setting that can be a URL or a file is a URL."""
     return "://" in text
 
 
 def _integer(value: Any) -> Any:
-    """Whole numbers may come as text: `pulumi config set` and environment files quote them."""
+    """Accept whole numbers as text, because `pulumi config set` quotes them."""
     if isinstance(value, str) and re.fullmatch(r"-?\d{1,18}", value):
         return int(value)
     return value
@@ -64,23 +64,25 @@ def _boolean(value: Any) -> Any:
 
 def _text(value: str) -> str:
     if not value.strip() or value != value.strip() or any(ord(character) < 32 for character in value):
-        raise ValueError(f"is {value!r}; write text without blanks around it, or leave it out")
+        raise ValueError(
+            f"is {value!r}; write text without leading or trailing blanks, or remove the setting"
+        )
     return value
 
 
 def _name(value: str) -> str:
-    # A host name in Linux has at most 64 characters, and the label that kubelet makes of it, 63.
+    # Linux limits host names to 64 characters, and kubelet uses the name as a label value of at most 63.
     if len(value) > 63 or not _SUBDOMAIN.fullmatch(value):
         raise ValueError(
-            f"is {value!r}, which can't be a node's name (RFC 1123); write lower-case letters, digits "
-            "and dashes, at most 63, that begin and end with a letter or digit: `node1`"
+            f"is {value!r}, which isn't a valid node name (RFC 1123); write at most 63 lower-case letters, "
+            "digits and dashes, beginning and ending with a letter or digit: `node1`"
         )
     return value
 
 
 def _subdomain(value: str) -> str:
     if len(value) > 253 or not _SUBDOMAIN.fullmatch(value):
-        raise ValueError(f"is {value!r}, which is no DNS name; write lower-case labels: `cluster.local`")
+        raise ValueError(f"is {value!r}, which isn't a DNS name; write lower-case labels: `cluster.local`")
     return value
 
 
@@ -93,7 +95,8 @@ def _address(value: str) -> str:
         raise ValueError(f"is {value!r}; write an IPv4 address: `192.168.166.101`") from None
     if address.is_loopback or address.is_multicast or address.is_unspecified or address.is_link_local:
         raise ValueError(
-            f"is {value}, which other hosts can't reach; write the one on the network that the hosts share"
+            f"is {value}, which other hosts can't reach; write the address on the network that the hosts "
+            "share"
         )
     return value
 
@@ -102,31 +105,31 @@ def _network(value: str) -> str:
     if ":" in value:
         raise ValueError(f"is {value!r}; IPv6 isn't supported, write an IPv4 network: `10.244.0.0/16`")
     if "/" not in value:
-        raise ValueError(f"is {value!r}, without a length; write a network: `10.244.0.0/16`")
+        raise ValueError(f"is {value!r}, which has no prefix length; write a network: `10.244.0.0/16`")
     try:
         network = IPv4Network(value, strict=False)
     except ValueError:
         raise ValueError(f"is {value!r}; write an IPv4 network: `10.244.0.0/16`") from None
     if str(network) != value:
-        raise ValueError(f"is {value}, an address inside a network; write the network: `{network}`")
+        raise ValueError(f"is {value}, an address in a network; write the network: `{network}`")
     return value
 
 
 def _pod_subnet(value: str) -> str:
     length = IPv4Network(_network(value)).prefixlen
-    # kubeadm and the controller manager give each node a /24, and allow at most 2^16 of them.
+    # kubeadm and the controller manager assign a /24 to each node and allow at most 2^16 of them.
     if not 8 <= length <= 24:
-        raise ValueError(f"is {value}; each node gets a /24 of it, so write a network of length /8 to /24")
+        raise ValueError(f"is {value}, but each node gets a /24 of it; write a network from /8 to /24")
     return value
 
 
 def _service_subnet(value: str) -> str:
     length = IPv4Network(_network(value)).prefixlen
-    # .10 is the DNS service's address; kubeadm and the API server refuse more than 20 bits.
+    # The tenth address is the DNS service's. kubeadm and the API server reject more than 20 host bits.
     if not 12 <= length <= 28:
         raise ValueError(
-            f"is {value}; the DNS service takes its tenth address and the API server refuses more than "
-            "20 bits, so write a network of length /12 to /28"
+            f"is {value}, but the DNS service needs its tenth address and the API server rejects more than "
+            "20 host bits; write a network from /12 to /28"
         )
     return value
 
@@ -135,12 +138,12 @@ def _kubernetes_version(value: str) -> str:
     match = re.fullmatch(r"(\d+)\.(\d+)\.(\d+)", value)
     if match is None:
         hint = f": `{value[1:]}`" if re.fullmatch(r"v\d+\.\d+\.\d+", value) else ": `1.37.2`"
-        raise ValueError(f"is {value!r}; write a whole released version x.y.z{hint}")
+        raise ValueError(f"is {value!r}; write a full released version x.y.z{hint}")
     major, minor = int(match[1]), int(match[2])
     if (major, minor) > (1, NEWEST_MINOR):
         raise ValueError(
-            f"is {value}, and kube-proxy's IPVS mode is off there: its gate KubeProxyIPVS is off by "
-            "default from 1.40 on, and the mode is removed in 1.43; "
+            f"is {value}, which has no IPVS mode: kube-proxy's feature gate KubeProxyIPVS is off by default "
+            "from 1.40 on, and the mode is removed in 1.43; "
             f"write a version from 1.{OLDEST_MINOR} to 1.{NEWEST_MINOR}"
         )
     if (major, minor) < (1, OLDEST_MINOR):
@@ -163,7 +166,9 @@ def _ssh_host(value: str) -> str:
         try:
             IPv4Address(value)
         except AddressValueError:
-            raise ValueError(f"is {value!r}, which is no IPv4 address: `192.168.166.101`") from None
+            raise ValueError(
+                f"is {value!r}, which isn't an IPv4 address; write one: `192.168.166.101`"
+            ) from None
     elif len(value) > 253 or not _SUBDOMAIN.fullmatch(value.lower()):
         raise ValueError(f"is {value!r}; write an IPv4 address or a DNS name")
     return value
@@ -174,7 +179,7 @@ def _certificate_name(value: str) -> str:
         _ssh_host(value.removeprefix("*.") if value.startswith("*.") else value)
     except ValueError:
         raise ValueError(
-            f"is {value!r}; write a DNS name or an IPv4 address, without port or scheme"
+            f"is {value!r}; write a DNS name or an IPv4 address without port or scheme"
         ) from None
     if value != value.lower():
         raise ValueError(f"is {value!r}; write it in lower case: `{value.lower()}`")
@@ -189,39 +194,39 @@ def _duration_text(value: Any) -> Any:
 
 def _duration(value: str) -> str:
     if value.startswith("-"):
-        raise ValueError(f"is {value!r}, which is negative; write a duration such as `5s`")
+        raise ValueError(f"is {value!r}, which is negative; write a duration: `5s`")
     if re.fullmatch(r"\d+", value):
         raise ValueError(f"is {value!r}; write a duration with its unit: `{value}s`")
     if not re.fullmatch(f"({_DURATION.pattern})+", value):
-        raise ValueError(f"is {value!r}; write a duration as Kubernetes does: `5s`, `1m30s`")
+        raise ValueError(f"is {value!r}; write a duration in Kubernetes' form: `5s`, `1m30s`")
     return value
 
 
 def _positive_duration(value: str) -> str:
     if seconds(_duration(value)) <= 0:
-        raise ValueError(f"is {value!r}; write a duration longer than nothing: `5m`")
+        raise ValueError(f"is {value!r}; write a duration above zero: `5m`")
     return value
 
 
 def _grace_period(value: str) -> str:
     if seconds(_duration(value)) < 1:
-        raise ValueError(f"is {value!r}; write at least a second: `30s`")
+        raise ValueError(f"is {value!r}; write at least one second: `30s`")
     return value
 
 
-def _url(value: str, what: str) -> str:
+def _url(value: str, noun: str) -> str:
     try:
         parts = urlsplit(value)
-        # `port` raises where it is no number.
+        # `port` raises ValueError if it isn't a number.
         good = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
     except ValueError:
         good = False
     if not good or re.search(r"\s", value):
-        raise ValueError(f"is {value!r}; write {what} that begins with http:// or https://")
+        raise ValueError(f"is {value!r}; write {noun}, beginning with http:// or https://")
     if parts.username is not None:
-        raise ValueError("holds a user name or password; URLs are written to hosts and logs, leave it out")
+        raise ValueError("contains a user name or password, but URLs appear on hosts and in logs; remove it")
     if parts.query or parts.fragment:
-        raise ValueError(f"is {value!r}; leave out what follows `?` or `#`")
+        raise ValueError(f"is {value!r}; remove `?` or `#` and what follows")
     return value
 
 
@@ -230,7 +235,7 @@ def _repository_url(value: str) -> str:
     rest = re.sub(r"{[^{}]*}", "", value)
     if unknown or "{" in rest or "}" in rest:
         named = f" ({', '.join(unknown)})" if unknown else ""
-        raise ValueError(f"has braces that mean nothing{named}; only {{minor}} and {{format}} are filled in")
+        raise ValueError(f"has an unknown placeholder{named}; only {{minor}} and {{format}} are replaced")
     _url(re.sub(r"{[^{}]*}", "x", value), "the repository's URL")
     return value
 
@@ -238,7 +243,8 @@ def _repository_url(value: str) -> str:
 def _revision(value: str) -> str:
     if not re.fullmatch(r"[A-Za-z0-9.+~*]+", value):
         raise ValueError(
-            f"is {value!r}; write what follows the version in the package's: `1.1`, or `*` for any"
+            f"is {value!r}; write the part of the package's version that follows Kubernetes' own: `1.1`, or "
+            "`*` for any"
         )
     return value
 
@@ -246,15 +252,15 @@ def _revision(value: str) -> str:
 def _image(value: str) -> str:
     match = _IMAGE.fullmatch(value)
     if match is None:
-        raise ValueError(f"is {value!r}, which is no image; write `registry/path:tag`")
+        raise ValueError(f"is {value!r}, which isn't an image; write `registry/path:tag`")
     if match["tag"] is None and match["digest"] is None:
-        raise ValueError(f"is {value!r}, without a version; write a tag or digest: `{value}:TAG`")
+        raise ValueError(f"is {value!r}, which has no version; add a tag or digest: `{value}:TAG`")
     return value
 
 
 def _image_repository(value: str) -> str:
     match = _IMAGE.fullmatch(value)
-    # A port looks like a tag where nothing follows it.
+    # A port at the end looks like a tag.
     if match is None or match["digest"] or (match["tag"] and not match["tag"][1:].isdigit()):
         raise ValueError(f"is {value!r}; write a registry and path without scheme or tag: `registry.k8s.io`")
     return value
@@ -264,13 +270,13 @@ def _mirrors(value: dict[str, tuple[str, ...]]) -> dict[str, tuple[str, ...]]:
     for registry, urls in value.items():
         if not re.fullmatch(r"[a-z0-9]([a-z0-9.-]*[a-z0-9])?(:\d{1,5})?", registry):
             raise ValueError(
-                f"has {registry!r} for a registry; write the upstream registry's name without scheme "
-                "or path: `registry.k8s.io`"
+                f"has the registry {registry!r}; write the upstream registry's name without scheme or path: "
+                "`registry.k8s.io`"
             )
         if not urls:
-            raise ValueError(f"has no mirror for {registry}; write at least one URL, or leave it out")
+            raise ValueError(f"has no mirror for {registry}; write at least one URL, or remove the registry")
         if len(set(urls)) != len(urls):
-            raise ValueError(f"names a mirror of {registry} twice; write each once")
+            raise ValueError(f"lists a mirror of {registry} twice; list each one once")
     return value
 
 
@@ -285,13 +291,13 @@ def _mirror_url(value: str) -> str:
 def _host_key(value: str) -> str:
     if not knownhosts.valid(value) or len(value.split()) > 3:
         raise ValueError(
-            "is no host key; write type and key as in the host's /etc/ssh/ssh_host_ed25519_key.pub: "
+            "isn't a host key; write type and key as in the host's /etc/ssh/ssh_host_ed25519_key.pub: "
             "`ssh-ed25519 AAAA...`"
         )
     if value.split()[0] not in knownhosts.PREFERENCE:
         raise ValueError(
-            f"is a key of the type {value.split()[0]}, which can't be pinned: servers of today don't give "
-            "the signature that would be asked for; write the host's "
+            f"is a key of the type {value.split()[0]}, which can't be pinned, because current SSH servers "
+            "don't offer the signature that it would need; write the host's "
             f"{' or '.join(knownhosts.PREFERENCE[:2])} key"
         )
     return " ".join(value.split()[:2])
@@ -301,13 +307,13 @@ def _regex(value: str) -> str:
     try:
         re.compile(value)
     except re.error as error:
-        raise ValueError(f"is {value!r}, which is no regular expression: {error}") from None
-    # flannel reads it with Go's RE2, which has no look-around, no back-references, none of possessive
-    # quantifiers, and `\z` for Python's `\Z`.
+        raise ValueError(f"is {value!r}, which isn't a regular expression: {error}") from None
+    # flannel uses Go's RE2. It has no look-around, back-references or possessive quantifiers, and its
+    # equivalent of Python's `\Z` is `\z`.
     if not value or re.search(r"\(\?(=|!|<=|<!|P=|>|\()|\\[1-9Z]|[*+?}]\+", value):
         raise ValueError(
-            f"is {value!r}; flannel knows neither look-around, back-references, `\\Z` nor possessive "
-            "quantifiers: `^eth1$`"
+            f"is {value!r}, but flannel doesn't support look-around, back-references, `\\Z` and possessive "
+            "quantifiers; write a simpler expression: `^eth1$`"
         )
     return value
 
@@ -318,18 +324,18 @@ def _labels(value: dict[str, str]) -> dict[str, str]:
         if not _QUALIFIED.fullmatch(name) or (
             slash and (len(prefix) > 253 or not _SUBDOMAIN.fullmatch(prefix))
         ):
-            raise ValueError(f"has {key!r} for a label; write `name` or `domain/name`")
+            raise ValueError(f"has the label {key!r}; write `name` or `domain/name`")
         if content and not _QUALIFIED.fullmatch(content):
             raise ValueError(
-                f"gives {key} the value {content!r}; write at most 63 letters, digits, `-`, `_`, `.`, "
-                "that begin and end with a letter or digit"
+                f"has the value {content!r} for {key}; write at most 63 letters, digits, `-`, `_` and `.`, "
+                "beginning and ending with a letter or digit"
             )
         _kubelet_may_set(key, prefix)
     return value
 
 
 def _kubelet_may_set(key: str, prefix: str) -> None:
-    """kubelet exits at start on other labels of these domains (k8s.io/kubelet, well_known_labels.go)."""
+    """Reject labels with which kubelet doesn't start (k8s.io/kubelet, well_known_labels.go)."""
     reserved = any(
         prefix == domain or prefix.endswith("." + domain) for domain in ("kubernetes.io", "k8s.io")
     )
@@ -339,8 +345,8 @@ def _kubelet_may_set(key: str, prefix: str) -> None:
     ) or key in ("topology.kubernetes.io/zone", "topology.kubernetes.io/region")
     if reserved and not allowed:
         raise ValueError(
-            f"has {key}, and kubelet refuses to start with a label of that domain; use a domain of your own, "
-            "or node.kubernetes.io/"
+            f"has {key}, but kubelet refuses to start with labels of that domain; use your own domain or "
+            "node.kubernetes.io/"
         )
 
 
@@ -356,34 +362,36 @@ def _taints(value: tuple[str, ...]) -> tuple[str, ...]:
             or (equals and text and not _QUALIFIED.fullmatch(text))
         ):
             raise ValueError(
-                f"has {taint!r}; write `key=value:Effect` or `key:Effect`, the effect one of NoSchedule, "
-                "PreferNoSchedule and NoExecute"
+                f"has {taint!r}; write `key=value:Effect` or `key:Effect` with one of the effects "
+                "NoSchedule, PreferNoSchedule and NoExecute"
             )
     places = [taint.partition(":")[0].partition("=")[0] + taint.rpartition(":")[2] for taint in value]
     if len(set(places)) != len(places):
-        raise ValueError("has a key twice with the same effect; write each once")
+        raise ValueError("has a key twice with the same effect; list each one once")
     return value
 
 
 def _environment(value: dict[str, str]) -> dict[str, str]:
     for name, content in value.items():
         if not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", name):
-            raise ValueError(f"has {name!r} for a variable; write letters, digits and `_`, no digit first")
+            raise ValueError(
+                f"has the variable {name!r}; write letters, digits and `_`, not beginning with a digit"
+            )
         if not content.isprintable():
-            raise ValueError(f"gives {name} a value of several lines; write one line")
+            raise ValueError(f"has a value of several lines for {name}; write one line")
     return value
 
 
-# `NumCPU`, or a kind and what is checked, `/` as `-` (cmd/kubeadm/app/preflight/checks.go, Name, v1.37.2).
+# `NumCPU`, or a kind and its object with `-` for `/` (cmd/kubeadm/app/preflight/checks.go, Name, v1.37.2).
 _PREFLIGHT_CHECK = re.compile(r"[A-Za-z][A-Za-z0-9]*(-[-A-Za-z0-9._]*[A-Za-z0-9])?")
 
 
 def _preflight_check(value: str) -> str:
     if value.lower() == "all":
-        raise ValueError(f"is {value!r}, which would hide every fault; name the checks to ignore: `NumCPU`")
+        raise ValueError(f"is {value!r}, which would hide every problem; name the checks to ignore: `NumCPU`")
     if not _PREFLIGHT_CHECK.fullmatch(value):
         raise ValueError(
-            f"is {value!r}, which isn't the name of a kubeadm check; write one name as kubeadm prints it: "
+            f"is {value!r}, which isn't the name of a kubeadm check; write one name, as kubeadm prints it: "
             "`NumCPU`, `Port-6443`"
         )
     return value
@@ -392,16 +400,16 @@ def _preflight_check(value: str) -> str:
 def _preflight_checks(value: tuple[str, ...]) -> tuple[str, ...]:
     seen: set[str] = set()
     for name in value:
-        # kubeadm compares them in lower case (ValidateIgnorePreflightErrors).
+        # kubeadm compares names in lower case (ValidateIgnorePreflightErrors).
         if name.lower() in seen:
-            raise ValueError(f"has {name} twice, upper and lower case being the same; write each once")
+            raise ValueError(f"has {name} twice (names are case-insensitive); list each one once")
         seen.add(name.lower())
     return value
 
 
 _QUANTITY = re.compile(r"\d+(\.\d+)?(m|k|M|G|T|Ki|Mi|Gi|Ti)?")
 _RESERVABLE = ("cpu", "memory", "ephemeral-storage", "pid")  # cmd/kubelet/app/server.go, parseResourceList
-_SIGNALS = (  # pkg/kubelet/eviction/api/types.go; kubelet sets those of containerfs itself
+_SIGNALS = (  # pkg/kubelet/eviction/api/types.go; kubelet sets the containerfs signals itself
     "memory.available",
     "nodefs.available",
     "nodefs.inodesFree",
@@ -414,44 +422,44 @@ _SIGNALS = (  # pkg/kubelet/eviction/api/types.go; kubelet sets those of contain
 def _reserved(value: dict[str, str]) -> dict[str, str]:
     for name, text in value.items():
         if name not in _RESERVABLE:
-            raise ValueError(
-                f"has {name}, of which nothing can be kept; write one of {', '.join(_RESERVABLE)}"
-            )
+            raise ValueError(f"has {name}, which can't be reserved; write one of {', '.join(_RESERVABLE)}")
         if not _QUANTITY.fullmatch(text):
-            raise ValueError(f"has {name}: {text!r}; write a quantity as Kubernetes does: `500m`, `512Mi`")
+            raise ValueError(f"has {name}: {text!r}; write a quantity in Kubernetes' form: `500m`, `512Mi`")
     return value
 
 
 def _thresholds(value: dict[str, str]) -> dict[str, str]:
     for name, text in value.items():
         if name not in _SIGNALS:
-            raise ValueError(f"has {name}, which kubelet doesn't know; write one of {', '.join(_SIGNALS)}")
+            raise ValueError(
+                f"has {name}, which isn't an eviction signal; write one of {', '.join(_SIGNALS)}"
+            )
         percent = re.fullmatch(r"(\d+(\.\d+)?)%", text)
         if percent is not None and Decimal(percent[1]) <= 100:
             continue
         if not _QUANTITY.fullmatch(text) or not re.search("[1-9]", text):
             raise ValueError(
-                f"has {name}: {text!r}; write a quantity above zero or a percentage to 100: `100Mi`, `10%`"
+                f"has {name}: {text!r}; write a quantity above zero or a percentage up to 100: `100Mi`, `10%`"
             )
     return value
 
 
 def _size(value: str) -> str:
     if not re.fullmatch(r"[1-9]\d{0,11}(k|M|G|Ki|Mi|Gi)?", value):
-        raise ValueError(f"is {value!r}; write a size as Kubernetes does: `10Mi`")
+        raise ValueError(f"is {value!r}; write a size in Kubernetes' form: `10Mi`")
     return value
 
 
 def _user_name(value: str) -> str:
     if not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_.-]{0,31}", value):
-        raise ValueError(f"is {value!r}, which is no user's name; write for instance `root`")
+        raise ValueError(f"is {value!r}, which isn't a valid user name; write a name: `root`")
     return value
 
 
 class Kind:
-    """What a type is called in the docs, and what an editor may check of it, as JSON schema's keywords.
+    """A type's name in the docs, and the JSON schema keywords with which editors check it.
 
-    The check is the validator beside it; the keywords refuse nothing that the validator accepts.
+    The type's validator is the actual check. The keywords accept everything that the validator accepts.
     """
 
     def __init__(self, name: str, **keywords: Any) -> None:
@@ -461,26 +469,26 @@ class Kind:
     def __get_pydantic_json_schema__(
         self, schema: core_schema.CoreSchema, handler: GetJsonSchemaHandler
     ) -> dict[str, Any]:
-        """pydantic's, for a JSON schema."""
+        """pydantic's hook for JSON schemas."""
         return {**handler(schema), **self.keywords}
 
 
 class Between(Kind):
-    """A whole number within bounds; this one checks it, too."""
+    """A whole number within bounds, and its validator."""
 
-    def __init__(self, low: int, high: int, what: str) -> None:
-        super().__init__(what.removeprefix("a "), minimum=low, maximum=high)
-        self._low, self._high, self._what = low, high, what
+    def __init__(self, low: int, high: int, noun: str) -> None:
+        super().__init__(noun.removeprefix("a "), minimum=low, maximum=high)
+        self._low, self._high, self._noun = low, high, noun
 
     def __get_pydantic_core_schema__(
         self, source: Any, handler: GetCoreSchemaHandler
     ) -> core_schema.CoreSchema:
-        """pydantic's, for the check."""
+        """pydantic's hook for validators."""
         return core_schema.no_info_after_validator_function(self._check, handler(source))
 
     def _check(self, value: int) -> int:
         if not self._low <= value <= self._high:
-            raise ValueError(f"is {value}; write {self._what} from {self._low} to {self._high}")
+            raise ValueError(f"is {value}; write {self._noun} from {self._low} to {self._high}")
         return value
 
 
@@ -548,16 +556,17 @@ UserName = Annotated[str, AfterValidator(_user_name), Kind("user name")]
 Flag = Annotated[
     bool,
     BeforeValidator(_boolean),
-    # Pulumi itself writes a stack file's `true` anew as text.
+    # When Pulumi rewrites a stack file, it turns `true` into text.
     Kind("true or false", type=["boolean", "string"], enum=[True, False, "true", "false"]),
 ]
-# Below kubelet's own 80, at which it stops to delete, it doesn't start (pkg/kubelet/apis/config/validation).
+# kubelet doesn't start unless this is above its default low threshold, 80
+# (pkg/kubelet/apis/config/validation).
 ImageThreshold = Annotated[int, BeforeValidator(_integer), Between(81, 100, "a percentage")]
 LogFiles = Annotated[int, BeforeValidator(_integer), Between(2, 1_000, "a whole number")]
 Port = Annotated[int, BeforeValidator(_integer), Between(1, 65535, "a port")]
 NodePort = Annotated[int, BeforeValidator(_integer), Between(30000, 32767, "a node port")]
 Positive = Annotated[int, BeforeValidator(_integer), Between(1, 1_000_000, "a whole number")]
-# A minute of them is kept for what comes after the wait.
+# A step waits for a minute less than this, and then has that minute for the rest of its work.
 RolloutSeconds = Annotated[int, BeforeValidator(_integer), Between(120, 1_000_000, "seconds")]
 ResyncSeconds = Annotated[int, BeforeValidator(_integer), Between(1, 3600, "seconds")]
 TokenMinutes = Annotated[int, BeforeValidator(_integer), Between(1, 1440, "minutes")]

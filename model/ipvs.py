@@ -1,15 +1,15 @@
-"""What a host's kernel must hold for the services proved, and what it does hold.
+"""The IPVS configuration that a host's kernel must have for the verified services, and the one that it has.
 
-Pure functions on text: what `kubectl ... -o json` and `ipvsadm` print. What a kernel must hold is a list
-of lines, so that `scripts/verification.sh` can compare it on the host by `sort` and `comm`, and a person can
-read the difference:
+Pure functions on the output of `kubectl ... -o json` and `ipvsadm`. The expected configuration is a list of
+lines, so that `scripts/steps/verification.sh` can compare it on the host with `sort` and `comm`, and people
+can read the differences:
 
     address 10.96.0.1                                       on kube-ipvs0
     virtual TCP 10.96.0.1:443 rr                            a virtual server and its scheduler
     real TCP 10.96.0.1:443 192.168.166.101:6443 Masq        one of its real servers
-    set KUBE-CLUSTER-IP                                     an ipset that masquerading goes by
+    set KUBE-CLUSTER-IP                                     an ipset that the masquerading rules use
 
-Facts on kube-proxy: pkg/proxy/ipvs/proxier.go, v1.37.2.
+kube-proxy's behaviour: pkg/proxy/ipvs/proxier.go, v1.37.2.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from typing import Any
 
 from model.settings import Host, Settings
 
-# Always there in IPVS mode: traffic to service addresses and hairpin traffic are masqueraded by them.
+# IPVS mode always has these, for masquerading traffic to service addresses and hairpin traffic.
 _SETS = ("KUBE-CLUSTER-IP", "KUBE-LOOP-BACK")
 _NODE_PORT_SETS = {
     "TCP": "KUBE-NODE-PORT-TCP",
@@ -35,7 +35,7 @@ _NGINX = "default/nginx"
 
 @dataclass(frozen=True)
 class Counts:
-    """What the kernel has counted: connections, and bytes to (`bytes_in`) and from the real servers."""
+    """The kernel's counters: connections, bytes to the real servers (`bytes_in`) and bytes from them."""
 
     connections: int
     bytes_in: int
@@ -43,16 +43,21 @@ class Counts:
 
     @property
     def bytes(self) -> int:
-        """Both ways together."""
+        """Bytes in both directions."""
         return self.bytes_in + self.bytes_out
 
 
 @dataclass(frozen=True)
 class Real:
-    """A real server of a virtual one: where `forward` sends connections, `weight` 0 for no new ones.
+    """A real server of a virtual server. Fields that the parsed text doesn't contain are None.
 
-    `active` and `inactive` are connections now, `counts` what it had since it was added; None where the
-    text it was read from doesn't say.
+    Attributes:
+        address: Address and port.
+        forward: Forwarding method: `Masq`, `Route`, `Tunnel` or `Local`.
+        weight: Weight for the scheduler; 0 admits no new connections.
+        active: Active connections.
+        inactive: Inactive connections.
+        counts: Counters since the server was added.
     """
 
     address: str
@@ -65,7 +70,7 @@ class Real:
 
 @dataclass(frozen=True)
 class Virtual:
-    """A virtual server: `protocol` TCP, UDP or SCTP, `address` with its port."""
+    """A virtual server. `protocol` is TCP, UDP or SCTP; `address` includes the port."""
 
     protocol: str
     address: str
@@ -75,17 +80,17 @@ class Virtual:
 
 
 class UnreadableError(ValueError):
-    """Output of a tool, or objects of a cluster, that aren't what they should be; the text says where."""
+    """Output of a tool, or objects of a cluster, that can't be parsed. The message says where."""
 
 
-# What the cluster promises
+# -- expected
 
 
 def expected_services(settings: Settings) -> dict[str, int]:
-    """The services that are proved, `namespace/name`, and how many ready endpoints each must have."""
+    """The services to verify (`namespace/name`), and the number of ready endpoints that each must have."""
     return {
         "default/kubernetes": 1,
-        # kubeadm deploys two replicas of CoreDNS, whatever the number of nodes.
+        # kubeadm always deploys two replicas of CoreDNS.
         "kube-system/kube-dns": 2,
         _NGINX: settings.nginx.replicas,
         "default/nginx-nodeport": settings.nginx.replicas,
@@ -95,15 +100,21 @@ def expected_services(settings: Settings) -> dict[str, int]:
 def expected(
     objects: str, settings: Settings, host: Host, addresses: Sequence[str] | None = None
 ) -> list[str]:
-    """The lines that the host's kernel must show, sorted.
+    """The lines that the host's kernel must have, sorted.
 
-    `objects` is the JSON of `kubectl get services,endpointslices -A -o json`. In the modes iptables and
-    nftables there are no virtual servers: the lines are `service TCP 10.96.0.1:443`, `node-port TCP 30080`
-    and `endpoint TCP 10.244.1.2:80`. In IPVS mode, node ports are expected on
-    `addresses`, by default on the host's own `address` only: kube-proxy binds them on every address of
-    the host except loopback, but which others there are only the host knows.
+    The modes iptables and nftables have no virtual servers. Their lines are `service TCP 10.96.0.1:443`,
+    `node-port TCP 30080` and `endpoint TCP 10.244.1.2:80`.
 
-    Raises `UnreadableError`; also where a proved service is missing.
+    Args:
+        objects: Output of `kubectl get services,endpointslices -A -o json`.
+        settings: The cluster's settings.
+        host: The host.
+        addresses: Addresses on which IPVS must serve node ports, by default only the host's `address`.
+            kube-proxy serves them on every address except loopback, but only the host itself knows its other
+            addresses.
+
+    Raises:
+        UnreadableError: The objects can't be parsed, or a service is missing.
     """
     services, slices = _services_and_slices(objects)
     ipvs = settings.proxy.mode == "ipvs"
@@ -136,7 +147,14 @@ def expected(
 
 
 def cluster_endpoint(objects: str) -> str:
-    """`address:port` of nginx's ClusterIP service, in the objects that `expected` takes too."""
+    """`address:port` of nginx's ClusterIP service.
+
+    Args:
+        objects: The same as for `expected`.
+
+    Raises:
+        UnreadableError: The objects can't be parsed, or the service is missing.
+    """
     services, _ = _services_and_slices(objects)
     if _NGINX not in services:
         raise UnreadableError(f"the cluster has no service {_NGINX}")
@@ -145,11 +163,11 @@ def cluster_endpoint(objects: str) -> str:
 
 
 def _services_and_slices(objects: str) -> tuple[dict[str, Any], dict[str, list[Any]]]:
-    """Services, and endpoint slices by their service, both under `namespace/name`."""
+    """Services and their endpoint slices, both by the service's `namespace/name`."""
     document = _json(objects, "the cluster's objects")
     items = document.get("items") if isinstance(document, dict) else None
     if not isinstance(items, list):
-        raise UnreadableError("the cluster's objects are no list of Kubernetes objects")
+        raise UnreadableError("the cluster's objects aren't a list of Kubernetes objects")
     services: dict[str, Any] = {}
     slices: dict[str, list[Any]] = {}
     for item in items:
@@ -169,32 +187,36 @@ def _ready_endpoints(slices: list[Any], port_name: str | None, protocol: str) ->
         ports = [
             port["port"]
             for port in item.get("ports") or []
-            # A service's only port may be without a name; in a slice that is "" or nothing.
+            # A service's only port needs no name. In a slice, that is either "" or missing.
             if (port.get("name") or "") == (port_name or "") and port.get("protocol", "TCP") == protocol
         ]
         for endpoint in item.get("endpoints") or []:
-            # Not said counts as ready, as the API defines it.
+            # The API defines a missing condition as ready.
             if (endpoint.get("conditions") or {}).get("ready") is not False:
-                # All addresses of one endpoint are the same pod; kube-proxy takes the first.
+                # All addresses of an endpoint belong to one pod; kube-proxy uses the first.
                 found |= {f"{endpoint['addresses'][0]}:{port}" for port in ports}
     return found
 
 
-# What a kernel shows
+# -- actual
 
 
 def parse_list(text: str) -> tuple[Virtual, ...]:
-    """The table of `ipvsadm -Ln`, in its order, without servers by firewall mark: kube-proxy has none."""
+    """Parse `ipvsadm -Ln`. Virtual servers by firewall mark are skipped, as kube-proxy creates none.
+
+    Raises:
+        UnreadableError: A line has an unknown form.
+    """
     virtuals: list[Virtual] = []
-    ours = False
+    by_address = False  # whether the current virtual server is by address, not by firewall mark
     for fields in _table_lines(text):
         if fields[0] in ("TCP", "UDP", "SCTP"):
             virtuals.append(Virtual(fields[0], fields[1], fields[2]))
-            ours = True
+            by_address = True
         elif fields[0] == "FWM":
-            ours = False
+            by_address = False
         elif fields[0] == "->" and len(fields) == 6:
-            if ours:
+            if by_address:
                 real = Real(fields[1], fields[2], int(fields[3]), int(fields[4]), int(fields[5]))
                 virtuals[-1] = replace(virtuals[-1], reals=(*virtuals[-1].reals, real))
         else:
@@ -203,10 +225,16 @@ def parse_list(text: str) -> tuple[Virtual, ...]:
 
 
 def parse_stats(text: str) -> dict[tuple[str, str], dict[str, Counts]]:
-    """Counts so far from `ipvsadm -Ln --stats`: by (protocol, virtual address), by real address.
+    """Parse `ipvsadm -Ln --stats`.
 
-    The virtual server's own counts are under the empty address. Without `--exact` ipvsadm rounds counts
-    of a million and more; they are then as rough here.
+    Without `--exact`, ipvsadm rounds counters of a million and more.
+
+    Returns:
+        Counters by (protocol, virtual address), then by the real server's address. The empty address has
+        those of the virtual server itself.
+
+    Raises:
+        UnreadableError: A line has an unknown form.
     """
     counts: dict[tuple[str, str], dict[str, Counts]] = {}
     current: dict[str, Counts] | None = None
@@ -226,7 +254,7 @@ def parse_stats(text: str) -> dict[tuple[str, str], dict[str, Counts]]:
 def with_stats(
     virtuals: Iterable[Virtual], counts: Mapping[tuple[str, str], Mapping[str, Counts]]
 ) -> tuple[Virtual, ...]:
-    """The virtual servers with what `parse_stats` counted."""
+    """The virtual servers with the counters from `parse_stats`."""
     return tuple(
         replace(
             virtual,
@@ -238,11 +266,11 @@ def with_stats(
     )
 
 
-# For stack outputs
+# -- stack outputs
 
 
 def rows(virtuals: Iterable[Virtual]) -> list[dict[str, Any]]:
-    """Virtual servers as plain values (for a stack output), sorted by address, port and protocol."""
+    """Virtual servers as plain values for a stack output, sorted by address, port and protocol."""
     return [
         {
             "protocol": virtual.protocol,
@@ -265,7 +293,7 @@ def rows(virtuals: Iterable[Virtual]) -> list[dict[str, Any]]:
 
 
 def in_order(virtuals: Iterable[Virtual]) -> list[Virtual]:
-    """Virtual servers by address, port and protocol, and the real servers of each likewise."""
+    """Virtual servers sorted by address, port and protocol, each with its real servers sorted."""
     return [
         replace(virtual, reals=tuple(sorted(virtual.reals, key=lambda real: _order(real.address))))
         for virtual in sorted(virtuals, key=lambda virtual: (_order(virtual.address), virtual.protocol))
@@ -273,9 +301,10 @@ def in_order(virtuals: Iterable[Virtual]) -> list[Virtual]:
 
 
 def from_rows(values: Iterable[Mapping[str, Any]]) -> tuple[Virtual, ...]:
-    """The virtual servers that `rows` made into plain values; numbers come back from outputs as floats.
+    """The virtual servers from the plain values of `rows`. Stack outputs turn its numbers into floats.
 
-    Raises `KeyError`, `TypeError`, `ValueError` or `AttributeError` where they are none of its.
+    Raises:
+        KeyError, TypeError, ValueError, AttributeError: The values have another form.
     """
     return tuple(
         Virtual(
@@ -311,23 +340,28 @@ def _counts_of(row: Mapping[str, Any]) -> Counts | None:
 
 
 def report_virtuals(report: str) -> tuple[Virtual, ...]:
-    """The virtual servers in a report's sections `== ipvs` and `== stats`. Raises `UnreadableError`."""
+    """The virtual servers in the sections `== ipvs` and `== stats` of a report.
+
+    Raises:
+        UnreadableError: The report can't be parsed.
+    """
     sections = report_sections(report)
     if "ipvs" not in sections:
-        raise UnreadableError("the proof's report has no section `== ipvs`")
+        raise UnreadableError("the host's report has no section `== ipvs`")
     return with_stats(parse_list(sections["ipvs"]), parse_stats(sections.get("stats", "")))
 
 
 def report_tables(report: str) -> list[dict[str, Any]]:
-    """The rows out of a host's proof. A report of another mode than IPVS is empty, and so are its rows.
+    """The rows from the report of a host's verification. In modes other than IPVS, both are empty.
 
-    Raises `UnreadableError`.
+    Raises:
+        UnreadableError: The report can't be parsed.
     """
     return rows(report_virtuals(report)) if report.strip() else []
 
 
 def report_sections(report: str) -> dict[str, str]:
-    """The parts of a report by the `== name` line before each; what precedes the first is left out."""
+    """The sections of a report by the name in their heading, `== name`. Text before the first is dropped."""
     sections: dict[str, str] = {}
     name: str | None = None
     for line in report.splitlines(keepends=True):
@@ -340,7 +374,7 @@ def report_sections(report: str) -> dict[str, str]:
 
 
 def _table_lines(text: str) -> Iterable[list[str]]:
-    """The lines of an `ipvsadm -L` table without its three headings, in fields."""
+    """The lines of an `ipvsadm -L` table, split into fields, without its three heading lines."""
     for line in text.splitlines():
         fields = line.split()
         if fields and fields[0] not in ("IP", "Prot") and fields[:2] != ["->", "RemoteAddress:Port"]:
@@ -348,9 +382,9 @@ def _table_lines(text: str) -> Iterable[list[str]]:
 
 
 def _counts(fields: Sequence[str]) -> Counts:
-    """Of `Conns InPkts OutPkts InBytes OutBytes`."""
+    """Counters from the fields `Conns InPkts OutPkts InBytes OutBytes`."""
     if len(fields) != 5:
-        raise UnreadableError(f"ipvsadm --stats: five counts expected, not {' '.join(fields)}")
+        raise UnreadableError(f"ipvsadm --stats: expected five counters, not {' '.join(fields)}")
     connections, _, _, bytes_in, bytes_out = (_count(field) for field in fields)
     return Counts(connections, bytes_in, bytes_out)
 
@@ -358,18 +392,18 @@ def _counts(fields: Sequence[str]) -> Counts:
 def _count(text: str) -> int:
     match = re.fullmatch(r"(\d+)([KMGT]?)", text)
     if match is None:
-        raise UnreadableError(f"ipvsadm --stats: {text} is no count")
+        raise UnreadableError(f"ipvsadm --stats: {text} isn't a number")
     factor: int = 1000 ** " KMGT".index(match[2] or " ")
     return int(match[1]) * factor
 
 
 def _order(address: str) -> tuple[list[tuple[int, str]], str]:
-    """`10.96.0.2:80` before `10.96.0.10:53`."""
+    """Sorts `10.96.0.2:80` before `10.96.0.10:53`."""
     return [(int(part), "") if part.isdigit() else (-1, part) for part in re.split(r"[.:]", address)], address
 
 
-def _json(text: str, what: str) -> Any:
+def _json(text: str, source: str) -> Any:
     try:
         return json.loads(text)
     except json.JSONDecodeError as error:
-        raise UnreadableError(f"{what}: no JSON: {error}") from error
+        raise UnreadableError(f"{source}: not valid JSON: {error}") from error

@@ -1,4 +1,8 @@
-"""Host keys out of an OpenSSH known_hosts file (sshd(8), "SSH_KNOWN_HOSTS FILE FORMAT"). Pure."""
+"""Finds host keys in OpenSSH known_hosts files (sshd(8), "SSH_KNOWN_HOSTS FILE FORMAT").
+
+asyncssh has a parser too, but it rejects a whole file for one malformed line, falls back from `[host]:port`
+to entries without a port, and takes 0.4 s to import in every preview.
+"""
 
 from __future__ import annotations
 
@@ -9,17 +13,22 @@ import hashlib
 import hmac
 import struct
 
-# The types of keys that can be pinned, the best first. The command provider asks the server for the pinned
-# key's type by name (pulumi-command 1.2.1, connection.go), and `ssh-rsa` is the name of RSA with SHA-1, which
-# servers of today don't speak.
+# Key types that can be pinned, in order of preference. The command provider requests the pinned key's type by
+# name (pulumi-command 1.2.1, connection.go). `ssh-rsa` would request RSA with SHA-1, which current servers no
+# longer offer.
 PREFERENCE = ("ssh-ed25519", "ecdsa-sha2-nistp256", "ecdsa-sha2-nistp384", "ecdsa-sha2-nistp521")
 
 
 def find(text: str, host: str, port: int) -> str | None:
-    """The key of `host` at `port`, as `ssh-ed25519 AAAA…`; None where the file has none to trust.
+    """The preferred key of a host, `ssh-ed25519 AAAA…`; None if the file has no usable key for it.
 
-    Understands plain, `[host]:port`, wildcard, negated and hashed (`|1|salt|hash`) entries. A key
-    marked `@revoked` is never returned, and `@cert-authority` entries are no host keys.
+    Supports plain, `[host]:port`, wildcard, negated and hashed (`|1|salt|hash`) entries. Keys marked
+    `@revoked` and `@cert-authority` entries are never returned.
+
+    Args:
+        text: Content of the known_hosts file.
+        host: Name or address of the host.
+        port: Port of the SSH server.
     """
     name = host.lower() if port == 22 else f"[{host.lower()}]:{port}"
     keys: set[str] = set()
@@ -41,7 +50,7 @@ def find(text: str, host: str, port: int) -> str | None:
 
 
 def valid(key: str) -> bool:
-    """Whether `key` is `type base64`, with the type that the base64 part itself names."""
+    """Whether a key has the form `type base64`, and its base64 part names the same type."""
     fields = key.split()
     if len(fields) < 2:
         return False
@@ -61,7 +70,7 @@ def _matches(patterns: str, name: str) -> bool:
     matched = False
     for pattern in patterns.lower().split(","):
         negated = pattern.startswith("!")
-        # fnmatch would read `[host]:port` as a set of characters.
+        # fnmatch would treat the brackets of `[host]:port` as a character set.
         if fnmatch.fnmatchcase(name, pattern.removeprefix("!").replace("[", "[[]")):
             if negated:
                 return False

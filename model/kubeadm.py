@@ -1,57 +1,55 @@
-"""What kubeadm is told, rendered from the settings; and what is read out of its kubeconfig.
+"""kubeadm's configuration files, rendered from the settings, and the values taken from its kubeconfig.
 
-Pure functions from `Settings` to YAML text: equal settings give equal text, byte for byte, so
-that a change of a file on a host is always a change of a setting. The API is kubeadm's v1beta4
-(https://kubernetes.io/docs/reference/config-api/kubeadm-config.v1beta4/), which every supported
-minor reads. Nothing here is secret except the token that `join_config` is handed.
+Pure functions from `Settings` to YAML text. Equal settings give identical text, so a file on a host changes
+only if a setting does. The API is kubeadm's v1beta4
+(https://kubernetes.io/docs/reference/config-api/kubeadm-config.v1beta4/), which every supported minor version
+reads. Only the token in `join_config` is secret.
 """
 
 from __future__ import annotations
 
-import base64
-import binascii
 import hashlib
 import json
-import re
 from collections.abc import Mapping
 from typing import Any
 
-import yaml
 from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
+from model import go_yaml
+from model.kubeconfig import Kubeconfig, KubeconfigError, with_server
 from model.settings import Host, Kubelet, Proxy, Settings
 
 API_VERSION = "kubeadm.k8s.io/v1beta4"
-# Where init.sh puts `patches` before it runs kubeadm.
+# init.sh writes `patches` there before it runs kubeadm.
 PATCHES_DIRECTORY = "/var/lib/kubeadm-ipvs/patches"
 CRI_SOCKET = "unix:///run/containerd/containerd.sock"
 
-# kubeadm always makes a bootstrap token at init, for 24 hours unless told otherwise. Workers join
-# with tokens minted for their own join, so the one of init is only let live as long as it must.
+# `kubeadm init` always creates a bootstrap token, by default for 24 hours. Workers join with tokens of their
+# own, so this one expires as soon as possible.
 INIT_TOKEN_LIFETIME = "1m0s"
 
 
-class KubeconfigError(ValueError):
-    """A kubeconfig that isn't one, or lacks what was looked for; the text says what."""
-
-
 def init_config(settings: Settings) -> str:
-    """The file for `kubeadm init --config`: four documents, in kubeadm's own order.
+    """The file for `kubeadm init --config`: four documents in kubeadm's order.
 
-    InitConfiguration (this host), ClusterConfiguration (the cluster), KubeletConfiguration and
-    KubeProxyConfiguration (defaults that kubeadm stores in the cluster for every node).
+    InitConfiguration configures the host and ClusterConfiguration the cluster. KubeletConfiguration and
+    KubeProxyConfiguration are stored in the cluster for every node.
     """
-    return _documents(_init(settings), _cluster(settings), _kubelet(settings), _proxy(settings))
+    return go_yaml.dump(_init(settings), _cluster(settings), _kubelet(settings), _proxy(settings))
 
 
 def join_config(settings: Settings, host: Host, token: str, ca_hash: str) -> str:
-    """The file for `kubeadm join --config` on a worker. It holds `token`: treat it as a secret.
+    """The file for `kubeadm join --config` on a worker.
 
-    `ca_hash` is `sha256:...` as `ca_hash` returns it; kubeadm refuses an API server whose
-    certificate authority has another key, so a stranger that answers at the address is found out.
+    Args:
+        settings: The cluster's settings.
+        host: The worker.
+        token: Bootstrap token, which makes the file a secret.
+        ca_hash: `sha256:...` from `ca_hash`. kubeadm rejects an API server whose certificate authority has
+            another key, so an impostor at the address is detected.
     """
-    return _documents(
+    return go_yaml.dump(
         {
             "apiVersion": API_VERSION,
             "kind": "JoinConfiguration",
@@ -70,48 +68,54 @@ def join_config(settings: Settings, host: Host, token: str, ca_hash: str) -> str
 
 
 def kubelet_config(settings: Settings) -> str:
-    """The KubeletConfiguration of every node, as `init_config` has it."""
-    return _documents(_kubelet(settings))
+    """The KubeletConfiguration of every node, the same as in `init_config`."""
+    return go_yaml.dump(_kubelet(settings))
 
 
 def proxy_config(settings: Settings) -> str:
-    """The KubeProxyConfiguration of every node, as `init_config` has it."""
-    return _documents(_proxy(settings))
+    """The KubeProxyConfiguration of every node, the same as in `init_config`."""
+    return go_yaml.dump(_proxy(settings))
 
 
 def ca_hash(kubeconfig: str) -> str:
-    """`sha256:` and the hex digest of the public key (DER SubjectPublicKeyInfo) of the cluster's CA.
+    """The hash of the cluster's certificate authority in the form of kubeadm's `caCertHashes`.
 
-    The form that kubeadm's `caCertHashes` takes. Raises `KubeconfigError`.
+    `sha256:` and the hex digest of the public key (DER SubjectPublicKeyInfo).
+
+    Raises:
+        KubeconfigError: The kubeconfig can't be used, or contains no CA certificate.
     """
-    cluster = _current_cluster(kubeconfig)
-    encoded = cluster.get("certificate-authority-data")
-    if not isinstance(encoded, str):
+    ca = Kubeconfig.parse(kubeconfig).ca
+    if ca is None:
         raise KubeconfigError("the kubeconfig's cluster has no certificate-authority-data")
     try:
-        certificate = x509.load_pem_x509_certificate(base64.b64decode(encoded, validate=True))
-    except (binascii.Error, ValueError) as error:
+        certificate = x509.load_pem_x509_certificate(ca.encode())
+    except ValueError as error:
         raise KubeconfigError(
-            f"the kubeconfig's certificate-authority-data is no certificate: {error}"
+            f"the kubeconfig's certificate-authority-data isn't a certificate: {error}"
         ) from error
     key = certificate.public_key().public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
     return "sha256:" + hashlib.sha256(key).hexdigest()
 
 
 def kubeconfig_for(kubeconfig: str, server: str) -> str:
-    """The same kubeconfig with the cluster's address replaced; CA and credentials stay as they are.
+    """The same kubeconfig with another address for the cluster; CA and credentials stay.
 
-    `server` is `host:port` or a whole `https://` URL. Raises `KubeconfigError`.
+    Args:
+        kubeconfig: The administrator's kubeconfig.
+        server: `host:port` or an `https://` URL.
+
+    Raises:
+        KubeconfigError: The kubeconfig can't be used.
     """
-    document = _kubeconfig(kubeconfig)
-    _current_cluster(kubeconfig, document)["server"] = server if "://" in server else f"https://{server}"
-    return _documents(document)
+    return with_server(kubeconfig, server if "://" in server else f"https://{server}")
 
 
-# With those of the other pods of a control plane they stay below the two CPUs that kubeadm asks for.
+# Together with the control plane's other pods, these stay below the two CPUs that kubeadm requires.
 _SLOW_REQUESTS = {"etcd": "300m", "kube-apiserver": "500m"}
-# Half a CPU: kube-proxy, flannel and two CoreDNS pods request 400m, nginx 20m a pod. kubeadm's own requests
-# (650m) leave one of these pending; with the requests for slow hosts kubelet rejects a static pod (OutOfcpu).
+# Half a CPU in total: kube-proxy, flannel and two CoreDNS pods request 400m, and each nginx pod 20m. With
+# kubeadm's own requests (650m) one of these pods would stay pending; with _SLOW_REQUESTS kubelet would reject
+# a static pod (OutOfcpu).
 _ONE_CPU_REQUESTS = {
     "etcd": "150m",
     "kube-apiserver": "200m",
@@ -121,16 +125,17 @@ _ONE_CPU_REQUESTS = {
 
 
 def patches(settings: Settings) -> dict[str, str]:
-    """Patches of the control plane's static pods and of CoreDNS, JSON by file name.
+    """Patches for the control plane's static pods and for CoreDNS: JSON by file name.
 
-    Only for slow hosts, and for a control plane that may have one CPU, whose patches are the requests alone.
+    Only slow hosts need them, and control planes that may have a single CPU. For the latter, the patches
+    contain only CPU requests.
 
-    kubeadm lets kubelet restart a component that fails 8 probes, 10 s apart. On an emulated host a
-    burst of work (nodes joining) lasts longer than that, a restart costs minutes more, and so on.
-    Readiness is probed each second, with a TLS handshake each time. And where CPU is short, kubeadm's
-    requests give etcd, on which everything waits, a tenth of it: the requests are the shares.
-    CoreDNS stands on the same host and has one second to say that it is ready: where it misses that three
-    times its endpoint goes, and with it the name service of the whole cluster.
+    By default, kubelet restarts a component after 8 failed liveness probes, 10 seconds apart. On an emulated
+    host, a burst of work such as a joining node lasts longer, and each restart adds minutes of work.
+    Readiness probes run every second, each with a TLS handshake. Requests are also CPU shares: when CPU is
+    scarce, kubeadm's give only a tenth to etcd, on which everything else waits. CoreDNS runs on the same host
+    and must respond to readiness probes within one second; after three misses its endpoint is removed, and
+    the cluster has no name service.
     https://kubernetes.io/docs/setup/production-environment/tools/kubeadm/control-plane-flags/#patches
     """
     slow, one_cpu = settings.cluster.slow_hosts, settings.preflight.ignores("NumCPU")
@@ -155,7 +160,7 @@ def patches(settings: Settings) -> dict[str, str]:
         "livenessProbe": patient,
         "readinessProbe": {"timeoutSeconds": 60},
     }
-    # Known to kubeadm since 1.32.
+    # kubeadm has had this patch target since 1.32.
     files["corednsdeployment+strategic.json"] = json.dumps(
         {"spec": {"template": {"spec": {"containers": [dns]}}}}
     )
@@ -165,7 +170,7 @@ def patches(settings: Settings) -> dict[str, str]:
 def _init(settings: Settings) -> dict[str, Any]:
     host = settings.control_plane
     registration = _node(settings, host)
-    # Left out, kubeadm would give the control plane its own.
+    # Without the field, kubeadm would add the control plane taint.
     registration.setdefault("taints", [])
     return {
         "apiVersion": API_VERSION,
@@ -180,7 +185,7 @@ def _init(settings: Settings) -> dict[str, Any]:
         "localAPIEndpoint": {"advertiseAddress": host.address, "bindPort": settings.api_port},
         "nodeRegistration": registration,
         **({"patches": {"directory": PATCHES_DIRECTORY}} if patches(settings) else {}),
-        # It would print a join command with a token in it.
+        # It prints a join command that contains a token.
         "skipPhases": ["show-join-command"],
         "timeouts": _timeouts(settings),
     }
@@ -192,7 +197,7 @@ def _cluster(settings: Settings) -> dict[str, Any]:
         "kind": "ClusterConfiguration",
         "clusterName": settings.cluster.name,
         "kubernetesVersion": f"v{settings.cluster.kubernetes_version}",
-        "imageRepository": settings.registry.image_repository,
+        "imageRepository": settings.cluster.image_repository,
         "encryptionAlgorithm": settings.cluster.encryption_algorithm,
         "networking": {
             "podSubnet": settings.network.pod_subnet,
@@ -203,10 +208,11 @@ def _cluster(settings: Settings) -> dict[str, Any]:
     }
     etcd: dict[str, Any] = {}
     if settings.cluster.slow_hosts:
-        # etcd gives a request up after 5 s and twice this; it is made again by whoever wanted it, which on a
-        # host that is too busy makes it busier. Nobody else is there to be elected. Each of the API
-        # server's watches is told every 5 s, by kubeadm's default, that nothing has changed: on an emulated
-        # host an eighth of a CPU. A list that has to be as new as its request asks for such a notice itself.
+        # etcd abandons a request after 5 s plus twice the election timeout. Clients then repeat it, which
+        # makes a busy host busier. A long election timeout does no harm, as there is no other member to
+        # elect. kubeadm's default sends every watch of the API server a progress notification every 5 s,
+        # which costs an eighth of a CPU on an emulated host. Consistent lists request such notifications
+        # themselves.
         etcd["extraArgs"] = _arguments(
             {
                 "heartbeat-interval": "500",
@@ -231,16 +237,16 @@ def _kubelet(settings: Settings) -> dict[str, Any]:
     return {
         "apiVersion": "kubelet.config.k8s.io/v1beta1",
         "kind": "KubeletConfiguration",
-        "cgroupDriver": "systemd",  # as containerd is configured; a mismatch kills pods at random
+        "cgroupDriver": "systemd",  # must match containerd's; a mismatch kills pods at random
         "clusterDNS": [settings.dns_address],
         "clusterDomain": settings.network.dns_domain,
-        "failSwapOn": True,  # swap is off by preparation; if it comes back, say so at once
+        "failSwapOn": True,  # a preparation step turns swap off; fail at once if it comes back
         "rotateCertificates": True,
         **_given(settings.cluster.kubelet),
     }
 
 
-# Where Kubernetes' name isn't ours: it writes abbreviations in capitals.
+# Kubernetes capitalizes abbreviations.
 _KUBELET_NAMES = {"imageGcHighThresholdPercent": "imageGCHighThresholdPercent"}
 
 
@@ -255,11 +261,12 @@ def _proxy(settings: Settings) -> dict[str, Any]:
         "apiVersion": "kubeproxy.config.k8s.io/v1alpha1",
         "kind": "KubeProxyConfiguration",
         "clusterCIDR": settings.network.pod_subnet,
-        # Always written: kube-proxy's own default is another one, and changes with the minor.
+        # Always set, because kube-proxy's default is another mode and depends on the minor version.
         "mode": proxy.mode,
-        # Each mode reads its own.
+        # Each mode reads its own section.
         **({proxy.mode: _sync(proxy)} if proxy.mode != "ipvs" else {}),
-        # By itself this mode answers on a node's primary address only, the others on all of its addresses.
+        # By default, this mode serves node ports only on the primary address, the other modes on all
+        # addresses.
         **({"nodePortAddresses": ["0.0.0.0/0"]} if proxy.mode == "nftables" else {}),
         "ipvs": {
             "scheduler": proxy.scheduler,
@@ -281,43 +288,43 @@ CONTROL_PLANE_TAINT = "node-role.kubernetes.io/control-plane:NoSchedule"
 
 
 def node_taints(settings: Settings, host: Host) -> list[str]:
-    """The taints that a node has: the host's, and Kubernetes' own on a control plane with workers.
+    """The node's taints: the host's own, and the control plane taint if there are workers.
 
-    Without a worker nobody else could run pods.
+    Without workers, the control plane has to run the pods.
     """
     role = [CONTROL_PLANE_TAINT] if host.role == "control-plane" and settings.workers else []
     return list(dict.fromkeys([*role, *host.taints]))
 
 
-# Of labels of these names kubelet puts back, at each of its starts, what its flag says: whatever has been
-# changed since would be lost (pkg/kubelet/kubelet_node_status.go, updateDefaultLabels, v1.37.2).
-_KUBELETS_OWN_LABELS = ("topology.kubernetes.io/", "node.kubernetes.io/instance-type")
+# kubelet resets these labels to its flag's values at every start, so later changes would be lost
+# (pkg/kubelet/kubelet_node_status.go, updateDefaultLabels, v1.37.2).
+_KUBELET_DEFAULT_LABELS = ("topology.kubernetes.io/", "node.kubernetes.io/instance-type")
 
 
 def _node(settings: Settings, host: Host) -> dict[str, Any]:
-    # Without node-ip, kubelet registers the address of the default route: on a host with a NAT
-    # or management interface, the wrong one.
+    # Without node-ip, kubelet registers the address of the default route. On a host with a NAT or management
+    # interface, that is the wrong one.
     arguments = {"node-ip": host.address}
     if settings.cluster.slow_hosts:
         arguments["housekeeping-interval"] = "60s"
-    # For what is scheduled by them from the start; all of them are the member's to set.
-    first = [
+    # For pods that select nodes by label from the start. The `node` step sets all labels later.
+    initial_labels = [
         f"{key}={value}"
         for key, value in sorted(host.labels.items())
-        if not key.startswith(_KUBELETS_OWN_LABELS)
+        if not key.startswith(_KUBELET_DEFAULT_LABELS)
     ]
-    if first:
-        arguments["node-labels"] = ",".join(first)
+    if initial_labels:
+        arguments["node-labels"] = ",".join(initial_labels)
     taints = node_taints(settings, host)
     ignored = list(settings.preflight.ignore)
     return {
         "name": host.name,
         "criSocket": CRI_SOCKET,
         "kubeletExtraArgs": _arguments(arguments),
-        # No step uses --ignore-preflight-errors; kubeadm would add its names to these.
+        # No step passes --ignore-preflight-errors, whose names kubeadm would add to these.
         **({"ignorePreflightErrors": ignored} if ignored else {}),
         "imagePullPolicy": "IfNotPresent",
-        # From the start, so that no pod slips in; later changes are the member's.
+        # Set from the start, so that no pod is scheduled before. The `node` step makes later changes.
         **({"taints": [_taint(taint) for taint in taints]} if taints else {}),
     }
 
@@ -342,43 +349,3 @@ def _timeouts(settings: Settings) -> dict[str, str]:
 
 def _arguments(values: Mapping[str, str]) -> list[dict[str, str]]:
     return [{"name": name, "value": value} for name, value in values.items()]
-
-
-class _Dumper(yaml.SafeDumper):
-    """Quotes also what Go's reader, which is kubeadm's, takes for a number or a truth value."""
-
-
-_Dumper.add_implicit_resolver(
-    "tag:yaml.org,2002:float",
-    re.compile(r"([yYnN]|[-+]?(\.?[0-9][0-9_]*\.?[0-9_]*([eE][-+]?[0-9]+)?|0[xXoObB][0-9A-Fa-f_]+))$"),
-    list("yYnN-+.0123456789"),
-)
-
-
-def _documents(*documents: Mapping[str, Any]) -> str:
-    return yaml.dump_all(documents, Dumper=_Dumper, sort_keys=False, default_flow_style=False, width=1000)
-
-
-def _kubeconfig(text: str) -> dict[str, Any]:
-    try:
-        document = yaml.safe_load(text)
-    except yaml.YAMLError:
-        # The error quotes the text, keys included, and a traceback would print it as the cause.
-        raise KubeconfigError("the kubeconfig is no YAML") from None
-    if not isinstance(document, dict) or document.get("kind") != "Config":
-        raise KubeconfigError("the text is no kubeconfig (kind: Config)")
-    return document
-
-
-def _current_cluster(text: str, document: dict[str, Any] | None = None) -> dict[str, Any]:
-    """The `cluster` of the current context; inside `document`, where given, so that it can be changed."""
-    if document is None:
-        document = _kubeconfig(text)
-    current = document.get("current-context")
-    for context in document.get("contexts") or []:
-        if context.get("name") == current:
-            for cluster in document.get("clusters") or []:
-                if cluster.get("name") == context["context"]["cluster"]:
-                    found: dict[str, Any] = cluster["cluster"]
-                    return found
-    raise KubeconfigError(f"the kubeconfig's current context {current!r} names no cluster of it")

@@ -1,7 +1,7 @@
-"""Every remote step: its script, the values it takes, its time limits, and the text that is sent to a host.
+"""All remote steps: their scripts, values and timeouts, and the text that is sent to a host.
 
-A step is a script in `scripts/steps/`, named like the step. `components/remote.py` sends the text that
-`script_text` makes; `values_of` and `step_of` read such texts and commands back, for the report on a change.
+A step is a script in `scripts/steps/` with the step's name. `components/remote.py` sends the text from
+`script_text`. `values_of` and `step_of` parse such texts and commands for the report on a change.
 """
 
 from __future__ import annotations
@@ -17,11 +17,11 @@ from model.settings import Settings
 SCRIPTS = Path(__file__).resolve().parent.parent / "scripts"
 
 KILL_AFTER_SECONDS = 20
-"""How long a step may report where it stood, after SIGTERM, before it is killed."""
+"""How long a step may report its progress after SIGTERM before it is killed."""
 
-# Around its drain, deleting a node calls kubectl on an API server that may be busy.
+# Deleting a node also runs kubectl before and after the drain, on an API server that may be busy.
 _AROUND_DRAIN_SECONDS = 300
-# Two requests, each retried for two minutes without a connection (scripts/lib/kubectl.sh), and a margin.
+# Two requests, each retried for two minutes if there is no connection (scripts/lib/kubectl.sh), and a margin.
 _DEREGISTER_SECONDS = 300
 _PRINT_SECONDS = 60
 
@@ -31,17 +31,17 @@ class Step:
     """One remote step.
 
     Attributes:
-        name: In messages, in commands, and (after the host's name) in the resource's name.
-        limit: Seconds that `create` and `update` may take, by the settings.
-        values: Names of the shell variables that it takes, besides OWNER and REPAIR.
-        delete_limit: The same for `delete`; None where deleting the resource runs nothing.
+        name: Its name in messages, in commands, and in resource names (after the host's name).
+        limit: Timeout of `create` and `update` in seconds, from the settings.
+        values: Names of its shell variables, besides OWNER and REPAIR.
+        delete_limit: Timeout of `delete` in seconds; None if deleting the resource runs nothing.
         changes: Whether it changes the host or the cluster. If an update of such a step fails, host and state
             differ.
         owned: Whether it refuses a host that belongs to another stack.
         repairs: Whether the host's `repair` setting runs it again.
-        secret: Whether its values or its output are secret: never logged, encrypted in the state.
+        secret: Whether its values or output are secret: never logged, and encrypted in the state.
         script: Its file in `scripts/steps/`, without the suffix; the step's name if empty.
-        formerly: What earlier versions of this program called it; such names are still in states.
+        formerly: Its name in earlier versions of the program, which states still contain.
     """
 
     name: str
@@ -131,7 +131,7 @@ NODE = Step(
     "node",
     lambda settings: settings.step_timeouts.rollout,
     _names("NODE LABELS TAINTS READY_SECONDS DRAIN_SECONDS"),
-    # Longer than the drain, which makes the node schedulable again when its own limit ends it.
+    # Longer than the drain, which makes the node schedulable again if it times out.
     delete_limit=lambda settings: settings.step_timeouts.drain + _AROUND_DRAIN_SECONDS,
     changes=True,
     owned=True,
@@ -145,10 +145,10 @@ DEREGISTER = Step(
     owned=True,
     formerly="registration",
 )
-# The next three source nothing and never change their text: what is built from their output, the provider
-# and with it every object, must stay known in a preview when other scripts change. The first two print the
-# same. A repair may renew the administrator's certificate, so `kubeconfig` runs again then; `admin` doesn't,
-# and keeps the cluster's CA known in that preview.
+# The next three source no other script, so that their text never changes: the provider, and with it every
+# object, is built from their output and must stay known in previews when other scripts change. The first two
+# print the same. A repair can renew the administrator's certificate, so it runs `kubeconfig` again. It
+# doesn't run `admin`, so the cluster's CA stays known in that preview.
 KUBECONFIG = Step("kubeconfig", lambda _: _PRINT_SECONDS, repairs=True, secret=True, script="admin")
 ADMIN = Step("admin", lambda _: _PRINT_SECONDS, secret=True)
 TOKEN = Step("token", lambda _: _PRINT_SECONDS, secret=True)
@@ -164,7 +164,7 @@ VERIFICATION = Step(
     _names("EXPECTED CLUSTER_ENDPOINT NODE_ENDPOINT ENDPOINTS MODE SCHEDULER REQUESTS WAIT_SECONDS"),
     formerly="proof",
 )
-# No resource runs these two: `tools/check.py` and `tools/show.py` do, from outside a run.
+# No resource runs these two; `tools/check.py` and `tools/show.py` do.
 CHECK = Step("check", lambda _: 0, _names("STACK VERSION MANAGE FIREWALL MODE SCHEDULER SERVICE_ADDRESS"))
 TRAFFIC = Step("traffic", lambda _: 0)
 
@@ -190,7 +190,7 @@ STEPS: Mapping[str, Step] = {
         TRAFFIC,
     )
 }
-"""Every step by its name."""
+"""All steps by name."""
 
 _FORMER_NAMES = {step.formerly: step for step in STEPS.values() if step.formerly}
 _SOURCE = re.compile(r"^source (\S+)\n", re.MULTILINE)
@@ -202,11 +202,11 @@ _COMMAND = re.compile(r"bash -s -- [a-z]+ ([a-z_]+) ")
 
 
 def body(script: str, scripts: Path | None = None) -> str:
-    """A script with everything that it sources put in the place of its `source` lines, each file once.
+    """A script with its `source` lines replaced by the files that they name, each file once.
 
     Args:
-        script: The file below `scripts/`: `steps/kernel.sh`.
-        scripts: Another folder than the project's own.
+        script: Path below `scripts/`: `steps/kernel.sh`.
+        scripts: Directory to use instead of the project's `scripts/`.
     """
     folder = scripts or SCRIPTS
     done: set[str] = set()
@@ -222,34 +222,34 @@ def body(script: str, scripts: Path | None = None) -> str:
 
 
 def script_text(step: Step, values: Mapping[str, str], scripts: Path | None = None) -> str:
-    """The text that bash reads on the host: the script, its values, and the call that starts it.
+    """The text that bash reads on the host: the script, its values, and the call that runs it.
 
     Args:
         step: The step.
-        values: Shell variables by name; any text, quoted here.
-        scripts: Another folder of scripts than the project's own.
+        values: Values of the shell variables, unquoted.
+        scripts: Directory to use instead of the project's `scripts/`.
 
     Raises:
-        ValueError: A name can't be a shell variable's.
+        ValueError: A name isn't valid for a shell variable.
     """
     for name in values:
         if not re.fullmatch(r"[A-Z][A-Z0-9_]*", name):
-            raise ValueError(f"not a shell variable's name: {name}")
+            raise ValueError(f"not a valid shell variable: {name}")
     assignments = "".join(f"{name}={shlex.quote(value)}\n" for name, value in sorted(values.items()))
-    # bash reads this text as it runs it: a step that read its own standard input would eat the rest.
+    # bash reads this text while it runs it. A step that reads standard input would consume the rest.
     call = f'{_CALL}run_step "$1" </dev/null\nexit\n'
     return f"{body(f'steps/{step.script or step.name}.sh', scripts)}\n{assignments}{call}"
 
 
 def command_text(verb: str, step: Step, host: str, limit_seconds: int, user: str) -> str:
-    """The command that sshd runs: short, constant and free of secrets."""
+    """The command that sshd runs: short, constant and without secrets."""
     sudo = "" if user == "root" else "sudo -n "
     limit = f"timeout --kill-after={KILL_AFTER_SECONDS} {limit_seconds}"
     return f"{sudo}{limit} bash -s -- {verb} {step.name} {host}"
 
 
 def values_of(text: str) -> dict[str, str] | None:
-    """The values in a text that `script_text` made; None where the text is hidden."""
+    """The values in a text from `script_text`; None if the text is hidden because it is secret."""
     before, call, _ = text.rpartition(_CALL)
     if not call:
         return None
@@ -263,6 +263,6 @@ def values_of(text: str) -> dict[str, str] | None:
 
 
 def step_of(command: str) -> Step | None:
-    """The step that a command runs, also where an earlier version of this program wrote the command."""
+    """The step that a command runs, even if an earlier version of the program wrote the command."""
     found = _COMMAND.search(command)
     return None if found is None else STEPS.get(found[1]) or _FORMER_NAMES.get(found[1])

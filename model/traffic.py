@@ -1,4 +1,4 @@
-"""What hosts' kernels balance, with how much went where: as views, and as a table for a person. Pure."""
+"""The IPVS virtual servers of every host, and their traffic."""
 
 from __future__ import annotations
 
@@ -7,17 +7,21 @@ from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv4Network
 
 from model import ipvs
-from model.ipvs import Counts, Real, Virtual
+from model.ipvs import Counts, Virtual
 
-# flannel and kubeadm give each node a /24 of the pod network.
+# Each node gets a /24 of the pod network from kubeadm and flannel.
 _NODE_PREFIX = 24
 
 
 @dataclass(frozen=True)
 class View:
-    """One host: its virtual servers in order, and the addresses on its kube-ipvs0.
+    """One host.
 
-    `mode` is kube-proxy's, as it says itself; "" where nobody has asked it.
+    Attributes:
+        host: The host's name.
+        virtuals: Its virtual servers, sorted.
+        addresses: Addresses on its kube-ipvs0 interface.
+        mode: The mode that its kube-proxy reports, or "unknown"; empty if it wasn't asked.
     """
 
     host: str
@@ -27,7 +31,11 @@ class View:
 
 
 def view_of_report(host: str, report: str) -> View:
-    """What `scripts/traffic.sh` printed on a host. Raises `UnreadableError`."""
+    """A host's view from the output of `scripts/steps/traffic.sh`.
+
+    Raises:
+        UnreadableError: The report can't be parsed.
+    """
     sections = ipvs.report_sections(report)
     if "mode" not in sections:
         raise ipvs.UnreadableError("the host's report has no section `== mode`")
@@ -37,7 +45,7 @@ def view_of_report(host: str, report: str) -> View:
 
 
 def service_addresses(virtuals: Iterable[Virtual], service_subnet: str) -> tuple[str, ...]:
-    """The virtual servers' addresses in the service network: those that kube-proxy puts on kube-ipvs0."""
+    """The virtual servers' addresses in the service network, which kube-proxy adds to kube-ipvs0."""
     found = dict.fromkeys(place(virtual.address)[0] for virtual in virtuals)
     return tuple(address for address in found if _inside(address, IPv4Network(service_subnet)))
 
@@ -50,18 +58,20 @@ def _inside(address: str, network: IPv4Network) -> bool:
 
 
 def place(address: str) -> tuple[str, str]:
-    """`10.96.0.1:443` as address and port."""
+    """Split `10.96.0.1:443` into address and port."""
     host, _, port = address.rpartition(":")
     return host, port
 
 
 def hosts_of(views: Sequence[View], nodes: Mapping[str, str]) -> dict[str, str]:
-    """Real servers (their `address:port`) to the host that each is on, where that can be told.
+    """The host of each real server, by `address:port`, if it can be determined.
 
-    kube-proxy makes node ports virtual servers on every address of a host, also on its own in the pod
-    network. An address that one host alone has is thus that host's; and a pod's is in the same /24.
+    kube-proxy creates virtual servers for node ports on every address of a host, including the one in the pod
+    network. So an address that only one host has belongs to that host, and pods in the same /24 run on it.
 
-    :param nodes: hosts' addresses by name, from the settings; for those that couldn't be looked at.
+    Args:
+        views: The hosts.
+        nodes: The hosts' addresses by name, from the settings, for hosts that have no view.
     """
     having: dict[str, set[str]] = {}
     for view in views:
@@ -74,7 +84,7 @@ def hosts_of(views: Sequence[View], nodes: Mapping[str, str]) -> dict[str, str]:
         if (network := _network(address)) is not None:
             networks.setdefault(network, set()).add(host)
     for address in nodes.values():
-        # A network that hosts share with others: what else is in it may be anywhere.
+        # Other addresses in a network that hosts share may be anywhere.
         networks.pop(_network(address), None)
     found: dict[str, str] = {}
     for real in {real.address for view in views for virtual in view.virtuals for real in virtual.reals}:
@@ -89,16 +99,16 @@ def _network(address: str) -> IPv4Network | None:
     try:
         return IPv4Network(f"{address}/{_NODE_PREFIX}", strict=False)
     except ValueError:
-        return None  # IPv6: a cluster of this program's has none, a user's own virtual servers may
+        return None  # IPv6: the program's clusters have none, but a user's own virtual servers may
 
 
-# Change between two looks
+# -- change between two readings
 
 Key = tuple[str, str, str, str]
 
 
 def counts_by_key(views: Iterable[View]) -> dict[Key, Counts]:
-    """All counts, by host, protocol, virtual server and real server ("" for all of its real servers)."""
+    """All counters by host, protocol, virtual server and real server ("" for all of its real servers)."""
     return {
         (view.host, virtual.protocol, virtual.address, address): counts
         for view in views
@@ -113,14 +123,14 @@ def counts_by_key(views: Iterable[View]) -> dict[Key, Counts]:
 
 @dataclass(frozen=True)
 class Change:
-    """What was counted between two looks, `seconds` apart."""
+    """Connections and bytes between two readings that are `seconds` apart."""
 
     seconds: float
     counts: Mapping[Key, Counts]
 
 
 def change(before: Mapping[Key, Counts], after: Mapping[Key, Counts], seconds: float) -> Change:
-    """What was counted since `before`, of the servers in both; of one that began anew, all it has."""
+    """The change of each counter in both readings. A counter that was reset changes by its new value."""
     grown = {}
     for key, counts in after.items():
         if key not in before:
@@ -136,63 +146,22 @@ def change(before: Mapping[Key, Counts], after: Mapping[Key, Counts], seconds: f
     return Change(seconds, grown)
 
 
-# For a person
-
-_HEADINGS = ("VIRTUAL SERVER", "SCHEDULER", "REAL SERVER", "ON", "WEIGHT", "ACTIVE", "CONNS", "IN", "OUT")
-_CHANGE_HEADINGS = ("CONNS/S", "BYTES/S")
-_TEXTS = 4  # columns of text come first, then numbers
-
-
-def table(
-    views: Sequence[View],
-    hosts: Mapping[str, str],
-    since: Change | None = None,
-    *,
-    fold: bool = False,
-) -> str:
-    """Every host's virtual servers in columns, a host after the other.
-
-    A virtual server without a real one shows `-` for it: connections to it are refused.
-
-    :param hosts: `hosts_of` them.
-    :param since: adds what was counted per second.
-    :param fold: leaves out virtual servers to which nothing went in that time, and says how many.
-    """
-    headings = (*_HEADINGS, *(_CHANGE_HEADINGS if since else ()))
-    lines: dict[str, list[tuple[str, ...]]] = {}
-    folded: dict[str, int] = {}
-    for view in views:
-        shown = [
-            virtual for virtual in view.virtuals if not (fold and since and idle(since, view.host, virtual))
-        ]
-        folded[view.host] = len(view.virtuals) - len(shown)
-        lines[view.host] = [cells for virtual in shown for cells in _cells(view.host, virtual, hosts, since)]
-    every = [headings, *(cells for host_lines in lines.values() for cells in host_lines)]
-    widths = [max(len(cells[column]) for cells in every) for column in range(len(headings))]
-    blocks = []
-    for view in views:
-        block = [view.host, *(f"  {_aligned(cells, widths)}" for cells in (headings, *lines[view.host]))]
-        if not view.virtuals:
-            block = [view.host, f"  {nothing_balanced(view)}"]
-        elif folded[view.host]:
-            block.append(f"  and {folded[view.host]} without traffic")
-        blocks.append("\n".join(block))
-    return "\n\n".join(blocks) + "\n" if blocks else ""
+# -- for people
 
 
 def nothing_balanced(view: View) -> str:
-    """Why a host has no virtual servers, in words."""
+    """The reason why a host has no virtual servers."""
     if view.mode in ("nftables", "iptables"):
-        return f"no virtual servers: kube-proxy runs in mode {view.mode} here"
+        return f"no virtual servers: kube-proxy runs in {view.mode} mode"
     if view.mode == "ipvs":
-        return "no virtual servers, although kube-proxy runs in mode ipvs: see `make check`"
+        return "no virtual servers, although kube-proxy runs in ipvs mode: see `make check`"
     if view.mode:
-        return "no virtual servers, and kube-proxy doesn't answer: see `make check`"
-    return "no virtual servers: kube-proxy's mode was another than ipvs at the last proof"
+        return "no virtual servers, and kube-proxy doesn't respond: see `make check`"
+    return "no virtual servers: kube-proxy wasn't in ipvs mode at the last verification"
 
 
 def total(counts: Iterable[Counts | None]) -> Counts | None:
-    """All counts together; None where nothing was counted."""
+    """The sum of all counters; None if there are none."""
     known = [count for count in counts if count is not None]
     if not known:
         return None
@@ -204,12 +173,12 @@ def total(counts: Iterable[Counts | None]) -> Counts | None:
 
 
 def idle(since: Change, host: str, virtual: Virtual) -> bool:
-    """Whether it is known that nothing went to a virtual server."""
+    """Whether a virtual server certainly had no traffic."""
     return since.counts.get((host, virtual.protocol, virtual.address, "")) == Counts(0, 0, 0)
 
 
 def size(count: float) -> str:
-    """Bytes for a person, in powers of ten: `940 B`, `1.4 kB`, `23 MB`."""
+    """A number of bytes in powers of ten: `940 B`, `1.4 kB`, `23 MB`."""
     if count < 1000:
         return f"{count:.0f} B"
     for unit in ("kB", "MB", "GB", "TB"):
@@ -217,45 +186,3 @@ def size(count: float) -> str:
         if count < 999.5 or unit == "TB":
             break
     return f"{count:.1f} {unit}" if count < 9.95 else f"{count:.0f} {unit}"
-
-
-def _cells(
-    host: str, virtual: Virtual, hosts: Mapping[str, str], since: Change | None
-) -> list[tuple[str, ...]]:
-    first = (f"{virtual.protocol} {virtual.address}", virtual.scheduler)
-    lines: list[tuple[str, ...]] = []
-    for real in virtual.reals:
-        cells: tuple[str, ...] = (
-            real.address,
-            hosts.get(real.address, "-"),
-            str(real.weight),
-            "-" if real.active is None else str(real.active),
-            *_counted(real),
-        )
-        if since:
-            cells = (*cells, *_per_second(since, (host, virtual.protocol, virtual.address, real.address)))
-        lines.append(cells)
-    if not lines:
-        lines.append(("-",) * (len(_HEADINGS) - len(first) + (len(_CHANGE_HEADINGS) if since else 0)))
-    return [(*(first if number == 0 else ("", "")), *cells) for number, cells in enumerate(lines)]
-
-
-def _counted(real: Real) -> tuple[str, str, str]:
-    if real.counts is None:
-        return ("-", "-", "-")
-    return (str(real.counts.connections), size(real.counts.bytes_in), size(real.counts.bytes_out))
-
-
-def _per_second(since: Change, key: Key) -> tuple[str, str]:
-    counts = since.counts.get(key)
-    if counts is None:
-        return ("-", "-")
-    return (f"{counts.connections / since.seconds:.1f}", size(counts.bytes / since.seconds))
-
-
-def _aligned(cells: Sequence[str], widths: Sequence[int]) -> str:
-    texts = [
-        cell.ljust(width) if column < _TEXTS else cell.rjust(width)
-        for column, (cell, width) in enumerate(zip(cells, widths, strict=True))
-    ]
-    return "  ".join(texts).rstrip()

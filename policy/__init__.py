@@ -1,1 +1,1 @@
-"""The policy pack: what a reviewer would look for by hand, asked of every preview (docs/policy.md)."""
+"""The policy pack: what a reviewer would otherwise check by hand in every preview (docs/policy.md)."""

@@ -1,6 +1,6 @@
-"""The policy pack as Pulumi's engine runs it: the rules, with what the engine says made plain for them.
+"""The policy pack as Pulumi's engine runs it: passes resources to the rules as plain values.
 
-Started in this folder, in the pack's own environment (tools/policy.py makes it).
+The engine starts it in this folder, in the environment that tools/policy.py creates.
 """
 
 from __future__ import annotations
@@ -16,14 +16,14 @@ import pulumi_policy
 import pulumi_policy.policy
 from pulumi_policy.proxy import UnknownValueError
 
-# The engine starts this file by its folder: what it shares with the program is beside that.
+# The engine starts this folder as a program; the project's packages are one level up.
 PROJECT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(PROJECT))
 
-from policy import engine_values, rules  # noqa: E402 - the path comes first
+from policy import engine_values, rules  # noqa: E402 - needs the path above
 
-# pulumi_policy shows a policy the content of secrets and doesn't tell which those are. The rule against plain
-# secrets asks just that: so they are marked where its server reads the engine's message.
+# pulumi_policy passes secrets on as plain text, but the rule against plain secrets has to tell them apart.
+# So they are marked where its server decodes the engine's message.
 _read: Callable[[dict[str, Any]], dict[str, Any]] = pulumi_policy.policy.deserialize_properties
 
 
@@ -35,7 +35,7 @@ pulumi_policy.policy.deserialize_properties = _marked
 
 
 def plain(value: Any) -> Any:
-    """The value without the proxies that fail where something isn't known yet."""
+    """Unwrap the proxies that raise an error when an unknown value is read."""
     if isinstance(value, Mapping):
         return {name: _at(value, name) for name in value}
     if isinstance(value, (list, tuple)) or (hasattr(value, "__getitem__") and not isinstance(value, str)):
@@ -51,12 +51,12 @@ def _at(parent: Any, key: Any) -> Any:
 
 
 def resource_of(args: Any) -> rules.Resource:
-    """What the engine says of a resource."""
+    """Convert the engine's arguments to a resource."""
     return rules.Resource(args.resource_type, args.name, plain(args.props), bool(args.opts.protect))
 
 
 def policy_of(rule: rules.Rule, environment: rules.Environment) -> pulumi_policy.Policy:
-    """The rule as one of the engine's policies."""
+    """Convert a rule to one of the engine's policies."""
     level = pulumi_policy.EnforcementLevel(rule.level(environment).value)
 
     def of_inputs(args: Any, report: Callable[..., None]) -> None:

@@ -1,4 +1,4 @@
-"""What the engine says, as the rules take it: secrets marked, the stack's settings as facts."""
+"""Converts the engine's values for the rules: marks secrets, reads the facts from the stack's settings."""
 
 from __future__ import annotations
 
@@ -6,41 +6,45 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from model.settings import SettingsError, load
+from model.settings_file import load
+from model.settings_problems import SettingsError
 from policy.rules import Environment, Hidden
 
-# How the engine's messages mark a value that isn't plain JSON, and that it is a secret.
+# The key that marks special values in the engine's messages, and its value for secrets.
 SIGNATURE = "4dabf18193072939515e22adb298388d"
 SECRET = "1b47061264138c4ac30d75fd1eb44270"
 
 
 def marked(value: Any) -> Any:
-    """A property of the engine's message, with the texts inside secrets as `Hidden`, and no secrets else."""
-    return _marked(value, inside=False)
+    """Unwrap the secrets in a property of the engine's message; their strings become `Hidden`."""
+    return _marked(value, secret=False)
 
 
-def _marked(value: Any, *, inside: bool) -> Any:
+def _marked(value: Any, *, secret: bool) -> Any:
     if isinstance(value, Mapping):
         if value.get(SIGNATURE) == SECRET:
-            return _marked(value.get("value"), inside=True)
-        # Of an asset or an archive the signature stays what it is.
+            return _marked(value.get("value"), secret=True)
+        # The signature of an asset or archive stays as it is.
         return {
-            name: inner if name == SIGNATURE else _marked(inner, inside=inside)
+            name: inner if name == SIGNATURE else _marked(inner, secret=secret)
             for name, inner in value.items()
         }
     if isinstance(value, (list, tuple)):
-        return [_marked(inner, inside=inside) for inner in value]
-    return Hidden(value) if inside and isinstance(value, str) else value
+        return [_marked(inner, secret=secret) for inner in value]
+    return Hidden(value) if secret and isinstance(value, str) else value
 
 
 def environment(stack: str, project: str, config: Mapping[str, str], folder: Path) -> Environment:
-    """The facts of a stack.
+    """Read the facts about a stack from its settings.
 
-    :param config: the stack's configuration as the engine hands it over, `project:name` to text.
-    :param folder: what the files that the settings name are relative to.
+    If the settings are invalid, the program reports that and registers no resource. The facts are then the
+    strictest ones.
 
-    Settings that can't be used are the program's to report, which registers no resource then: the facts are
-    the strictest ones.
+    Args:
+        stack: The stack's name.
+        project: The Pulumi project's name.
+        config: The stack's configuration as the engine passes it, `project:name` to text.
+        folder: The base of relative file names in the settings.
     """
     prefix = f"{project}:"
     raw: dict[str, object] = {

@@ -1,7 +1,7 @@
-"""The rules: what is wrong with a resource, said in words; Pulumi isn't needed to read or test them.
+"""The rules of the policy pack. They need no Pulumi, so they are easy to read and to test.
 
-Each rule sees one resource at a time, as plain values, and the facts of its environment. `__main__.py` hands
-them over from the engine.
+Each rule sees one resource at a time, as plain values, and the facts of its environment. `__main__.py`
+connects them to the engine.
 """
 
 from __future__ import annotations
@@ -15,13 +15,13 @@ from typing import Any
 CLUSTER = "kubeadm-ipvs:index:Cluster"
 STACK = "pulumi:pulumi:Stack"
 PURPOSE = "kubeadm-ipvs/node-port"
-"""The annotation of a Service that says what its NodePorts are for."""
+"""The annotation that documents what a Service's NodePorts are for."""
 IPVS_ENDS = (1, 40)
-"""The first minor of Kubernetes, as (major, minor), whose kube-proxy has no IPVS mode by default."""
+"""The first Kubernetes release, as (major, minor), whose kube-proxy has no IPVS mode by default."""
 NODE_PORTS = range(30000, 32768)
-"""kube-apiserver's own range, which this program doesn't change."""
+"""kube-apiserver's default range, which this program doesn't change."""
 BY_HOST = frozenset({"virtualServers"})
-"""The stack's outputs whose keys are the hosts' names."""
+"""The stack's outputs that are keyed by host name."""
 
 _PRODUCTION = re.compile(r"(prod|production|live)([-_.].*)?", re.IGNORECASE)
 _PUBLIC_KEY = re.compile(r"(ssh|ecdsa|sk)-[a-z0-9@.-]+ [A-Za-z0-9+/]+=*( .*)?")
@@ -39,7 +39,7 @@ _SECRET_TEXT = {
 
 
 class Level(Enum):
-    """What a violation does: ends the run, is only told, or the rule doesn't apply."""
+    """What a violation does: it fails the run, it is a warning, or the rule is off."""
 
     MANDATORY = "mandatory"
     ADVISORY = "advisory"
@@ -47,25 +47,25 @@ class Level(Enum):
 
 
 class Hidden(str):
-    """A text that the engine keeps as a secret. Rules may look at it, and must not say it."""
+    """A string that the engine keeps secret. Rules may read it but must not print it."""
 
     __slots__ = ()
 
 
 class Unknown:
-    """The place of a value that isn't known before the run."""
+    """A placeholder for a value that isn't known before the run."""
 
 
 @dataclass(frozen=True)
 class Environment:
-    """The facts of a stack that the rules ask for.
+    """The facts about a stack that the rules use.
 
     Attributes:
-        stack: Its name.
-        protected: What the setting `production` says.
-        kubernetes: The version's (major, minor).
-        proxy_mode: kube-proxy's: `ipvs`, `nftables` or `iptables`.
-        control_planes: How many hosts are control planes.
+        stack: The stack's name.
+        protected: The setting `production`.
+        kubernetes: The version as (major, minor).
+        proxy_mode: kube-proxy's mode: `ipvs`, `nftables` or `iptables`.
+        control_planes: The number of control-plane hosts.
     """
 
     stack: str
@@ -76,7 +76,7 @@ class Environment:
 
     @property
     def production(self) -> bool:
-        """Whether people depend on it: its settings say so, or its name does (`prod`, `prod-eu`, `live`)."""
+        """Whether it is production, by its settings or by its name (`prod`, `prod-eu`, `live`)."""
         return self.protected or _PRODUCTION.fullmatch(self.stack) is not None
 
 
@@ -85,10 +85,10 @@ class Resource:
     """A resource as the rules see it.
 
     Attributes:
-        type: As Pulumi writes it (`kubernetes:core/v1:Service`).
-        name: Pulumi's name of it.
-        properties: Plain values; `Hidden` texts are secrets, an `Unknown` is known after the run only.
-        protect: Whether no run may delete it.
+        type: The Pulumi type (`kubernetes:core/v1:Service`).
+        name: The Pulumi name.
+        properties: Plain values, with `Hidden` for secret strings and `Unknown` for values not known yet.
+        protect: Whether the engine refuses to delete it.
     """
 
     type: str
@@ -99,16 +99,16 @@ class Resource:
 
 @dataclass(frozen=True)
 class Rule:
-    """A rule and how much it weighs.
+    """A rule and its levels.
 
     Attributes:
-        name: As the engine shows it.
-        description: What is asked, in one sentence.
-        violations: What is wrong with a resource, and the next move; nothing if it is right.
-        production: Its level in production.
-        elsewhere: Its level in every other environment.
-        outputs: It looks at outputs, when all resources are there; the others look at inputs, before any of
-            them is made.
+        name: The name that the engine shows.
+        description: The requirement in one sentence.
+        violations: Yields `problem -> fix` for each violation by a resource.
+        production: The level in production.
+        elsewhere: The level in all other environments.
+        outputs: Whether it checks outputs, once all resources exist. Otherwise it checks inputs, before any
+            resource is created.
     """
 
     name: str
@@ -119,44 +119,47 @@ class Rule:
     outputs: bool = False
 
     def level(self, environment: Environment) -> Level:
-        """The level in that environment."""
+        """The level in an environment."""
         return self.production if environment.production else self.elsewhere
 
 
 def host_keys(_: Environment, resource: Resource) -> Iterator[str]:
-    """A command on a host names the only key that the host may show."""
+    """Every command on a host pins the host's key."""
     if not resource.type.startswith("command:remote:"):
         return
     connection = _mapping(resource.properties.get("connection"))
-    ways = {"connection": connection, "connection.proxy": _mapping(connection.get("proxy"))}
-    for place, way in ways.items():
-        if place != "connection" and not way:
+    servers = {"connection": connection, "connection.proxy": _mapping(connection.get("proxy"))}
+    for path, server in servers.items():
+        if path != "connection" and not server:
             continue
-        key = way.get("hostKey")
+        key = server.get("hostKey")
         if not isinstance(key, Unknown) and not _PUBLIC_KEY.fullmatch(_text(key)):
             yield (
-                f"{place}.hostKey of {resource.name} is no public key, so any machine at that address "
-                "would be believed -> set hosts[].ssh.hostKey or ssh.knownHostsFile, and connect by "
+                f"{path}.hostKey of {resource.name} isn't a public key, so any machine at that address would "
+                "be trusted -> set hosts[].ssh.hostKey or ssh.knownHostsFile, and connect through "
                 "components/remote.py"
             )
 
 
 def protected(environment: Environment, resource: Resource) -> Iterator[str]:
-    """Production's control plane is protected, and production is called so in its settings."""
+    """A production control plane is protected, and the settings mark the stack as production."""
     if not environment.production:
         return
     if resource.type == CLUSTER and not environment.protected:
         yield (
-            f"the stack {environment.stack} is production by its name, and its settings don't say so "
-            "-> kubeadm-ipvs:production: true"
+            f"the stack {environment.stack} is production by its name but not by its settings "
+            "-> set kubeadm-ipvs:production: true"
         )
     is_init = resource.type == "command:remote:Command" and _INIT.fullmatch(resource.name)
     if is_init and not resource.protect:
-        yield f"{resource.name} may be deleted, and the cluster with it -> kubeadm-ipvs:production: true"
+        yield (
+            f"{resource.name} isn't protected, and deleting it deletes the cluster "
+            "-> set kubeadm-ipvs:production: true"
+        )
 
 
 def images(_: Environment, resource: Resource) -> Iterator[str]:
-    """Each container's image has a tag other than `latest`, or a digest."""
+    """Every container image has a digest, or a tag other than `latest`."""
     if not resource.type.startswith("kubernetes:"):
         return
     for container in _containers(resource.properties.get("spec")):
@@ -166,18 +169,17 @@ def images(_: Environment, resource: Resource) -> Iterator[str]:
         problem = unpinned(_text(image))
         if problem:
             yield (
-                f"the image {_shown(image)} of the container {_shown(container.get('name'))} in "
-                f"{resource.name} {problem}, so that two nodes may run different ones "
-                "-> give it a version's tag or a digest"
+                f"image {_shown(image)} of container {_shown(container.get('name'))} in {resource.name} "
+                f"{problem}, so nodes may run different versions -> use a version tag or a digest"
             )
 
 
 def unpinned(image: str) -> str:
-    """Why the image's name doesn't say which image it is; empty if it does."""
+    """Explain why an image name doesn't identify one image; empty if it does."""
     if not image:
         return "is missing"
     if "@" in image:
-        return "" if _DIGEST.search(image) else "has a digest that is none"
+        return "" if _DIGEST.search(image) else "has an invalid digest"
     tag = _TAG.search(image.rpartition("/")[2])
     if tag is None:
         return "has no tag"
@@ -185,118 +187,120 @@ def unpinned(image: str) -> str:
 
 
 def node_ports(_: Environment, resource: Resource) -> Iterator[str]:
-    """A Service's NodePorts are chosen, within the range, and said what they are for."""
+    """A Service's NodePorts are explicit, in the range, and documented."""
     spec = _mapping(resource.properties.get("spec"))
     if resource.type != "kubernetes:core/v1:Service":
         return
     opened = list(_opened(spec))
     if not opened:
         return
-    for what, number in opened:
+    for field, number in opened:
         if isinstance(number, Unknown):
             continue
-        # Numbers come from the engine as floating point.
+        # The engine passes numbers as floating point.
         if not isinstance(number, (int, float)) or number not in NODE_PORTS:
-            said = "is left to the cluster" if number is None else f"is {_shown(number)}"
+            state = "isn't set" if number is None else f"is {_shown(number)}"
             yield (
-                f"a {what} of {resource.name} {said} -> write one from {NODE_PORTS[0]} to "
-                f"{NODE_PORTS[-1]}, so that firewalls and people know it"
+                f"a {field} of {resource.name} {state} -> choose one from {NODE_PORTS[0]} to "
+                f"{NODE_PORTS[-1]}, so that firewalls and people can rely on it"
             )
     annotations = _mapping(_mapping(resource.properties.get("metadata")).get("annotations"))
     purpose = annotations.get(PURPOSE)
     if not isinstance(purpose, Unknown) and not _text(purpose).strip():
         yield (
-            f"{resource.name} opens a port of every node and doesn't say what for "
-            f"-> write the annotation {PURPOSE}"
+            f"{resource.name} opens a port on every node without documenting it "
+            f"-> describe its purpose in the annotation {PURPOSE}"
         )
 
 
 def _opened(spec: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
-    """The fields of the ports that a Service opens on every node, and their numbers; None is any free one."""
+    """The fields of the ports that a Service opens on every node, with their numbers; None means any port."""
     balanced = spec.get("type") == "LoadBalancer"
     if not balanced and spec.get("type") != "NodePort":
         return
-    # Where this isn't known yet, nothing is said of ports that nobody has chosen.
-    chooses = not balanced or spec.get("allocateLoadBalancerNodePorts") in (None, True)
+    # If this isn't known yet, ports that nobody chose are ignored.
+    allocates = not balanced or spec.get("allocateLoadBalancerNodePorts") in (None, True)
     for port in _list(spec.get("ports")):
         number = _mapping(port).get("nodePort")
-        if number is not None or chooses:
+        if number is not None or allocates:
             yield "nodePort", number
     if balanced and spec.get("externalTrafficPolicy") == "Local":
         yield "healthCheckNodePort", spec.get("healthCheckNodePort")
 
 
 def ipvs(environment: Environment, resource: Resource) -> Iterator[str]:
-    """No IPVS mode from the release on that has none by default."""
+    """kube-proxy doesn't use IPVS mode once Kubernetes no longer has it by default."""
     if resource.type == CLUSTER and environment.proxy_mode == "ipvs" and environment.kubernetes >= IPVS_ENDS:
         version, end = (".".join(map(str, pair)) for pair in (environment.kubernetes, IPVS_ENDS))
         yield (
-            f"proxy.mode is ipvs with Kubernetes {version}, and it ends before {end} "
-            "-> proxy.mode: nftables, or an older version"
+            f"proxy.mode is ipvs with Kubernetes {version}, but IPVS mode is no longer available by default "
+            f"from {end} on -> set proxy.mode: nftables, or use an older version"
         )
 
 
 def secrets(_: Environment, resource: Resource) -> Iterator[str]:
-    """What is secret, by its name or its look, is marked so: else it is in the state for all to read."""
+    """Outputs that look like secrets are marked as secret; otherwise the state stores them in plain text."""
     for path, name, value in _outputs(resource):
         if isinstance(value, (Hidden, Unknown)):
             continue
-        look = next((what for what, pattern in _SECRET_TEXT.items() if pattern.search(_text(value))), "")
-        if look or (value not in ("", None) and _SECRET_NAME.search(name)):
-            why = f"holds {look}" if look else "is secret by its name"
+        kind = next((kind for kind, pattern in _SECRET_TEXT.items() if pattern.search(_text(value))), "")
+        if kind or (value not in ("", None) and _SECRET_NAME.search(name)):
+            why = f"contains {kind}" if kind else "is named like a secret"
             yield (
-                f"the output {path} of {resource.name} {why} and is plain -> wrap it in pulumi.Output.secret"
+                f"output {path} of {resource.name} {why} but isn't marked as one "
+                "-> wrap it in pulumi.Output.secret"
             )
 
 
 def single_control_plane(environment: Environment, resource: Resource) -> Iterator[str]:
-    """Production doesn't hang on one machine."""
+    """Production doesn't depend on a single machine."""
     if resource.type == CLUSTER and environment.production and environment.control_planes < 2:
         yield (
-            "one host holds etcd and the API: while it is away nothing can be changed, and without a backup "
-            "its loss is the cluster's -> this program has no second control plane yet; keep backups of etcd"
+            "one host runs etcd and the API server: while it is down, nothing can be changed, and without a "
+            "backup its loss is the loss of the cluster -> back up etcd; this program can't create a second "
+            "control plane yet"
         )
 
 
 RULES: Sequence[Rule] = (
     Rule(
         "ssh-host-keys-pinned",
-        "Every command on a host names the host's key.",
+        "Every command on a host must pin the host's key.",
         host_keys,
         Level.MANDATORY,
         Level.MANDATORY,
     ),
     Rule(
         "production-protected",
-        "Production's control plane can't be deleted by mistake.",
+        "A production control plane must be protected from deletion.",
         protected,
         Level.MANDATORY,
         Level.DISABLED,
     ),
     Rule(
         "images-pinned",
-        "Every image has a version's tag or a digest.",
+        "Every image must have a version tag or a digest.",
         images,
         Level.MANDATORY,
         Level.ADVISORY,
     ),
     Rule(
         "node-ports-documented",
-        "Every NodePort is chosen, within the range, and says what it is for.",
+        "Every NodePort must be explicit, in the range, and documented.",
         node_ports,
         Level.MANDATORY,
         Level.ADVISORY,
     ),
     Rule(
         "no-ipvs-past-its-end",
-        "No kube-proxy in IPVS mode where Kubernetes has it no more.",
+        "kube-proxy must not use IPVS mode once Kubernetes has dropped it.",
         ipvs,
         Level.MANDATORY,
         Level.MANDATORY,
     ),
     Rule(
         "no-plain-secrets",
-        "No output holds a secret that isn't marked as one.",
+        "Every output that contains a secret must be marked as secret.",
         secrets,
         Level.MANDATORY,
         Level.MANDATORY,
@@ -304,7 +308,7 @@ RULES: Sequence[Rule] = (
     ),
     Rule(
         "single-control-plane",
-        "Production has more than one control plane.",
+        "Production should have more than one control plane.",
         single_control_plane,
         Level.ADVISORY,
         Level.DISABLED,
@@ -329,7 +333,7 @@ def _shown(value: Any) -> str:
 
 
 def _containers(spec: Any) -> Iterator[Mapping[str, Any]]:
-    """The containers of a pod's specification, and of the templates in it, however deep (a CronJob's)."""
+    """The containers of a pod spec and of any templates nested in it, as in a CronJob."""
     found = _mapping(spec)
     for name in ("initContainers", "containers", "ephemeralContainers"):
         yield from (_mapping(container) for container in _list(found.get(name)))
@@ -339,14 +343,14 @@ def _containers(spec: Any) -> Iterator[Mapping[str, Any]]:
 
 
 def _outputs(resource: Resource) -> Iterator[tuple[str, str, Any]]:
-    """Each value's path, what of that was chosen to tell others what the value is, and the value."""
+    """Each output value: its path, the part of the path that describes its content, and the value."""
     for output, value in resource.properties.items():
         by_host = resource.type == STACK and output in BY_HOST and isinstance(value, Mapping)
-        places = {f"{output}.{host}": inner for host, inner in value.items()} if by_host else {output: value}
-        for place, inner in places.items():
-            for path, leaf in _leaves(inner, place):
-                # Only a stack's outputs are named for others to read; what a host is called says nothing.
-                name = f"{output}{path.removeprefix(place)}" if resource.type == STACK else ""
+        parts = {f"{output}.{host}": inner for host, inner in value.items()} if by_host else {output: value}
+        for prefix, inner in parts.items():
+            for path, leaf in _leaves(inner, prefix):
+                # Only a stack's output names describe their content; a host's name doesn't.
+                name = f"{output}{path.removeprefix(prefix)}" if resource.type == STACK else ""
                 yield path, name, leaf
 
 

@@ -1,15 +1,13 @@
-"""Order, markers, deadline and failure logs of all the tests.
+"""Order, markers, deadline and failure logs of all tests.
 
-Fast tests run first, then those with the engine, then those in the lab: a mistake that a
-second can show is not found after half an hour. The folder decides the marker, so that no
-test is forgotten: `tests/engine` is `engine`, `tests/lab` is `lab`.
+Fast tests run first, then engine tests, then lab tests, so that cheap tests fail early. Tests get their
+marker from their folder: `engine` in `tests/engine`, `lab` in `tests/lab`.
 
-`--deadline-minutes N` ends the whole run after N minutes with a message that names the
-test it was in, and with every fixture torn down, which is what CI needs: a run killed from
-outside leaves machines behind and says nothing.
+`--deadline-minutes N` ends the run after N minutes. It reports the test that was running and tears down all
+fixtures. In CI, a run that is killed from outside would leave virtual machines behind and report nothing.
 
-`@pytest.mark.takes(minutes=N)`: what a test, with whatever must still come after it, took on the
-slowest machine so far. Where less is left before the deadline it is skipped, and says so.
+`@pytest.mark.takes(minutes=N)` is how long a test, including whatever must run after it, took on the slowest
+machine so far. The test is skipped if less time is left before the deadline.
 """
 
 from __future__ import annotations
@@ -33,7 +31,7 @@ from common.progress import Progress
 PROJECT = Path(__file__).resolve().parent.parent
 ARTIFACTS = PROJECT / ".artifacts"
 ORDER = ("fast", "engine", "lab")
-# With any status that isn't pytest's own, the failures so far would not be summed up.
+# With a status that isn't pytest's own, the failures so far wouldn't be summarized.
 INTERRUPTED = pytest.ExitCode.INTERRUPTED
 MOST_COLLECTIONS = 3
 
@@ -44,7 +42,7 @@ _current: pytest.StashKey[list[str]] = pytest.StashKey()
 
 
 def _kind(item: pytest.Item) -> str:
-    """Which of ORDER a test belongs to."""
+    """The entry of ORDER that a test belongs to."""
     parts = item.path.relative_to(PROJECT / "tests").parts
     return parts[0] if parts[0] in ORDER else "fast"
 
@@ -55,19 +53,19 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         type=float,
         default=None,
         metavar="N",
-        help="end the whole run, with fixtures torn down, after N minutes",
+        help="end the run after N minutes, with all fixtures torn down",
     )
     parser.addoption(
         "--deadline-from",
         type=float,
         default=None,
         metavar="EPOCH",
-        help="count the deadline's minutes from that time (seconds since 1970), not from pytest's start",
+        help="count the minutes from this time (seconds since 1970) instead of pytest's start",
     )
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    _only_our_own_surroundings()
+    _isolate_environment()
     config.stash[_collectors] = {}
     config.stash[_collected] = []
     config.stash[_current] = []
@@ -80,7 +78,7 @@ def pytest_configure(config: pytest.Config) -> None:
         pytest.exit(f"stopped by {signal.Signals(signum).name} {where()}", INTERRUPTED)
 
     def too_late(signum: int, frame: FrameType | None) -> None:
-        # What every thread waits for: the one thing that a hung run can still tell.
+        # The stack of every thread shows what a hung run is waiting for.
         capture = config.pluginmanager.getplugin("capturemanager")
         if capture is not None:
             capture.suspend_global_capture(in_=True)
@@ -88,27 +86,27 @@ def pytest_configure(config: pytest.Config) -> None:
         for nodeid in config.stash[_current]:
             _collect(config, nodeid)
         pytest.exit(
-            f"out of time: {minutes:g} minutes are over {where()}; raise --deadline-minutes, or see above"
-            " what it was waiting for",
+            f"out of time: the deadline of {minutes:g} minutes passed {where()}; the stacks above show what"
+            " it was waiting for, or raise --deadline-minutes",
             INTERRUPTED,
         )
 
-    # CI systems and `timeout` end a run by SIGTERM: fixtures must get their chance to stop machines.
+    # CI systems and `timeout` end a run with SIGTERM; fixtures must still be able to stop virtual machines.
     signal.signal(signal.SIGTERM, terminated)
     minutes: float | None = config.getoption("--deadline-minutes")
     if minutes is not None:
-        begun: float | None = config.getoption("--deadline-from")
-        gone = 0.0 if begun is None else time.time() - begun
+        started: float | None = config.getoption("--deadline-from")
+        elapsed = 0.0 if started is None else time.time() - started
         signal.signal(signal.SIGALRM, too_late)
-        # At once, if it is over already: zero would be no deadline.
-        signal.setitimer(signal.ITIMER_REAL, max(minutes * 60 - gone, 0.001))
+        # Not 0, which would turn the timer off, if the deadline has passed already.
+        signal.setitimer(signal.ITIMER_REAL, max(minutes * 60 - elapsed, 0.001))
 
 
-def _only_our_own_surroundings() -> None:
-    """Take away what would make the tests act elsewhere than in their folders and on this machine.
+def _isolate_environment() -> None:
+    """Remove settings that would make tests act outside of their folders or this machine.
 
-    A hook of git's may have its repository in the environment, a person's own settings name hooks, and a
-    proxy isn't for servers of the tests' own.
+    A Git hook has its repository in the environment, the user's Git configuration may have hooks, and a proxy
+    must not be used for the tests' own servers.
     """
     local = subprocess.run(
         ["git", "rev-parse", "--local-env-vars"], capture_output=True, text=True, check=True
@@ -131,9 +129,9 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
         return
     left = _minutes_left()
     if left < takes.kwargs["minutes"]:
-        # Begun, it would be cut off by the deadline, and with it all that comes after: what matters most
-        # in the lab comes last. Without a deadline, as in `make test` by hand, nothing is skipped.
-        pytest.skip(f"{left:.0f} minutes are left, and a slow machine takes {takes.kwargs['minutes']}")
+        # The deadline would interrupt it, and nothing after it would run; in the lab, the most important
+        # tests come last. Without a deadline, as in `make test`, nothing is skipped.
+        pytest.skip(f"needs up to {takes.kwargs['minutes']} minutes, and {left:.0f} minutes are left")
 
 
 def pytest_unconfigure() -> None:
@@ -167,12 +165,12 @@ def pytest_runtest_makereport(
 
 
 def _collect(config: pytest.Config, nodeid: str) -> None:
-    """Let each registered collector write what it knows about a failure."""
-    # Slow hosts answer slowly: the first failures tell most, and time is needed to tear down.
+    """Run all registered log collectors for a failed test."""
+    # Collecting from slow hosts takes long, the first failures are the most useful, and teardown needs time.
     if not config.stash[_collectors] or len(config.stash[_collected]) >= MOST_COLLECTIONS:
         return
     folder = ARTIFACTS / re.sub(r"[^\w.-]+", "_", nodeid.removeprefix("tests/"))
-    if folder in config.stash[_collected]:  # its setup or call failed before its teardown did
+    if folder in config.stash[_collected]:  # its setup or call failed before its teardown
         return
     folder.mkdir(parents=True, exist_ok=True)
     config.stash[_collected].append(folder)
@@ -190,12 +188,12 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: p
 
 @pytest.fixture(scope="session")
 def progress(pytestconfig: pytest.Config) -> Iterator[Progress]:
-    """Progress that is seen while a test or fixture runs, not only when it has failed.
+    """Progress output that is visible while a test or fixture runs, despite pytest's capturing.
 
-    A lab that is being built says nothing for minutes otherwise.
+    Otherwise nothing would be printed for minutes while a lab is being built.
     """
     capture = pytestconfig.pluginmanager.getplugin("capturemanager")
-    # A copy of standard error as it was before pytest took it, for as long as the session lasts.
+    # A copy of the original standard error, for the whole session.
     with capture.global_and_fixture_disabled():
         stream = os.fdopen(os.dup(2), "w")
     with stream:
@@ -205,15 +203,15 @@ def progress(pytestconfig: pytest.Config) -> Iterator[Progress]:
 
 @pytest.fixture(scope="session", autouse=True)
 def _fresh_artifacts() -> None:
-    """Yesterday's logs must not be taken for today's."""
+    """Remove the logs of earlier runs."""
     shutil.rmtree(ARTIFACTS, ignore_errors=True)
 
 
 @pytest.fixture(scope="session")
 def failure_logs(pytestconfig: pytest.Config) -> dict[str, LogCollector]:
-    """Where a fixture registers who collects logs when a test fails.
+    """A registry of log collectors, which run when a test fails.
 
-    Name to a function of the folder to write into, such as `Lab.collect_logs`. Whoever
-    registers takes its entry out again in its teardown.
+    Maps a name to a function that writes logs to a given folder, such as `Lab.collect_logs`. A fixture that
+    adds an entry must remove it in its teardown.
     """
     return pytestconfig.stash[_collectors]

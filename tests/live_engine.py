@@ -1,4 +1,4 @@
-"""A real Pulumi run that a test disturbs while it goes on."""
+"""A real Pulumi run that a test can disturb while it is in progress."""
 
 from __future__ import annotations
 
@@ -9,10 +9,16 @@ from pathlib import Path
 
 
 class Engine:
-    """A Pulumi run that is watched while it goes on, to be disturbed at a chosen moment."""
+    """A Pulumi run whose events are followed, so that a test can interfere at a chosen moment.
+
+    Attributes:
+        lines: The output so far.
+        started: The steps that have started, in order, each as `op name`.
+        finished: The steps that have finished, likewise.
+    """
 
     def __init__(self, *arguments: str, stack: str, folder: Path, environment: dict[str, str]) -> None:
-        """Start `pulumi ARGUMENTS` on a stack of the project in a folder."""
+        """Start `pulumi ARGUMENTS` for a stack of the project in a folder."""
         self._process = subprocess.Popen(
             ["pulumi", *arguments, "--yes", "--skip-preview", "--json", "--stack", stack],
             cwd=folder,
@@ -24,13 +30,13 @@ class Engine:
             start_new_session=True,
         )
         self.lines: list[str] = []
-        self.begun: list[str] = []  # `op name`, in the order in which they began
-        self.ended: list[str] = []
+        self.started: list[str] = []
+        self.finished: list[str] = []
 
     def events(self) -> Iterator[str]:
-        """`begun` or `ended`, each time a resource that isn't the same begins or has ended.
+        """`started` or `finished` for every step of a resource that changes.
 
-        The engine's own are left out: what is only remembered takes no time.
+        Steps of Pulumi's own resources are left out, because they take no time.
         """
         assert self._process.stdout is not None
         for line in self._process.stdout:
@@ -38,49 +44,49 @@ class Engine:
             if not line.startswith("{"):
                 continue
             event = json.loads(line)
-            for kind, seen, word in (
-                ("resourcePreEvent", self.begun, "begun"),
-                ("resOutputsEvent", self.ended, "ended"),
+            for kind, steps, word in (
+                ("resourcePreEvent", self.started, "started"),
+                ("resOutputsEvent", self.finished, "finished"),
             ):
-                about = event[kind]["metadata"] if kind in event else {"op": "same"}
-                own = about.get("type", "").startswith("pulumi:")
-                if not own and about["op"] not in ("same", "read", "refresh"):
-                    seen.append(f"{about['op']} {about['urn'].rpartition('::')[2]}")
+                metadata = event[kind]["metadata"] if kind in event else {"op": "same"}
+                internal = metadata.get("type", "").startswith("pulumi:")
+                if not internal and metadata["op"] not in ("same", "read", "refresh"):
+                    steps.append(f"{metadata['op']} {metadata['urn'].rpartition('::')[2]}")
                     yield word
 
-    def until(self, begun: str) -> bool:
-        """Wait until a resource's step has begun; false if the run ended before."""
-        return any(word == "begun" and self.begun[-1] == begun for word in self.events())
+    def wait_until_started(self, step: str) -> bool:
+        """Wait for a step to start; False if the run ends first."""
+        return any(word == "started" and self.started[-1] == step for word in self.events())
 
     def kill(self) -> None:
-        """SIGKILL, to the engine alone: its plugins find out for themselves, or are at work still."""
+        """Kill the engine but not its plugins, which may keep working for a while."""
         self._process.kill()
         self._process.wait()
 
-    def end_plugins(self) -> None:
-        """Of a killed engine: some never find out, and would stay for ever (pulumi-command 1.2.1)."""
+    def kill_plugins(self) -> None:
+        """Stop the plugins of a killed engine; some never notice and run forever (pulumi-command 1.2.1)."""
         subprocess.run(["pkill", "--session", str(self._process.pid)], check=False, timeout=60)
 
     def wait(self) -> int:
-        """The exit status, when it has ended."""
+        """Wait for the run to end and return its exit status."""
         for _ in self.events():
             pass
         return self._process.wait(timeout=60)
 
     @property
-    def printed(self) -> str:
-        """All that it has printed so far."""
+    def output(self) -> str:
+        """The output so far."""
         return "".join(self.lines)
 
     @property
-    def said(self) -> str:
-        """Its diagnostics with the resources that they are about, as a person reads them."""
+    def diagnostics(self) -> str:
+        """The diagnostics so far, each with its resource, and output that isn't JSON."""
         events = [json.loads(line) for line in self.lines if line.startswith("{")]
-        found = [event["diagnosticEvent"] for event in events if "diagnosticEvent" in event]
-        told = [
+        diagnostics = [event["diagnosticEvent"] for event in events if "diagnosticEvent" in event]
+        messages = [
             f"{about.get('urn', '').rpartition('::')[2]}: {about['message']}"
-            for about in found
-            if about["severity"] != "debug"  # those name every resource, whatever became of it
+            for about in diagnostics
+            if about["severity"] != "debug"  # debug messages mention every resource
         ]
         plain = [line for line in self.lines if not line.startswith("{")]
-        return "".join([*told, *plain])
+        return "".join([*messages, *plain])

@@ -1,4 +1,4 @@
-"""The committed stack files, and a home with the files that they name."""
+"""The committed stack files, and a home directory with the files that they name."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ SIGNING_KEY = "-----BEGIN PGP PUBLIC KEY BLOCK-----\n"
 
 
 def tracked(*patterns: str) -> list[Path]:
-    """The files that git knows, by their paths in the checkout."""
+    """The files that git tracks, by their paths in the checkout."""
     argv = ["git", "ls-files", "-z", "--", *patterns]
     listed = subprocess.run(argv, cwd=PROJECT, check=True, capture_output=True, text=True).stdout
     return [Path(name) for name in listed.split("\0") if name]
 
 
 def copy_checkout(project: Path) -> None:
-    """Put the committed files into a folder, with this checkout's Python environment."""
+    """Copy the committed files into a directory, and link this checkout's Python environment."""
     for file in tracked():
         (project / file).parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(PROJECT / file, project / file)
@@ -37,23 +37,23 @@ def copy_checkout(project: Path) -> None:
 
 
 def committed() -> list[str]:
-    """The names of the stacks whose files are committed."""
+    """The names of the stacks with committed files."""
     return [file.name.removeprefix("Pulumi.").removesuffix(".yaml") for file in tracked("Pulumi.*.yaml")]
 
 
 def written(file: Path) -> dict[str, Any]:
-    """What a stack file says, without prefixes."""
+    """The settings in a stack file, without prefixes."""
     config = yaml.safe_load((PROJECT / file).read_text())["config"]
     return {name.removeprefix(PREFIX): value for name, value in config.items()}
 
 
 def settings_of(stack: str) -> dict[str, Any]:
-    """What a stack's own file says."""
+    """The settings in a stack's own file."""
     return written(Path(f"Pulumi.{stack}.yaml"))
 
 
 def extended(stack: str) -> list[dict[str, Any]]:
-    """What the file says that a stack extends; what it may say, where the lab writes it."""
+    """The settings in the file that a stack extends; all variants if the lab writes that file."""
     file = settings_of(stack).get("extends")
     if file is None:
         return []
@@ -61,15 +61,15 @@ def extended(stack: str) -> list[dict[str, Any]]:
         return [written(Path(file))]
     with TemporaryDirectory() as name:
         folder = Path(name)
-        said = []
+        variants = []
         for accelerator in get_args(Accelerator):
             stackfile.write_settings(folder, accelerator)
-            said.append(written(folder / stackfile.SETTINGS))
-        return said
+            variants.append(written(folder / stackfile.SETTINGS))
+        return variants
 
 
 def make_home(folder: Path, stack: str) -> None:
-    """Put the files there that a stack's settings name in a person's home: none of them is committed."""
+    """Create the files that a stack's settings name in the home directory. None of them is committed."""
     own = settings_of(stack)
     if str(own.get("extends", "")).startswith("~/"):
         file = folder / str(own["extends"]).removeprefix("~/")
@@ -90,6 +90,6 @@ def make_home(folder: Path, stack: str) -> None:
 
 def _known_hosts(config: dict[str, Any]) -> Iterator[str]:
     for host in config["hosts"]:
-        way = {**config.get("ssh", {}), **host.get("ssh", {})}
-        address, port = way.get("host", host["address"]), way.get("port", 22)
+        ssh = {**config.get("ssh", {}), **host.get("ssh", {})}
+        address, port = ssh.get("host", host["address"]), ssh.get("port", 22)
         yield f"{address if port == 22 else f'[{address}]:{port}'} {HOST_KEY}\n"

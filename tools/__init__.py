@@ -1,1 +1,1 @@
-"""The tools that a run needs: Pulumi's engine, its language host, the provider plugins, the environment."""
+"""Command-line tools: running Pulumi with its plugins, `make up` and `make down`, checks and pages."""

@@ -1,29 +1,30 @@
-"""`python -m tools`: Pulumi's parts and the environment to run them in."""
+"""`python -m tools`: get Pulumi and its plugins, and print the environment to run them in."""
 
 from __future__ import annotations
 
 import argparse
 import sys
 
+from common import tables
 from common.errors import UserError
 from common.progress import Progress
 from tools import env, stack
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run one command; the exit status."""
+    """The command line's entry point; returns the exit status."""
     parser = argparse.ArgumentParser(prog="python -m tools", description=__doc__)
     commands = parser.add_subparsers(dest="command", required=True)
-    commands.add_parser("env", help='print the environment for a shell: eval "$(python -m tools env)"')
     commands.add_parser(
-        "install", help="get or build what is missing, Pulumi's own plugins where they can be had"
+        "env", help='print shell commands that set the environment: eval "$(python -m tools env)"'
     )
-    commands.add_parser("doctor", help="show what is used, its version, and where it comes from")
+    commands.add_parser("install", help="download or build missing programs")
+    commands.add_parser("doctor", help="show the programs in use, their versions and where they come from")
     make = commands.add_parser(
-        "stack", help="make a stack in the local backend, if it isn't there, and select it"
+        "stack", help="create a stack in the local backend, if necessary, and select it"
     )
     make.add_argument("name")
-    make.add_argument("--existing", action="store_true", help="refuse if it isn't there")
+    make.add_argument("--existing", action="store_true", help="fail if the stack doesn't exist")
     chosen = parser.parse_args(arguments)
     progress = Progress()
     try:
@@ -34,21 +35,16 @@ def main(arguments: list[str] | None = None) -> int:
             stack.ensure(chosen.name, tools, progress, make=not chosen.existing)
         else:
             print(table(tools))
-    except UserError as trouble:
-        print(f"error: {trouble}", file=sys.stderr)
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
         return 1
     return 0
 
 
 def table(tools: env.Toolbox) -> str:
-    """The tools for a person to read."""
-    rows = [("program", "version", "from", "path")]
-    rows += [(tool.name, tool.version, tool.source, str(tool.path)) for tool in tools.all]
-    widths = [max(len(row[column]) for row in rows) for column in range(3)]
-    return "\n".join(
-        "  ".join([*(cell.ljust(width) for cell, width in zip(row, widths, strict=False)), row[3]])
-        for row in rows
-    )
+    """The programs with their versions and sources."""
+    rows = [(tool.name, tool.version, tool.source, str(tool.path)) for tool in tools.all]
+    return tables.table(("PROGRAM", "VERSION", "SOURCE", "PATH"), rows)
 
 
 if __name__ == "__main__":

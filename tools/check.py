@@ -1,12 +1,11 @@
-"""`python -m tools.check --stack NAME`, or `make check`: what on the hosts is not as it was set up.
+"""`python -m tools.check --stack NAME`, or `make check`: what on the hosts differs from how they were set up.
 
-Logs in to every host of the stack's settings, reads, and changes nothing. For a scheduler the exit
-status tells: 0 all as set up, 2 something differs, 1 a host couldn't be looked at or the settings
-can't be used (whatever else was found is printed all the same). Not so that of `make check`: make ends
-with 2 whatever has failed.
+Logs in to every host in the stack's settings and reads; changes nothing. The exit status is meant for
+schedulers: 0 no differences, 2 differences, 1 a host couldn't be checked or the settings are invalid (all
+other results are still printed). `make check` exits with 2 in both cases, as make does.
 
-`pulumi up` alone repairs nothing: it runs a step only where its inputs have changed. A text in a host's
-setting `repair` that wasn't there before is such a change, and the steps put right what differs.
+`pulumi up` alone repairs nothing: it runs a step only if its inputs have changed. A new text in a host's
+setting `repair` is such a change: the host's steps run again and fix the differences.
 """
 
 from __future__ import annotations
@@ -16,23 +15,28 @@ import asyncio
 import json
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from datetime import UTC, datetime
 
+from common import tables
 from common.errors import UserError
 from common.paths import project_dir
 from model import drift, steps
-from model.settings import PREFIX, Host, Settings, SettingsError, load
+from model.drift import Difference
+from model.settings import PREFIX, Host, Settings
+from model.settings_file import load
+from model.settings_problems import SettingsError
 from tools.reader import Reader
 
-LOOK_SECONDS = 300  # a few seconds on a host with time to spare, two minutes on a busy emulated one
+CHECK_SECONDS = 300  # seconds on an idle host, two minutes on a busy emulated one
 
 
 def settings_of(stack: str) -> Settings:
     """The settings of a stack, read by the `pulumi` on PATH.
 
-    :raises UserError: there is no such stack, or its settings can't be used.
+    Raises:
+        UserError: There is no such stack, or its settings are invalid.
     """
     try:
         done = subprocess.run(
@@ -45,7 +49,7 @@ def settings_of(stack: str) -> Settings:
         )
     except FileNotFoundError:
         raise UserError(
-            "there is no pulumi on PATH", "`make check` does, for the lab; else install the Pulumi CLI"
+            "pulumi is not on PATH", "use `make check` for the lab; otherwise install the Pulumi CLI"
         ) from None
     if done.returncode != 0:
         raise UserError(f"the settings of the stack {stack} can't be read: {done.stderr.strip()}")
@@ -61,27 +65,26 @@ def settings_of(stack: str) -> Settings:
         raise UserError(str(error)) from None
 
 
-async def look(settings: Settings, host: Host, stack: str) -> tuple[drift.Difference, ...]:
+async def check_host(settings: Settings, host: Host, stack: str) -> tuple[Difference, ...]:
     """One host's differences.
 
-    :raises UserError: it can't be reached, the look failed there, or what it printed can't be understood.
+    Raises:
+        UserError: The host can't be reached, the step failed, or its output is invalid.
     """
     async with Reader(settings, host) as reader:
-        printed = await reader.ask(steps.CHECK, drift.values(settings, stack), LOOK_SECONDS)
+        printed = await reader.run(steps.CHECK, drift.values(settings, stack), CHECK_SECONDS)
     try:
         return drift.differences(printed, datetime.now(UTC))
     except ValueError as error:
-        raise UserError(f"what the look printed can't be understood: {error}") from None
+        raise UserError(f"the step's output is invalid: {error}") from None
 
 
-async def check(
-    settings: Settings, stack: str
-) -> tuple[dict[str, tuple[drift.Difference, ...]], dict[str, str]]:
-    """Every host's differences, and why a host couldn't be looked at."""
+async def check(settings: Settings, stack: str) -> tuple[dict[str, tuple[Difference, ...]], dict[str, str]]:
+    """Every host's differences, and why a host couldn't be checked."""
     results = await asyncio.gather(
-        *(look(settings, host, stack) for host in settings.hosts), return_exceptions=True
+        *(check_host(settings, host, stack) for host in settings.hosts), return_exceptions=True
     )
-    seen: dict[str, tuple[drift.Difference, ...]] = {}
+    checked: dict[str, tuple[Difference, ...]] = {}
     failed: dict[str, str] = {}
     for host, result in zip(settings.hosts, results, strict=True):
         if isinstance(result, UserError):
@@ -89,38 +92,50 @@ async def check(
         elif isinstance(result, BaseException):
             raise result
         else:
-            seen[host.name] = result
-    return seen, failed
+            checked[host.name] = result
+    return checked, failed
+
+
+def table(hosts: Mapping[str, Sequence[Difference]], failed: Mapping[str, str]) -> str:
+    """A row for each difference, and a line for each host without any and each that couldn't be checked."""
+    rows = [
+        (host, difference.what, difference.wanted, difference.found)
+        for host, found in hosts.items()
+        for difference in found
+    ]
+    lines = [tables.table(("HOST", "WHAT", "EXPECTED", "FOUND"), rows)] if rows else []
+    lines += [f"{host}: no differences" for host, found in hosts.items() if not found]
+    lines += [f"{host}: could not be checked: {why}" for host, why in failed.items()]
+    return "\n".join(lines) + "\n"
 
 
 def _next_move(stack: str, hosts: Sequence[str]) -> str:
     return (
-        f"\nnext: to put it right, give {', '.join(hosts)} in Pulumi.{stack}.yaml a new text as `repair`,\n"
-        f"such as `repair: '{datetime.now(UTC):%F %H:%M}'`, and run `pulumi up`:\n"
-        "every step there runs again\n"
+        f"\nnext: to repair {', '.join(hosts)}, set `repair` in Pulumi.{stack}.yaml to a new text, such as\n"
+        f"`repair: '{datetime.now(UTC):%F %H:%M}'`, and run `pulumi up`: all steps of the host run again\n"
     )
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """The command line's entry; returns the exit status."""
+    """The command line's entry point; returns the exit status."""
     parser = argparse.ArgumentParser(
         prog="python -m tools.check", description=(__doc__ or "").splitlines()[0]
     )
     parser.add_argument("--stack", required=True, help="the stack's name, such as dev")
-    parser.add_argument("--json", action="store_true", help="differences and failures, for a program")
+    parser.add_argument("--json", action="store_true", help="print differences and failures as JSON")
     chosen = parser.parse_args(argv)
     try:
         settings = settings_of(chosen.stack)
-    except UserError as trouble:
-        print(f"error: {trouble}", file=sys.stderr)
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
         return 1
-    seen, failed = asyncio.run(check(settings, chosen.stack))
+    checked, failed = asyncio.run(check(settings, chosen.stack))
     if chosen.json:
-        hosts = {host: [asdict(difference) for difference in found] for host, found in seen.items()}
-        print(json.dumps({"differences": hosts, "notLookedAt": failed}, indent=2))
+        hosts = {host: [asdict(difference) for difference in found] for host, found in checked.items()}
+        print(json.dumps({"differences": hosts, "notChecked": failed}, indent=2))
     else:
-        print(drift.table(seen, failed), end="")
-    differing = [host for host, found in seen.items() if found]
+        print(table(checked, failed), end="")
+    differing = [host for host, found in checked.items() if found]
     if differing and not chosen.json:
         print(_next_move(chosen.stack, differing), end="")
     return 1 if failed else 2 if differing else 0

@@ -1,8 +1,8 @@
-"""`python -m tools.ci`: what the workflows do, in .github/workflows and docs/examples/gitlab-ci.yml.
+"""`python -m tools.ci`: the steps of the workflows in .github/workflows and docs/examples/gitlab-ci.yml.
 
-An environment is a committed `Pulumi.<name>.yaml`, except the lab's: no runner reaches a lab. Its state
-and its passphrase are where this process's own environment says (PULUMI_BACKEND_URL or
-PULUMI_ACCESS_TOKEN, PULUMI_CONFIG_PASSPHRASE), never in this project's local backend.
+Every committed `Pulumi.<name>.yaml` is an environment, except the lab's, because no runner reaches a lab. The
+job's variables say where its state is and how it is encrypted (PULUMI_BACKEND_URL or PULUMI_ACCESS_TOKEN,
+PULUMI_CONFIG_PASSPHRASE). This project's local backend is never used.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import re
 import subprocess
 import sys
 import tempfile
+import textwrap
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -23,29 +24,32 @@ import yaml
 from common.errors import UserError
 from common.paths import DEFAULT_LAB, project_dir, stack_name
 from common.progress import Progress
-from model.policy_findings import findings_in
-from model.report import LIMIT_CHARACTERS, MEANT
-from model.settings import PREFIX, SettingsError, config_of, joined, load, own_settings
-from tools import engine, env, forge, policy, watch
+from model.settings import PREFIX
+from model.settings_file import config_of, joined, load, own_settings
+from model.settings_problems import SettingsError
+from report.page import DESTRUCTIVE_LABEL, MAX_CHARACTERS
+from report.policy_findings import findings_in
+from report.text import count
+from tools import engine, env, forge, policy, provider_plugins, watch
 from tools.__main__ import table
-from tools.plugins import install
 from tools.report import findings_text
 
-# Folders and files that no cluster is made from. Whatever is in neither list concerns all of them:
-# a preview too many costs a minute, one too few hides a change.
-APART_FOLDERS = (".ci/", ".github/", "docs/", "lab/", "tests/", "tools/")
+# Files that no cluster depends on. A change anywhere else touches every environment: an unnecessary preview
+# costs a minute, a missing one hides a change.
+APART_FOLDERS = (".ci/", ".github/", "docs/", "lab/", "report/", "standins/", "tests/", "tools/")
 APART_FILES = frozenset(
     {
-        *(".gitattributes", ".gitignore", ".pre-commit-config.yaml", "Makefile", "README.md"),
+        *(".gitattributes", ".gitignore", ".pre-commit-config.yaml", "Makefile"),
+        *("CONTRIBUTING.md", "README.md"),
         *("pyproject.toml", "requirements-dev.txt"),
     }
 )
 
 _STACK_FILE = re.compile(r"Pulumi\.([A-Za-z0-9_.-]+)\.yaml")
-_FAILED = "error: preview failed"  # the engine's last words, whatever the cause
+_PREVIEW_FAILED = "error: preview failed"  # the engine's last message, whatever the cause
 _CUT = "\n\nThe job's log has the rest."
 _FILES = ("ssh.privateKeyFile", "ssh.knownHostsFile", "packages.key")
-# A secret that isn't set arrives as an empty variable, which for most of these means something else.
+# A secret that isn't set arrives as an empty variable. Most of these mean something else if empty.
 STATE = (
     "PULUMI_BACKEND_URL",
     "PULUMI_ACCESS_TOKEN",
@@ -56,7 +60,7 @@ STATE = (
 )
 
 STAND_INS = "KUBEADM_IPVS_STAND_INS"
-"""1 where this project's stand-ins for Pulumi's providers will do, as in the tests."""
+"""Set to 1 to allow this project's stand-ins for Pulumi's provider plugins, as the tests do."""
 
 
 def environments(root: Path) -> list[str]:
@@ -67,66 +71,72 @@ def environments(root: Path) -> list[str]:
 
 
 def touched(root: Path, base: str, head: str = "HEAD") -> list[str]:
-    """The environments that the change from `base` to `head` concerns, sorted.
+    """The environments that the change from `base` to `head` affects, sorted.
 
-    :param base: a commit; all environments are touched where git doesn't know it, as after a push
-        that made the branch or wrote its history anew, and where none is given.
+    Args:
+        root: The checkout.
+        base: A commit. If it is empty or git doesn't know it, as after a push that created the branch or
+            rewrote its history, all environments are affected.
+        head: A commit.
     """
     names = environments(root)
     if not _is_commit(root, base):
         return names
     changed = _git(root, "diff", "--name-only", "--no-renames", "-z", f"{base}...{head}").split("\0")
-    if any(concerns_all(path) for path in changed if path):
+    if any(affects_all(path) for path in changed if path):
         return names
     return [name for name in names if f"Pulumi.{name}.yaml" in changed]
 
 
-def concerns_all(path: str) -> bool:
-    """Whether a changed file, by its path in the checkout, changes what every environment is made of."""
+def affects_all(path: str) -> bool:
+    """Whether a change of this file, given by its path in the checkout, affects every environment."""
     if _STACK_FILE.fullmatch(path):
         return False
     return not path.startswith(APART_FOLDERS) and path not in APART_FILES
 
 
 def settings_problems(root: Path, stack: str) -> list[str]:
-    """What is wrong with a stack's settings, as far as that can be seen without its keys and its state.
+    """Check a stack's settings as far as possible without its keys and its state.
 
-    A file that the settings name, such as the login key, need not be here.
+    Files that the settings name, such as the login key, may be missing.
     """
     try:
         config = config_of((root / f"Pulumi.{stack}.yaml").read_text())
         load(own_settings(config), root)
     except yaml.YAMLError as error:
-        return [f"is no YAML: {' '.join(str(error).split())}"]
+        return [f"isn't valid YAML: {' '.join(str(error).split())}"]
     except SettingsError as error:
         return [
             f"{problem.path}: {problem.text}"
             for problem in error.problems
-            if not (problem.path in _FILES and "which is not there" in problem.text)
+            if not (problem.path in _FILES and "which doesn't exist" in problem.text)
         ]
     return []
 
 
-def own_programs(progress: Progress) -> env.Toolbox:
-    """Pulumi's own programs, for what is previewed or changed in an environment.
+def official_tools(progress: Progress) -> env.Toolbox:
+    """Pulumi and its provider plugins, for previews and updates of an environment.
 
-    :raises UserError: the engine or a provider plugin is missing; stand-ins are used only where `STAND_INS` asks.
+    Raises:
+        UserError: The engine or a plugin is missing. Stand-ins are accepted only if `STAND_INS` allows them.
     """
     tools = env.toolbox(progress, ask_upstream=True)
     progress.say(table(tools))
-    missing = [tool.name for tool in tools.plugins if tool.source == install.STAND_IN]
+    missing = [tool.name for tool in tools.plugins if tool.source == provider_plugins.STAND_IN]
     if missing and os.environ.get(STAND_INS) != "1":
         raise UserError(
-            f"{' and '.join(missing)} can't be had, and no environment is left to this project's stand-ins",
+            f"{' and '.join(missing)} can't be installed, and this project's stand-ins must not change an "
+            "environment",
             f"let the runner reach {engine.UPSTREAM_HOST}, or put Pulumi's own plugins on its PATH",
         )
     return tools
 
 
 def pulumi_environment(tools: env.Toolbox) -> dict[str, str]:
-    """The environment for Pulumi: our programs, and the state that the job's secrets name.
+    """The variables for Pulumi: our programs, and the state that the job's secrets name.
 
-    :raises UserError: they name none.
+    Raises:
+        UserError: They name no state.
     """
     variables = env.applied(env.programs(tools))
     for name in STATE:
@@ -134,7 +144,7 @@ def pulumi_environment(tools: env.Toolbox) -> dict[str, str]:
             variables.pop(name, None)
     if not variables.keys() & {"PULUMI_BACKEND_URL", "PULUMI_ACCESS_TOKEN"}:
         raise UserError(
-            "neither PULUMI_BACKEND_URL nor PULUMI_ACCESS_TOKEN is set: there is no place of the state",
+            "neither PULUMI_BACKEND_URL nor PULUMI_ACCESS_TOKEN is set, so the state can't be found",
             "set one of them as a secret of the environment; docs/ci.md lists them",
         )
     return variables
@@ -143,88 +153,97 @@ def pulumi_environment(tools: env.Toolbox) -> dict[str, str]:
 def preview(root: Path, stack: str, output: Path) -> bool:
     """Preview the stack with the policy pack, for the report.
 
-    :returns: whether there is a preview that breaks no mandatory rule.
-    :raises UserError: Pulumi or the pack's environment can't be had.
+    Returns:
+        Whether the preview succeeded and breaks no mandatory rule.
+
+    Raises:
+        UserError: Pulumi or the pack's environment can't be installed.
     """
     progress = Progress()
-    tools = own_programs(progress)
-    return previewed(root, stack, output, policy.with_pack(pulumi_environment(tools), progress))
+    tools = official_tools(progress)
+    return write_preview(root, stack, output, policy.with_pack(pulumi_environment(tools), progress))
 
 
-def previewed(root: Path, stack: str, output: Path, variables: Mapping[str, str]) -> bool:
-    """Write the stack's preview to `STACK.json`, or why there is none to `STACK.errors`.
+def write_preview(root: Path, stack: str, output: Path, variables: Mapping[str, str]) -> bool:
+    """Write the stack's preview to `STACK.json`, or the reason why it failed to `STACK.errors`.
 
-    What the policy pack has found goes to `STACK.policy.json`.
+    The findings of the policy pack go to `STACK.policy.json`.
 
-    :param variables: the environment for Pulumi and the pack.
-    :returns: whether there is a preview that breaks no mandatory rule.
+    Args:
+        root: The checkout.
+        stack: The stack's name.
+        output: The folder for the files.
+        variables: The environment variables for Pulumi and the pack.
+
+    Returns:
+        Whether the preview succeeded and breaks no mandatory rule.
     """
     with tempfile.TemporaryDirectory(prefix="kubeadm-ipvs-preview-") as folder:
-        events = Path(folder) / "events"
-        # The JSON says nothing of policies: the events do.
-        judged = ["--policy-pack", str(root / policy.PACK.name), "--event-log", str(events)]
+        log = Path(folder) / "events"
+        # The JSON output leaves policies out, so they are read from the event log.
+        options = ["--policy-pack", str(root / policy.PACK.name), "--event-log", str(log)]
         done = subprocess.run(
-            ["pulumi", "preview", "--stack", stack, "--json", "--non-interactive", *judged],
+            ["pulumi", "preview", "--stack", stack, "--json", "--non-interactive", *options],
             cwd=root,
-            # The flag is only known where commands for debugging are.
+            # --event-log exists only with the debugging commands.
             env={**variables, "PULUMI_DEBUG_COMMANDS": "true"},
             stdin=subprocess.DEVNULL,
             capture_output=True,
             text=True,
             check=False,
         )
-        found = findings_in(_events(events))
+        findings = findings_in(_events(log))
     output.mkdir(parents=True, exist_ok=True)
-    (output / f"{stack}.policy.json").write_text(findings_text(found))
-    for finding in found:
+    (output / f"{stack}.policy.json").write_text(findings_text(findings))
+    for finding in findings:
         print(finding, file=sys.stderr)
-    refused = any(finding.mandatory for finding in found)
-    # A broken rule fails the preview at its end: all of the plan is there, and worth being shown.
-    if done.returncode == 0 or (refused and not _failed_otherwise(done.stdout)):
+    violated = any(finding.mandatory for finding in findings)
+    # A violation fails the preview only at its end, so the plan is complete and worth showing.
+    if done.returncode == 0 or (violated and not _has_other_errors(done.stdout)):
         (output / f"{stack}.json").write_text(done.stdout)
-        return not refused
-    text = errors(done.stdout, done.stderr)
+        return not violated
+    text = preview_errors(done.stdout, done.stderr)
     (output / f"{stack}.errors").write_text(text)
     print(text, file=sys.stderr)
     return False
 
 
 def _events(log: Path) -> list[Any]:
-    """The engine's events; none where it ended before its first. Of a killed one the last is cut short."""
+    """The engine's events. If it was killed, the last line is incomplete and left out."""
     lines = log.read_text().splitlines(keepends=True) if log.exists() else []
     return [json.loads(line) for line in lines if line.endswith("\n")]
 
 
-def _failed_otherwise(stdout: str) -> bool:
-    """Whether a preview has an error beside the last one, which only says that it failed."""
+def _has_other_errors(stdout: str) -> bool:
+    """Whether a preview has errors besides the final one, which only reports that it failed."""
     try:
         plan = json.loads(stdout[stdout.index("{\n") :])
     except ValueError:
         return True
-    said = [str(entry.get("message", "")) for entry in plan.get("diagnostics") or [] if _is_error(entry)]
-    return "steps" not in plan or any(message.strip() != _FAILED for message in said)
+    errors = [str(entry.get("message", "")) for entry in plan.get("diagnostics") or [] if _is_error(entry)]
+    return "steps" not in plan or any(message.strip() != _PREVIEW_FAILED for message in errors)
 
 
 def _is_error(diagnostic: Mapping[str, Any]) -> bool:
     return diagnostic.get("severity") == "error"
 
 
-def errors(stdout: str, stderr: str) -> str:
-    """Why a preview failed: the errors in its JSON, or what it printed where it didn't get that far."""
+def preview_errors(stdout: str, stderr: str) -> str:
+    """The errors in a preview's JSON, or its raw output if it has no JSON."""
     start = stdout.find("{\n")
     try:
-        said = json.loads(stdout[start:])["diagnostics"] if start >= 0 else []
+        diagnostics = json.loads(stdout[start:])["diagnostics"] if start >= 0 else []
     except (ValueError, KeyError):
-        said = []
-    messages = [entry["message"].strip() for entry in said if _is_error(entry)]
+        diagnostics = []
+    messages = [entry["message"].strip() for entry in diagnostics if _is_error(entry)]
     return "\n".join(messages or [(stderr.strip() or stdout.strip())]) + "\n"
 
 
 def report_arguments(root: Path, base: str, previews: Path, labels: Sequence[str]) -> list[str]:
     """The arguments of `python -m tools.report` for the environments touched since `base`.
 
-    An environment whose preview has left nothing is one that failed. Without environments there are
-    no arguments.
+    An environment without any file in `previews` counts as failed. The list is empty if no environment is
+    touched.
     """
     arguments: list[str] = []
     for stack in touched(root, base):
@@ -234,7 +253,7 @@ def report_arguments(root: Path, base: str, previews: Path, labels: Sequence[str
         else:
             if not failed.exists():
                 failed.parent.mkdir(parents=True, exist_ok=True)
-                failed.write_text("The preview's job ended before Pulumi did: see its log.\n")
+                failed.write_text("The preview job ended before Pulumi did. See the job's log.\n")
             arguments += ["--errors", f"{stack}={failed}"]
         findings = previews / f"{stack}.policy.json"
         if findings.exists():
@@ -243,13 +262,13 @@ def report_arguments(root: Path, base: str, previews: Path, labels: Sequence[str
         if _is_commit(root, base) and _has(root, base, f"Pulumi.{stack}.yaml"):
             before.write_text(_settings_at(root, base, stack))
             arguments += ["--settings-before", f"{stack}={before}"]
-    return [*arguments, "--allow-destructive"] if arguments and MEANT in labels else arguments
+    return [*arguments, "--allow-destructive"] if arguments and DESTRUCTIVE_LABEL in labels else arguments
 
 
 def _settings_at(root: Path, commit: str, stack: str) -> str:
-    """A stack file as it was, with what it extended as that was: the checkout has only what it is now.
+    """A stack file at a commit, merged with the file that it extended at that commit.
 
-    Where one of the two was no YAML, the file's text: a change that mends it must have a report.
+    If one of the two isn't valid YAML, this is the stack file alone, so that a fix of it gets a report.
     """
     text = _git(root, "show", f"{commit}:Pulumi.{stack}.yaml")
     try:
@@ -264,58 +283,71 @@ def _settings_at(root: Path, commit: str, stack: str) -> str:
 
 
 def report(root: Path, base: str, head: str, previews: Path, labels: Sequence[str]) -> int:
-    """Keep the pull request's comment up to date; the status of `tools.report`.
+    """Create or update the comment on the pull request; returns the status of `tools.report`.
 
-    :param head: the pull request's newest commit, as this run knows it. Where there is a newer one by now,
-        the comment is left to that one's run, which may have been faster.
-    :raises UserError: there is no report, or it can't be written there.
+    Args:
+        root: The checkout.
+        base: The commit before the change.
+        head: The newest commit of the pull request when this run started. If there is a newer one now, its
+            run may already have commented, so this run leaves the comment alone.
+        previews: The folder that `preview` wrote.
+        labels: The labels of the pull request.
+
+    Raises:
+        UserError: There is no report, or the comment can't be written.
     """
-    site = forge.of_run(os.environ)
+    service = forge.of_run(os.environ)
     arguments = report_arguments(root, base, previews, labels)
     if not arguments:
-        _comment(site, head, "This change touches no environment.", only_update=True)
+        _comment(service, head, "This change touches no environment.", only_update=True)
         return 0
-    text = previews / "report.md"
-    argv = [sys.executable, "-m", "tools.report", *arguments, "--output", str(text)]
+    page = previews / "report.md"
+    argv = [sys.executable, "-m", "tools.report", *arguments, "--output", str(page)]
     status = subprocess.run(argv, cwd=root, check=False).returncode
-    if not text.exists():
-        raise UserError(f"tools.report wrote nothing and ended with status {status}")
-    _comment(site, head, text.read_text())
+    if not page.exists():
+        raise UserError(f"tools.report wrote no report and exited with status {status}")
+    _comment(service, head, page.read_text())
     return status
 
 
-def _comment(site: forge.Forge, head: str, text: str, *, only_update: bool = False) -> None:
-    now = site.head()
-    if now == head:
-        forge.keep_comment(site, text, only_update=only_update)
+def _comment(service: forge.Forge, head: str, text: str, *, only_update: bool = False) -> None:
+    newest = service.head()
+    if newest == head:
+        forge.keep_comment(service, text, only_update=only_update)
     else:
-        print(f"the comment is left as it is: this run is of {head}, and the pull request is at {now} by now")
+        print(f"The comment isn't updated: this run is for {head}, but the pull request is now at {newest}")
 
 
 def up(root: Path, stack: str, newest: str) -> None:
-    """`pulumi up` with the policy pack, unless a newer change of this environment waits for its own run.
+    """Run `pulumi up` with the policy pack, unless a newer change of this environment waits for approval.
 
-    Approvals may come in any order, and an older one must not undo what is newer.
+    Approvals may come in any order, and an older one must not undo a newer change.
 
-    :param newest: the branch as it is now.
-    :raises UserError: there is a newer change, the update failed, or a mandatory rule is broken: nearly always
-        cases the engine finds that in the preview with which an update begins, and touches nothing.
+    Args:
+        root: The checkout.
+        stack: The stack's name.
+        newest: The current head of the deployed branch.
+
+    Raises:
+        UserError: There is a newer change, the update failed, or a mandatory rule is broken. The preview at
+            the start of an update almost always finds a broken rule, so nothing has changed yet.
     """
     if stack in touched(root, "HEAD", newest):
-        raise UserError(f"{newest} holds a newer change of {stack}", "approve that one's run instead")
+        raise UserError(f"{newest} has a newer change of {stack}", "approve the run of that change instead")
     progress = Progress()
-    tools = own_programs(progress)
+    tools = official_tools(progress)
     variables = policy.with_pack(pulumi_environment(tools), progress)
     pack = ["--policy-pack", str(root / policy.PACK.name)]
     seen = watch.run(["up", "--yes", "--stack", stack, *pack], variables, root, progress)
-    summary = ", ".join(f"{count} {kind}" for kind, count in sorted(seen.changes.items()))
+    summary = ", ".join(f"{number} {kind}" for kind, number in sorted(seen.changes.items()))
     print(f"{stack}: changed: {summary or 'nothing'}")
 
 
 def check(root: Path, stack: str, output: Path) -> int:
-    """Look for drift; the finding goes to `STACK.json`. Returns the status of `tools.check`.
+    """Check for drift and write the result to `STACK.json`; returns the status of `tools.check`.
 
-    :raises UserError: Pulumi can't be had.
+    Raises:
+        UserError: Pulumi can't be installed.
     """
     progress = Progress()
     tools = env.toolbox(progress, ask_upstream=True)
@@ -336,34 +368,35 @@ def check(root: Path, stack: str, output: Path) -> int:
 
 
 def drift_text(stacks: Sequence[str], findings: Path) -> tuple[str, bool]:
-    """The issue's text, and whether anything is to be done. A stack without a finding wasn't looked at.
+    """The text of the drift issue, and whether there is anything to do.
 
-    Each stack has an equal part of what an issue holds.
+    A stack without a result counts as not checked. Each stack gets an equal share of the space in an issue.
     """
-    room = LIMIT_CHARACTERS // max(len(stacks), 1) - len("\n\n")
+    room = MAX_CHARACTERS // max(len(stacks), 1) - len("\n\n")
     parts: list[str] = []
     found = False
     for stack in stacks:
         file = findings / f"{stack}.json"
         finding: dict[str, Any] = (
-            json.loads(file.read_text()) if file.exists() else {"status": 1, "text": "no runner looked at it"}
+            json.loads(file.read_text()) if file.exists() else {"status": 1, "text": "No runner checked it."}
         )
         if finding["status"] == 0:
-            parts.append(f"## {stack}: as it was set up")
+            parts.append(f"## {stack}: no drift")
             continue
         found = True
-        words = "not as it was set up" if finding["status"] == 2 else "not looked at wholly"
-        # Indented, and so a code block that nothing in it can end.
-        lines = [f"    {line}" for line in finding["text"].splitlines()]
-        part = "\n".join([f"## {stack}: {words}", "", *lines])
+        title = "drift" if finding["status"] == 2 else "check incomplete"
+        # Nothing in an indented code block can end it.
+        block = textwrap.indent(finding["text"].rstrip("\n"), "    ", lambda _: True)
+        part = f"## {stack}: {title}\n\n{block}"
         parts.append(part if len(part) <= room else part[: room - len(_CUT)] + _CUT)
     return "\n\n".join(parts) + "\n", found
 
 
 def issue(root: Path, findings: Path) -> None:
-    """Keep the one issue about drift up to date, and close it when all is as it was set up.
+    """Create or update the drift issue, and close it when there is no drift.
 
-    :raises UserError: it can't be written.
+    Raises:
+        UserError: The issue can't be written.
     """
     text, found = drift_text(environments(root), findings)
     forge.keep_issue(forge.of_run(os.environ), text, wanted=found)
@@ -381,8 +414,8 @@ def _is_commit(root: Path, name: str) -> bool:
 
 
 def _has(root: Path, commit: str, path: str = "") -> bool:
-    what = f"{commit}:{path}" if path else f"{commit}^{{commit}}"
-    argv = ["git", "cat-file", "-e", what]
+    object_name = f"{commit}:{path}" if path else f"{commit}^{{commit}}"
+    argv = ["git", "cat-file", "-e", object_name]
     return subprocess.run(argv, cwd=root, capture_output=True, check=False).returncode == 0
 
 
@@ -393,36 +426,36 @@ def _parser() -> argparse.ArgumentParser:
     def command(name: str, text: str) -> argparse.ArgumentParser:
         return commands.add_parser(name, help=text, description=text)
 
-    command("environments", "Print all environments, as JSON.")
-    command("settings", "Check every environment's settings, without keys and state.")
-    of_change = command("touched", "Print the environments that a change touches, as JSON.")
-    of_report = command("report", "Write the previews of a change as the pull request's one comment.")
-    for asked in (of_change, of_report):
-        asked.add_argument("--base", required=True, help="the commit before the change")
-    of_report.add_argument("--head", required=True, help="the pull request's newest commit then")
-    of_report.add_argument("--previews", required=True, type=Path, help="the folder that preview has written")
-    of_report.add_argument("--labels", default="", help="the pull request's, with commas between them")
-    of_preview = command("preview", "Write an environment's preview, or its errors, into a folder.")
-    of_up = command("up", "Bring an environment to what is committed.")
-    of_check = command("check", "Look for drift and write the finding into a folder.")
-    for run in (of_preview, of_up, of_check):
-        run.add_argument("--stack", required=True)
-    for change in (of_preview, of_up):
-        change.add_argument(
-            "--since", metavar="BASE", help="do nothing unless the change since that commit touches it"
+    command("environments", "Print all environments as JSON.")
+    command("settings", "Check the settings of every environment, without keys and state.")
+    touched_parser = command("touched", "Print the environments that a change touches as JSON.")
+    report_parser = command("report", "Create or update the comment on the pull request.")
+    for parsed in (touched_parser, report_parser):
+        parsed.add_argument("--base", required=True, help="the commit before the change")
+    report_parser.add_argument("--head", required=True, help="the pull request's newest commit")
+    report_parser.add_argument("--previews", required=True, type=Path, help="the folder that preview wrote")
+    report_parser.add_argument("--labels", default="", help="the pull request's labels, separated by commas")
+    preview_parser = command("preview", "Write an environment's preview, or its errors, to a folder.")
+    up_parser = command("up", "Update an environment to the committed state.")
+    check_parser = command("check", "Check for drift and write the result to a folder.")
+    for parsed in (preview_parser, up_parser, check_parser):
+        parsed.add_argument("--stack", required=True)
+    for parsed in (preview_parser, up_parser):
+        parsed.add_argument(
+            "--since", metavar="BASE", help="do nothing unless the change since this commit touches the stack"
         )
-    for writer in (of_preview, of_check):
-        writer.add_argument("--output", required=True, type=Path)
-    of_up.add_argument("--newest", required=True, help="the branch that is deployed, as it is now")
-    of_issue = command("issue", "Keep the one issue about drift up to date.")
-    of_issue.add_argument("--findings", required=True, type=Path, help="the folder that check has written")
+    for parsed in (preview_parser, check_parser):
+        parsed.add_argument("--output", required=True, type=Path)
+    up_parser.add_argument("--newest", required=True, help="the current head of the deployed branch")
+    issue_parser = command("issue", "Create, update or close the drift issue.")
+    issue_parser.add_argument("--findings", required=True, type=Path, help="the folder that check wrote")
     return parser
 
 
 def _run(chosen: argparse.Namespace, root: Path) -> int:
     since = getattr(chosen, "since", None)
     if since is not None and chosen.stack not in touched(root, since):
-        print(f"{chosen.stack} is not touched by the change since {since}")
+        print(f"The change since {since} doesn't touch {chosen.stack}")
         return 0
     match chosen.command:
         case "environments":
@@ -446,19 +479,19 @@ def _run(chosen: argparse.Namespace, root: Path) -> int:
 
 def _print_problems(problems: Mapping[str, Sequence[str]]) -> int:
     for stack, found in problems.items():
-        print(f"Pulumi.{stack}.yaml: {f'{len(found)} problems' if found else 'ok'}")
+        print(f"Pulumi.{stack}.yaml: {count(len(found), 'problem') if found else 'ok'}")
         for problem in found:
             print(f"  {problem}")
     return 1 if any(problems.values()) else 0
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """The command line's entry: expected failures become a message and status 1."""
+    """Run one command; an expected failure becomes a message and status 1."""
     chosen = _parser().parse_args(argv)
     try:
         return _run(chosen, project_dir())
-    except UserError as trouble:
-        print(f"error: {trouble}", file=sys.stderr)
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
         return 1
 
 

@@ -1,8 +1,8 @@
-"""Draws what IPVS balances: a page with a card for each host, from `model/traffic.py`'s views.
+"""Draws the virtual servers of each host as an HTML page, from the views in `model/traffic.py`.
 
-A card shows the host's kube-ipvs0 and own addresses on the left, each virtual server as a row of its
-address, and the real servers on the right, under the host that each is on. A line's width is the
-traffic, on a scale that is the same on every page: see `line_width`.
+A card shows one host. Its kube-ipvs0 and host addresses are on the left, with a row for each virtual server.
+The real servers are on the right, grouped by host. A line's width shows the traffic; the scale is the same on
+every page (`line_width`).
 """
 
 from __future__ import annotations
@@ -13,10 +13,9 @@ from dataclasses import dataclass
 
 from model.ipvs import Counts, Real, Virtual
 from model.traffic import View, nothing_balanced, place, size, total
-from tools.page import clipped, colour, text
-from tools.page import page as whole_page
+from tools.page import clipped, colour, render
 
-# The drawing's units are pixels on a phone; wider screens put cards side by side.
+# A unit is a pixel on a phone. Wider screens put cards side by side.
 WIDTH = 400
 _LEFT, _LEFT_END = 2, 146
 _RIGHT, _RIGHT_END = 236, 398
@@ -25,28 +24,13 @@ _ADDRESS = 17
 _ROW = 31
 _GAP = 8
 _PAD = 6
-_LETTERS = 19  # of 12 units' height, that fit into a box
+_LETTERS = 19  # characters of 12 units' height that fit into a box
 ELSEWHERE = "elsewhere"
-
-_STYLE = """
-.cards { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(22rem, 100%), 1fr)); gap: 1rem;
-  align-items: start; }
-.card > svg { width: 100%; max-width: 30rem; height: auto; margin: .5rem auto 0; }
-.box { fill: var(--well); stroke: var(--line); }
-.name { font-weight: 600; }
-.way { fill: none; stroke: var(--c, var(--soft)); stroke-linecap: round; opacity: .8; }
-.way.still { opacity: .45; stroke-dasharray: 1 4; }
-.way.leaving { stroke-dasharray: 6 4; }
-.way:hover { opacity: 1; }
-.edge { fill: var(--c, var(--soft)); }
-.legend svg { flex: none; }
-svg text.bad { fill: var(--bad); font-size: 11px; }
-"""
 
 
 @dataclass(frozen=True)
 class Row:
-    """A server's place in the drawing: `y` is its row's top."""
+    """A virtual or real server in a box; `y` is the row's top."""
 
     y: float
     virtual: Virtual | None = None
@@ -59,11 +43,11 @@ class Row:
 
 
 @dataclass(frozen=True)
-class Label:
-    """A line of text that heads rows: an address."""
+class Heading:
+    """An address above its rows."""
 
     y: float
-    words: str
+    text: str
 
 
 @dataclass(frozen=True)
@@ -74,24 +58,113 @@ class Box:
     height: float
     heading: str
     host: str | None
-    labels: tuple[Label, ...]
+    addresses: tuple[Heading, ...]
     rows: tuple[Row, ...]
 
 
 @dataclass(frozen=True)
 class Layout:
-    """Where everything of a card is."""
+    """The positions of everything in a card."""
 
     left: tuple[Box, ...]
     right: tuple[Box, ...]
     height: float
 
 
-def layout(view: View, hosts: Mapping[str, str], order: Sequence[str]) -> Layout:
-    """Places for a host's servers.
+@dataclass(frozen=True)
+class Rectangle:
+    """A rectangle of the drawing."""
 
-    :param hosts: real servers to the hosts that they are on.
-    :param order: hosts' names as they follow each other on every card.
+    classes: str
+    x: float
+    y: float
+    width: float
+    height: float
+    radius: int
+
+
+@dataclass(frozen=True)
+class Label:
+    """A line of text in the drawing."""
+
+    classes: str
+    x: float
+    y: float
+    text: str
+    title: str = ""
+
+
+@dataclass(frozen=True)
+class Flow:
+    """A line from a virtual server to a real server."""
+
+    classes: str
+    width: str
+    path: str
+    title: str
+
+
+@dataclass(frozen=True)
+class Drawing:
+    """A card's picture; later elements cover earlier ones."""
+
+    width: float
+    height: float
+    boxes: tuple[Rectangle, ...]
+    labels: tuple[Label, ...]
+    flows: tuple[Flow, ...]
+
+
+@dataclass(frozen=True)
+class Card:
+    """One host. Without virtual servers it has no drawing, and the summary says why."""
+
+    host: str
+    address: str
+    summary: str
+    drawing: Drawing | None = None
+    rows: tuple[tuple[str, ...], ...] = ()
+
+
+def page(
+    views: Sequence[View], nodes: Mapping[str, str], hosts: Mapping[str, str], *, title: str, when: str
+) -> str:
+    """The page's HTML.
+
+    Args:
+        views: The hosts that were read.
+        nodes: The addresses of all hosts by name, in the order of the settings.
+        hosts: The host of each real server.
+        title: The page's title.
+        when: What the numbers refer to, such as `as of the last verification`.
+    """
+    order = list(nodes)
+    samples = (("10 kB", 10_000), ("1 MB", 1_000_000), ("100 MB", 100_000_000))
+    return render(
+        "cluster.html.j2",
+        title=title,
+        subtitle=f"Virtual servers and their traffic, {when}.",
+        hosts=order,
+        widths=[(label, f"{line_width(Counts(1, count, 0)):.1f}") for label, count in samples],
+        idle_width=f"{line_width(None):.1f}",
+        cards=[_card(view, nodes.get(view.host, ""), hosts, order) for view in views],
+        missing=[host for host in order if host not in {view.host for view in views}],
+    )
+
+
+def line_width(counts: Counts | None) -> float:
+    """A line's width for the bytes in both directions: logarithmic, from 1 kB to 1 GB."""
+    kilobytes = counts.bytes / 1000 if counts else 0
+    return min(1.2 + 1.6 * math.log10(1 + kilobytes), 11.0)
+
+
+def layout(view: View, hosts: Mapping[str, str], order: Sequence[str]) -> Layout:
+    """Compute the positions of a host's virtual and real servers.
+
+    Args:
+        view: The host.
+        hosts: The host of each real server.
+        order: Host names in the order in which every card shows them.
     """
     by_address: dict[str, list[Virtual]] = {address: [] for address in view.addresses}
     for virtual in view.virtuals:
@@ -99,21 +172,21 @@ def layout(view: View, hosts: Mapping[str, str], order: Sequence[str]) -> Layout
     service = {address: by_address[address] for address in view.addresses}
     own = {address: found for address, found in by_address.items() if address not in service}
     left: list[Box] = []
-    for heading, part in (("kube-ipvs0", service), ("its own addresses", own)):
+    for heading, part in (("kube-ipvs0", service), ("host addresses", own)):
         if part:
             left.append(_address_box(_below(left), heading, part))
     groups: dict[str, list[str]] = {host: [] for host in (*order, ELSEWHERE)}
-    # In the order of the virtual servers that they belong to: so fewest lines cross.
-    rows = [row.virtual for box in left for row in box.rows if row.virtual]
-    for real in dict.fromkeys(real.address for virtual in rows for real in virtual.reals):
+    # Real servers in the order of their virtual servers: fewer lines cross.
+    virtuals = [row.virtual for box in left for row in box.rows if row.virtual]
+    for real in dict.fromkeys(real.address for virtual in virtuals for real in virtual.reals):
         groups.setdefault(hosts.get(real, ELSEWHERE), []).append(real)
     right: list[Box] = []
     for host, reals in groups.items():
         if reals:
             right.append(_host_box(_below(right), host, view.host, reals))
-    short = _below(left) - _below(right)
-    if short > 0:
-        right = [_moved(box, short / 2) for box in right]
+    slack = _below(left) - _below(right)
+    if slack > 0:
+        right = [_moved(box, slack / 2) for box in right]
     return Layout(tuple(left), tuple(right), max(_below(left), _below(right)) - _GAP + 2)
 
 
@@ -123,172 +196,116 @@ def _below(boxes: Sequence[Box]) -> float:
 
 def _address_box(top: float, heading: str, addresses: Mapping[str, Sequence[Virtual]]) -> Box:
     y = top + _HEADING
-    labels, rows = [], []
+    headings, rows = [], []
     for address, virtuals in addresses.items():
-        labels.append(Label(y, address))
+        headings.append(Heading(y, address))
         y += _ADDRESS
         for virtual in virtuals:
             rows.append(Row(y, virtual=virtual))
             y += _ROW
-    return Box(top, y + _PAD - top, heading, None, tuple(labels), tuple(rows))
+    return Box(top, y + _PAD - top, heading, None, tuple(headings), tuple(rows))
 
 
-def _host_box(top: float, host: str, here: str, reals: Sequence[str]) -> Box:
-    heading = ELSEWHERE if host == ELSEWHERE else f"here, {host}" if host == here else f"over {host}"
+def _host_box(top: float, host: str, local: str, reals: Sequence[str]) -> Box:
+    heading = ELSEWHERE if host == ELSEWHERE else f"local: {host}" if host == local else f"remote: {host}"
     rows = [Row(top + _HEADING + number * _ROW, real=real) for number, real in enumerate(reals)]
     return Box(top, _HEADING + len(rows) * _ROW + _PAD, heading, host, (), tuple(rows))
 
 
 def _moved(box: Box, by: float) -> Box:
     rows = tuple(Row(row.y + by, row.virtual, row.real) for row in box.rows)
-    return Box(box.y + by, box.height, box.heading, box.host, box.labels, rows)
+    return Box(box.y + by, box.height, box.heading, box.host, box.addresses, rows)
 
 
-def line_width(counts: Counts | None) -> float:
-    """A line's width: each tenfold of bytes, both ways together, is as much wider, from 1 kB to 1 GB."""
-    kilobytes = counts.bytes / 1000 if counts else 0
-    return min(1.2 + 1.6 * math.log10(1 + kilobytes), 11.0)
-
-
-def page(
-    views: Sequence[View], nodes: Mapping[str, str], hosts: Mapping[str, str], *, title: str, when: str
-) -> str:
-    """The page.
-
-    :param nodes: all hosts' addresses by name, in the order of the settings.
-    :param hosts: real servers to the hosts that they are on.
-    :param when: of what time the numbers are, in words.
-    """
-    order = list(nodes)
-    cards = "\n".join(_card(view, nodes, hosts, order) for view in views)
-    missing = [host for host in order if host not in {view.host for view in views}]
-    cards += "".join(
-        f'\n<section class="card"><h2>{text(host)}</h2><p>This host could not be looked at.</p></section>'
-        for host in missing
-    )
-    body = f'{_legend(order)}\n<div class="cards">\n{cards}\n</div>'
-    return whole_page(title, f"Virtual servers and their traffic, {when}.", body, _STYLE)
-
-
-def _legend(order: Sequence[str]) -> str:
-    items = [
-        f'<li class="{colour(number)}"><svg width="12" height="12" aria-hidden="true">'
-        f'<rect class="edge" width="12" height="12" rx="3"/></svg>to {text(host)}</li>'
-        for number, host in enumerate(order)
-    ]
-    for label, count in (("10 kB", 10_000), ("1 MB", 1_000_000), ("100 MB", 100_000_000)):
-        items.append(f"<li>{_sample(line_width(Counts(1, count, 0)))}{label}</li>")
-    items.append(f"<li>{_sample(line_width(None), 'still')}nothing yet</li>")
-    items.append(f"<li>{_sample(2, 'leaving')}leaving: no new connections</li>")
-    return f'<ul class="legend">{"".join(items)}</ul>'
-
-
-def _sample(width: float, kind: str = "") -> str:
-    return (
-        '<svg width="34" height="12" aria-hidden="true">'
-        f'<path class="way {kind}" d="M4 6H30" stroke-width="{width:.1f}"/></svg>'
-    )
-
-
-def _card(view: View, nodes: Mapping[str, str], hosts: Mapping[str, str], order: Sequence[str]) -> str:
-    head = f'<h2>{text(view.host)} <span class="soft">{text(nodes.get(view.host, ""))}</span></h2>'
+def _card(view: View, address: str, hosts: Mapping[str, str], order: Sequence[str]) -> Card:
     if not view.virtuals:
-        words = nothing_balanced(view)
-        return f'<section class="card">{head}<p>{text(words[0].upper() + words[1:])}.</p></section>'
-    said = _many(len(view.virtuals), "virtual server")
+        reason = nothing_balanced(view)
+        return Card(view.host, address, reason[0].upper() + reason[1:])
+    summary = _count(len(view.virtuals), "virtual server")
     counts = total(virtual.counts for virtual in view.virtuals)
     if counts:
-        said += f", {_many(counts.connections, 'connection')}, {size(counts.bytes)}"
-    return (
-        f'<section class="card">{head}<div class="soft">{said}</div>\n'
-        f"{_drawing(view, hosts, order)}\n{_numbers(view, hosts)}</section>"
-    )
+        summary += f", {_count(counts.connections, 'connection')}, {size(counts.bytes)}"
+    return Card(view.host, address, summary, _drawing(view, hosts, order), tuple(_table_rows(view, hosts)))
 
 
-def _drawing(view: View, hosts: Mapping[str, str], order: Sequence[str]) -> str:
-    where = layout(view, hosts, order)
-    ends = {row.real: row.middle for box in where.right for row in box.rows}
-    starts = [row for box in where.left for row in box.rows]
-    parts = [_left_box(box) for box in where.left]
-    parts += [_right_box(box, view, order) for box in where.right]
-    # Wide lines first: a thin one stays seen where they cross.
-    ways = [
-        (line_width(real.counts), _way(row, ends[real.address], row.virtual, real, hosts, order))
-        for row in starts
+def _drawing(view: View, hosts: Mapping[str, str], order: Sequence[str]) -> Drawing:
+    places = layout(view, hosts, order)
+    boxes, labels = [], []
+    for box in places.left:
+        boxes.append(_frame(box, _LEFT, _LEFT_END))
+        labels += [_heading(box, _LEFT), *_virtual_labels(box)]
+    for box in places.right:
+        edge = f"edge {colour(order.index(box.host) if box.host in order else None)}"
+        boxes += [_frame(box, _RIGHT, _RIGHT_END), Rectangle(edge, _RIGHT, box.y, 4, box.height, 2)]
+        labels += [_heading(box, _RIGHT), *_real_labels(box, view)]
+    ends = {row.real: row.middle for box in places.right for row in box.rows}
+    flows = [
+        (line_width(real.counts), _flow(row.middle, ends[real.address], row.virtual, real, hosts, order))
+        for box in places.left
+        for row in box.rows
         if row.virtual
         for real in row.virtual.reals
     ]
-    parts += [way for _, way in sorted(ways, key=lambda item: -item[0])]
-    return (
-        f'<svg viewBox="0 0 {WIDTH} {where.height:g}" role="img" '
-        f'aria-label="{text(f"Virtual servers of {view.host} and their real servers; numbers below")}">\n'
-        + "\n".join(parts)
-        + "\n</svg>"
-    )
+    # Wide lines first: a thin one stays visible where they cross.
+    flows.sort(key=lambda item: -item[0])
+    return Drawing(WIDTH, places.height, tuple(boxes), tuple(labels), tuple(flow for _, flow in flows))
 
 
-def _way(
-    start: Row, end: float, virtual: Virtual, real: Real, hosts: Mapping[str, str], order: Sequence[str]
-) -> str:
-    host = hosts.get(real.address)
-    still = real.counts is None or real.counts.bytes == 0
-    kinds = ["way", colour(order.index(host) if host in order else None)]
-    kinds += ["leaving"] if real.weight == 0 else ["still"] if still else []
-    middle = (_LEFT_END + _RIGHT) / 2
-    said = f"{virtual.protocol} {virtual.address} to {real.address} on {host or 'an unknown host'}"
-    if real.counts:
-        said += (
-            f": {_many(real.counts.connections, 'connection')}, {size(real.counts.bytes_in)} in,"
-            f" {size(real.counts.bytes_out)} out"
-        )
-    return (
-        f'<path class="{" ".join(kinds)}" stroke-width="{line_width(real.counts):.1f}" '
-        f'd="M{_LEFT_END} {start.middle:g}C{middle:g} {start.middle:g} {middle:g} {end:g} {_RIGHT} {end:g}">'
-        f"<title>{text(said)}</title></path>"
-    )
+def _frame(box: Box, left: float, right: float) -> Rectangle:
+    return Rectangle("box", left, box.y, right - left, box.height, 6)
 
 
-def _left_box(box: Box) -> str:
-    parts = [_frame(box, _LEFT, _LEFT_END)]
-    parts += [
-        f'<text class="name" x="{_LEFT + _PAD}" y="{label.y + 12:g}">{text(label.words)}</text>'
-        for label in box.labels
-    ]
+def _heading(box: Box, left: float) -> Label:
+    return Label("soft", left + 8, box.y + 15, clipped(box.heading, _LETTERS + 2), box.heading)
+
+
+def _virtual_labels(box: Box) -> list[Label]:
+    labels = [Label("name", _LEFT + _PAD, heading.y + 12, heading.text) for heading in box.addresses]
     for row in box.rows:
         if row.virtual is None:
             continue
         port = place(row.virtual.address)[1]
-        words = f"{port} {row.virtual.protocol} {row.virtual.scheduler}"
-        parts.append(
-            f'<text x="{_LEFT + 2 * _PAD}" y="{row.y + 12:g}">{text(clipped(words, _LETTERS))}</text>'
-        )
-        said, kind = (_amount(row.virtual.counts), "soft")
+        text = clipped(f"{port} {row.virtual.protocol} {row.virtual.scheduler}", _LETTERS)
+        amount, kind = _amount(row.virtual.counts), "soft"
         if not row.virtual.reals:
-            said, kind = "no real server", "bad"
-        parts.append(f'<text class="{kind}" x="{_LEFT + 2 * _PAD}" y="{row.y + 25:g}">{text(said)}</text>')
-    return "".join(parts)
+            amount, kind = "no real server", "bad"
+        labels += [
+            Label("", _LEFT + 2 * _PAD, row.y + 12, text),
+            Label(kind, _LEFT + 2 * _PAD, row.y + 25, amount),
+        ]
+    return labels
 
 
-def _right_box(box: Box, view: View, order: Sequence[str]) -> str:
-    number = order.index(box.host) if box.host in order else None
-    parts = [
-        _frame(box, _RIGHT, _RIGHT_END),
-        f'<rect class="edge {colour(number)}" x="{_RIGHT}" y="{box.y:g}" width="4" height="{box.height:g}" '
-        'rx="2"/>',
-    ]
+def _real_labels(box: Box, view: View) -> list[Label]:
+    labels = []
     for row in box.rows:
         reals = [real for virtual in view.virtuals for real in virtual.reals if real.address == row.real]
-        said = _amount(total(real.counts for real in reals))
-        parts.append(f'<text x="{_RIGHT + 8}" y="{row.y + 12:g}">{text(row.real)}</text>')
-        parts.append(f'<text class="soft" x="{_RIGHT + 8}" y="{row.y + 25:g}">{text(said)}</text>')
-    return "".join(parts)
+        labels += [
+            Label("", _RIGHT + 8, row.y + 12, row.real),
+            Label("soft", _RIGHT + 8, row.y + 25, _amount(total(real.counts for real in reals))),
+        ]
+    return labels
 
 
-def _frame(box: Box, left: float, right: float) -> str:
-    return (
-        f'<rect class="box" x="{left}" y="{box.y:g}" width="{right - left}" height="{box.height:g}" rx="6"/>'
-        f'<text class="soft" x="{left + 8}" y="{box.y + 15:g}">'
-        f"{text(clipped(box.heading, _LETTERS + 2))}<title>{text(box.heading)}</title></text>"
+def _flow(
+    start: float, end: float, virtual: Virtual, real: Real, hosts: Mapping[str, str], order: Sequence[str]
+) -> Flow:
+    host = hosts.get(real.address)
+    idle = real.counts is None or real.counts.bytes == 0
+    classes = ["flow", colour(order.index(host) if host in order else None)]
+    classes += ["draining"] if real.weight == 0 else ["idle"] if idle else []
+    middle = (_LEFT_END + _RIGHT) / 2
+    title = f"{virtual.protocol} {virtual.address} to {real.address} on {host or 'an unknown host'}"
+    if real.counts:
+        title += (
+            f": {_count(real.counts.connections, 'connection')}, {size(real.counts.bytes_in)} in,"
+            f" {size(real.counts.bytes_out)} out"
+        )
+    return Flow(
+        " ".join(classes),
+        f"{line_width(real.counts):.1f}",
+        f"M{_LEFT_END} {start:g}C{middle:g} {start:g} {middle:g} {end:g} {_RIGHT} {end:g}",
+        title,
     )
 
 
@@ -296,38 +313,34 @@ def _amount(counts: Counts | None) -> str:
     if counts is None:
         return "not counted"
     if counts == Counts(0, 0, 0):
-        return "nothing yet"
+        return "no traffic yet"
     return f"{_short(counts.connections)} conns, {size(counts.bytes)}"
 
 
 def _short(count: int) -> str:
-    """A count in at most five letters, so that it fits beside its bytes."""
+    """A count in at most five characters, so that it fits beside its bytes."""
     return str(count) if count < 10_000 else size(count).removesuffix("B").replace(" ", "")
 
 
-def _many(count: int, what: str) -> str:
-    return f"{count} {what}{'' if count == 1 else 's'}"
+def _count(number: int, noun: str) -> str:
+    return f"{number} {noun}{'' if number == 1 else 's'}"
 
 
-def _numbers(view: View, hosts: Mapping[str, str]) -> str:
-    lines = []
+def _table_rows(view: View, hosts: Mapping[str, str]) -> list[tuple[str, ...]]:
+    rows: list[tuple[str, ...]] = []
     for virtual in view.virtuals:
         for number, real in enumerate(virtual.reals or (None,)):
-            first = f"{virtual.protocol} {virtual.address}" if number == 0 else ""
             counts = real.counts if real else None
-            cells = [first, real.address if real else "none", hosts.get(real.address, "-") if real else "-"]
-            numbers = (
-                [counts.connections, size(counts.bytes_in), size(counts.bytes_out)] if counts else ["-"] * 3
+            rows.append(
+                (
+                    f"{virtual.protocol} {virtual.address}" if number == 0 else "",
+                    real.address if real else "none",
+                    hosts.get(real.address, "-") if real else "-",
+                    *(
+                        (str(counts.connections), size(counts.bytes_in), size(counts.bytes_out))
+                        if counts
+                        else ("-", "-", "-")
+                    ),
+                )
             )
-            lines.append(
-                "<tr>"
-                + "".join(f"<td>{text(cell)}</td>" for cell in cells)
-                + "".join(f'<td class="number">{text(cell)}</td>' for cell in numbers)
-                + "</tr>"
-            )
-    return (
-        '<details><summary>In numbers</summary><div class="scroll" tabindex="0" role="region" '
-        f'aria-label="{text(f"Numbers of {view.host}")}"><table><thead><tr><th>Virtual server<th>Real server'
-        '<th>On<th class="number">Conns<th class="number">In<th class="number">Out</tr></thead>'
-        f"<tbody>{''.join(lines)}</tbody></table></div></details>"
-    )
+    return rows

@@ -1,4 +1,4 @@
-"""A run out of the engine's events: its operations with their times, and the critical path through them."""
+"""Reads a Pulumi run from the engine's events: its operations with their times, and the critical path."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from common.errors import UserError
 from tools.runs import Dependencies
 from tools.watch import DONE, Urn, is_custom
 
-CLUSTER = "cluster"  # the group of what belongs to no host
+CLUSTER = "cluster"  # the group of operations that belong to no host
 
 
 @dataclass(frozen=True)
 class Bar:
-    """One operation on one resource; times in seconds since the run's first operation began."""
+    """One operation on one resource. Times are seconds since the run's first operation began."""
 
     urn: str
     op: str
@@ -28,23 +28,28 @@ class Bar:
 
     @property
     def name(self) -> str:
-        """The resource's, without its host's."""
+        """The resource's name without its host's."""
         return Urn.parse(self.urn).name.removeprefix(f"{self.group}-")
 
     @property
+    def label(self) -> str:
+        """The name, with the operation unless it is a plain create or delete."""
+        return self.name if self.op in ("create", "delete") else f"{self.name} ({self.op})"
+
+    @property
     def took(self) -> float:
-        """Seconds."""
+        """Duration in seconds."""
         return self.ended - self.began
 
     @property
     def deletes(self) -> bool:
-        """Whether the resource is gone afterwards."""
+        """Whether the operation deletes the resource."""
         return self.op in ("delete", "delete-replaced")
 
 
 @dataclass(frozen=True)
 class Step:
-    """A bar of the critical path, and the seconds from the end of the one before it to its beginning."""
+    """A bar of the critical path, and the seconds between its predecessor's end and its beginning."""
 
     bar: Bar
     waited: float
@@ -54,8 +59,15 @@ class Step:
 class Timeline:
     """A run.
 
-    `exact` is whether times are better than whole seconds; `by_dependencies` whether the critical path
-    goes by them, or by times alone.
+    Attributes:
+        command: `up` or `destroy`.
+        stack: The stack's name.
+        began: When the first operation began.
+        seconds: The run's duration.
+        bars: All operations.
+        path: The critical path, first to last.
+        exact: Whether times are more precise than whole seconds.
+        by_dependencies: Whether the critical path follows dependencies; otherwise only times are known.
     """
 
     command: str
@@ -68,29 +80,34 @@ class Timeline:
     by_dependencies: bool
 
     def groups(self) -> dict[str, list[Bar]]:
-        """Bars by host in the order of their beginnings, the cluster's last."""
+        """Bars by host, in the order in which they began; the cluster's are last."""
         found: dict[str, list[Bar]] = {}
         for bar in sorted(self.bars, key=lambda bar: (bar.group == CLUSTER, bar.group, bar.began)):
             found.setdefault(bar.group, []).append(bar)
         return found
 
     def critical(self, bar: Bar) -> Step | None:
-        """The bar's part in the critical path."""
+        """The bar's step in the critical path, if it is part of it."""
         return next((step for step in self.path if step.bar == bar), None)
 
 
 def read(text: str, stack: str, dependencies: Dependencies | None = None) -> Timeline:
-    """The run whose events are in a record or a log.
+    """Read a run from a record or an event log.
 
-    :param dependencies: for a log without a line of its own that says them.
-    :raises UserError: there are no events of an `up` or `destroy` in it.
+    Args:
+        text: Events as lines of JSON; other lines are ignored.
+        stack: The stack's name.
+        dependencies: Used if the text doesn't contain the dependencies.
+
+    Raises:
+        UserError: The text contains no events of an `up` or `destroy`.
     """
     events, known, command = [], dependencies or {}, ""
     for line in text.splitlines():
         try:
             event = json.loads(line)
         except ValueError:
-            continue  # Pulumi's own words between the events, or a last line that was cut off
+            continue  # other output of Pulumi, or an incomplete last line
         if not isinstance(event, dict):
             continue
         known = event.get("dependencies", known)
@@ -100,8 +117,8 @@ def read(text: str, stack: str, dependencies: Dependencies | None = None) -> Tim
     first, bars = _bars(events)
     if not bars:
         raise UserError(
-            "no resource was worked on in this log",
-            "give what `pulumi up --yes --skip-preview --json` prints, or --event-log FILE writes",
+            "the log contains no operations on resources",
+            "use the output of `pulumi up --yes --skip-preview --json`, or the file of --event-log FILE",
         )
     bars = _grouped(bars, known)
     by_dependencies = any(bar.urn in known for bar in bars)
@@ -118,36 +135,36 @@ def read(text: str, stack: str, dependencies: Dependencies | None = None) -> Tim
 
 
 def _bars(events: Sequence[Mapping[str, Any]]) -> tuple[float, list[Bar]]:
-    """The time of the first operation's beginning, and a bar for each operation."""
+    """The time when the first operation began, and a bar for each operation."""
     first: float | None = None
-    open_bars: dict[tuple[str, str], float] = {}
+    running: dict[tuple[str, str], float] = {}
     bars: list[Bar] = []
     for event in events:
-        for moment, outcome in (
+        for kind, outcome in (
             ("resourcePreEvent", None),
             ("resOutputsEvent", "done"),
             ("resOpFailedEvent", "failed"),
         ):
-            step = event.get(moment, {}).get("metadata")
-            if step is None or event[moment].get("planning") or not is_custom(step) or step["op"] not in DONE:
+            step = event.get(kind, {}).get("metadata")
+            if step is None or event[kind].get("planning") or not is_custom(step) or step["op"] not in DONE:
                 continue
             if first is None:
                 first = event["timestamp"]
             key, now = (step["urn"], step["op"]), event["timestamp"] - first
             if outcome is None:
-                open_bars[key] = now
-            elif key in open_bars:
+                running[key] = now
+            elif key in running:
                 ended: Literal["done", "failed"] = "failed" if outcome == "failed" else "done"
-                bars.append(Bar(*key, open_bars.pop(key), now, ended))
+                bars.append(Bar(*key, running.pop(key), now, ended))
     last = max((event["timestamp"] for event in events), default=0.0)
-    bars += [Bar(*key, began, last - (first or 0), "cut off") for key, began in open_bars.items()]
+    bars += [Bar(*key, began, last - (first or 0), "cut off") for key, began in running.items()]
     return first or 0.0, bars
 
 
 def _grouped(bars: Sequence[Bar], dependencies: Dependencies) -> list[Bar]:
-    """The bars with their hosts: a step on a host is called `HOST-STEP`."""
+    """The bars with their hosts. A step on a host is named `HOST-STEP`."""
     hosts = {
-        # A step of its preparation, of which a host always has some: `HOST-claim`.
+        # Every host has preparation steps, such as `HOST-claim`.
         Urn.parse(urn).name.rpartition("-")[0]
         for urn in (*(bar.urn for bar in bars), *dependencies)
         if "PreparedHost$command:" in urn
@@ -157,31 +174,34 @@ def _grouped(bars: Sequence[Bar], dependencies: Dependencies) -> list[Bar]:
         urn = Urn.parse(bar.urn)
         if not urn.type.startswith("command:"):
             return CLUSTER
-        fitting = [host for host in hosts if urn.name.startswith(f"{host}-")]
-        return max(fitting, key=len, default=CLUSTER)
+        matching = [host for host in hosts if urn.name.startswith(f"{host}-")]
+        return max(matching, key=len, default=CLUSTER)
 
     return [replace(bar, group=group(bar)) for bar in bars]
 
 
 def critical_path(bars: Sequence[Bar], dependencies: Dependencies | None) -> list[Step]:
-    """The chain of operations that the run's end waited for, first to last.
+    """The chain of operations that determined when the run ended, first to last.
 
-    From the operation that ended last, back: of all that an operation had to wait for, the one that ended
-    last was what kept it. A resource is made or changed after everything that it depends on, and deleted
-    before it; a replacement is made after its own deletion. What lies between and was not worked on (a
-    provider, a component, an unchanged resource) only hands the dependency on. So a faster run needs a
-    faster step of this path: any other had time to spare. What a step waited beyond its predecessor's end is
-    the engine's: hooks, the limit on parallel operations, and that it deletes in rounds.
+    The chain starts at the operation that ended last and goes back: of all operations that a step depended
+    on, the one that ended last held it up. A resource is created or updated after everything it depends on,
+    and deleted before it. A replacement is created after the old resource is deleted. Dependencies also lead
+    through resources without an operation: providers, components, unchanged resources.
 
-    :param dependencies: URNs to the URNs that they depend on; None where nobody knows, and the path goes
-        by times alone: what ended last before an operation began is taken for what kept it.
+    Only a faster step of this path makes the run faster. The time that a step waited after its predecessor's
+    end is the engine's: hooks, the limit on parallel operations, and deleting in rounds.
+
+    Args:
+        bars: All operations.
+        dependencies: The URNs that each URN depends on. None if they are unknown: then the operation that
+            ended last before a step began is assumed to have held it up.
     """
     step = max(bars, key=_end)
     chain = [step]
     while True:
-        before = _earlier(step, bars) if dependencies is None else _before(step, bars, dependencies)
-        # A bar that is in the chain already can't come again, whatever a log says.
-        candidates = [bar for bar in before if bar not in chain]
+        earlier = _earlier(step, bars) if dependencies is None else _prerequisites(step, bars, dependencies)
+        # Never the same bar twice: a damaged log could contain a cycle.
+        candidates = [bar for bar in earlier if bar not in chain]
         if not candidates:
             break
         step = max(candidates, key=_end)
@@ -192,7 +212,7 @@ def critical_path(bars: Sequence[Bar], dependencies: Dependencies | None) -> lis
 
 
 def _end(bar: Bar) -> tuple[float, str]:
-    """What ended last; of several at once always the same one."""
+    """Sort key: the end, then the URN, so that ties are broken the same way every time."""
     return bar.ended, bar.urn
 
 
@@ -200,16 +220,16 @@ def _earlier(step: Bar, bars: Iterable[Bar]) -> list[Bar]:
     return [bar for bar in bars if bar != step and bar.ended <= step.began]
 
 
-def _before(step: Bar, bars: Sequence[Bar], dependencies: Dependencies) -> list[Bar]:
+def _prerequisites(step: Bar, bars: Sequence[Bar], dependencies: Dependencies) -> list[Bar]:
     """The operations that had to end before this one could begin."""
     if step.deletes:
-        ways = _reversed(dependencies)
+        edges = _reversed(dependencies)
         wanted = {bar.urn: bar for bar in bars if bar.deletes}
     else:
-        ways = dependencies
+        edges = dependencies
         wanted = {bar.urn: bar for bar in bars if not bar.deletes}
     found = [bar for bar in bars if bar.deletes and bar.urn == step.urn and not step.deletes]
-    todo, seen = list(ways.get(step.urn, [])), {step.urn}
+    todo, seen = list(edges.get(step.urn, [])), {step.urn}
     while todo:
         urn = todo.pop()
         if urn in seen:
@@ -218,7 +238,7 @@ def _before(step: Bar, bars: Sequence[Bar], dependencies: Dependencies) -> list[
         if urn in wanted:
             found.append(wanted[urn])
         else:
-            todo += ways.get(urn, [])
+            todo += edges.get(urn, [])
     return found
 
 
@@ -231,33 +251,33 @@ def _reversed(dependencies: Dependencies) -> Dependencies:
 
 
 def ticks(seconds: float, most: int = 6) -> list[float]:
-    """At most so many times from 0 on, at even distances that a person counts in."""
+    """Round times at equal distances from 0 to `seconds`, at most `most` of them."""
     steps = [size * power for power in (1, 60, 3600) for size in (1, 2, 5, 10, 15, 30)]
     step = next((step for step in steps if seconds / step < most), steps[-1])
     return [float(step * number) for number in range(int(seconds // step) + 1)]
 
 
-def seconds_of(value: float, exact: bool) -> str:
-    """A time as precise as it is known."""
+def format_seconds(value: float, exact: bool) -> str:
+    """A time, as precise as it is known."""
     return f"{value:.1f} s" if exact else f"{value:.0f} s"
 
 
 def headline(run: Timeline) -> str:
-    """The run in a sentence."""
+    """A one-line summary of the run."""
     working = sum(step.bar.took for step in run.path)
     failed = sum(bar.outcome != "done" for bar in run.bars)
-    said = (
-        f"{run.began:%F %T}, {seconds_of(run.seconds, run.exact)}, {len(run.bars)} steps; critical path: "
-        f"{len(run.path)} steps, {seconds_of(working, run.exact)} of work"
+    summary = (
+        f"{run.began:%F %T}, {format_seconds(run.seconds, run.exact)}, {len(run.bars)} steps; critical path: "
+        f"{len(run.path)} steps, {format_seconds(working, run.exact)} of work"
     )
-    return f"{said}; {failed} failed or cut off" if failed else said
+    return f"{summary}; {failed} failed or cut off" if failed else summary
 
 
 def caveats(run: Timeline) -> list[str]:
-    """What the reader must know about how good the figures are."""
-    said = []
+    """The limits of the figures' accuracy, as sentences."""
+    found = []
     if not run.exact:
-        said.append("The engine's log has whole seconds only.")
+        found.append("Times in the engine's log are whole seconds.")
     if not run.by_dependencies:
-        said.append("The resources' dependencies aren't in the state any more: the path goes by times alone.")
-    return said
+        found.append("The state has no dependencies any more: the critical path is based on times alone.")
+    return found

@@ -1,7 +1,6 @@
-"""`make down`: `pulumi destroy`, which gives the hosts back as they were, and then the lab's end.
+"""`make down`: runs `pulumi destroy`, which restores the hosts, and then removes the lab.
 
-A lab whose hosts don't run has nothing left to be given back to: its disks go, and the
-stack's state is forgotten.
+If the lab's hosts don't run, there is nothing to restore: their disks and the stack's state are removed.
 """
 
 from __future__ import annotations
@@ -14,24 +13,25 @@ from collections.abc import Sequence
 from common.errors import UserError
 from common.paths import DEFAULT_LAB, project_dir, stack_name
 from common.progress import Progress
-from lab.api import Lab
+from lab.lab import Lab
 from tools import env, runs, stack, watch
 from tools.env import Toolbox
 
 
 def exists(name: str) -> bool:
-    """Whether the local backend has a stack of that name; asked without Pulumi, which may not be here."""
+    """Whether the local backend has the stack. Doesn't need Pulumi, which may not be installed."""
     return any((env.backend_dir() / ".pulumi/stacks").glob(f"*/{name}.json"))
 
 
 def forget(name: str, toolbox: Toolbox, progress: Progress) -> None:
     """Remove a stack's state, and nothing else: its file stays.
 
-    :raises UserError: Pulumi refuses.
+    Raises:
+        UserError: Pulumi refuses.
     """
     stack.unlock(name, toolbox, progress)
     argv = [str(toolbox.pulumi.path), "stack", "rm", name, "--force", "--yes", "--preserve-config"]
-    with progress.step(f"forgetting the stack {name}"):
+    with progress.step(f"removing the state of the stack {name}"):
         done = subprocess.run(
             [*argv, "--non-interactive"],
             cwd=project_dir(),
@@ -46,10 +46,15 @@ def forget(name: str, toolbox: Toolbox, progress: Progress) -> None:
 
 
 def down(lab_name: str, progress: Progress, *, force: bool = False) -> None:
-    """Destroy the lab's stack, then end the lab; where there is neither, do nothing.
+    """Destroy the lab's stack, then remove the lab. Do nothing if there is neither.
 
-    :param force: don't destroy, only forget the state: for hosts that can't be mended.
-    :raises UserError: another run is at work, or the destroy failed; the lab is left as it is for inspection.
+    Args:
+        lab_name: The lab's name.
+        progress: Where progress is reported.
+        force: Remove the state without a destroy, for hosts that can't be fixed.
+
+    Raises:
+        UserError: Another run is changing the stack, or the destroy failed. The lab is kept for inspection.
     """
     lab = Lab.load(lab_name, progress)
     name = stack_name(lab_name)
@@ -59,7 +64,7 @@ def down(lab_name: str, progress: Progress, *, force: bool = False) -> None:
         if force:
             forget(name, toolbox, progress)
         elif lab.exists and any(host.state != "stopped" for host in lab.status().hosts):
-            # A busy host may not have answered just now: that is no reason to end it without giving it back.
+            # A busy host may not have answered: wait for it, so that it is restored too.
             lab.up()
             stack.ensure(name, toolbox, progress)
             environment = env.environment(toolbox)
@@ -72,31 +77,31 @@ def down(lab_name: str, progress: Progress, *, force: bool = False) -> None:
                         progress.scope("pulumi"),
                         record,
                     )
-            except UserError as trouble:
+            except UserError as error:
                 raise UserError(
-                    trouble.what,
-                    "the lab still runs: mend what the lines above name and run it again, or end it as it is"
-                    f" with `python -m tools.down --lab {lab_name} --force`",
-                ) from trouble
+                    error.what,
+                    "the lab is still running: fix the cause above and run the same command again, or remove"
+                    f" the lab without a destroy: `python -m tools.down --lab {lab_name} --force`",
+                ) from error
         else:
-            progress.say("the lab's hosts don't run: there is nothing to give back to them")
+            progress.say("the lab's hosts don't run: there is nothing to restore")
             forget(name, toolbox, progress)
     lab.down()
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """The command line's entry: expected failures become a message and status 1."""
+    """The command line's entry point; returns the exit status."""
     parser = argparse.ArgumentParser(prog="python -m tools.down", description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--lab", default=DEFAULT_LAB, help="which lab, with its stack (default: %(default)s)")
-    parser.add_argument("--force", action="store_true", help="end the lab without `pulumi destroy`")
+    parser.add_argument("--lab", default=DEFAULT_LAB, help="the lab, with its stack (default: %(default)s)")
+    parser.add_argument("--force", action="store_true", help="remove the lab without `pulumi destroy`")
     chosen = parser.parse_args(argv)
     try:
         down(chosen.lab, Progress(), force=chosen.force)
-    except UserError as trouble:
-        print(f"\nerror: {trouble}", file=sys.stderr)
+    except UserError as error:
+        print(f"\nerror: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
-        print("\ninterrupted; the same command goes on from here", file=sys.stderr)
+        print("\ninterrupted; run the same command again to continue", file=sys.stderr)
         return 130
     return 0
 

@@ -1,7 +1,7 @@
-"""Where Pulumi's engine and its Python language host come from.
+"""Finds Pulumi's engine and its Python language host.
 
-The order: a recent enough `pulumi` on PATH; what this project already has in its cache;
-upstream's release, where it can be reached; the Go modules, built here.
+Sources, in order: a recent enough `pulumi` on PATH; this project's cache; upstream's release, if it can be
+downloaded; a build from the Go modules.
 """
 
 from __future__ import annotations
@@ -18,10 +18,10 @@ import urllib.request
 from dataclasses import dataclass
 from pathlib import Path
 
-from common import paths
+from common import gobuild, paths
+from common.cache import cached
 from common.errors import UserError
 from common.progress import Progress
-from lab.artefacts import gobuild
 from tools import versions
 
 UPSTREAM = "https://get.pulumi.com/releases/sdk"
@@ -30,28 +30,35 @@ UPSTREAM_HOST = "get.pulumi.com"
 _LANGUAGE_HOST = "pulumi-language-python"
 _EXECUTOR = "pulumi-language-python-exec"
 _PROBE_SECONDS = 4.0
-_DOWNLOAD_SECONDS = 60.0  # without a byte
+_DOWNLOAD_SECONDS = 60.0  # without receiving a byte
 _CHUNK = 1 << 20
 _ARCHITECTURES = {"x86_64": "x64", "aarch64": "arm64"}
 
 
 @dataclass(frozen=True)
 class Tool:
-    """A program that a run uses."""
+    """A program that a run uses.
+
+    Attributes:
+        name: The program's name.
+        version: Its version, as text for people.
+        source: Where it comes from, as text for people, such as `PATH`.
+        path: The program's file.
+    """
 
     name: str
     version: str
-    source: str  # a word or a short sentence for a person: `PATH`, `upstream release`, ...
+    source: str
     path: Path
 
 
 def own(path: Path) -> bool:
-    """Whether a program on PATH is one that this project put there: it lies in the project's cache."""
+    """Whether this project put a program on PATH: whether it is in the project's cache."""
     return path.resolve().is_relative_to(paths.cache_dir().resolve())
 
 
 def on_path(name: str) -> Path | None:
-    """The first program of that name on PATH that isn't this project's own."""
+    """The first program with that name on PATH that isn't this project's own."""
     for folder in os.get_exec_path():
         found = shutil.which(name, path=folder)
         if found and not own(Path(found)):
@@ -60,14 +67,14 @@ def on_path(name: str) -> Path | None:
 
 
 def reachable(host: str, port: int = 443) -> bool:
-    """Whether a connection to `host` can be made within a few seconds, directly or by the proxy in use."""
+    """Whether `host` accepts a connection within a few seconds, directly or through the configured proxy."""
     proxy = urllib.request.getproxies().get("https")
     if proxy and not urllib.request.proxy_bypass(host):
         try:
             with urllib.request.urlopen(f"https://{host}/", timeout=_PROBE_SECONDS):
                 return True
         except urllib.error.HTTPError as error:
-            # The host itself answers with a status of its own; a proxy that refuses says 403 or 407.
+            # Other errors come from the host itself; a proxy refuses with 403 or 407.
             return error.code not in (403, 407)
         except OSError:
             return False
@@ -79,9 +86,9 @@ def reachable(host: str, port: int = 443) -> bool:
 
 
 def engine_version(path: Path) -> tuple[int, ...] | None:
-    """What `pulumi version` says; nothing if it doesn't run or says no version."""
+    """The version that `pulumi version` prints, or None if it fails or prints none."""
     try:
-        said = subprocess.run(
+        done = subprocess.run(
             [str(path), "version"],
             env={**os.environ, "PULUMI_SKIP_UPDATE_CHECK": "true"},
             stdin=subprocess.DEVNULL,
@@ -91,28 +98,29 @@ def engine_version(path: Path) -> tuple[int, ...] | None:
         )
     except (OSError, subprocess.TimeoutExpired):
         return None
-    return gobuild.version_tuple(said.stdout) or None if said.returncode == 0 else None
+    return gobuild.version_tuple(done.stdout) or None if done.returncode == 0 else None
 
 
 def tools(progress: Progress) -> tuple[Tool, Tool]:
-    """The engine and the language host, made if they have to be.
+    """The engine and the language host; downloads or builds them if necessary.
 
-    The language host is the one beside the engine, else one of ours.
+    The language host is the one installed with the engine, or else on PATH, or else this project's own.
 
-    :raises UserError: neither upstream nor the Go modules can be had.
+    Raises:
+        UserError: They can be neither downloaded nor built.
     """
-    ambient = on_path("pulumi")
-    if ambient is not None:
-        version = engine_version(ambient)
+    installed = on_path("pulumi")
+    if installed is not None:
+        version = engine_version(installed)
         if version is not None and version >= gobuild.version_tuple(versions.MINIMUM_ENGINE):
-            engine = Tool("pulumi", ".".join(map(str, version)), "PATH", ambient)
-            host = ambient.resolve().parent / _LANGUAGE_HOST
+            engine = Tool("pulumi", ".".join(map(str, version)), "PATH", installed)
+            host = installed.resolve().parent / _LANGUAGE_HOST
             known = host if host.exists() else on_path(_LANGUAGE_HOST)
             if known is not None:
                 return engine, Tool(_LANGUAGE_HOST, "as installed", "PATH", known)
             return engine, _ours(progress)[1]
-        said = ".".join(map(str, version)) if version else "no version"
-        progress.say(f"{ambient} is not used: {said}, and {versions.MINIMUM_ENGINE} or later is needed")
+        found = f"version {'.'.join(map(str, version))}" if version else "an unknown version"
+        progress.say(f"not using {installed}: it has {found}; {versions.MINIMUM_ENGINE} or later is needed")
     return _ours(progress)
 
 
@@ -121,14 +129,16 @@ def _ours(progress: Progress) -> tuple[Tool, Tool]:
         if (paths.cache_dir() / "tools" / key).exists():
             return make(progress)
     if _architecture() is None:
-        progress.say(f"upstream has no Pulumi for {platform.machine()}: building it")
+        progress.say(
+            f"upstream doesn't publish Pulumi for {platform.machine()}: building it from its Go module"
+        )
     elif not reachable(UPSTREAM_HOST):
         progress.say(f"{UPSTREAM_HOST} isn't reachable: building Pulumi {versions.ENGINE} from its Go module")
     else:
         try:
             return _from_release(progress)
-        except UserError as trouble:
-            progress.say(f"{trouble.what}; building Pulumi {versions.ENGINE} from its Go module instead")
+        except UserError as error:
+            progress.say(f"{error.what}; building Pulumi {versions.ENGINE} from its Go module instead")
     return _from_modules(progress)
 
 
@@ -155,27 +165,27 @@ def _from_release(progress: Progress) -> tuple[Tool, Tool]:
             digest = _download(f"{UPSTREAM}/{name}", archive)
             if digest != expected:
                 raise UserError(
-                    f"{UPSTREAM}/{name}: SHA-256 is {digest}, upstream's list says {expected}",
-                    "something on the way changes what is downloaded: try again, or without the proxy",
+                    f"{UPSTREAM}/{name} has the SHA-256 {digest}; upstream lists {expected}",
+                    "the download was altered on the way: try again, or without the proxy",
                 )
             with tarfile.open(archive) as tar:
                 for member in tar:
                     target = folder / Path(member.name).name
                     if member.isfile() and target.name in ("pulumi", _LANGUAGE_HOST, _EXECUTOR):
                         content = tar.extractfile(member)
-                        assert content is not None  # a file has content
+                        assert content is not None  # it is a file
                         with target.open("wb") as file:
                             shutil.copyfileobj(content, file)
                         target.chmod(0o755)
             archive.unlink()
         return {"from": f"{UPSTREAM}/{name}", "sha256": digest}
 
-    folder = gobuild.cached("tools", _release_key(), progress, make)
+    folder = cached("tools", _release_key(), progress, make)
     return _pair(folder, versions.ENGINE, "upstream release")
 
 
 def _from_modules(progress: Progress) -> tuple[Tool, Tool]:
-    # The executor must lie beside the language host: both builds go into one folder.
+    # The executor must be in the language host's folder, so both builds go into one.
     def make(folder: Path) -> dict[str, str]:
         for target in (gobuild.PULUMI, gobuild.PULUMI_LANGUAGE_PYTHON):
             built = gobuild.build(target, progress)
@@ -183,7 +193,7 @@ def _from_modules(progress: Progress) -> tuple[Tool, Tool]:
                 _link(built / name, folder / name)
         return {"from": "Go modules"}
 
-    folder = gobuild.cached("tools", _built_key(), progress, make)
+    folder = cached("tools", _built_key(), progress, make)
     return _pair(folder, versions.LANGUAGE_HOST, "built from its Go module")
 
 
@@ -195,11 +205,11 @@ def _pair(folder: Path, host_version: str, source: str) -> tuple[Tool, Tool]:
 
 
 def _link(source: Path, target: Path) -> None:
-    # An interrupted attempt's folder is emptied before, so the target isn't there.
+    # `cached` has emptied the folder of an interrupted attempt: the target doesn't exist.
     try:
         os.link(source, target)
     except OSError:
-        # Another file system, or one without hard links.
+        # Hard links don't work here, or the cache spans file systems.
         shutil.copy2(source, target)
 
 
@@ -214,7 +224,7 @@ def _checksum(name: str) -> str:
         digest, _, file = line.partition(" ")
         if file.strip().lstrip("*") == name:
             return digest.lower()
-    raise UserError(f"{url} doesn't name {name}")
+    raise UserError(f"{url} doesn't list {name}")
 
 
 def _download(url: str, target: Path) -> str:

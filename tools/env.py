@@ -1,4 +1,4 @@
-"""The environment in which Pulumi runs here: programs first on PATH, local state, its passphrase."""
+"""The environment for running Pulumi: PATH, the local backend, and its passphrase."""
 
 from __future__ import annotations
 
@@ -13,14 +13,13 @@ from pathlib import Path
 from common import paths
 from common.progress import Progress
 from components import ssh_agent
-from tools import engine
+from tools import engine, provider_plugins
 from tools.engine import Tool
-from tools.plugins import install
 
 
 @dataclass(frozen=True)
 class Toolbox:
-    """The programs of a run."""
+    """The programs that a run uses."""
 
     pulumi: Tool
     language_host: Tool
@@ -28,30 +27,35 @@ class Toolbox:
 
     @property
     def all(self) -> tuple[Tool, ...]:
-        """Each of them, in the order in which a person thinks of them."""
+        """All programs: the engine, the language host, the plugins."""
         return (self.pulumi, self.language_host, *self.plugins)
 
 
 def toolbox(progress: Progress | None = None, *, ask_upstream: bool = False) -> Toolbox:
-    """Find the programs, and make those that are missing.
+    """Find the programs; download or build missing ones.
 
-    :param ask_upstream: try to get missing plugins from upstream; else stand-ins serve.
-    :raises UserError: the engine can't be had.
+    Args:
+        progress: Where progress is reported.
+        ask_upstream: Try to install missing plugins. Otherwise stand-ins replace them right away.
+
+    Raises:
+        UserError: The engine can be neither downloaded nor built.
     """
     progress = progress or Progress()
     pulumi, host = engine.tools(progress)
-    return Toolbox(pulumi, host, tuple(install.plugins(progress, pulumi.path, ask_upstream=ask_upstream)))
+    plugins = provider_plugins.find(progress, pulumi.path, ask_upstream=ask_upstream)
+    return Toolbox(pulumi, host, tuple(plugins))
 
 
 def passphrase_file() -> Path:
-    """The file with the passphrase of local state: made once, readable by its owner only."""
+    """The file with the local backend's passphrase. It is created once, readable by its owner only."""
     file = paths.state_dir() / "passphrase"
     if not file.exists():
         partial = file.with_name(f".passphrase.{os.getpid()}")
         partial.touch(mode=0o600, exist_ok=False)
         partial.write_text(secrets.token_urlsafe(32) + "\n")
         try:
-            # Unlike a rename, a link never takes the place of one that another process has just made.
+            # Unlike a rename, a link never replaces a file that another process has just created.
             os.link(partial, file)
         except FileExistsError:
             pass
@@ -61,48 +65,48 @@ def passphrase_file() -> Path:
 
 
 def backend_dir() -> Path:
-    """The folder of Pulumi's file backend. Made if it isn't there."""
+    """The folder of Pulumi's local backend. It is created if it doesn't exist."""
     folder = paths.state_dir() / "pulumi"
     folder.mkdir(exist_ok=True, mode=0o700)
     return folder
 
 
 def programs(tools: Toolbox) -> dict[str, str | None]:
-    """Variables to set, and those to unset (`None`), for Pulumi to run with `tools`.
+    """Variables to set, or to unset (None), so that Pulumi runs with `tools`.
 
-    Where its state is, and its passphrase, is not among them.
+    They don't select a backend or a passphrase.
     """
     return {
         "PATH": os.pathsep.join(_path(tools)),
         "PULUMI_SKIP_UPDATE_CHECK": "true",
-        "PULUMI_DISABLE_AUTOMATIC_PLUGIN_ACQUISITION": "true",  # they are here; don't ask the network
-        **({"SSH_AUTH_SOCK": None} if ssh_agent.dead() else {}),
+        "PULUMI_DISABLE_AUTOMATIC_PLUGIN_ACQUISITION": "true",  # all plugins are installed
+        **({"SSH_AUTH_SOCK": None} if ssh_agent.unreachable_socket() else {}),
     }
 
 
 def changes(tools: Toolbox) -> dict[str, str | None]:
-    """The same, with this project's local backend and its passphrase."""
+    """Like `programs`, with this project's local backend and its passphrase."""
     return {
         **programs(tools),
         "PULUMI_BACKEND_URL": backend_dir().as_uri(),
         "PULUMI_CONFIG_PASSPHRASE_FILE": str(passphrase_file()),
-        "PULUMI_CONFIG_PASSPHRASE": None,  # it would win over the file
+        "PULUMI_CONFIG_PASSPHRASE": None,  # it would override the file
     }
 
 
 def environment(tools: Toolbox | None = None) -> dict[str, str]:
-    """The whole environment for a child process, from this process's own."""
+    """The whole environment for Pulumi, based on this process's own."""
     return applied(changes(tools or toolbox()))
 
 
 def applied(variables: Mapping[str, str | None]) -> dict[str, str]:
-    """This process's environment with variables set, and those unset that are `None`."""
+    """This process's environment with some variables set, or unset (None)."""
     merged = {**os.environ, **variables}
     return {name: value for name, value in merged.items() if value is not None}
 
 
 def exports(tools: Toolbox) -> str:
-    """The same for a shell: lines for `eval`."""
+    """Like `changes`, as shell commands for `eval`."""
     return "\n".join(
         f"unset {name}" if value is None else f"export {name}={shlex.quote(value)}"
         for name, value in changes(tools).items()
@@ -110,11 +114,11 @@ def exports(tools: Toolbox) -> str:
 
 
 def _path(tools: Toolbox) -> list[str]:
-    # The plugin cache is the engine's own; what is on PATH already keeps its place there.
-    made = [str(tool.path.parent) for tool in tools.all if tool.source not in ("PATH", "plugin cache")]
-    # A launcher or an engine of last time must not win over one that is now on PATH.
+    # The engine finds plugins in its cache by itself; programs on PATH keep their place.
+    ours = [str(tool.path.parent) for tool in tools.all if tool.source not in ("PATH", "plugin cache")]
+    # A program that an earlier run put on PATH must not override one that is installed now.
     rest = [folder for folder in os.get_exec_path() if folder and not engine.own(Path(folder))]
-    return list(dict.fromkeys([_python_dir(), *made, *rest]))
+    return list(dict.fromkeys([_python_dir(), *ours, *rest]))
 
 
 def _python_dir() -> str:

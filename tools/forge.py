@@ -1,7 +1,7 @@
-"""The one comment on a pull request and the one issue that CI keeps up to date, on GitHub or GitLab.
+"""The comment on a pull request and the drift issue, which CI keeps up to date on GitHub or GitLab.
 
-Both are found again by a marker at the start of their text, and only among what CI itself has written:
-a marker in somebody else's text is not followed.
+CI finds both by a marker at the start of their text, but only among its own entries. It ignores a marker that
+anybody else wrote.
 
 GitHub's REST API: https://docs.github.com/en/rest. GitLab's, version 4: https://docs.gitlab.com/api/rest/.
 """
@@ -19,86 +19,115 @@ from typing import Any
 from common.errors import UserError
 
 _TIMEOUT_SECONDS = 60
-_PAGE = 100  # the most that either hands out at once
+_PAGE_SIZE = 100  # the maximum of both APIs
 
 
 @dataclass(frozen=True)
-class Texts:
-    """The comments of a pull request, or the issues of a repository, in the words of a site's API."""
+class Collection:
+    """The comments of a pull request or the issues of a repository, in a service's API.
 
-    path: str  # where they are listed, and new ones made
-    one: str  # where one of them is changed, by its number
-    number: str  # the field that holds it
-    text: str  # the field that holds the text
-    query: Mapping[str, str] = field(default_factory=dict)  # of the list
-    new: Mapping[str, Any] = field(default_factory=dict)  # fields of a new one, besides the text
-    closed: Mapping[str, str] = field(default_factory=dict)  # fields that close one
+    Attributes:
+        path: Where entries are listed and created.
+        entry_path: Where an entry is changed; its number follows.
+        number: The field with an entry's number.
+        text: The field with its text.
+        query: Query parameters of the list.
+        new: Fields of a new entry, besides the text.
+        closed: Fields that close an entry.
+    """
+
+    path: str
+    entry_path: str
+    number: str
+    text: str
+    query: Mapping[str, str] = field(default_factory=dict)
+    new: Mapping[str, Any] = field(default_factory=dict)
+    closed: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
 class Forge:
-    """The site that holds the repository, as far as CI writes there."""
+    """The service that hosts the repository.
+
+    Attributes:
+        url: The API's URL.
+        header: The header with the token: name and value.
+        change: The method that changes an entry.
+        author: The nested fields that identify an entry's author, and their value for CI.
+        comments: The pull request's comments.
+        issues: The repository's issues.
+        request: The path of the pull request.
+        sha: The nested fields of the pull request with its head commit.
+    """
 
     url: str
-    header: tuple[str, str] = field(repr=False)  # with the token
-    change: str  # the method that changes an entry
-    author: tuple[
-        str, str, str | int
-    ]  # two fields of an entry, one in the other, and what CI's own has there
-    comments: Texts
-    issues: Texts
-    request: str  # where the pull request is
-    sha: tuple[str, ...]  # the fields, one in the other, that hold its head there
+    header: tuple[str, str] = field(repr=False)
+    change: str
+    author: tuple[str, str, str | int]
+    comments: Collection
+    issues: Collection
+    request: str
+    sha: tuple[str, ...]
 
     def head(self) -> str:
-        """The pull request's newest commit, as the site knows it now.
+        """The current head commit of the pull request.
 
-        :raises UserError: the site refuses or doesn't answer.
+        Raises:
+            UserError: The service refuses the request or doesn't respond.
         """
         found: Any = _request(self.url, self.header, "GET", self.request)
         for name in self.sha:
             found = found[name]
         return str(found)
 
-    def find(self, texts: Texts, marker: str) -> int | None:
-        """The number of CI's own entry with the marker; None where there is none.
+    def find(self, collection: Collection, marker: str) -> int | None:
+        """The number of CI's own entry with the marker; None if there isn't one.
 
-        :raises UserError: the site refuses or doesn't answer.
+        Raises:
+            UserError: The service refuses the request or doesn't respond.
         """
         outer, inner, own = self.author
-        for entry in self._all(texts):
-            whose = (entry.get(outer) or {}).get(inner)
-            if whose == own and (entry.get(texts.text) or "").startswith(_line(marker)):
-                return int(entry[texts.number])
+        for entry in self._all(collection):
+            author = (entry.get(outer) or {}).get(inner)
+            if author == own and (entry.get(collection.text) or "").startswith(_line(marker)):
+                return int(entry[collection.number])
         return None
 
-    def write(self, texts: Texts, marker: str, text: str, number: int | None, *, close: bool = False) -> None:
-        """Write a new entry, or the one of that number anew.
+    def write(
+        self, collection: Collection, marker: str, text: str, number: int | None, *, close: bool = False
+    ) -> None:
+        """Create an entry, or change the one with this number.
 
-        :raises UserError: the site refuses or doesn't answer.
+        Raises:
+            UserError: The service refuses the request or doesn't respond.
         """
-        body = {texts.text: f"{_line(marker)}\n{text}", **(texts.closed if close else {})}
+        body = {collection.text: f"{_line(marker)}\n{text}", **(collection.closed if close else {})}
         if number is None:
-            _request(self.url, self.header, "POST", texts.path, {**texts.new, **body})
+            _request(self.url, self.header, "POST", collection.path, {**collection.new, **body})
         else:
-            _request(self.url, self.header, self.change, f"{texts.one}/{number}", body)
+            _request(self.url, self.header, self.change, f"{collection.entry_path}/{number}", body)
 
-    def _all(self, texts: Texts) -> Iterator[Mapping[str, Any]]:
+    def _all(self, collection: Collection) -> Iterator[Mapping[str, Any]]:
         page = 1
         while True:
-            query = urllib.parse.urlencode({**texts.query, "per_page": _PAGE, "page": page})
-            entries = _request(self.url, self.header, "GET", f"{texts.path}?{query}")
+            query = urllib.parse.urlencode({**collection.query, "per_page": _PAGE_SIZE, "page": page})
+            entries = _request(self.url, self.header, "GET", f"{collection.path}?{query}")
             yield from entries
-            if len(entries) < _PAGE:
+            if len(entries) < _PAGE_SIZE:
                 return
             page += 1
 
 
 def keep_comment(forge: Forge, text: str, *, only_update: bool = False) -> None:
-    """Make `text` CI's one comment on the pull request.
+    """Create or update CI's comment on the pull request.
 
-    :param only_update: where there is no such comment, write none.
-    :raises UserError: the site refuses or doesn't answer.
+    Args:
+        forge: The service.
+        text: The comment.
+        only_update: Don't create a comment if there is none.
+
+    Raises:
+        UserError: The service refuses the request or doesn't respond.
     """
     number = forge.find(forge.comments, "preview")
     if number is not None or not only_update:
@@ -106,9 +135,10 @@ def keep_comment(forge: Forge, text: str, *, only_update: bool = False) -> None:
 
 
 def keep_issue(forge: Forge, text: str, *, wanted: bool) -> None:
-    """Make `text` the one open issue about drift; close it where none is wanted.
+    """Create or update the drift issue; close it unless it is `wanted`.
 
-    :raises UserError: the site refuses or doesn't answer.
+    Raises:
+        UserError: The service refuses the request or doesn't respond.
     """
     number = forge.find(forge.issues, "drift")
     if number is not None or wanted:
@@ -120,38 +150,42 @@ def _line(marker: str) -> str:
 
 
 def of_run(variables: Mapping[str, str]) -> Forge:
-    """The site whose job this is, from the variables that it gives to one.
+    """The service that runs this job, from the job's variables.
 
-    :raises UserError: it is neither, or a variable that a workflow must pass is missing.
+    Raises:
+        UserError: This isn't a job on GitHub or GitLab, or a variable that the workflow must set is missing.
     """
     if "GITHUB_REPOSITORY" in variables:
         return _github(variables)
     if "CI_API_V4_URL" in variables:
         return _gitlab(variables)
-    raise UserError("this is no job of GitHub's or GitLab's", "nothing is written from elsewhere")
+    raise UserError(
+        "this isn't a job on GitHub or GitLab",
+        "run it in a workflow; it writes comments and issues only there",
+    )
 
 
 def _github(variables: Mapping[str, str]) -> Forge:
-    token = _token(variables, "GITHUB_TOKEN", "pass ${{ github.token }} in the step's env")
+    token = _token(variables, "GITHUB_TOKEN", "set it to ${{ github.token }} in the step's env")
     repository = f"repos/{variables['GITHUB_REPOSITORY']}"
     return Forge(
         url=variables["GITHUB_API_URL"],
         header=("Authorization", f"Bearer {token}"),
         change="PATCH",
         author=("user", "login", "github-actions[bot]"),
-        comments=Texts(
+        comments=Collection(
             path=f"{repository}/issues/{variables.get('PULL_REQUEST')}/comments",
-            one=f"{repository}/issues/comments",
+            entry_path=f"{repository}/issues/comments",
             number="id",
             text="body",
         ),
-        issues=Texts(
+        issues=Collection(
             path=f"{repository}/issues",
-            one=f"{repository}/issues",
+            entry_path=f"{repository}/issues",
             number="number",
             text="body",
             query={"state": "open", "labels": "drift"},
-            new={"title": "Hosts are not as they were set up", "labels": ["drift"]},
+            new={"title": "Hosts have drifted from their configuration", "labels": ["drift"]},
             closed={"state": "closed"},
         ),
         request=f"{repository}/pulls/{variables.get('PULL_REQUEST')}",
@@ -160,7 +194,7 @@ def _github(variables: Mapping[str, str]) -> Forge:
 
 
 def _gitlab(variables: Mapping[str, str]) -> Forge:
-    token = _token(variables, "GITLAB_TOKEN", "make a project access token and put it into this CI variable")
+    token = _token(variables, "GITLAB_TOKEN", "create a project access token and set it as this CI variable")
     url, header = variables["CI_API_V4_URL"], ("PRIVATE-TOKEN", token)
     project = f"projects/{variables['CI_PROJECT_ID']}"
     request = f"{project}/merge_requests/{variables.get('CI_MERGE_REQUEST_IID')}"
@@ -169,16 +203,16 @@ def _gitlab(variables: Mapping[str, str]) -> Forge:
         url=url,
         header=header,
         change="PUT",
-        # The token has a user of its own.
+        # The token belongs to its own user.
         author=("author", "id", _request(url, header, "GET", "user")["id"]),
-        comments=Texts(path=notes, one=notes, number="id", text="body"),
-        issues=Texts(
+        comments=Collection(path=notes, entry_path=notes, number="id", text="body"),
+        issues=Collection(
             path=f"{project}/issues",
-            one=f"{project}/issues",
+            entry_path=f"{project}/issues",
             number="iid",
             text="description",
             query={"state": "opened", "labels": "drift"},
-            new={"title": "Hosts are not as they were set up", "labels": "drift"},
+            new={"title": "Hosts have drifted from their configuration", "labels": "drift"},
             closed={"state_event": "close"},
         ),
         request=request,
@@ -202,12 +236,12 @@ def _request(
         headers={header[0]: header[1], "Content-Type": "application/json", "User-Agent": "kubeadm-ipvs"},
     )
     try:
-        with urllib.request.urlopen(request, timeout=_TIMEOUT_SECONDS) as answer:
-            return json.load(answer)
+        with urllib.request.urlopen(request, timeout=_TIMEOUT_SECONDS) as response:
+            return json.load(response)
     except urllib.error.HTTPError as error:
         raise UserError(
             f"{method} {path}: {error.code} {error.reason}",
-            "may the token write here? docs/ci.md lists what each needs",
+            "check that the token has write access; docs/ci.md lists the permissions",
         ) from None
     except OSError as error:
         raise UserError(f"{method} {path}: {error}") from None

@@ -1,8 +1,8 @@
-"""Every check of the code that runs nothing of it: `python -m tools.lint`, or `make lint`.
+"""`python -m tools.lint`, or `make lint`: static checks of the code.
 
-ruff, ruff's format, mypy in strict mode, shellcheck, actionlint for the workflows, go vet for the lab's
-network, and GitLab's own schema for the example. All of them run, whatever one of them finds, so that one
-look shows everything; status 1 if any found something.
+Runs ruff (linter and formatter), mypy in strict mode, shellcheck, actionlint for the workflows, go vet for
+the lab's network, and GitLab's schema for the example pipeline. All of them run even if one fails. The exit
+status is 1 if any fails.
 """
 
 from __future__ import annotations
@@ -14,20 +14,20 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
-from common import paths
+from common import gobuild, paths
 from common.errors import UserError
 from common.paths import project_dir
 from common.progress import Progress
-from lab.artefacts import gobuild
 
 GITLAB = "docs/examples/gitlab-ci.yml"
+LAB_NETWORK = "lab/artefacts/go/lab-network"
 
 _SHELLS = ("sh", "bash", "dash")
 
 
 @dataclass(frozen=True)
 class Check:
-    """One program, of the environment's `bin` or by its whole path, and its arguments."""
+    """A program, from the virtual environment or with its full path, and its arguments."""
 
     name: str
     argv: tuple[str, ...]
@@ -35,7 +35,7 @@ class Check:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a check printed, and how it ended."""
+    """A check's exit status and output."""
 
     check: Check
     status: int
@@ -44,9 +44,10 @@ class Outcome:
 
 
 def project_files(root: Path) -> list[Path]:
-    """The files that git knows or would take on (not the ignored ones), as they are on disk.
+    """The files on disk that git tracks or doesn't ignore.
 
-    :raises subprocess.CalledProcessError: the folder is not a git checkout.
+    Raises:
+        subprocess.CalledProcessError: The folder isn't a git checkout.
     """
     argv = ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"]
     listed = subprocess.run(argv, cwd=root, check=True, capture_output=True, text=True).stdout
@@ -54,7 +55,7 @@ def project_files(root: Path) -> list[Path]:
 
 
 def is_shell(path: Path) -> bool:
-    """Whether a file is a shell script: by its name, or else by its first line."""
+    """Whether a file is a shell script, by its suffix or, without one, by its first line."""
     if path.suffix:
         return path.suffix == ".sh"
     with path.open("rb") as file:
@@ -64,11 +65,14 @@ def is_shell(path: Path) -> bool:
 
 
 def checks(root: Path) -> tuple[Check, ...]:
-    """The checks of this checkout; the ones that take longest first."""
+    """The checks for this checkout, slowest first."""
     scripts = [str(path.relative_to(root)) for path in project_files(root) if is_shell(path)]
     return (
         Check("mypy --strict", ("mypy", "--no-error-summary")),
-        Check(f"shellcheck ({len(scripts)} scripts)", ("shellcheck", "--external-sources", *scripts)),
+        Check(
+            f"shellcheck ({len(scripts)} scripts)",
+            ("shellcheck", "--external-sources", "--source-path=scripts", *scripts),
+        ),
         Check("ruff check", ("ruff", "check", "--quiet", "--force-exclude", ".")),
         Check("ruff format", ("ruff", "format", "--check", "--quiet", ".")),
         Check("GitLab's schema", ("check-jsonschema", "--builtin-schema=vendor.gitlab-ci", GITLAB)),
@@ -76,37 +80,39 @@ def checks(root: Path) -> tuple[Check, ...]:
 
 
 def workflow_check(progress: Progress) -> Check:
-    """actionlint on the workflows; built once, where it isn't in the cache and a Go is here.
+    """actionlint for the workflows; built if it isn't in the cache.
 
-    :raises UserError: there is no Go, or the modules can't be had. Nothing is installed for it.
+    Raises:
+        UserError: Go isn't installed, or a module can't be downloaded. Lint doesn't install Go.
     """
     target = gobuild.ACTIONLINT
     cached = paths.cache_dir() / "go" / target.key
     if not cached.exists() and gobuild.present_go(target.go_version, progress) is None:
-        raise UserError("there is no Go to build it with", "install Go, and it is checked too")
+        raise UserError("Go, which builds it, isn't installed", "install Go to run this check too")
     program = gobuild.build(target, progress) / target.name
-    # Its shell scripts by the locked shellcheck; it finds the workflows by itself.
+    # It finds the workflows itself, and checks their scripts with the locked shellcheck.
     shellcheck = Path(sys.executable).parent / "shellcheck"
     return Check(f"actionlint {target.version}", (str(program), "-no-color", f"-shellcheck={shellcheck}"))
 
 
 def network_check(progress: Progress) -> Check:
-    """go vet on the lab's network, the one Go program that is this project's own.
+    """go vet for the lab's network, the only Go program written for this project.
 
-    :raises UserError: Go isn't installed. Lint doesn't install it.
+    Raises:
+        UserError: Go isn't installed. Lint doesn't install it.
     """
-    target = gobuild.LAB_NETWORK
-    go = gobuild.present_go(target.go_version, progress)
+    module = project_dir() / LAB_NETWORK
+    go = gobuild.present_go(gobuild.go_version(module), progress)
     if go is None:
-        raise UserError("Go isn't installed", "install Go to check it too")
-    return Check(f"go vet ({target.name})", (str(go.command), "-C", str(target.wrapper), "vet", "./..."))
+        raise UserError("Go isn't installed", "install Go to run this check too")
+    return Check(f"go vet ({module.name})", (str(go.command), "-C", str(module), "vet", "./..."))
 
 
 def run(check: Check, root: Path) -> Outcome:
-    """Run one check in the checkout's root."""
-    # Beside the interpreter, and not from PATH: the locked versions decide.
+    """Run a check in the checkout's root."""
+    # The locked version from the virtual environment, not one from PATH.
     program = Path(sys.executable).parent / check.argv[0]
-    begun = time.monotonic()
+    started = time.monotonic()
     done = subprocess.run(
         [str(program), *check.argv[1:]],
         cwd=root,
@@ -116,27 +122,27 @@ def run(check: Check, root: Path) -> Outcome:
         stderr=subprocess.STDOUT,
         text=True,
     )
-    return Outcome(check, done.returncode, done.stdout, time.monotonic() - begun)
+    return Outcome(check, done.returncode, done.stdout, time.monotonic() - started)
 
 
 def main() -> int:
-    """Run the checks side by side and print what they found."""
+    """Run the checks in parallel and print their results."""
     root = project_dir()
     failed = False
-    found = [*checks(root)]
+    all_checks = [*checks(root)]
     for name, make in (("actionlint", workflow_check), ("go vet", network_check)):
         try:
-            found.append(make(Progress()))
-        except UserError as trouble:
-            print(f"lint: {name}: skipped: {trouble}", flush=True)
+            all_checks.append(make(Progress()))
+        except UserError as error:
+            print(f"lint: {name}: skipped: {error}", flush=True)
     with ThreadPoolExecutor(max_workers=2) as pool:
-        for outcome in pool.map(lambda check: run(check, root), found):
-            verdict = "ok" if outcome.status == 0 else "FAILED"
-            print(f"lint: {outcome.check.name}: {verdict} ({outcome.seconds:.1f}s)", flush=True)
+        for outcome in pool.map(lambda check: run(check, root), all_checks):
+            result = "ok" if outcome.status == 0 else "FAILED"
+            print(f"lint: {outcome.check.name}: {result} ({outcome.seconds:.1f}s)", flush=True)
             if outcome.status != 0:
                 failed = True
-                # ruff format --check --quiet names no files, only its status.
-                print(outcome.output.rstrip() or "some files aren't formatted -> make format", flush=True)
+                # ruff format --check --quiet prints nothing.
+                print(outcome.output.rstrip() or "some files aren't formatted -> run make format", flush=True)
     return 1 if failed else 0
 
 

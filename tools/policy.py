@@ -1,7 +1,7 @@
-"""`python -m tools.policy`: a stack's preview with the policy pack of `policy/`.
+"""`python -m tools.policy`: a stack's preview with the policy pack in `policy/`.
 
-The pack runs in an environment of its own in the cache, made once for each lock: pulumi-policy needs an older
-protobuf than the program (docs/decisions/0016-the-policy-packs-own-environment.md).
+The pack runs in its own Python environment in the cache, created once for each lock file: pulumi-policy needs
+an older protobuf than the program (docs/decisions/0016-the-policy-packs-own-environment.md).
 """
 
 from __future__ import annotations
@@ -20,28 +20,28 @@ from common import paths
 from common.errors import UserError
 from common.files import locked, write_atomic
 from common.progress import Progress
-from tools import bootstrap, env, preview
-from tools.plugins import install
+from tools import bootstrap, env, preview, provider_plugins
 
 PACK = paths.project_dir() / "policy"
 LOCK = PACK / "requirements.txt"
 ANALYZER = "pulumi-analyzer-policy-kubeadm-ipvs"
-"""What the engine looks for on PATH, by the runtime that PulumiPolicy.yaml names."""
+"""The program that the engine looks for on PATH, named after the runtime in PulumiPolicy.yaml."""
 
 _KIND = "policy"
 _STAMP = "complete"
 
 
 def environment_key(lock: Path = LOCK) -> str:
-    """The name of the environment's folder in the cache: the lock's hash and the Python that it links to."""
-    about = f"{sys.version_info[0]}.{sys.version_info[1]} {sys.base_prefix}\n".encode()
-    return f"venv-{hashlib.sha256(about + lock.read_bytes()).hexdigest()[:16]}"
+    """The name of the environment's folder in the cache: a hash of the lock file and of the Python."""
+    python_id = f"{sys.version_info[0]}.{sys.version_info[1]} {sys.base_prefix}\n".encode()
+    return f"venv-{hashlib.sha256(python_id + lock.read_bytes()).hexdigest()[:16]}"
 
 
 def python(progress: Progress, lock: Path = LOCK) -> Path:
-    """The pack's Python, with exactly what the lock holds; the environment is made if it isn't there.
+    """The Python of the pack's environment, which has exactly the locked packages; created if needed.
 
-    :raises UserError: a package can't be had.
+    Raises:
+        UserError: A package can't be installed.
     """
     parent = paths.cache_dir() / _KIND
     key = environment_key(lock)
@@ -50,19 +50,19 @@ def python(progress: Progress, lock: Path = LOCK) -> Path:
     if (folder / _STAMP).exists():
         return program
     with locked(parent / f"{key}.lock", progress, f"{_KIND}/{key}"):
-        # Written last: without it the folder is an interrupted attempt's, or none.
+        # The stamp is written last; without it, an earlier attempt was interrupted.
         if not (folder / _STAMP).exists():
-            with progress.step("making the policy pack's Python environment"):
-                _make(folder, program, lock)
+            with progress.step("creating the policy pack's Python environment"):
+                _create(folder, program, lock)
             write_atomic(folder / _STAMP, lock.name + "\n")
     return program
 
 
-def _make(folder: Path, program: Path, lock: Path) -> None:
+def _create(folder: Path, program: Path, lock: Path) -> None:
     if folder.exists():
         shutil.rmtree(folder)
     for argv in (
-        # This Python's own pip installs into it: one less to unpack.
+        # Our own pip installs into it, so it doesn't need one.
         [sys.executable, "-m", "venv", "--without-pip", str(folder)],
         [sys.executable, "-m", "pip", "--python", str(program), *bootstrap.install_locked(lock)],
     ):
@@ -70,32 +70,33 @@ def _make(folder: Path, program: Path, lock: Path) -> None:
         if done.returncode != 0:
             last = "\n".join((done.stderr or done.stdout).strip().splitlines()[-5:])
             raise UserError(
-                f"the policy pack's environment can't be made: {last}",
-                "a package index must be reachable, directly or as pip's configuration names it; "
-                "the next run begins it again",
+                f"the policy pack's Python environment can't be created: {last}",
+                "make a package index reachable, directly or through pip's configuration, and run this again",
             )
 
 
 def launcher(interpreter: Path) -> Path:
-    """The folder that holds only the program that the engine starts a pack of this project by."""
-    # The engine hands over its address and the pack's folder, in which it starts this.
+    """A folder for PATH with nothing but the program that starts the policy pack."""
+    # The engine passes its address and the pack's folder, and starts the program in that folder.
     text = f'#!/bin/sh\nexec {shlex.quote(str(interpreter))} -u -m pulumi.policy "$@"\n'
-    return install.placed(_KIND, ANALYZER, text)
+    return provider_plugins.cached_script(_KIND, ANALYZER, text)
 
 
 def with_pack(variables: dict[str, str], progress: Progress) -> dict[str, str]:
-    """The environment for Pulumi, with what it needs for `--policy-pack policy`.
+    """Add what `--policy-pack policy` needs to Pulumi's environment variables.
 
-    :raises UserError: the pack's environment can't be made.
+    Raises:
+        UserError: The pack's environment can't be created.
     """
     folder = launcher(python(progress))
     return {**variables, "PATH": os.pathsep.join([str(folder), variables["PATH"]])}
 
 
-def judge(name: str, more: Sequence[str], progress: Progress) -> int:
-    """Preview the stack with the pack; Pulumi's status, which a mandatory rule's violation makes 1 or more.
+def run(name: str, more: Sequence[str], progress: Progress) -> int:
+    """Preview the stack with the pack; returns Pulumi's status, which isn't 0 if a mandatory rule is broken.
 
-    :raises UserError: the engine or the pack's environment can't be had.
+    Raises:
+        UserError: The engine or the pack's environment can't be installed.
     """
     tools = env.toolbox(progress, ask_upstream=True)
     variables = with_pack(env.environment(tools), progress)
@@ -103,7 +104,7 @@ def judge(name: str, more: Sequence[str], progress: Progress) -> int:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run the preview; the exit status."""
+    """Run the preview; returns the exit status."""
     parser = argparse.ArgumentParser(
         prog="python -m tools.policy", description=(__doc__ or "").splitlines()[0]
     )
@@ -111,9 +112,9 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("more", nargs="*", help="arguments for pulumi preview, after --")
     chosen = parser.parse_args(arguments)
     try:
-        return judge(chosen.stack, chosen.more, Progress())
-    except UserError as trouble:
-        print(f"error: {trouble}", file=sys.stderr)
+        return run(chosen.stack, chosen.more, Progress())
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
         return 1
 
 

@@ -1,4 +1,4 @@
-"""`python -m tools.preview`: what `pulumi up` would change of a stack."""
+"""`python -m tools.preview`: what `pulumi up` would change in a stack."""
 
 from __future__ import annotations
 
@@ -16,11 +16,17 @@ from tools import env, stack
 def run(
     name: str, more: Sequence[str], tools: env.Toolbox, variables: dict[str, str], progress: Progress
 ) -> int:
-    """Preview the stack; Pulumi's status.
+    """Preview the stack; returns Pulumi's status.
 
-    :param more: arguments for `pulumi preview`.
-    :param variables: the environment for Pulumi.
-    :raises UserError: the stack can't be had, or its state is elsewhere.
+    Args:
+        name: The stack's name.
+        more: Further arguments for `pulumi preview`.
+        tools: Pulumi and its plugins.
+        variables: The environment variables for Pulumi.
+        progress: Where to report progress.
+
+    Raises:
+        UserError: The stack can't be prepared, or its state is in another backend.
     """
     with stack.for_preview(name, tools, variables, progress) as (environment, arguments):
         argv = [str(tools.pulumi.path), "preview", "--stack", name, *arguments, *more]
@@ -28,7 +34,7 @@ def run(
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run the preview; the exit status."""
+    """Run the preview; returns the exit status."""
     parser = argparse.ArgumentParser(prog="python -m tools.preview", description=__doc__)
     parser.add_argument("--stack", required=True)
     chosen = parser.parse_args(arguments)
@@ -36,8 +42,8 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         tools = env.toolbox(progress, ask_upstream=True)
         return run(chosen.stack, ["--diff"], tools, env.environment(tools), progress)
-    except UserError as trouble:
-        print(f"error: {trouble}", file=sys.stderr)
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
         return 1
 
 

@@ -1,4 +1,4 @@
-"""Reads a host from outside a run: runs a step that changes nothing, and hands out what it printed."""
+"""Runs read-only steps on a host outside a Pulumi run and returns their output."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from model.steps import Step, command_text, script_text
 if TYPE_CHECKING:
     import asyncssh
 
-_LOST_SECONDS = 30  # after the host's own limit: then the connection is dead
+_LOST_SECONDS = 30  # after the step's own time limit, the connection is considered dead
 
 
 class Reader:
-    """One host. Logs in at the first question, stays logged in, and logs in again where that was lost."""
+    """Reads one host. Logs in for the first step, stays logged in, and reconnects if necessary."""
 
     def __init__(self, settings: Settings, host: Host) -> None:
         self.host = host
@@ -36,12 +36,16 @@ class Reader:
             self._connection.close()
             await self._connection.wait_closed()
 
-    async def ask(self, step: Step, values: Mapping[str, str], limit: int) -> str:
-        """What the step prints.
+    async def run(self, step: Step, values: Mapping[str, str], limit: int) -> str:
+        """Run a step and return what it prints.
 
-        :param step: one that changes nothing.
-        :param limit: seconds after which the host ends the step.
-        :raises UserError: the host can't be reached, doesn't answer in time, or the step failed there.
+        Args:
+            step: A step that changes nothing.
+            values: The step's values.
+            limit: Seconds after which the host ends the step.
+
+        Raises:
+            UserError: The host can't be reached, doesn't answer in time, or the step failed.
         """
         import asyncssh
 
@@ -59,10 +63,10 @@ class Reader:
             why = "no answer" if isinstance(error, TimeoutError) else str(error)
             raise UserError(f"the connection was lost{why and f': {why}'}") from None
         if done.exit_status != 0:
-            said = str(done.stderr or "").strip().splitlines()
-            # From the step's own words on: the cause, and below it the next move.
-            failed = next((number for number, line in enumerate(said) if ": FAILED: " in line), -1)
-            raise UserError("\n".join(said[failed:]) or f"the look ended with status {done.exit_status}")
+            lines = str(done.stderr or "").strip().splitlines()
+            # Start at the step's own error message: the cause, followed by the next move.
+            failed = next((number for number, line in enumerate(lines) if ": FAILED: " in line), -1)
+            raise UserError("\n".join(lines[failed:]) or f"the step ended with status {done.exit_status}")
         return str(done.stdout)
 
     async def _connected(self) -> asyncssh.SSHClientConnection:

@@ -1,8 +1,10 @@
-"""`python -m tools.report`: what a change would do to its environments, as Markdown for a pull request.
+"""`python -m tools.report`: a report on what a change does to each environment, for its pull request.
 
-Made from each environment's `pulumi preview --json`, or from why that failed. docs/reviewing.md says how
-to read it. Status 3: something is destroyed and nobody has said that it is meant; 1: a preview failed,
-or a mandatory rule of the policy pack is broken.
+It is made from `pulumi preview --json` of each environment, or from the errors of a failed preview.
+docs/reviewing.md explains how to read it.
+
+Exit status: 1 if a preview failed or a mandatory policy rule is broken, 3 if the change is destructive and
+`--allow-destructive` isn't given.
 """
 
 from __future__ import annotations
@@ -19,9 +21,9 @@ from pydantic import TypeAdapter, ValidationError
 
 from common.errors import UserError
 from common.paths import project_dir
-from model.policy_findings import Finding
-from model.report import Environment, page
-from model.settings import config_of, written
+from model.settings_file import config_of, written
+from report.page import Environment, render
+from report.policy_findings import Finding
 
 FAILED, DESTRUCTIVE = 1, 3
 _FINDINGS = TypeAdapter(list[Finding])
@@ -34,16 +36,21 @@ def environments(
     before: Mapping[str, Path],
     policy: Mapping[str, Path],
 ) -> list[Environment]:
-    """What is known of each environment.
+    """Read everything about each environment. All files are given by stack name.
 
-    :param root: the checkout, whose stack files say what is wanted.
-    :param before: stack files as they were.
-    :param policy: what the policy pack has found, as `findings_text` writes it.
-    :raises UserError: a file can't be read, or an environment has both a preview and errors.
+    Args:
+        root: The checkout, with the stack files after the change.
+        previews: The output of `pulumi preview --json`.
+        errors: The errors of failed previews.
+        before: Stack files before the change.
+        policy: The findings of the policy pack, as `findings_text` writes them.
+
+    Raises:
+        UserError: A file can't be read, or an environment has both a preview and errors.
     """
     both = sorted(previews.keys() & errors.keys())
     if both:
-        raise UserError(f"{', '.join(both)} has a preview and errors", "give one of the two")
+        raise UserError(f"{', '.join(both)} has both a preview and errors", "pass only one of the two")
     return [
         Environment(
             name=name,
@@ -60,17 +67,17 @@ def environments(
 def _plan(file: Path) -> dict[str, Any]:
     text = _read(file)
     try:
-        # Warnings of the engine itself may stand before it.
+        # The engine may print warnings before the JSON.
         plan = json.loads(text[max(text.find("{\n"), 0) :])
     except ValueError:
         plan = None
     if not isinstance(plan, dict) or "steps" not in plan:
-        raise UserError(f"{file} is no preview", "`pulumi preview --json` writes one")
+        raise UserError(f"{file} isn't a preview", "pass the output of `pulumi preview --json`")
     return plan
 
 
 def findings_text(findings: Sequence[Finding]) -> str:
-    """What the policy pack has found, as `--policy` reads it."""
+    """The findings of the policy pack, in the format that `--policy` reads."""
     return _FINDINGS.dump_json(list(findings), indent=2).decode() + "\n"
 
 
@@ -79,12 +86,12 @@ def _findings(file: Path) -> list[Finding]:
         return _FINDINGS.validate_json(_read(file))
     except ValidationError as error:
         raise UserError(
-            f"{file} is no verdict of the policy pack", "`tools.ci preview` writes one"
+            f"{file} has no findings of the policy pack", "pass the file that `tools.ci preview` writes"
         ) from error
 
 
 def _settings(file: Path, root: Path) -> dict[str, Any]:
-    """A stack file's settings, also where they are no good: that is what the errors are about."""
+    """A stack file's settings, even if they are invalid: the errors are about that."""
     if not file.exists():
         return {}
     try:
@@ -103,7 +110,7 @@ def _read(file: Path) -> str:
 def _pair(text: str) -> tuple[str, Path]:
     name, found, file = text.partition("=")
     if not found or not name or not file:
-        raise argparse.ArgumentTypeError(f"{text}: write STACK=FILE")
+        raise argparse.ArgumentTypeError(f"{text} isn't STACK=FILE")
     return name, Path(file)
 
 
@@ -115,19 +122,19 @@ def _parser() -> argparse.ArgumentParser:
     def files(option: str, text: str) -> None:
         parser.add_argument(option, metavar="STACK=FILE", type=_pair, action="append", default=[], help=text)
 
-    files("--preview", "what `pulumi preview --json` printed; may be given for several stacks")
-    files("--errors", "why a stack's preview failed")
-    files("--settings-before", "the stack file as it was")
-    files("--policy", "what the policy pack has found in a stack's preview")
+    files("--preview", "the output of `pulumi preview --json`; can be repeated for several stacks")
+    files("--errors", "the errors of a stack's failed preview")
+    files("--settings-before", "the stack file before the change")
+    files("--policy", "the findings of the policy pack in a stack's preview")
     parser.add_argument(
-        "--allow-destructive", action="store_true", help="what is destroyed is meant: it fails nothing"
+        "--allow-destructive", action="store_true", help="don't fail if the change is destructive"
     )
-    parser.add_argument("--output", type=Path, metavar="FILE", help="write there, not to the terminal")
+    parser.add_argument("--output", type=Path, metavar="FILE", help="write to this file, not to the terminal")
     return parser
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """The command line's entry: expected failures become a message and status 1."""
+    """Write the report; an expected failure becomes a message and status 1."""
     chosen = _parser().parse_args(argv)
     try:
         found = environments(
@@ -137,17 +144,17 @@ def main(argv: Sequence[str] | None = None) -> int:
             dict(chosen.settings_before),
             dict(chosen.policy),
         )
-    except UserError as trouble:
-        print(f"error: {trouble}", file=sys.stderr)
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
         return FAILED
-    made = page(found, meant=chosen.allow_destructive)
+    page = render(found, approved=chosen.allow_destructive)
     if chosen.output is None:
-        print(made.text, end="")
+        print(page.text, end="")
     else:
-        chosen.output.write_text(made.text, encoding="utf-8")
-    if made.failed:
+        chosen.output.write_text(page.text, encoding="utf-8")
+    if page.has_failed:
         return FAILED
-    return DESTRUCTIVE if made.destructive and not chosen.allow_destructive else 0
+    return DESTRUCTIVE if page.is_destructive and not chosen.allow_destructive else 0
 
 
 if __name__ == "__main__":

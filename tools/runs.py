@@ -1,8 +1,8 @@
-"""The last runs' events, kept for `make timeline`: what was done to which resource, and when.
+"""Keeps the events of the last runs for `make timeline`: what was done to which resource, and when.
 
-A record is a file of JSON lines in the form of the engine's own event log, cut down to names, kinds and
-times: nothing that a resource holds, and no message, so no secret. Times are those of an event's arrival,
-since the engine's own are whole seconds. One more line holds the resources' dependencies.
+A record is a file of JSON lines in the format of the engine's event log, reduced to names, kinds and times.
+It contains no inputs, outputs or messages, and so no secrets. Times are when an event arrived, since the
+engine's own are whole seconds. One more line contains the resources' dependencies.
 """
 
 from __future__ import annotations
@@ -18,29 +18,33 @@ from typing import Any, TextIO
 
 from common import paths
 
-KEPT = 10  # records of a stack
-_MOMENTS = ("resourcePreEvent", "resOutputsEvent", "resOpFailedEvent")
+KEPT = 10  # records for each stack
+_KINDS = ("resourcePreEvent", "resOutputsEvent", "resOpFailedEvent")
 
 Dependencies = dict[str, list[str]]
 
 
 def folder(stack: str) -> Path:
-    """Where a stack's records are, by name in the order of time. It may not be there."""
+    """The folder of a stack's records, which sort by time. It may not exist."""
     return paths.state_dir() / "runs" / stack
 
 
 class Record:
-    """Takes a run's events."""
+    """Writes a run's events.
+
+    Attributes:
+        empty: Whether no resource has been changed so far.
+    """
 
     def __init__(self, stream: TextIO) -> None:
         self._stream = stream
-        self.empty = True  # as long as no resource has been changed
+        self.empty = True
 
     def take(self, event: Mapping[str, Any]) -> None:
-        """Write down what is to be kept of an event that has just arrived."""
-        for moment in _MOMENTS:
-            step = event.get(moment, {}).get("metadata")
-            if step is None or event[moment].get("planning", False):
+        """Write the relevant parts of an event that has just arrived."""
+        for kind in _KINDS:
+            step = event.get(kind, {}).get("metadata")
+            if step is None or event[kind].get("planning", False):
                 continue
             if step["op"] != "same":
                 self.empty = False
@@ -51,24 +55,26 @@ class Record:
                 "type": step["type"],
                 "new": {"custom": bool(state.get("custom", False)), "parent": state.get("parent", "")},
             }
-            self.write({"timestamp": round(time.time(), 3), moment: {"metadata": kept}})
+            self.write({"timestamp": round(time.time(), 3), kind: {"metadata": kept}})
 
     def write(self, line: Mapping[str, Any]) -> None:
-        """Write one line, at once: the run may be killed."""
+        """Write one line immediately: the run may be killed."""
         self._stream.write(json.dumps(line) + "\n")
 
 
 @contextmanager
 def recorded(stack: str, command: str, environment: Mapping[str, str], project: Path) -> Iterator[Record]:
-    """Keep a run's record, however the run ends. One that changed nothing leaves none.
+    """Keep a run's record, however the run ends, unless it changed nothing.
 
-    :param command: `up` or `destroy`, which leaves no dependencies in the state to ask for afterwards.
-    :param environment: Pulumi's.
-    :param project: the folder of Pulumi.yaml.
+    Args:
+        stack: The stack's name.
+        command: `up` or `destroy`. A destroy's dependencies are read first: afterwards the state has none.
+        environment: Pulumi's environment.
+        project: The folder of Pulumi.yaml.
     """
-    place = folder(stack)
-    place.mkdir(parents=True, exist_ok=True, mode=0o700)
-    file = place / f"{time.time_ns()}-{command}.jsonl"
+    records = folder(stack)
+    records.mkdir(parents=True, exist_ok=True, mode=0o700)
+    file = records / f"{time.time_ns()}-{command}.jsonl"
     descriptor = os.open(file, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
     with os.fdopen(descriptor, "w", buffering=1) as stream:
         record = Record(stream)
@@ -82,15 +88,19 @@ def recorded(stack: str, command: str, environment: Mapping[str, str], project: 
                 file.unlink()
             elif command != "destroy":
                 record.write({"dependencies": dependencies(stack, project, environment)})
-    for old in sorted(place.iterdir())[:-KEPT]:
+    for old in sorted(records.iterdir())[:-KEPT]:
         old.unlink(missing_ok=True)
 
 
 def dependencies(stack: str, project: Path, environment: Mapping[str, str] | None = None) -> Dependencies:
-    """What each resource in the stack's state depends on, provider included, by URN; {} if it can't be read.
+    """The dependencies of each resource in the stack's state, its provider included, by URN.
 
-    :param project: the folder of Pulumi.yaml.
-    :param environment: Pulumi's; this process's own if none is given.
+    The result is empty if the state can't be read.
+
+    Args:
+        stack: The stack's name.
+        project: The folder of Pulumi.yaml.
+        environment: Pulumi's environment; by default this process's own.
     """
     try:
         done = subprocess.run(
@@ -108,10 +118,10 @@ def dependencies(stack: str, project: Path, environment: Mapping[str, str] | Non
 
 
 def dependencies_in(export: str) -> Dependencies:
-    """The same out of an exported state."""
+    """The dependencies in an exported state."""
     found: Dependencies = {}
     for resource in json.loads(export)["deployment"].get("resources") or []:
-        # `URN::ID` of the provider.
+        # The provider is written as `URN::ID`.
         provider = str(resource.get("provider", "")).rpartition("::")[0]
         needed = {*(resource.get("dependencies") or []), *([provider] if provider else [])}
         found[resource["urn"]] = sorted(needed | set(found.get(resource["urn"], [])))

@@ -1,7 +1,7 @@
-"""`python -m tools.show --stack NAME`, or `make show`: what each host's kernel balances, and how much.
+"""`python -m tools.show --stack NAME`, or `make show`: the IPVS virtual servers of each host.
 
-By default the virtual servers as the last proof saw them, out of the stack's outputs: no host is asked.
-With --live each host is, and with --watch again and again. --html FILE draws the same as a page.
+By default they are shown as of the last verification, from the stack's outputs, without contacting the hosts.
+--live reads each host's kernel now, --watch does so repeatedly. --html FILE writes a page.
 """
 
 from __future__ import annotations
@@ -24,35 +24,42 @@ from common.errors import UserError
 from model import ipvs, steps, traffic
 from model.settings import Settings
 from model.traffic import View
-from tools import cluster_page
+from tools import cluster_page, cluster_table
 from tools.check import settings_of
 from tools.reader import Reader
 
 OUTPUT = "virtualServers"
-_MISSING = "does not have output property"  # Pulumi's words for an output that the stack hasn't
-# The kernel adds its counters up every other second.
+_MISSING = "does not have output property"  # Pulumi's error message
+# The kernel updates its counters every two seconds.
 WATCH_SECONDS = 2.0
-# It reads a few files of /proc; a host that hangs holds up the others' next look for so long.
-LOOK_SECONDS = 60
+# The step reads a few files in /proc. A host that hangs delays the next reading of all hosts by this long.
+READ_SECONDS = 60
 
 
 @dataclass(frozen=True)
-class Look:
-    """Hosts' views, why others couldn't be looked at, and the moment of it (seconds, monotonic)."""
+class Snapshot:
+    """One reading of all hosts.
+
+    Attributes:
+        views: The hosts that were read.
+        failed: Why the others couldn't be read, by name.
+        at: The time of the reading (seconds, monotonic).
+    """
 
     views: tuple[View, ...]
     failed: dict[str, str]
     at: float = 0.0
 
 
-def last_proof(stack: str) -> Look:
-    """What the stack's last proof saw.
+def last_verification(stack: str) -> Snapshot:
+    """The virtual servers as of the stack's last verification.
 
-    :raises UserError: the stack's outputs can't be read, there is no such one, or it isn't this program's.
+    Raises:
+        UserError: The stack's outputs can't be read, lack the virtual servers, or have an unknown format.
     """
     text = _output(stack)
     try:
-        return Look(
+        return Snapshot(
             tuple(
                 View(host, tuple(ipvs.in_order(ipvs.from_rows(rows))))
                 for host, rows in json.loads(text).items()
@@ -61,8 +68,8 @@ def last_proof(stack: str) -> Look:
         )
     except (ValueError, KeyError, TypeError, AttributeError):
         raise UserError(
-            f"the stack's {OUTPUT} is not what this program writes: {text.strip()[:200]}",
-            "`pulumi up` with this version of the program writes it anew",
+            f"the output {OUTPUT} of the stack {stack} has an unknown format: {text.strip()[:200]}",
+            "run `pulumi up` with this version of the program, which writes it again",
         ) from None
 
 
@@ -76,31 +83,33 @@ def _output(stack: str) -> str:
             check=False,
         )
     except FileNotFoundError:
-        raise UserError("there is no pulumi on PATH", "`make show` puts it there") from None
+        raise UserError(
+            "pulumi is not on PATH", "use `make show` for the lab; otherwise install the Pulumi CLI"
+        ) from None
     if result.returncode == 0:
         return result.stdout
-    said = result.stderr.strip()
-    if _MISSING in said:
+    message = result.stderr.strip()
+    if _MISSING in message:
         raise UserError(
-            f"the stack {stack} has no {OUTPUT} to show: {said}",
-            "`pulumi up` makes it; the proof is its last step",
+            f"the stack {stack} has no output {OUTPUT}: {message}",
+            "run `pulumi up`: the verification, its last step, writes the output",
         )
-    raise UserError(f"the outputs of the stack {stack} can't be read: {said}")
+    raise UserError(f"the outputs of the stack {stack} can't be read: {message}")
 
 
-async def look(readers: Sequence[Reader]) -> Look:
-    """Every host's view now; one that can't be looked at doesn't keep the others from it."""
+async def read(readers: Sequence[Reader]) -> Snapshot:
+    """Read all hosts now. A host that fails doesn't affect the others."""
 
     async def one(reader: Reader) -> View | UserError:
         try:
-            return traffic.view_of_report(reader.host.name, await reader.ask(steps.TRAFFIC, {}, LOOK_SECONDS))
-        except UserError as trouble:
-            return trouble
+            return traffic.view_of_report(reader.host.name, await reader.run(steps.TRAFFIC, {}, READ_SECONDS))
+        except UserError as error:
+            return error
         except ipvs.UnreadableError as error:
             return UserError(str(error))
 
     results = await asyncio.gather(*(one(reader) for reader in readers))
-    return Look(
+    return Snapshot(
         tuple(result for result in results if isinstance(result, View)),
         {
             reader.host.name: str(result)
@@ -111,17 +120,25 @@ async def look(readers: Sequence[Reader]) -> Look:
     )
 
 
-def text_of(seen: Look, nodes: dict[str, str], since: traffic.Change | None = None, lines: int = 0) -> str:
-    """The table, and a line for each host that couldn't be looked at.
+def text_of(
+    snapshot: Snapshot, nodes: dict[str, str], since: traffic.Change | None = None, lines: int = 0
+) -> str:
+    """The table, and a line for each host that couldn't be read.
 
-    :param nodes: hosts' addresses by name, as far as they are known.
-    :param lines: where the table is longer, idle virtual servers are left out, then its end; 0 for no limit.
+    Args:
+        snapshot: The reading.
+        nodes: The known addresses of hosts, by name.
+        since: Adds the rates since the previous reading.
+        lines: The most lines, or 0 for no limit. Virtual servers without traffic are left out first, then
+            the end.
     """
-    hosts = traffic.hosts_of(seen.views, nodes)
-    failed = [f"{host}: not looked at: {why}\n" for host, why in seen.failed.items()]
+    hosts = traffic.hosts_of(snapshot.views, nodes)
+    failed = [f"{_failure(host, why)}\n" for host, why in snapshot.failed.items()]
 
     def whole(fold: bool) -> str:
-        return "\n".join(filter(None, [traffic.table(seen.views, hosts, since, fold=fold), *failed]))
+        return "\n".join(
+            filter(None, [cluster_table.table(snapshot.views, hosts, since, fold=fold), *failed])
+        )
 
     text = whole(fold=False)
     if lines and text.count("\n") > lines:
@@ -129,64 +146,68 @@ def text_of(seen: Look, nodes: dict[str, str], since: traffic.Change | None = No
     if lines and text.count("\n") > lines:
         kept = text.splitlines()[: max(lines - 1, 0)]
         more = text.count("\n") - len(kept)
-        text = "\n".join([*kept, f"... {more} lines more than this window has"]) + "\n"
+        text = "\n".join([*kept, f"... {more} more lines don't fit into this window"]) + "\n"
     return text
 
 
+def _failure(host: str, why: str) -> str:
+    return f"{host}: could not be read: {why}"
+
+
 async def watch(
-    ask: Callable[[], Awaitable[Look]],
+    take: Callable[[], Awaitable[Snapshot]],
     nodes: dict[str, str],
     stream: TextIO,
     pause: Callable[[float], Awaitable[None]] = asyncio.sleep,
     height: Callable[[], int] = lambda: shutil.get_terminal_size().lines,
 ) -> None:
-    """Look again and again, and write each table with what was counted since the one before, until cancelled.
+    """Read the hosts repeatedly and write each table with the rates since the previous one, until cancelled.
 
-    On a terminal each takes the place of the one before; else they follow one another.
+    In a terminal each table replaces the previous one; otherwise they follow each other.
     """
-    before: Look | None = None
+    before: Snapshot | None = None
     counted: dict[traffic.Key, ipvs.Counts] = {}
-    screen = stream.isatty()
+    terminal = stream.isatty()
     while True:
-        seen = await ask()
-        now = traffic.counts_by_key(seen.views)
-        since = traffic.change(counted, now, seen.at - before.at) if before else None
-        if screen:
-            text = text_of(seen, nodes, since, height() - 2)
-            # Home, each line's rest cleared, then what is below: nothing flickers.
+        snapshot = await take()
+        now = traffic.counts_by_key(snapshot.views)
+        since = traffic.change(counted, now, snapshot.at - before.at) if before else None
+        if terminal:
+            text = text_of(snapshot, nodes, since, height() - 2)
+            # Drawing over the previous table, then clearing what is left of it, doesn't flicker.
             drawn = text.replace("\n", "\x1b[K\n")
             stream.write(f"\x1b[H{datetime.now():%T}\x1b[K\n{drawn}\x1b[J")
         else:
-            stream.write(f"{datetime.now():%T}\n{text_of(seen, nodes, since)}\n")
+            stream.write(f"{datetime.now():%T}\n{text_of(snapshot, nodes, since)}\n")
         stream.flush()
-        before, counted = seen, now
+        before, counted = snapshot, now
         await pause(WATCH_SECONDS)
 
 
-async def _live(settings: Settings, chosen: argparse.Namespace) -> Look:
+async def _live(settings: Settings, chosen: argparse.Namespace) -> Snapshot:
     async with AsyncExitStack() as open_readers:
         readers = [await open_readers.enter_async_context(Reader(settings, host)) for host in settings.hosts]
         if chosen.watch:
-            await watch(lambda: look(readers), _nodes(settings), sys.stdout)
-        return await look(readers)
+            await watch(lambda: read(readers), _nodes(settings), sys.stdout)
+        return await read(readers)
 
 
 def _nodes(settings: Settings) -> dict[str, str]:
     return {host.name: host.address for host in settings.hosts}
 
 
-def _page(seen: Look, settings: Settings, stack: str, when: str) -> str:
+def _page(snapshot: Snapshot, settings: Settings, stack: str, when: str) -> str:
     views = [
         view
         if view.addresses
         else replace(
             view, addresses=traffic.service_addresses(view.virtuals, settings.network.service_subnet)
         )
-        for view in seen.views
+        for view in snapshot.views
     ]
     nodes = _nodes(settings)
     return cluster_page.page(
-        views, nodes, traffic.hosts_of(views, nodes), title=f"What IPVS balances: {stack}", when=when
+        views, nodes, traffic.hosts_of(views, nodes), title=f"IPVS virtual servers: {stack}", when=when
     )
 
 
@@ -195,35 +216,35 @@ def _run(chosen: argparse.Namespace) -> int:
         if chosen.json:
             print(_output(chosen.stack), end="")
         else:
-            print(text_of(last_proof(chosen.stack), {}), end="")
+            print(text_of(last_verification(chosen.stack), {}), end="")
         return 0
     settings = settings_of(chosen.stack)
     if chosen.live or chosen.watch:
-        seen = asyncio.run(_live(settings, chosen))
+        snapshot = asyncio.run(_live(settings, chosen))
         when = f"read from the hosts' kernels on {datetime.now():%F at %T}"
     else:
-        seen, when = last_proof(chosen.stack), "as the last proof saw it"
-    for host, why in seen.failed.items():
-        print(f"{host}: not looked at: {why}", file=sys.stderr)
+        snapshot, when = last_verification(chosen.stack), "as of the last verification"
+    for host, why in snapshot.failed.items():
+        print(_failure(host, why), file=sys.stderr)
     if chosen.html:
-        chosen.html.write_text(_page(seen, settings, chosen.stack, when), encoding="utf-8")
-        print(f"written: {chosen.html}")
+        chosen.html.write_text(_page(snapshot, settings, chosen.stack, when), encoding="utf-8")
+        print(f"wrote {chosen.html}")
     elif chosen.json:
-        print(json.dumps({view.host: ipvs.rows(view.virtuals) for view in seen.views}, indent=2))
+        print(json.dumps({view.host: ipvs.rows(view.virtuals) for view in snapshot.views}, indent=2))
     else:
-        print(text_of(replace(seen, failed={}), _nodes(settings)), end="")
-    return 1 if seen.failed else 0
+        print(text_of(replace(snapshot, failed={}), _nodes(settings)), end="")
+    return 1 if snapshot.failed else 0
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """The command line's entry; returns the exit status, 1 where something can't be shown."""
+    """The command line's entry point; returns the exit status, 1 if a host can't be read."""
     parser = argparse.ArgumentParser(prog="python -m tools.show", description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--stack", required=True, help="the stack's name, such as dev")
-    parser.add_argument("--live", action="store_true", help="ask each host's kernel now")
-    form = parser.add_mutually_exclusive_group()
-    form.add_argument("--watch", action="store_true", help="the same every two seconds, until Ctrl-C")
-    form.add_argument("--html", type=Path, metavar="FILE", help="write a page that draws it")
-    form.add_argument("--json", action="store_true", help="the structured output itself")
+    parser.add_argument("--live", action="store_true", help="read each host's kernel now")
+    output = parser.add_mutually_exclusive_group()
+    output.add_argument("--watch", action="store_true", help="read every two seconds, until Ctrl-C")
+    output.add_argument("--html", type=Path, metavar="FILE", help="write an HTML page instead of text")
+    output.add_argument("--json", action="store_true", help="print JSON")
     chosen = parser.parse_args(argv)
     try:
         return _run(chosen)

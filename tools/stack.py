@@ -1,9 +1,8 @@
-"""Stacks in the local backend, and the one line that Pulumi wants in a stack's file.
+"""Manages stacks in the local backend, and the one line that Pulumi needs in a stack's file.
 
-A passphrase stack keeps its salt as `encryptionsalt` in `Pulumi.<stack>.yaml`, and Pulumi
-writes that file anew, without its comments, when it makes a stack. Here the file is
-committed. So the stack is made from an empty folder, the salt is added as a line, and a
-filter of git's leaves that line out of what git sees: the checkout stays clean.
+A stack with a passphrase keeps its salt as `encryptionsalt` in `Pulumi.<stack>.yaml`. Pulumi rewrites that
+file without its comments when it creates a stack, but here the file is committed. So the stack is created in
+an empty folder, the salt is added as a line, and a git filter hides that line: the checkout stays clean.
 """
 
 from __future__ import annotations
@@ -26,43 +25,48 @@ from tools import env
 from tools.env import Toolbox
 
 FILTER = "pulumi-salt"
-_CLEAN = "sed /^encryptionsalt:/d"  # git runs it by sh
+_CLEAN = "sed /^encryptionsalt:/d"  # git runs it with sh
 _SALT = re.compile(r"^encryptionsalt: *(\S+) *$", re.MULTILINE)
 _PROJECT = re.compile(r"^name: *(\S+) *$", re.MULTILINE)
-# What Pulumi writes into the file of a stack, by which the stack's state is read.
-_OPENS_STATE = re.compile(r"^(encryptionsalt|encryptedkey|secretsprovider): ")
-_OF_A_LAB = re.compile(r"dev|lab-.+")
+# Lines that Pulumi writes into a stack's file and needs to decrypt the state.
+_ENCRYPTION = re.compile(r"^(encryptionsalt|encryptedkey|secretsprovider): ")
+_LAB_STACK = re.compile(r"dev|lab-.+")
 
 
 def ensure(
     name: str, tools: Toolbox, progress: Progress, project: Path | None = None, *, make: bool = True
 ) -> None:
-    """Make the stack if it isn't there, put its salt into its file, and select it.
+    """Create the stack if it doesn't exist, put its salt into its file, and select it.
 
-    :param name: the stack; `Pulumi.<name>.yaml` is made if it isn't there.
-    :param project: the folder of Pulumi.yaml; this checkout's if none is given.
-    :param make: else a stack that isn't there is refused.
-    :raises UserError: Pulumi refuses, the file holds secrets of another state, or the stack is none of a lab
-        and its state is elsewhere.
+    Args:
+        name: The stack; `Pulumi.<name>.yaml` is created if it doesn't exist.
+        tools: The programs to use.
+        progress: Where progress is reported.
+        project: The folder of Pulumi.yaml; by default this checkout.
+        make: Create a missing stack. Otherwise it is an error.
+
+    Raises:
+        UserError: Pulumi refuses, the file contains secrets of another state, the stack's state is in another
+            backend, or the stack doesn't exist and isn't to be created.
     """
     project = project or paths.project_dir()
     file = project / f"Pulumi.{name}.yaml"
     variables = env.environment(tools)
     state = _state(project, name)
-    _refuse_elsewhere(name, file, state)
+    _refuse_other_backend(name, file, state)
     if state is None:
         if not make:
             raise UserError(
-                f"this project's own state has no stack {name}",
-                f"where its state is elsewhere, run plain pulumi: `pulumi destroy --stack {name}`",
+                f"this project's local backend has no stack {name}",
+                f"if its state is in another backend, run plain pulumi: `pulumi destroy --stack {name}`",
             )
-        with progress.step(f"making the stack {name} in this project's own state"):
-            salt = _make(project, name, file, tools, variables)
+        with progress.step(f"creating the stack {name} in this project's local backend"):
+            salt = _create(project, name, file, tools, variables)
     else:
         salt = state.salt
     install_filter(project)
     write_salt(file, salt)
-    _refresh(file)
+    _refresh_index(file)
     unlock(name, tools, progress, project)
     _pulumi(tools, ["stack", "select", name], project, variables)
 
@@ -71,85 +75,99 @@ def ensure(
 def for_preview(
     name: str, tools: Toolbox, variables: dict[str, str], progress: Progress, project: Path | None = None
 ) -> Iterator[tuple[dict[str, str], list[str]]]:
-    """What a preview of the stack is run with: the environment, and arguments for Pulumi.
+    """Prepare a preview of the stack; yields the environment and arguments for Pulumi.
 
-    A lab's stack is made where it isn't there, as by `ensure`. Of any other the state may be elsewhere,
-    where its file doesn't tell so: one that this project's own state doesn't hold is made in a state that
-    ends with this, from a copy of the file, and nothing of it is written into the checkout.
+    A lab's stack is created if necessary, as by `ensure`. Any other stack may have its state in another
+    backend even if its file doesn't show it. If the local backend doesn't have such a stack, it is created in
+    a temporary backend, from a copy of its file, and nothing is written into the checkout.
 
-    :param variables: the environment for Pulumi.
-    :raises UserError: as `ensure`; or there is no such file.
+    Args:
+        name: The stack.
+        tools: The programs to use.
+        variables: Pulumi's environment.
+        progress: Where progress is reported.
+        project: The folder of Pulumi.yaml; by default this checkout.
+
+    Raises:
+        UserError: As for `ensure`, or the stack has no file.
     """
     project = project or paths.project_dir()
     file = project / f"Pulumi.{name}.yaml"
-    if _OF_A_LAB.fullmatch(name) or _state(project, name) is not None:
+    if _LAB_STACK.fullmatch(name) or _state(project, name) is not None:
         ensure(name, tools, progress, project)
         yield variables, []
         return
     if not file.exists():
-        raise UserError(f"there is no stack {name}: {file} isn't there", "write it (docs/own-machines.md)")
-    _refuse_elsewhere(name, file, None)
+        raise UserError(
+            f"there is no stack {name}: {file} doesn't exist",
+            "check the name, or write the file (docs/own-machines.md)",
+        )
+    _refuse_other_backend(name, file, None)
     with tempfile.TemporaryDirectory(prefix="kubeadm-ipvs-preview-") as folder:
-        copy, state = Path(folder) / file.name, Path(folder) / "state"
-        state.mkdir()
+        copy, backend = Path(folder) / file.name, Path(folder) / "state"
+        backend.mkdir()
         shutil.copy(file, copy)
         shutil.copy(project / "Pulumi.yaml", folder)
-        alone = {**variables, "PULUMI_BACKEND_URL": f"file://{state}"}
-        progress.say(f"this project's own state has no stack {name}: previewing it as a new cluster")
-        _init(name, tools, Path(folder), alone)
-        yield alone, ["--config-file", str(copy)]
+        temporary = {**variables, "PULUMI_BACKEND_URL": f"file://{backend}"}
+        progress.say(f"this project's local backend has no stack {name}: previewing it as a new cluster")
+        _init(name, tools, Path(folder), temporary)
+        yield temporary, ["--config-file", str(copy)]
 
 
 def unlock(name: str, tools: Toolbox, progress: Progress, project: Path | None = None) -> None:
-    """Take away the lock that a run on this machine left when it was killed.
+    """Remove the lock that a killed run on this machine has left.
 
-    A lock whose process is alive, or that is another machine's, stays: Pulumi refuses by it.
+    The lock of a live process or of another machine stays, and Pulumi will refuse to run.
 
-    :raises UserError: Pulumi can't take it away.
+    Raises:
+        UserError: Pulumi can't remove the lock.
     """
     project = project or paths.project_dir()
     locks = _locks(name, project)
     if locks and all(lock.abandoned for lock in locks):
-        progress.say(f"the stack {name} is locked by a run that was killed: unlocking it")
+        progress.say(f"unlocking the stack {name}: the run that locked it was killed")
         _pulumi(tools, ["cancel", "--yes", "--stack", name], project, env.environment(tools))
 
 
 def clear_pending_creates(name: str, tools: Toolbox, progress: Progress, project: Path | None = None) -> None:
-    """After an `up` that ended well: forget what an earlier one was killed in the middle of creating.
+    """Clear the pending creates of a killed run after a successful `up` has finished them.
 
-    The state keeps each such create for good, and Pulumi warns of it at every run, also once the resource
-    is there. Where one isn't there all of them stay: the refresh that clears them asks of no single one.
+    The state keeps each pending create forever, and Pulumi warns about it in every run, even when the
+    resource exists. If one of the resources doesn't exist, all pending creates stay: the refresh that clears
+    them can't select single ones.
 
-    :raises UserError: Pulumi can't clear them.
+    Raises:
+        UserError: Pulumi can't clear them.
     """
     project = project or paths.project_dir()
     state = _state(project, name)
-    if state and state.interrupted and state.interrupted <= state.there:
-        clear = ["refresh", "--clear-pending-creates", "--yes", "--skip-preview", "--stack", name]
-        # Asks of these alone: the rest of the stack isn't what was interrupted.
-        of = [word for urn in sorted(state.interrupted) for word in ("--target", urn)]
-        with progress.step("clearing what a killed run had begun, and this one has finished"):
-            _pulumi(tools, [*clear, *of], project, env.environment(tools))
+    if state and state.interrupted and state.interrupted <= state.existing:
+        refresh = ["refresh", "--clear-pending-creates", "--yes", "--skip-preview", "--stack", name]
+        # Don't refresh the rest of the stack.
+        targets = [word for urn in sorted(state.interrupted) for word in ("--target", urn)]
+        with progress.step("clearing the pending creates of a killed run, which this run has finished"):
+            _pulumi(tools, [*refresh, *targets], project, env.environment(tools))
 
 
 def refuse_if_busy(name: str, project: Path | None = None) -> None:
-    """Ask, before anything is done for it, whether another run is changing the stack.
+    """Fail early if another run is changing the stack.
 
-    Pulumi would refuse too, in the words of its lock, and only after the lab has been looked after.
+    Pulumi would refuse too, but only after the lab has been started.
 
-    :raises UserError: it is, or was when another machine's run last wrote.
+    Raises:
+        UserError: Another process on this machine holds the lock, or another machine does.
     """
     for lock in _locks(name, project or paths.project_dir()):
         if not lock.abandoned:
             raise UserError(
-                f"the stack {name} is being changed by another run: process {lock.process} on {lock.machine}",
-                f"wait for its end; if that run is dead, `pulumi cancel --stack {name}` takes its lock away",
+                f"another run is changing the stack {name}: process {lock.process} on {lock.machine}",
+                f"wait until it ends; if it is dead, remove its lock with `pulumi cancel --stack {name}`",
             )
 
 
 @dataclass(frozen=True)
 class _Lock:
-    """What a run writes into the backend before it begins, and takes away when it ends."""
+    """A run's lock in the backend."""
 
     process: str
     machine: str
@@ -170,16 +188,17 @@ def _locks(name: str, project: Path) -> list[_Lock]:
 
 def _read_lock(file: Path) -> _Lock:
     try:
-        held = json.loads(file.read_text())
-        return _Lock(str(held["pid"]), str(held["hostname"]))
+        content = json.loads(file.read_text())
+        return _Lock(str(content["pid"]), str(content["hostname"]))
     except (OSError, ValueError, KeyError, TypeError):
         return _Lock("unknown", f"an unknown machine (see {file})")
 
 
 def install_filter(project: Path) -> bool:
-    """Set up git's filter in the checkout's own configuration; whether it is set up afterwards.
+    """Set up the git filter in the checkout's own configuration.
 
-    Outside a checkout, or without git, there is nothing to keep clean.
+    Returns:
+        Whether the filter is set up. Without git or a checkout there is nothing to keep clean.
     """
     if shutil.which("git") is None:
         return False
@@ -206,18 +225,19 @@ def salt_in(text: str) -> str | None:
 
 
 def write_salt(file: Path, salt: str) -> None:
-    """Make `salt` the stack file's only one, at its end; everything else stays byte by byte.
+    """Put `salt` at the end of the stack file in place of any other; the rest stays byte for byte.
 
-    :raises UserError: the file has another salt and secrets encrypted with it.
+    Raises:
+        UserError: The file has another salt and secrets that are encrypted with it.
     """
     text = file.read_text() if file.exists() else ""
     present = salt_in(text)
     if present == salt:
         return
-    if present is not None and re.search(r"^\s+secure: ", text, re.MULTILINE):
+    if present is not None and _has_secrets(text):
         raise UserError(
-            f"{file} holds secrets that were encrypted with another state's salt",
-            "bring back that state and its passphrase, or remove the secrets and the line 'encryptionsalt'",
+            f"{file} contains secrets that are encrypted with the salt of another state",
+            "restore that state and its passphrase, or remove the secrets and the line 'encryptionsalt'",
         )
     kept = "".join(line for line in text.splitlines(keepends=True) if not _SALT.match(line))
     if kept and not kept.endswith("\n"):
@@ -227,25 +247,30 @@ def write_salt(file: Path, salt: str) -> None:
     partial.replace(file)
 
 
-def _refuse_elsewhere(name: str, file: Path, state: _State | None) -> None:
-    # The salt of a lab's stack may be exchanged: it is of this machine, and git doesn't see it. Of any other
-    # it is committed, and with another one its owner's Pulumi calls the passphrase wrong.
-    if _OF_A_LAB.fullmatch(name) or not file.exists():
+def _has_secrets(text: str) -> bool:
+    return re.search(r"^\s+secure: ", text, re.MULTILINE) is not None
+
+
+def _refuse_other_backend(name: str, file: Path, state: _State | None) -> None:
+    # A lab's salt belongs to this machine and may be replaced; git doesn't see it. Any other stack's is
+    # committed: with a different one, the owner's Pulumi would report an incorrect passphrase.
+    if _LAB_STACK.fullmatch(name) or not file.exists():
         return
     own = state and f"encryptionsalt: {state.salt}"
     for line in file.read_text().splitlines():
-        if _OPENS_STATE.match(line) and line != own:
+        if _ENCRYPTION.match(line) and line != own:
             raise UserError(
-                f"{file.name} is of a stack whose state isn't this project's own (see its last lines)",
-                "run plain pulumi where that state is (docs/reviewing.md, By hand); "
-                f"if that state is gone, take the line '{line.partition(':')[0]}' out",
+                f"the state of the stack in {file.name} isn't in this project's local backend"
+                " (see the file's last lines)",
+                "run plain pulumi with the stack's backend (docs/reviewing.md, By hand); "
+                f"if that state no longer exists, remove the line '{line.partition(':')[0]}'",
             )
 
 
-def _refresh(file: Path) -> None:
-    # git compares sizes before it runs a filter, and calls a file modified that is longer
-    # than at the last `git add`. Where only the salt was added, adding the file again
-    # changes nothing but that remembered size. A person's own edits are left alone.
+def _refresh_index(file: Path) -> None:
+    # git compares sizes before it runs a filter, so it reports a file as modified that is longer than at the
+    # last `git add`. If only the salt was added, adding the file again changes nothing but the remembered
+    # size. The user's own edits are left alone.
     if shutil.which("git") is None:
         return
     same = subprocess.run(["git", "diff", "--quiet", "--", file.name], cwd=file.parent, capture_output=True)
@@ -253,22 +278,23 @@ def _refresh(file: Path) -> None:
         ["git", "ls-files", "--error-unmatch", "--", file.name], cwd=file.parent, capture_output=True
     )
     if same.returncode == 0 and tracked.returncode == 0:
-        # Where another git holds the index, status shows the file until the next run: no harm.
+        # If another git process holds the index, the file shows as modified until the next run: harmless.
         subprocess.run(["git", "add", "--", file.name], cwd=file.parent, capture_output=True)
 
 
 @dataclass(frozen=True)
 class _State:
-    """What the local backend stores of a stack.
+    """A stack in the local backend.
 
     Attributes:
-        there: The resources, by URN.
-        interrupted: Those that a killed run was creating. Of the other kinds of interrupted operations the
-            engine keeps none from one run to the next.
+        salt: The salt of its passphrase.
+        existing: The URNs of its resources.
+        interrupted: The URNs that a killed run was creating. The engine doesn't keep other kinds of
+            interrupted operations between runs.
     """
 
     salt: str
-    there: set[str]
+    existing: set[str]
     interrupted: set[str]
 
 
@@ -286,31 +312,33 @@ def _state(project: Path, name: str) -> _State | None:
     except (ValueError, KeyError, TypeError) as error:
         raise UserError(
             f"{checkpoint} isn't the state of a stack with a passphrase",
-            f"if nothing of the stack '{name}' is left, `pulumi stack rm {name} --force` removes it",
+            f"if none of the stack's resources exist any more, run `pulumi stack rm {name} --force`",
         ) from error
 
 
-def _make(project: Path, name: str, file: Path, tools: Toolbox, variables: dict[str, str]) -> str:
+def _create(project: Path, name: str, file: Path, tools: Toolbox, variables: dict[str, str]) -> str:
+    """Create a stack without touching its file; returns the salt."""
     text = file.read_text() if file.exists() else ""
     with tempfile.TemporaryDirectory(prefix="kubeadm-ipvs-stack-") as folder:
         elsewhere = Path(folder)
         shutil.copy(project / "Pulumi.yaml", elsewhere)
         written = elsewhere / file.name
         present = salt_in(text)
-        if present is not None and re.search(r"^\s+secure: ", text, re.MULTILINE):
-            # Secrets in the file: the new stack must keep the salt, and the passphrase must fit it.
+        if present is not None and _has_secrets(text):
+            # The new stack must keep the salt of the file's secrets; the passphrase must match it.
             written.write_text(f"encryptionsalt: {present}\n")
         _init(name, tools, elsewhere, variables)
         salt = salt_in(written.read_text())
     if salt is None:
         raise UserError(
-            f"Pulumi made the stack {name} without a salt", "is PULUMI_BACKEND_URL a local file backend?"
+            f"Pulumi created the stack {name} without a salt",
+            "check that PULUMI_BACKEND_URL is a local file backend",
         )
     return salt
 
 
 def _init(name: str, tools: Toolbox, folder: Path, variables: dict[str, str]) -> None:
-    """Have Pulumi make a stack; it writes the stack's file in the folder anew."""
+    """Create a stack; Pulumi rewrites the stack's file in the folder."""
     _pulumi(
         tools, ["stack", "init", name, "--secrets-provider", "passphrase", "--no-select"], folder, variables
     )

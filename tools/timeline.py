@@ -1,8 +1,8 @@
-"""`python -m tools.timeline --stack NAME`, or `make timeline`: where the time of the last run went.
+"""`python -m tools.timeline --stack NAME`, or `make timeline`: where the last run's time went.
 
-A bar for each resource that the last `up` or `destroy` worked on, by host, with the critical path marked.
-`make up` and `make down` keep their runs' events (`tools/runs.py`); --log takes another run's, as
-`pulumi up --json` prints them, or `--event-log FILE` writes them.
+Draws a bar for each resource that the last `up` or `destroy` changed, by host, and marks the critical path.
+`make up` and `make down` keep the events of their runs (`tools/runs.py`). For any other run, --log reads the
+output of `pulumi up --json` or the file of `--event-log FILE`.
 """
 
 from __future__ import annotations
@@ -13,46 +13,58 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from common import tables
 from common.errors import UserError
 from common.paths import project_dir
 from tools import runs, timeline_page
-from tools.critical import Bar, Timeline, caveats, headline, read, seconds_of, ticks
+from tools.critical import Timeline, caveats, format_seconds, headline, read, ticks
 from tools.watch import Urn
 
-_NAME_LETTERS = 30
+_NAME_WIDTH = 30
+_LEAST_BAR_WIDTH = 20
 
 
 def chart(run: Timeline, width: int) -> str:
-    """The run for a terminal of so many columns: `#` is on the critical path, `=` beside it, `.` waiting."""
-    names = {bar: _named(bar) for bar in run.bars}
-    left = max(len(name) for name in names.values()) + 4
-    room = max(width - left - 12, 20)
+    """The run as text: `#` is on the critical path, `=` isn't, `.` is waiting time.
+
+    Args:
+        run: The run.
+        width: The terminal's columns. Narrow terminals get wider lines than that.
+    """
+    names = {bar: tables.shortened(bar.label, _NAME_WIDTH) for bar in run.bars}
+    took = {bar: format_seconds(bar.took, run.exact) for bar in run.bars}
+    # Beside the bar: the mark, the name, the duration and the space between columns.
+    others = 2 + max(map(len, names.values())) + 2 + 2 + max(map(len, took.values()))
+    room = max(width - others, _LEAST_BAR_WIDTH)
     scale = room / max(run.seconds, 0.001)
-    lines = [f"pulumi {run.command} of {run.stack}: {headline(run)}", ""]
+    rows = []
     for group, bars in run.groups().items():
-        lines.append(f"{group:{left}}{_axis(run.seconds, room, scale)}")
+        rows.append((group, _axis(run.seconds, room, scale), "", ""))
         for bar in bars:
             step = run.critical(bar)
             begin, end = int(bar.began * scale), max(int(bar.ended * scale), int(bar.began * scale) + 1)
             wait = int(step.waited * scale) if step else 0
             drawn = " " * (begin - wait) + "." * wait + ("#" if step else "=") * (end - begin)
-            took = seconds_of(bar.took, run.exact)
-            mark = "" if bar.outcome == "done" else f" {bar.outcome}"
-            lines.append(
-                f"{'*' if step else ' '} {names[bar]:{left - 2}}{drawn[:room]:{room}} {took:>9}{mark}"
-            )
-        lines.append("")
-    lines += ["critical path: what the run's end waited for", "     BEGAN       TOOK     WAITED  STEP"]
-    for step in run.path:
-        times = (step.bar.began, step.bar.took, step.waited)
-        columns = "  ".join(f"{seconds_of(value, run.exact):>9}" for value in times)
-        lines.append(f" {columns}  {Urn.parse(step.bar.urn).name} ({step.bar.op})")
-    return "\n".join([*lines, *(["", *caveats(run)] if caveats(run) else [])]) + "\n"
-
-
-def _named(bar: Bar) -> str:
-    name = bar.name if bar.op in ("create", "delete") else f"{bar.name} ({bar.op})"
-    return name if len(name) <= _NAME_LETTERS else f"{name[: _NAME_LETTERS - 3]}..."
+            outcome = "" if bar.outcome == "done" else bar.outcome
+            rows.append((f"{'*' if step else ' '} {names[bar]}", drawn[:room], took[bar], outcome))
+        rows.append(("", "", "", ""))
+    steps = [
+        (
+            *(format_seconds(value, run.exact) for value in (step.bar.began, step.bar.took, step.waited)),
+            f"{Urn.parse(step.bar.urn).name} ({step.bar.op})",
+        )
+        for step in run.path
+    ]
+    lines = [
+        f"pulumi {run.command} of {run.stack}: {headline(run)}",
+        "",
+        *tables.lines(rows, right=(2,)),
+        "critical path: the steps that determined when the run ended",
+        tables.table(("BEGAN", "TOOK", "WAITED", "STEP"), steps, right=(0, 1, 2), indent=2),
+    ]
+    if caveats(run):
+        lines += ["", *caveats(run)]
+    return "\n".join(lines) + "\n"
 
 
 def _axis(seconds: float, room: int, scale: float) -> str:
@@ -66,30 +78,31 @@ def _axis(seconds: float, room: int, scale: float) -> str:
 
 
 def last(stack: str) -> Timeline:
-    """The last run that `make up` or `make down` made on a stack.
+    """The last run of `make up` or `make down` on a stack.
 
-    :raises UserError: none is kept.
+    Raises:
+        UserError: No run is kept.
     """
-    place = runs.folder(stack)
-    for file in sorted(place.glob("*.jsonl"), reverse=True):
+    folder = runs.folder(stack)
+    for file in sorted(folder.glob("*.jsonl"), reverse=True):
         try:
             return read(file.read_text(encoding="utf-8"), stack)
         except UserError:
-            continue  # of a run that was killed before it began
+            continue  # killed before its first operation
     raise UserError(
-        f"no run of the stack {stack} is kept in {place}",
-        "`make up` and `make down` keep theirs; give a log of any other run with --log FILE",
+        f"no run of the stack {stack} is kept in {folder}",
+        "run `make up` or `make down`, which keep their runs, or pass another run's log with --log FILE",
     )
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """The command line's entry; returns the exit status."""
+    """The command line's entry point; returns the exit status."""
     parser = argparse.ArgumentParser(
         prog="python -m tools.timeline", description=(__doc__ or "").splitlines()[0]
     )
     parser.add_argument("--stack", required=True, help="the stack's name, such as dev")
-    parser.add_argument("--log", type=Path, metavar="FILE", help="the events of another run")
-    parser.add_argument("--html", type=Path, metavar="FILE", help="write a page that draws it")
+    parser.add_argument("--log", type=Path, metavar="FILE", help="read another run's events from FILE")
+    parser.add_argument("--html", type=Path, metavar="FILE", help="write an HTML page instead of text")
     chosen = parser.parse_args(argv)
     try:
         if chosen.log:
@@ -99,7 +112,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             run = last(chosen.stack)
         if chosen.html:
             chosen.html.write_text(timeline_page.page(run), encoding="utf-8")
-            print(f"written: {chosen.html}")
+            print(f"wrote {chosen.html}")
         else:
             print(chart(run, shutil.get_terminal_size().columns), end="")
     except (UserError, OSError, UnicodeDecodeError) as error:

@@ -1,10 +1,9 @@
-"""Runs Pulumi and turns its events into progress lines and a table of where the time went.
+"""Runs Pulumi and reports its events as progress lines and as a table of where the time went.
 
-Pulumi's own display either redraws a terminal or, in a log, says little until a resource is
-done. Its events say everything as it happens. They come as JSON (`EngineEvent` in
-sdk/go/common/apitype/events.go, version 3.259) over gRPC, as to the Automation API: the
-other way, a log file, is begun anew between a run's preview and its update, and a reader
-that is slow for a moment misses the end of the first.
+Pulumi's own display either redraws a terminal or, in a log, says little until a resource is done. Its events
+report everything as it happens. They arrive as JSON (`EngineEvent` in sdk/go/common/apitype/events.go,
+version 3.259) over gRPC, as in the Automation API. A log file isn't reliable: Pulumi truncates it between a
+run's preview and its update, so a reader that falls behind misses the end of the preview.
 """
 
 from __future__ import annotations
@@ -26,33 +25,34 @@ import grpc
 from google.protobuf import empty_pb2
 from pulumi.runtime.proto import events_pb2_grpc
 
+from common import tables
 from common.errors import UserError
 from common.progress import Progress
-from model.policy_findings import finding_in
-from model.report import REMEMBERED
+from report.plan import REMEMBERED
+from report.policy_findings import finding_in
 from tools.runs import Record
 
-_POLL_SECONDS: Final = 0.2  # how often the end of Pulumi is looked for while it says nothing
-_GRACE_SECONDS: Final = 10.0  # for the last events, when Pulumi has ended
-_MOST_BYTES: Final = 64 << 20  # of one event: it holds a resource's inputs and outputs
+_POLL_SECONDS: Final = 0.2  # how often to check whether Pulumi has ended while no events arrive
+_GRACE_SECONDS: Final = 10.0  # for the last events after Pulumi has ended
+_MAX_EVENT_BYTES: Final = 64 << 20  # an event holds a resource's inputs and outputs
 _REMIND_SECONDS: Final = 30.0
-_NAME: Final = 72  # letters of a row's name: a step that lists what it compiles would make the table as wide
+_NAME_WIDTH: Final = 72  # a step's name may list everything that it compiles
 
-# How the end of an operation is told. Others (same, replace, which only announces) aren't.
+# Operations and how their end is reported. Others (same, replace) do no work of their own.
 DONE: Final = {
     "create": "created",
-    "create-replacement": "created anew",
+    "create-replacement": "replaced",
     "update": "updated",
     "delete": "deleted",
-    "delete-replaced": "deleted, to be made anew",
+    "delete-replaced": "deleted for replacement",
     "read": "read",
     "refresh": "refreshed",
     "import": "imported",
 }
-# Of a replacement, the second half counts.
+# The second half of a replacement counts, the first doesn't.
 _COUNTED: Final = frozenset(DONE) - {"delete-replaced"}
 
-# What a component's children are part of, in a person's words; a manifest is called by its name.
+# The phases that components' children belong to. A manifest's phase is its name.
 _PHASES: Final = {
     "kubeadm-ipvs:index:PreparedHost": "prepare hosts",
     "kubeadm-ipvs:index:ControlPlane": "init",
@@ -66,7 +66,7 @@ _MANIFEST: Final = "kubeadm-ipvs:index:Manifest"
 
 @dataclass(frozen=True)
 class Span:
-    """A phase's stretch of time, in seconds since Pulumi was started; phases overlap."""
+    """A phase, in seconds since Pulumi was started. Phases may overlap."""
 
     name: str
     began: float
@@ -74,24 +74,24 @@ class Span:
 
     @property
     def took(self) -> float:
-        """Seconds from its first step's start to its last step's end."""
+        """Seconds from the beginning of its first step to the end of its last."""
         return self.ended - self.began
 
 
 @dataclass(frozen=True)
 class Row:
-    """A line of the table of where the time went, in seconds."""
+    """A row of the time table, in seconds. `began` is None if it isn't known."""
 
     name: str
-    began: float | None  # since the start of it all; None where it isn't known
+    began: float | None
     took: float
 
 
 @dataclass(frozen=True)
 class Urn:
-    """The two parts of a resource's URN that a person cares for."""
+    """The parts of a resource's URN that are shown. The type doesn't include the parents' types."""
 
-    type: str  # without the types of its parents
+    type: str
     name: str
 
     @staticmethod
@@ -105,7 +105,18 @@ class Urn:
 
 @dataclass
 class Watcher:
-    """Takes events in their order; says what happens; keeps times, failures and counts."""
+    """Reports events as they arrive, and keeps times, failures and counts.
+
+    Attributes:
+        progress: Where events are reported.
+        record: Where events are kept for `make timeline`.
+        planned: URNs that the preview wants to change.
+        done: URNs that were changed.
+        failed: Names of the resources that failed.
+        errors: Error messages.
+        changes: Number of resources by operation, from the engine's summary.
+        running: URNs that are being changed, and since when.
+    """
 
     progress: Progress
     record: Record | None = None
@@ -116,37 +127,37 @@ class Watcher:
     changes: dict[str, int] = field(default_factory=dict)
     running: dict[str, float] = field(default_factory=dict)
     _spans: dict[str, Span] = field(default_factory=dict)
-    _said: dict[str, str] = field(default_factory=dict)
+    _last_messages: dict[str, str] = field(default_factory=dict)
     _warned: set[str] = field(default_factory=set)
-    _remembered: Counter[str] = field(default_factory=Counter)
+    _stashes: Counter[str] = field(default_factory=Counter)
 
     @property
     def spans(self) -> list[Span]:
-        """The phases, in the order of their beginnings."""
+        """The phases, in the order in which they began."""
         return sorted(self._spans.values(), key=lambda span: span.began)
 
     def take(self, event: Mapping[str, Any], now: float) -> None:
-        """Take one event, met `now` seconds after the start."""
+        """Process one event that arrived `now` seconds after the start."""
         if self.record:
             self.record.take(event)
         for kind, take in (
             ("resourcePreEvent", self._begin),
             ("resOutputsEvent", self._end),
             ("resOpFailedEvent", self._fail),
-            ("diagnosticEvent", self._say),
-            ("summaryEvent", self._sum_up),
+            ("diagnosticEvent", self._report_diagnostic),
+            ("summaryEvent", self._summarize),
         ):
             if kind in event:
                 take(event[kind], now)
-        self._judge(event)
+        self._report_finding(event)
 
     def remind(self, now: float) -> None:
-        """Say what is being waited for, longest first."""
+        """Report the operations that are still running, longest first."""
         if self.running:
-            waits = sorted(self.running.items(), key=lambda item: item[1])
-            shown = ", ".join(f"{Urn.parse(urn).name} {now - began:.0f}s" for urn, began in waits[:6])
-            more = f" and {len(waits) - 6} more" if len(waits) > 6 else ""
-            self.progress.say(f"at work: {shown}{more}")
+            oldest = sorted(self.running.items(), key=lambda item: item[1])
+            shown = ", ".join(f"{Urn.parse(urn).name} {now - began:.0f}s" for urn, began in oldest[:6])
+            more = f" and {len(oldest) - 6} more" if len(oldest) > 6 else ""
+            self.progress.say(f"running: {shown}{more}")
 
     def _begin(self, event: Mapping[str, Any], now: float) -> None:
         step = event["metadata"]
@@ -162,7 +173,7 @@ class Watcher:
         if event.get("planning", False) or step["op"] not in DONE:
             return
         if step["type"] == REMEMBERED and step["op"] in _COUNTED:
-            self._remembered["replace" if step["op"] == "create-replacement" else step["op"]] += 1
+            self._stashes["replace" if step["op"] == "create-replacement" else step["op"]] += 1
         if not is_custom(step):
             return
         began = self._close(step, now)
@@ -179,6 +190,7 @@ class Watcher:
         self.progress.say(f"{name} FAILED ({now - began:.1f}s)")
 
     def _close(self, step: Mapping[str, Any], now: float) -> float:
+        """End an operation and extend its phase; returns when the operation began."""
         began = self.running.pop(step["urn"], now)
         phase = phase_of(step)
         before = self._spans.get(phase)
@@ -188,24 +200,24 @@ class Watcher:
             self._spans[phase] = Span(phase, min(before.began, began), max(before.ended, now))
         return began
 
-    def _say(self, event: Mapping[str, Any], _: float) -> None:
+    def _report_diagnostic(self, event: Mapping[str, Any], _: float) -> None:
         severity, urn = event.get("severity", ""), event.get("urn", "")
         text = str(event.get("message", "")).strip()
-        # A status line may be repeated as a lasting one.
-        if not text or severity == "debug" or self._said.get(urn) == text or text in self._warned:
+        # The engine may repeat a status line as a permanent one, and the preview's warnings during the
+        # update.
+        if not text or severity == "debug" or self._last_messages.get(urn) == text or text in self._warned:
             return
-        self._said[urn] = text
+        self._last_messages[urn] = text
         if severity == "warning":
-            # The preview's warnings come again with the update.
             self._warned.add(text)
         if severity == "error":
             self.errors.append(text)
         mark = {"error": "ERROR: ", "warning": "warning: "}.get(severity, "")
         self.progress.say(f"{mark}{text}")
 
-    def _judge(self, event: Mapping[str, Any]) -> None:
+    def _report_finding(self, event: Mapping[str, Any]) -> None:
         finding = finding_in(event)
-        # What the preview has found, the update finds again.
+        # The update repeats the preview's findings.
         if finding is None or str(finding) in self._warned:
             return
         self._warned.add(str(finding))
@@ -213,18 +225,19 @@ class Watcher:
             self.errors.append(str(finding))
         self.progress.say(f"{'ERROR' if finding.mandatory else 'warning'}: {finding}")
 
-    def _sum_up(self, event: Mapping[str, Any], _: float) -> None:
+    def _summarize(self, event: Mapping[str, Any], _: float) -> None:
         if not event.get("isPreview", False):
-            # Without what is only remembered (components/remote.py).
-            counts = Counter(event["resourceChanges"]) - self._remembered
+            # Stashes only hold data for later runs (components/remote.py).
+            counts = Counter(event["resourceChanges"]) - self._stashes
             self.changes = {kind: count for kind, count in counts.items() if kind != "same"}
-        elif not self.errors:  # a plan that couldn't be finished says nothing
+        elif not self.errors:  # a preview that failed is incomplete
             count = len(self.planned)
-            self.progress.say(f"plan: {count} resources to change" if count else "plan: nothing to change")
+            noun = "resource" if count == 1 else "resources"
+            self.progress.say(f"plan: {count} {noun} to change" if count else "plan: nothing to change")
 
 
 def phase_of(step: Mapping[str, Any]) -> str:
-    """The phase that an operation belongs to, by the component that its resource is a part of."""
+    """The phase of an operation, from the component that contains its resource."""
     parent = Urn.parse((step.get("new") or step.get("old") or {}).get("parent", ""))
     if parent.type == _MANIFEST:
         return parent.name
@@ -232,19 +245,19 @@ def phase_of(step: Mapping[str, Any]) -> str:
 
 
 def is_custom(step: Mapping[str, Any]) -> bool:
-    """Whether an operation is work: components and providers are bookkeeping and take no time."""
+    """Whether an operation does work. Components and providers don't."""
     state = step.get("new") or step.get("old") or {}
     return bool(state.get("custom", False)) and not str(step["type"]).startswith("pulumi:")
 
 
 class _Receiver(events_pb2_grpc.EventsServicer):
-    """Takes events from the engine: one stream for a preview, and one for an update."""
+    """Receives events from the engine: one stream for the preview, another for the update."""
 
     def __init__(self, received: queue.SimpleQueue[Mapping[str, Any]]) -> None:
         self._received = received
 
     def StreamEvents(self, request_iterator: Iterator[Any], context: Any) -> empty_pb2.Empty:  # noqa: N802
-        """Keep the events in their order."""
+        """Queue the events in order."""
         for request in request_iterator:
             self._received.put(json.loads(request.event))
         return empty_pb2.Empty()
@@ -252,8 +265,10 @@ class _Receiver(events_pb2_grpc.EventsServicer):
 
 @contextmanager
 def _receiving(received: queue.SimpleQueue[Mapping[str, Any]]) -> Iterator[str]:
-    """Serve while the block runs; its end waits for streams that are still being read."""
-    server = grpc.server(ThreadPoolExecutor(2), options=[("grpc.max_receive_message_length", _MOST_BYTES)])
+    """Serve the engine during the block; yields the address. Waits for open streams at the end."""
+    server = grpc.server(
+        ThreadPoolExecutor(2), options=[("grpc.max_receive_message_length", _MAX_EVENT_BYTES)]
+    )
     events_pb2_grpc.add_EventsServicer_to_server(_Receiver(received), server)
     port = server.add_insecure_port("127.0.0.1:0")
     server.start()
@@ -270,24 +285,31 @@ def run(
     progress: Progress,
     record: Record | None = None,
 ) -> Watcher:
-    """Run `pulumi ARGUMENTS` (an up, destroy, preview or refresh) and say what it does.
+    """Run `pulumi ARGUMENTS` (an up, destroy, preview or refresh) and report what it does.
 
-    :param environment: the whole environment of Pulumi.
-    :param folder: the project's.
-    :param record: where events are written down for later.
-    :returns: what was seen; it has no failures.
-    :raises UserError: Pulumi failed. What failed and why has been said, and is repeated in short.
+    Args:
+        arguments: Pulumi's arguments.
+        environment: Pulumi's whole environment.
+        folder: The project's folder.
+        progress: Where events are reported.
+        record: Where events are kept for later.
+
+    Returns:
+        The results; there are no failures.
+
+    Raises:
+        UserError: Pulumi failed. The error repeats the reported failures and causes in short.
     """
     watcher = Watcher(progress, record)
     received: queue.SimpleQueue[Mapping[str, Any]] = queue.SimpleQueue()
-    begun = reminded = time.monotonic()
+    started = reminded = time.monotonic()
     with tempfile.TemporaryFile() as output:
         with _receiving(received) as address:
             argv = ["pulumi", *arguments, "--color", "never", "--suppress-outputs", "--event-log", address]
             process = subprocess.Popen(
                 argv,
                 cwd=folder,
-                # The flag is only known where commands for debugging are.
+                # --event-log is a debugging option, which Pulumi hides otherwise.
                 env={**environment, "PULUMI_DEBUG_COMMANDS": "true"},
                 stdin=subprocess.DEVNULL,
                 stdout=output,
@@ -300,46 +322,47 @@ def run(
                     except queue.Empty:
                         if time.monotonic() - reminded >= _REMIND_SECONDS:
                             reminded = time.monotonic()
-                            watcher.remind(reminded - begun)
+                            watcher.remind(reminded - started)
                     else:
-                        watcher.take(event, time.monotonic() - begun)
+                        watcher.take(event, time.monotonic() - started)
             except KeyboardInterrupt:
-                # Pulumi has had the signal too, and needs its time to write the state down.
-                progress.say("stopping: waiting for Pulumi to write its state down")
+                # Pulumi has received the signal too, and needs time to save the state.
+                progress.say("stopping: waiting for Pulumi to save its state")
                 process.wait()
                 raise
         while not received.empty():
-            watcher.take(received.get(), time.monotonic() - begun)
+            watcher.take(received.get(), time.monotonic() - started)
         if process.returncode != 0:
             output.seek(0)
-            raise _trouble(arguments, watcher, output.read().decode(errors="replace"))
+            raise _failure(arguments, watcher, output.read().decode(errors="replace"))
     return watcher
 
 
-def _trouble(arguments: Sequence[str], watcher: Watcher, output: str) -> UserError:
+def _failure(arguments: Sequence[str], watcher: Watcher, output: str) -> UserError:
     command = f"pulumi {' '.join(arguments)}"
     if watcher.failed:
         what = f"{command} failed at {', '.join(watcher.failed)}"
     elif watcher.errors:
         what = f"{command} failed"
     else:
-        # It didn't get as far as events: then its own words are all there is.
+        # Pulumi failed before its first event: its output is all there is.
         what = f"{command} failed:\n{output.strip()[-4000:]}"
     # The last error is the engine's "update failed"; the causes come before it.
     causes = [line for text in watcher.errors for line in text.splitlines() if line.strip()]
     return UserError(
         "\n".join([what, *causes[:20]]),
-        "mend what the lines above name, then run the same command again: finished steps are kept",
+        "fix the cause above, then run the same command again: finished steps are kept",
     )
 
 
 def time_table(rows: Sequence[Row]) -> str:
     """A table of where the time went, in the order of the rows."""
-    title = "where the time went"
-    names = [row.name if len(row.name) <= _NAME else f"{row.name[: _NAME - 3]}..." for row in rows]
-    width = max(map(len, [title, *names]))
-    lines = [f"{title:{width}}  {'began':>8}  {'took':>8}"]
-    for row, name in zip(rows, names, strict=True):
-        began = "" if row.began is None else f"{row.began:.1f}s"
-        lines.append(f"{name:{width}}  {began:>8}  {row.took:7.1f}s")
-    return "\n".join(lines)
+    cells = [
+        (
+            tables.shortened(row.name, _NAME_WIDTH),
+            "" if row.began is None else f"{row.began:.1f}s",
+            f"{row.took:.1f}s",
+        )
+        for row in rows
+    ]
+    return tables.table(("WHERE THE TIME WENT", "BEGAN", "TOOK"), cells, right=(1, 2))

@@ -1,4 +1,4 @@
-"""What an air-gapped site holds: packages and container images, built here or copied from upstream."""
+"""The lab's mirror: packages and container images, built here or copied from upstream."""
 
 from lab.artefacts.command import missing_packages
 from lab.artefacts.mirror import Mirror, ensure_mirror, prune

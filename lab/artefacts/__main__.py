@@ -1,4 +1,4 @@
-"""`python -m lab.artefacts`: make the whole mirror, and print what it holds."""
+"""`python -m lab.artefacts`: make a mirror and list its contents."""
 
 from __future__ import annotations
 
@@ -11,29 +11,43 @@ from lab.artefacts import mirror
 
 
 def main() -> int:
-    """Make the mirror; 1 if that isn't possible."""
+    """Make the mirror and print its contents.
+
+    Returns:
+        The exit status.
+    """
     parser = argparse.ArgumentParser(
-        prog="python -m lab.artefacts", description="Packages and container images of a mirror, in the cache."
+        prog="python -m lab.artefacts",
+        description="Make a mirror of packages and container images in the cache.",
     )
     parser.add_argument(
         "--source",
         choices=("auto", "build", "upstream"),
         default="auto",
-        help="build from Go modules and Debian packages, or fetch what upstream publishes (default: auto)",
+        help="build from Go modules and Debian packages, or download what upstream publishes; auto downloads "
+        "if all of upstream is reachable (default: auto)",
     )
-    parser.add_argument("--kubernetes-version", default=mirror.KUBERNETES_VERSION, metavar="VERSION")
     parser.add_argument(
-        "--debian-release", default=mirror.DEBIAN_RELEASE, metavar="NAME", help="of the hosts"
+        "--kubernetes-version",
+        default=mirror.KUBERNETES_VERSION,
+        metavar="VERSION",
+        help="default: %(default)s",
+    )
+    parser.add_argument(
+        "--debian-release",
+        default=mirror.DEBIAN_RELEASE,
+        metavar="NAME",
+        help="code name of the hosts' Debian release (default: %(default)s)",
     )
     given = parser.parse_args()
     progress = Progress()
     try:
         made = mirror.ensure_mirror(progress, given.source, given.kubernetes_version, given.debian_release)
-    except UserError as trouble:
-        print(trouble, file=sys.stderr)
+    except UserError as error:
+        print(error, file=sys.stderr)
         return 1
     except KeyboardInterrupt:
-        print("interrupted; what is finished is kept", file=sys.stderr)
+        print("interrupted; finished parts are kept", file=sys.stderr)
         return 130
     print(mirror.table(made), end="")
     print(f"source:   {made.source}\npackages: {made.root}")

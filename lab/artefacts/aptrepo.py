@@ -1,4 +1,4 @@
-"""Signed apt repositories, flat: the index and the packages in one folder, as pkgs.k8s.io has them."""
+"""Signed flat apt repositories like those on pkgs.k8s.io: index and packages share one folder."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ _OWNER = "kubeadm-ipvs mirror <mirror@localhost>"
 
 
 class Signer:
-    """The key that signs a mirror's package lists; one for each cache, made at first use."""
+    """The key that signs the package indexes of all mirrors in a cache. It is created on first use."""
 
     def __init__(self, progress: Progress) -> None:
-        """Make the key unless it is there."""
+        """Load the key, creating it if necessary."""
         folder = paths.cache_dir() / "signing"
         self._secret, self.public = folder / "secret.asc", folder / "public.asc"
         with locked(folder / "lock", progress, "signing key"):
@@ -35,17 +35,17 @@ class Signer:
         with _home() as home:
             call = ["gpg", "--homedir", home, "--batch", "--quiet"]
             argv = [*call, "--passphrase", "", "--quick-generate-key", _OWNER, "ed25519", "sign", "never"]
-            run(argv, "making the key that signs packages")
+            run(argv, "creating the package signing key")
             public = run([*call, "--armor", "--export", _OWNER], "exporting the public key")
             secret = run([*call, "--armor", "--export-secret-keys", _OWNER], "exporting the secret key")
         write_atomic(self.public, public)
         write_atomic(self._secret, secret, 0o600)
 
     def sign(self, folder: Path) -> None:
-        """Write InRelease, Release.gpg and Release.key beside a folder's Release."""
+        """Sign a folder's Release file: write InRelease, Release.gpg and Release.key next to it."""
         with _home() as home:
             call = ["gpg", "--homedir", home, "--batch", "--quiet", "--yes"]
-            run([*call, "--import", self._secret], "loading the key that signs packages")
+            run([*call, "--import", self._secret], "loading the package signing key")
             release = folder / "Release"
             for kind, name in (("--clear-sign", "InRelease"), ("--detach-sign", "Release.gpg")):
                 argv = [*call, "--armor", "--digest-algo", "SHA512", "--output", folder / name, kind, release]
@@ -55,23 +55,24 @@ class Signer:
 
 @contextmanager
 def _home() -> Iterator[Path]:
-    """An empty folder for gpg.
+    """A new home folder for gpg.
 
-    Its name is short: the agent's socket lies there, whose path may have 108 characters at most.
+    Its path is short because it also holds gpg-agent's socket, whose path is limited to 108 characters.
     """
     with tempfile.TemporaryDirectory(prefix="gpg-") as name:
         home = Path(name)
         try:
             yield home
         finally:
-            run(["gpgconf", "--homedir", home, "--kill", "all"], "ending gpg's agent")
+            run(["gpgconf", "--homedir", home, "--kill", "all"], "stopping gpg-agent")
 
 
 def stanza(deb: Path, filename: str) -> str:
     """A package's entry in the index.
 
-    :param deb: the package.
-    :param filename: its path below the repository's folder.
+    Args:
+        deb: The package file.
+        filename: Its path relative to the repository's folder.
     """
     control = run(["dpkg-deb", "--field", deb], f"reading {deb.name}").decode().rstrip("\n")
     content = deb.read_bytes()
@@ -80,9 +81,13 @@ def stanza(deb: Path, filename: str) -> str:
 
 
 def write_index(folder: Path, debs: Iterable[Path], title: str, signer: Signer) -> None:
-    """Write and sign the index of packages that lie below a folder.
+    """Write and sign a repository's index.
 
-    :param title: the repository's name, shown by `apt-cache policy`.
+    Args:
+        folder: The repository's folder.
+        debs: The package files, in or below that folder.
+        title: The repository's name, as `apt-cache policy` shows it.
+        signer: The signing key.
     """
     ordered = sorted(debs)
     with ThreadPoolExecutor(max_workers=4) as pool:
@@ -98,6 +103,6 @@ def write_index(folder: Path, debs: Iterable[Path], title: str, signer: Signer) 
     date = formatdate(time.time(), usegmt=True).replace("GMT", "UTC")
     (folder / "Release").write_text(
         f"Origin: {title}\nLabel: {title}\nArchitecture: amd64\nDate: {date}\n"
-        f"Description: packages of a mirror without access to others\nSHA256:\n{sums}"
+        f"Description: packages for hosts without Internet access\nSHA256:\n{sums}"
     )
     signer.sign(folder)

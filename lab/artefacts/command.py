@@ -1,4 +1,4 @@
-"""Running other programs, with failures that say what failed."""
+"""Runs the programs that make a mirror, and names the Debian packages of those that are missing."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pathlib import Path
 from common.errors import UserError
 from lab.requirements import MIRROR, RPM, find
 
-# Debian's package for each program that is used here.
+# The Debian package of each program used here.
 PACKAGES = {
     "apt-get": "apt",
     "apt-cache": "apt",
@@ -20,9 +20,10 @@ PACKAGES = {
 
 
 def need(name: str) -> str:
-    """The path of a program that must be there.
+    """The path of a required program.
 
-    :raises UserError: it isn't; the message names its package.
+    Raises:
+        UserError: It isn't installed. The next move names its package.
     """
     path = find(name)
     if path is None:
@@ -30,35 +31,37 @@ def need(name: str) -> str:
     return path
 
 
-# What making a mirror asks for; building it asks for a compiler beside.
+# Every mirror needs these; building one also needs a compiler.
 _ALWAYS = ("apt-get", *(requirement.what for requirement in MIRROR))
 _KEYRING = Path("/usr/share/keyrings/debian-archive-keyring.gpg")
 _C_HEADERS = Path("/usr/include/stdio.h")
 
 
 def missing_packages(*, building: bool = True) -> tuple[str, ...]:
-    """Debian packages that making a mirror needs and that aren't installed; Go is not among them.
+    """The Debian packages that making a mirror needs and that aren't installed, apart from Go.
 
-    :param building: count what only building needs, too.
+    Args:
+        building: Include those that only a build from source needs.
     """
     wanted = (*_ALWAYS, "gcc") if building else _ALWAYS
-    lacking = [package for name in wanted if find(name) is None for package in PACKAGES[name].split()]
+    missing = [package for name in wanted if find(name) is None for package in PACKAGES[name].split()]
     if not _KEYRING.exists():
-        lacking.append("debian-archive-keyring")
+        missing.append("debian-archive-keyring")
     if building and not _C_HEADERS.exists():
-        lacking.append("libc6-dev")
-    return tuple(dict.fromkeys(lacking))
+        missing.append("libc6-dev")
+    return tuple(dict.fromkeys(missing))
 
 
 def check(*, building: bool) -> None:
-    """Refuse before a long work begins if a program is missing that its end needs.
+    """Fail before the long work begins, rather than at the step that needs a missing program.
 
-    :raises UserError: with every package that is missing.
+    Raises:
+        UserError: Packages are missing. The message names all of them.
     """
     packages = missing_packages(building=building)
     if packages:
         raise UserError(
-            f"making a mirror needs packages that are not here: {', '.join(packages)}",
+            f"making a mirror needs packages that aren't installed: {', '.join(packages)}",
             f"apt install {' '.join(packages)}",
         )
 
@@ -71,13 +74,17 @@ def run(
     text: bytes | None = None,
     environment: Mapping[str, str] | None = None,
 ) -> bytes:
-    """Run a program to its end and return its standard output.
+    """Run a program and return its standard output.
 
-    :param argv: the program and its arguments; paths and the like are turned into text.
-    :param what: what is being done, for the message: "signing the package index".
-    :param text: its standard input.
-    :param environment: variables to set beside those that are there.
-    :raises UserError: the program isn't there or fails; with the last lines of what it wrote.
+    Args:
+        argv: The program and its arguments, which are converted to strings.
+        what: What the program is run for, such as "signing the package index". Error messages start with it.
+        cwd: The working directory.
+        text: The standard input.
+        environment: Variables to set in addition to the current ones.
+
+    Raises:
+        UserError: The program isn't installed or fails. The message ends with its last lines of output.
     """
     program = need(str(argv[0]))
     done = subprocess.run(
@@ -89,7 +96,7 @@ def run(
         check=False,
     )
     if done.returncode != 0:
-        wrote = (done.stdout[-4000:] + done.stderr).decode(errors="replace").splitlines()
-        last = "\n".join(wrote[-12:])
+        output = (done.stdout[-4000:] + done.stderr).decode(errors="replace").splitlines()
+        last = "\n".join(output[-12:])
         raise UserError(f"{what}: {Path(program).name} failed with status {done.returncode}:\n{last}")
     return done.stdout

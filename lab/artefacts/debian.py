@@ -1,7 +1,7 @@
-"""Debian packages of a release with all that they depend on.
+"""Downloads Debian packages of a given release together with their dependencies.
 
-They are fetched without root and on a system of any release: apt is run with a state of its
-own in the cache, and with an empty list of installed packages.
+This needs neither root nor a system of that release: apt runs with its own state in the cache and an empty
+list of installed packages.
 """
 
 from __future__ import annotations
@@ -13,10 +13,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import unquote
 
+from common.cache import cached
 from common.errors import UserError
 from common.files import digest_of
 from common.progress import Progress
-from lab.artefacts.cache import cached
 from lab.artefacts.command import run
 from lab.options import debian_mirror
 
@@ -26,24 +26,29 @@ _SECURITY = "http://deb.debian.org/debian-security"
 _UNWANTED_LISTS = (
     "CNF", "Contents-deb", "DEP-11", "DEP-11-icons", "DEP-11-icons-small", "DEP-11-icons-large",
 )  # fmt: skip
-_SETS = "sets"  # folder of lists: which packages belong to which set
+_SETS = "sets"  # a folder with one file for each set, which lists its packages
 
 
 @dataclass(frozen=True)
 class Packages:
-    """Fetched packages."""
+    """Downloaded packages.
+
+    Attributes:
+        folder: The folder with all of them.
+        sets: By name, each set's packages and their dependencies.
+    """
 
     folder: Path
-    sets: dict[str, tuple[Path, ...]]  # name of the set -> its packages and what they depend on
+    sets: dict[str, tuple[Path, ...]]
 
     @property
     def all(self) -> tuple[Path, ...]:
-        """Every package once, by name."""
+        """All packages without duplicates, sorted by name."""
         return tuple(sorted({path for paths in self.sets.values() for path in paths}))
 
 
 def sources(release: str) -> str:
-    """apt's sources: the release, its updates, and its security fixes where the mirror is Debian's own."""
+    """apt's sources.list: the release and its updates, plus security fixes if the mirror is Debian's own."""
     mirror = debian_mirror()
     lines = [f"deb [signed-by={KEYRING}] {mirror} {suite} main" for suite in (release, f"{release}-updates")]
     if mirror == _DEFAULT_MIRROR:
@@ -52,16 +57,21 @@ def sources(release: str) -> str:
 
 
 def fetch(release: str, sets: dict[str, tuple[str, ...]], progress: Progress) -> Packages:
-    """The packages of each set with their dependencies, from the cache or from Debian's mirror.
+    """Sets of packages with their dependencies, from the cache or from Debian's mirror.
 
-    :param sets: name of the set -> package names.
-    :raises UserError: apt can't get or verify them.
+    Args:
+        release: Debian's release, by code name.
+        sets: Package names by name of the set.
+        progress: Reports the download.
+
+    Raises:
+        UserError: apt can't download or verify them.
     """
     wanted = [f"{name}: {' '.join(names)}" for name, names in sorted(sets.items())]
     key = f"{release}-{digest_of('2', sources(release), *wanted)[:16]}"
 
     def make(partial: Path) -> dict[str, str]:
-        with progress.step(f"fetching packages of Debian {release}"):
+        with progress.step(f"downloading packages of Debian {release}"):
             _download(release, sets, partial)
         return {"release": release}
 
@@ -76,7 +86,7 @@ def fetch(release: str, sets: dict[str, tuple[str, ...]], progress: Progress) ->
 
 
 def _apt_options(state: Path, sources_text: str) -> list[str]:
-    """apt's options for a state of its own in an empty folder, with an empty list of installed packages."""
+    """Options that make apt keep its state in an empty folder and assume that no package is installed."""
     for path in (state / "lists/partial", state / "archives/partial"):
         path.mkdir(parents=True)
     (state / "status").touch()
@@ -96,37 +106,46 @@ def _apt_options(state: Path, sources_text: str) -> list[str]:
         "APT::Architecture": "amd64",
         "APT::Architectures": "amd64",
         "APT::Install-Recommends": "false",
-        "APT::Sandbox::User": "",  # the user _apt may not enter the cache folder
+        "APT::Sandbox::User": "",  # the user _apt can't read the cache folder
         "Debug::NoLocking": "true",
         "Acquire::Languages": "none",
         "Acquire::Retries": "3",
-        # Desktops configure these to be fetched along with the lists; they are larger than the rest.
+        # On desktops apt also downloads these indexes, which are larger than all the others together.
         **{f"Acquire::IndexTargets::deb::{kind}::DefaultEnabled": "false" for kind in _UNWANTED_LISTS},
     }
     return [part for name, value in settings.items() for part in ("-o", f"{name}={value}")]
 
 
 def fetch_backport(release: str, choose: Callable[[list[str]], str], prefix: str, folder: Path) -> Path:
-    """Fetch one package, without what it depends on, from a release's backports.
+    """Download one package from a release's backports, without its dependencies.
 
-    :param choose: picks the package among the names that begin with `prefix`.
-    :param folder: gets the package's file. One that is there from an interrupted run is taken if its
-        checksum is the index's.
-    :raises UserError: apt can't get or verify it.
+    Args:
+        release: Debian's release, by code name.
+        choose: Picks a package from the available ones whose names start with `prefix`.
+        prefix: Limits the choice.
+        folder: Receives the package file. A file left by an interrupted run is kept if its checksum is right.
+
+    Returns:
+        The package file.
+
+    Raises:
+        UserError: apt can't download or verify it.
     """
     suite = f"{release}-backports"
     state = folder / "apt"
     shutil.rmtree(state, ignore_errors=True)
     options = _apt_options(state, f"deb [signed-by={KEYRING}] {debian_mirror()} {suite} main\n")
     run(["apt-get", *options, "--quiet", "update"], f"reading the package lists of Debian {suite}")
-    names = run(["apt-cache", *options, "pkgnames", prefix], f"looking for {prefix} in {suite}").decode()
+    names = run(
+        ["apt-cache", *options, "pkgnames", prefix], f"searching Debian {suite} for {prefix}"
+    ).decode()
     package = choose(names.split())
-    what = f"fetching {package} of Debian {suite}"
+    what = f"downloading {package} from Debian {suite}"
     run(["apt-get", *options, "--quiet", "download", package], what, cwd=folder)
     shutil.rmtree(state)
     found = sorted(folder.glob(f"{package}_*.deb"), key=lambda path: path.stat().st_mtime)
     if not found:
-        raise UserError(f"{what}: apt fetched nothing")
+        raise UserError(f"{what}: apt reported success but downloaded no file")
     return found[-1]
 
 
@@ -137,22 +156,23 @@ def _download(release: str, sets: dict[str, tuple[str, ...]], folder: Path) -> N
     run(["apt-get", *options, "--quiet", "update"], f"reading the package lists of Debian {release}")
     listed: dict[str, list[str]] = {}
     for name, packages in sets.items():
-        # Lines: 'URI' FILE SIZE CHECKSUM. Before anything is fetched, since apt lists only what it lacks.
+        # Each line is: 'URI' FILE SIZE CHECKSUM. apt omits files that it already has, so list them all before
+        # downloading any.
         argv = ["apt-get", *options, "install", "--yes", "--print-uris", *packages]
-        text = run(argv, f"finding {', '.join(packages)} in Debian {release}").decode()
+        text = run(argv, f"resolving {', '.join(packages)} in Debian {release}").decode()
         listed[name] = re.findall(r"^'[^']+' (\S+) \d+ ", text, re.MULTILINE)
     for name, packages in sets.items():
-        what = f"fetching {', '.join(packages)} of Debian {release}"
+        what = f"downloading {', '.join(packages)} from Debian {release}"
         run(["apt-get", *options, "--quiet", "install", "--yes", "--download-only", *packages], what)
         missing = [file for file in listed[name] if not (state / "archives" / file).exists()]
         if missing:
-            raise UserError(f"{what}: apt fetched no {missing[0]}")
-        (folder / _SETS / name).write_text("".join(f"{_plain(file)}\n" for file in listed[name]))
+            raise UserError(f"{what}: apt reported success but didn't download {missing[0]}")
+        (folder / _SETS / name).write_text("".join(f"{_pool_name(file)}\n" for file in listed[name]))
     for file in {file for files in listed.values() for file in files}:
-        (state / "archives" / file).rename(folder / _plain(file))
-    run(["rm", "-r", state], "clearing apt's state")
+        (state / "archives" / file).rename(folder / _pool_name(file))
+    run(["rm", "-r", state], "removing apt's state")
 
 
-def _plain(file: str) -> str:
-    """The name as Debian's pool has it: without the epoch, whose colon apt escapes."""
+def _pool_name(file: str) -> str:
+    """The file's name in Debian's pool, which omits the epoch. apt adds it, with the colon escaped."""
     return re.sub(r"_\d+:", "_", unquote(file))

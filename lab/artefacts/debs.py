@@ -1,7 +1,7 @@
-"""The packages of Kubernetes, with upstream's names, versions and files, from programs built here.
+"""Debian packages of Kubernetes, with upstream's names, versions and files, made from programs built here.
 
-They have no maintainer scripts: as with upstream's, enabling and starting the kubelet is the
-installer's work.
+They have no maintainer scripts. Whoever installs them must enable and start the kubelet, as with upstream's
+packages.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import shutil
 import tempfile
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 from lab.artefacts.command import run
@@ -20,31 +20,41 @@ _FILES = Path(__file__).parent / "files"
 
 CRI_TOOLS_VERSION = "1.36.0"
 KUBERNETES_CNI_VERSION = "1.7.1"
-_ORIGIN = "Built from its Go modules for a mirror without access to upstream."
-REVISION = "1.1"  # the package revision upstream begins with
+_ORIGIN = "Built from its Go modules, for hosts without access to upstream."
+REVISION = "1.1"  # the first package revision of an upstream release
 
 
 @dataclass(frozen=True)
 class Deb:
-    """A package to be made."""
+    """A package to make.
+
+    Attributes:
+        version: Includes the revision.
+        files: Source file by path on the host, without the leading slash.
+        folders: Empty folders to create, without the leading slash.
+    """
 
     name: str
-    version: str  # with the revision
+    version: str
     summary: str
-    files: dict[str, Path]  # path on the host, without the leading slash -> the file to put there
+    files: dict[str, Path]
     depends: str = ""
-    folders: tuple[str, ...] = field(default=())  # empty folders to make
+    folders: tuple[str, ...] = ()
 
     @property
     def file_name(self) -> str:
-        """The package file's name, as upstream has it."""
+        """The name of the package file, the same as upstream's."""
         return f"{self.name}_{self.version}_amd64.deb"
 
 
 def kubernetes_debs(version: str, kubernetes: Path, crictl: Path, cni: Path) -> tuple[Deb, ...]:
     """The packages of a Kubernetes release.
 
-    :param kubernetes, crictl, cni: the folders with the programs.
+    Args:
+        version: The release, such as `1.37.2`.
+        kubernetes: The folder with kubeadm, kubelet and kubectl.
+        crictl: The folder with crictl.
+        cni: The folder with the CNI plugins.
     """
     release = f"{version}-{REVISION}"
     plugins = sorted(path for path in cni.iterdir() if os.access(path, os.X_OK))
@@ -92,9 +102,10 @@ def kubernetes_debs(version: str, kubernetes: Path, crictl: Path, cni: Path) -> 
 
 
 def pack(debs: Sequence[Deb], folder: Path) -> tuple[Path, ...]:
-    """Make the package files in a folder; the same input makes the same bytes with the same dpkg-deb.
+    """Write the package files to a folder. With the same dpkg-deb, builds are reproducible.
 
-    :raises UserError: dpkg-deb fails.
+    Raises:
+        UserError: dpkg-deb fails.
     """
     with ThreadPoolExecutor(max_workers=2) as pool:
         return tuple(pool.map(lambda deb: _pack(deb, folder), debs))
@@ -129,16 +140,16 @@ def _pack(deb: Deb, folder: Path) -> Path:
         _folder(root, "DEBIAN")
         (root / "DEBIAN/control").write_text(control)
         (root / "DEBIAN/control").chmod(0o644)
-        # Weakly packed: installing is what takes time on an emulated host.
+        # Light compression, because unpacking is slow on an emulated host.
         argv = ["dpkg-deb", "--root-owner-group", "-Zzstd", "-z1", "--threads-max=1", "--build", root, target]
         run(argv, f"packing {deb.file_name}", environment={"SOURCE_DATE_EPOCH": "0"})
     return target
 
 
 def _folder(root: Path, path: str) -> None:
-    """Make a folder and its parents with mode 0755, whatever the umask."""
-    spot = root
+    """Create a folder and its parents with mode 0755, whatever the umask."""
+    folder = root
     for part in Path(path).parts:
-        spot /= part
-        spot.mkdir(exist_ok=True)
-        spot.chmod(0o755)
+        folder /= part
+        folder.mkdir(exist_ok=True)
+        folder.chmod(0o755)

@@ -1,7 +1,7 @@
-"""The container images of a mirror: names and tags are upstream's, the content is built here.
+"""Builds the mirror's container images: upstream's names and tags with content built here.
 
-All begin with the same small layer; kube-proxy and flannel share one with iptables and
-its like. Each image's labels say what is really in it.
+Almost all images share one small base layer. kube-proxy and flannel also share a layer with iptables and
+similar tools. The labels of each image state what it really contains.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from common.errors import UserError
-from lab.artefacts import gobuild
+from lab.artefacts import targets
 from lab.artefacts.command import run
 from lab.artefacts.oci import Image, Layout, Tree
 
@@ -22,7 +22,7 @@ _FILES = Path(__file__).parent / "files"
 
 @dataclass(frozen=True)
 class Tags:
-    """The tags that one minor release's kubeadm asks for, beside its own version."""
+    """The tags that kubeadm of one minor release requires and that don't follow from its version."""
 
     etcd: str
     coredns: str
@@ -30,25 +30,25 @@ class Tags:
 
 
 TAGS = {"1.37": Tags(etcd="3.7.0-0", coredns="v1.14.6", pause="3.10.2")}
-FLANNEL_TAG = f"v{gobuild.FLANNEL_VERSION}"
+FLANNEL_TAG = f"v{targets.FLANNEL_VERSION}"
 FLANNEL_CNI_TAG = "v1.9.1-flannel1"
 NGINX_TAG = "1.29"
 
-# Debian packages whose files go into layers, by the name of the layer.
+# The Debian packages in each layer, by the layer's name. Their dependencies are added to it too.
 DEBIAN_SETS: dict[str, tuple[str, ...]] = {
     "shell": ("busybox-static",),
     "net": ("iptables", "ipset", "nftables", "conntrack", "kmod"),
     "nginx": ("nginx",),
 }
-# What these programs don't load, of all that their packages depend on.
-_LEFT_OUT = {
+# Dependencies that the programs don't load. A layer leaves out the packages that match its pattern.
+_EXCLUDED_PACKAGES = {
     "shell": r"(?!busybox-static$).*",
     "net": r"gcc-.*-base|openssl-provider-legacy|debconf|perl-base",
-    # nginx-common needs the rest for its maintainer scripts only.
+    # Only nginx-common's maintainer scripts need the others.
     "nginx": r"(?!(nginx|nginx-common|nginx-core|libc6|libgcc-s1|libcrypt1|libpcre2-8-0|libssl3(t64)?"
     r"|zlib1g|libzstd1)$).*",
 }
-_WITHOUT = (
+_EXCLUDED_FOLDERS = (
     "etc/default",
     "etc/init.d",
     "etc/logrotate.d",
@@ -84,7 +84,7 @@ root:x:0:
 nginx:x:101:
 nogroup:x:65534:
 """
-# Names in /etc/hosts first, as everywhere else.
+# /etc/hosts comes before DNS, as usual.
 _NSSWITCH = b"""\
 passwd: files
 group: files
@@ -103,7 +103,7 @@ _APPLETS = (
 
 @dataclass(frozen=True)
 class Programs:
-    """Folders of finished programs."""
+    """Folders with the programs to put into images."""
 
     kubernetes: Path
     etcd: Path
@@ -111,19 +111,23 @@ class Programs:
     coredns_version: str
     flannel: Path
     cni_flannel: Path
-    pause: Path  # the file
+    pause: Path  # the program itself
 
 
 def references(kubernetes_version: str) -> dict[str, str]:
-    """Short name -> full upstream reference, of every image that a cluster and its example need.
+    """The images that a cluster with its example workload needs.
 
-    :raises UserError: nobody has written down that release's tags.
+    Returns:
+        Full upstream references by short name.
+
+    Raises:
+        UserError: `TAGS` lacks the release.
     """
     minor = kubernetes_version.rpartition(".")[0]
     if minor not in TAGS:
         raise UserError(
-            f"which images Kubernetes {minor} needs isn't known here (known: {', '.join(TAGS)})",
-            f"add what `kubeadm config images list` of {minor} prints to lab/artefacts/images.py",
+            f"lab/artefacts/images.py has no image tags for Kubernetes {minor} (it has {', '.join(TAGS)})",
+            f"run `kubeadm config images list` with kubeadm {minor} and add the tags it prints to TAGS there",
         )
     tags, tag = TAGS[minor], f"v{kubernetes_version}"
     return {
@@ -141,24 +145,27 @@ def references(kubernetes_version: str) -> dict[str, str]:
 
 
 def check_tags(kubeadm: Path, kubernetes_version: str) -> None:
-    """Compare what is known here with what kubeadm itself asks for.
+    """Check that `references` has every image that kubeadm requires.
 
-    :raises UserError: they differ.
+    Raises:
+        UserError: An image is missing.
     """
     argv = [kubeadm, "config", "images", "list", "--kubernetes-version", f"v{kubernetes_version}"]
-    asked = set(run(argv, "asking kubeadm for its images").decode().split())
-    lacking = asked - set(references(kubernetes_version).values())
-    if lacking:
+    required = set(run(argv, "listing kubeadm's images").decode().split())
+    missing = required - set(references(kubernetes_version).values())
+    if missing:
         raise UserError(
-            f"kubeadm {kubernetes_version} asks for images unknown here: {', '.join(sorted(lacking))}",
+            f"kubeadm {kubernetes_version} requires images that the mirror doesn't have: "
+            f"{', '.join(sorted(missing))}",
             "correct TAGS in lab/artefacts/images.py",
         )
 
 
 def compile_pause(target: Path) -> None:
-    """Compile the sandbox container's program, static.
+    """Compile the sandbox container's program, statically linked.
 
-    :raises UserError: gcc isn't there or fails.
+    Raises:
+        UserError: gcc isn't installed or fails.
     """
     argv = ["gcc", "-Os", "-Wall", "-Wextra", "-Werror", "-static", "-s", "-o", target, _FILES / "pause.c"]
     run(argv, "compiling pause")
@@ -167,9 +174,13 @@ def compile_pause(target: Path) -> None:
 def build(
     layout: Layout, kubernetes_version: str, programs: Programs, debian: Mapping[str, Sequence[Path]]
 ) -> None:
-    """Write every image into the layout.
+    """Write all images to the layout.
 
-    :param debian: name of a set -> its package files (see `DEBIAN_SETS`).
+    Args:
+        layout: Receives the images.
+        kubernetes_version: Such as `1.37.2`.
+        programs: The programs to put into them.
+        debian: Package files by name of their set in `DEBIAN_SETS`.
     """
     trees = {
         "base": _base(),
@@ -196,7 +207,7 @@ def build(
                 names[name],
                 tuple(layers[layer] for layer in (*below, name)),
                 version=version,
-                about=f"{about}, for a mirror without access to upstream",
+                about=f"{about}, for hosts without access to upstream",
                 entrypoint=(entrypoint,),
                 user=more.get("user", ""),
                 stop_signal=more.get("stop_signal", ""),
@@ -208,13 +219,13 @@ def build(
         add(name, ["base"], f"v{kubernetes_version}", from_modules, f"/usr/local/bin/{name}")
     tools = ["base", "shell", "net"]
     add("kube-proxy", tools, f"v{kubernetes_version}", from_modules, "/usr/local/bin/kube-proxy")
-    add("etcd", ["base"], f"v{gobuild.ETCD_VERSION}", from_modules, "/usr/local/bin/etcd")
+    add("etcd", ["base"], f"v{targets.ETCD_VERSION}", from_modules, "/usr/local/bin/etcd")
     add("coredns", ["base"], f"v{programs.coredns_version}", from_modules, "/coredns")
-    own = "a program of our own for the same task"
+    own = "this project's own implementation"
     add("pause", [], names["pause"].rpartition(":")[2], own, "/pause", user="65535:65535")
     add("flannel", tools, FLANNEL_TAG, from_modules, "/opt/bin/flanneld")
-    plugin = f"v{gobuild.CNI_PLUGIN_FLANNEL_VERSION} of the CNI plugins"
-    about = "the plugin as it was when it was one of the CNI plugins, built from their Go module"
+    plugin = f"v{targets.CNI_PLUGIN_FLANNEL_VERSION} of the CNI plugins"
+    about = "an older version of the plugin, built from the Go module of the CNI plugins"
     add("flannel-cni-plugin", ["base", "shell"], plugin, about, "/flannel")
     version = _debian_version(debian["nginx"], "nginx")
     options = {"command": "-g|daemon off;", "stop_signal": "SIGQUIT"}
@@ -252,8 +263,8 @@ def _programs(folder: Path, names: Sequence[str]) -> Tree:
 def _packages(name: str, packages: Sequence[Path]) -> Tree:
     tree = Tree()
     for package in packages:
-        if not re.fullmatch(_LEFT_OUT[name], package.name.split("_")[0]):
-            tree.deb(package, without=_WITHOUT)
+        if not re.fullmatch(_EXCLUDED_PACKAGES[name], package.name.split("_")[0]):
+            tree.deb(package, without=_EXCLUDED_FOLDERS)
     return tree
 
 
@@ -266,19 +277,19 @@ def _shell(packages: Sequence[Path]) -> Tree:
 
 def _net(packages: Sequence[Path]) -> Tree:
     tree = _packages("net", packages)
-    # Debian chooses between nftables and the legacy tables by alternatives. Here it is nftables, as
-    # the kubelet on the hosts has it: the two kinds of tables must not be mixed.
+    # On Debian update-alternatives selects nftables or the legacy tables. The images must use nftables, like
+    # the kubelet on the hosts: rules in both kinds of tables would conflict.
     for family in ("iptables", "ip6tables"):
         for action in ("", "-save", "-restore"):
             tree.link(f"usr/sbin/{family}{action}", f"{family}-nft{action}")
             if f"usr/sbin/{family}-nft{action}" not in tree.entries:
-                raise UserError(f"Debian's iptables package holds no {family}-nft{action} any more")
+                raise UserError(f"Debian's iptables package no longer contains {family}-nft{action}")
     return tree
 
 
 def _nginx(packages: Sequence[Path]) -> Tree:
     tree = _packages("nginx", packages)
-    # Debian's own configuration and pages give way to ours.
+    # Replace Debian's configuration and pages.
     replaced = ("etc/nginx/", "var/www", "var/log/nginx", "usr/share/nginx/html/")
     tree.entries = {path: entry for path, entry in tree.entries.items() if not path.startswith(replaced)}
     tree.file("etc/nginx/nginx.conf", b"user nginx;\n" + (_FILES / "nginx.conf").read_bytes())
@@ -294,4 +305,4 @@ def _debian_version(packages: Sequence[Path], name: str) -> str:
         found = re.fullmatch(rf"{name}_([^_]+)_\w+\.deb", package.name)
         if found:
             return found.group(1)
-    raise UserError(f"Debian's package {name} isn't among those fetched")
+    raise UserError(f"apt didn't download Debian's package {name}")

@@ -1,9 +1,9 @@
-"""The kernel of the lab's hosts under User Mode Linux, built from Debian's source package.
+"""Builds the User Mode Linux kernel of the lab's hosts from Debian's source package.
 
-`<cache>/kernel/<key>/` holds the kernel (a program), its modules as a tar archive, and its whole
-configuration. The key is a hash of `uml-kernel.config`, the patch and the way of building. A build takes
-Debian's newest source; a newer one later doesn't cause another build.
-`uml-kernel.patch` says what it changes and why. An interrupted build goes on where it was.
+`<cache>/kernel/<key>/` holds the kernel (an executable), its modules as a tar archive, and its complete
+configuration. The key is a hash of `uml-kernel.config`, `uml-kernel.patch` and the build's format version. It
+doesn't include the source package's version, so a newer package causes no rebuild. An interrupted build
+resumes.
 """
 
 from __future__ import annotations
@@ -17,52 +17,56 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from common.cache import cached
 from common.errors import UserError
 from common.files import digest_of
 from common.progress import Progress
 from lab import requirements
 from lab.artefacts import debian
-from lab.artefacts.cache import cached
 from lab.artefacts.command import run
 
 CONFIG = Path(__file__).with_name("uml-kernel.config")
 PATCH = Path(__file__).with_name("uml-kernel.patch")
 PROGRAM, MODULES = "linux", "modules.tar"
 
-_FORMAT = "1"  # raise it when the way of building changes what comes out
+_FORMAT = "1"  # increase it when a change to this module changes the result of a build
 _RELEASE = "trixie"
 _PREFIX = "linux-source-"
-# The series that was tried. User Mode Linux has SMP since 6.19, which the cpuset controller needs, and
-# seccomp since 6.16.
+# The tested series. User Mode Linux supports seccomp since 6.16, and SMP, which the cpuset controller needs,
+# since 6.19.
 _SERIES = (7, 2)
-_FILES_ABOUT = 1390  # that are compiled, for the progress
+_FILES = 1390  # approximate number of compiled files, for progress lines
 
 
 def key() -> str:
-    """The kernel's name in the cache."""
+    """The kernel's cache key."""
     return digest_of(_FORMAT, CONFIG.read_bytes(), PATCH.read_bytes(), os.uname().machine)[:16]
 
 
 def ensure(progress: Progress) -> Path:
-    """The folder with the kernel and its modules; built unless it is in the cache.
+    """The folder with the kernel and its modules, taken from the cache or built.
 
-    :raises UserError: this machine isn't an x86-64 one, a program is missing, or the build fails.
+    Raises:
+        UserError: This machine isn't x86-64, a program is missing, or the build fails.
     """
-    told = progress.scope("kernel")
+    scope = progress.scope("kernel")
 
     def make(partial: Path) -> dict[str, str]:
         if os.uname().machine != "x86_64":
-            raise UserError(f"User Mode Linux isn't built for {os.uname().machine} here")
-        requirements.install_uml(told)
-        return {"source": _make(partial, told)}
+            raise UserError(
+                f"the User Mode Linux kernel can be built only for x86_64, not {os.uname().machine}"
+            )
+        requirements.install_uml(scope)
+        return {"source": _make(partial, scope)}
 
-    return cached("kernel", key(), told, make, resume=True)
+    return cached("kernel", key(), scope, make, resume=True)
 
 
 def choose_package(names: list[str]) -> str:
-    """The source package to take: the series that was tried, else the newest later one.
+    """Choose the source package: the tested series, otherwise the newest later one.
 
-    :raises UserError: there is none.
+    Raises:
+        UserError: There is none.
     """
     series: dict[tuple[int, ...], str] = {}
     for name in names:
@@ -75,24 +79,28 @@ def choose_package(names: list[str]) -> str:
     if newest < _SERIES:
         wanted = ".".join(map(str, _SERIES))
         raise UserError(
-            f"Debian's mirror has no kernel source of {wanted} or later in {_RELEASE}-backports",
-            "name a mirror that has it: KUBEADM_IPVS_DEBIAN_MIRROR",
+            f"Debian's mirror has no source of Linux {wanted} or later in {_RELEASE}-backports",
+            "set KUBEADM_IPVS_DEBIAN_MIRROR to a mirror that has it",
         )
     return series[newest]
 
 
 def _make(folder: Path, progress: Progress) -> str:
-    """Fill the folder; the source's package and version."""
+    """Build the kernel in a folder.
+
+    Returns:
+        The name and version of the source package.
+    """
     work = folder / "work"
     source, objects = work / "source", work / "objects"
     if not (work / "unpacked").exists():
         shutil.rmtree(work, ignore_errors=True)
         work.mkdir()
-        with progress.step("fetching the source from Debian's mirror"):
+        with progress.step("downloading the source from Debian's mirror"):
             package = debian.fetch_backport(_RELEASE, choose_package, _PREFIX, work)
         with progress.step(f"unpacking {package.name}"):
             _unpack(package, source)
-            # Without fuzz: in another place it would do something else.
+            # Without fuzz, so that a hunk is never applied in the wrong place.
             apply = ["patch", "--strip=1", "--fuzz=0", f"--directory={source}", f"--input={PATCH}"]
             run(apply, f"applying {PATCH.name}")
         package.unlink()
@@ -106,7 +114,7 @@ def _make(folder: Path, progress: Progress) -> str:
     with progress.step("compiling", every=3600):
         _compile([*make, f"--jobs={os.cpu_count()}", "all"], objects, progress)
     with progress.step("packing the modules"):
-        # `usr/lib`: on the hosts `lib` is a link to it.
+        # On the hosts /lib is a link to /usr/lib.
         installed = work / "installed"
         shutil.rmtree(installed, ignore_errors=True)
         install = [f"INSTALL_MOD_PATH={installed}/usr", f"DEPMOD={requirements.program('depmod')}"]
@@ -115,13 +123,13 @@ def _make(folder: Path, progress: Progress) -> str:
     shutil.copyfile(objects / ".config", folder / "config")
     shutil.copyfile(objects / PROGRAM, folder / PROGRAM)
     (folder / PROGRAM).chmod(0o755)
-    told = (work / "unpacked").read_text()
+    source_package = (work / "unpacked").read_text()
     shutil.rmtree(work)
-    return told
+    return source_package
 
 
 def _unpack(package: Path, source: Path) -> None:
-    """Unpack the kernel's tree, which a source package holds as an archive."""
+    """Unpack the source archive inside a Debian source package."""
     inside = package.with_name("package")
     run(["dpkg-deb", "--extract", package, inside], f"unpacking {package.name}")
     archive = inside / f"usr/src/{package.name.partition('_')[0]}.tar.xz"
@@ -132,40 +140,41 @@ def _unpack(package: Path, source: Path) -> None:
 
 
 def check_config(made: str) -> None:
-    """Refuse a configuration that lacks what was asked for: Kconfig drops it without a word.
+    """Check that the generated configuration has all options of `CONFIG`: Kconfig drops them silently.
 
-    :raises UserError: naming every such option.
+    Raises:
+        UserError: Options are missing. The message names all of them.
     """
-    has = set(made.splitlines())
-    asked = [line for line in CONFIG.read_text().splitlines() if line.startswith("CONFIG_")]
-    lost = [line for line in asked if line not in has]
-    if lost:
-        raise UserError(f"this kernel source doesn't take these options of {CONFIG.name}: {', '.join(lost)}")
+    present = set(made.splitlines())
+    required = [line for line in CONFIG.read_text().splitlines() if line.startswith("CONFIG_")]
+    missing = [line for line in required if line not in present]
+    if missing:
+        raise UserError(f"this kernel source doesn't accept options of {CONFIG.name}: {', '.join(missing)}")
 
 
 @contextmanager
-def _reminding(progress: Progress, objects: Path) -> Iterator[None]:
-    """Say every half a minute how many files are compiled."""
+def _reporting(progress: Progress, objects: Path) -> Iterator[None]:
+    """Report the number of compiled files every 30 seconds."""
     ended = threading.Event()
 
-    def remind() -> None:
+    def report() -> None:
         while not ended.wait(30):
             count = sum(1 for _ in objects.rglob("*.o"))
-            progress.say(f"{count} files compiled, of about {_FILES_ABOUT}")
+            progress.say(f"{count} of about {_FILES} files compiled")
 
-    reminder = threading.Thread(target=remind, daemon=True)
-    reminder.start()
+    reporter = threading.Thread(target=report, daemon=True)
+    reporter.start()
     try:
         yield
     finally:
         ended.set()
-        reminder.join()
+        reporter.join()
 
 
 def _compile(argv: list[str], objects: Path, progress: Progress) -> None:
-    with _reminding(progress, objects):
-        tied = [requirements.program("setpriv"), "--pdeathsig", "TERM", "nice", "-n", "5", *argv]
-        run(tied, "compiling the kernel")
+    with _reporting(progress, objects):
+        argv = [requirements.program("setpriv"), "--pdeathsig", "TERM", "nice", "-n", "5", *argv]
+        run(argv, "compiling the kernel")
 
 
 def _pack(folder: Path, target: Path) -> None:
@@ -176,6 +185,6 @@ def _pack(folder: Path, target: Path) -> None:
 
     with tarfile.open(target, "w", format=tarfile.USTAR_FORMAT) as tar:
         for path in sorted(folder.rglob("*")):
-            # Links into the build's folder.
+            # `build` and `source` are links to the build folder.
             if path.name not in ("build", "source"):
                 tar.add(path, path.relative_to(folder), recursive=False, filter=plain)

@@ -1,4 +1,4 @@
-"""A mirror's packages and images, complete in one folder of the cache: the lab serves them from there."""
+"""Makes a mirror: all packages and images that a lab needs, in one cache folder that the lab serves."""
 
 from __future__ import annotations
 
@@ -10,21 +10,20 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Literal
 
-from common import paths
+from common import cache, gobuild, paths
 from common.errors import UserError
 from common.files import digest_of
 from common.progress import Progress
 from lab.artefacts import (
     aptrepo,
-    cache,
     command,
     debian,
     debs,
-    gobuild,
     images,
     kernel,
     oci,
     registry,
+    targets,
     upstream,
 )
 
@@ -33,8 +32,8 @@ Source = Literal["auto", "build", "upstream"]
 KUBERNETES_VERSION = "1.37.2"
 DEBIAN_RELEASE = "trixie"
 
-# What the program may install from the distribution, and ufw, which a test's host has in firewalld's place;
-# their dependencies come along.
+# The packages that the program may install from the distribution. A test's host has ufw instead of firewalld.
+# The mirror also holds their dependencies.
 HOST_PACKAGES = (
     "ca-certificates",
     "conntrack",
@@ -57,36 +56,55 @@ _HOST_SET = "hosts"
 
 _CONTENTS = "contents.json"
 
-# Go targets beside Kubernetes and CoreDNS, which come in versions.
-_REST = (gobuild.CRICTL, gobuild.CNI_PLUGINS, gobuild.CNI_PLUGIN_FLANNEL, gobuild.ETCD, gobuild.FLANNEL)
+# The Go targets that exist in one version only, unlike Kubernetes and CoreDNS.
+_REST = (targets.CRICTL, targets.CNI_PLUGINS, targets.CNI_PLUGIN_FLANNEL, targets.ETCD, targets.FLANNEL)
 
-# Modules whose text decides what the mirror looks like.
-_MAKERS = ("aptrepo.py", "debs.py", "images.py", "oci.py", "registry.py", "mirror.py")
+# The modules that determine a mirror's contents. Their source is part of its cache key.
+_MODULES = ("aptrepo.py", "debs.py", "images.py", "oci.py", "registry.py", "mirror.py")
 
 
 @dataclass(frozen=True)
 class Item:
-    """One line of what a mirror holds."""
+    """One entry in the list of a mirror's contents.
 
-    kind: str  # program, package or image
+    Attributes:
+        kind: `program`, `package` or `image`.
+        what: Its name, or an image's reference.
+        version: The actual version, which may differ from an image's tag.
+        source: Where it comes from, in words.
+        size: In bytes. The size of an image is that of its compressed layers.
+        seconds: How long it took to build; None if it wasn't built.
+    """
+
+    kind: str
     what: str
-    version: str  # what it really is; an image's tag may ask for another
+    version: str
     source: str
-    size: int  # bytes; of an image: its layers as they are fetched
-    seconds: float | None = None  # that building took, when it was built
+    size: int
+    seconds: float | None = None
 
 
 @dataclass(frozen=True)
 class Mirror:
-    """A finished mirror."""
+    """A finished mirror.
 
-    root: Path  # to be served over HTTP: kubernetes/v<minor>/deb/, debian/<release>/
-    registry_data: Path  # docker-registry's storage, filled
-    key: Path  # the armored public key that signs the package lists
-    source: str  # "built" or "upstream", and why
-    images: tuple[str, ...]  # full upstream references
-    preload: Path  # folder with an archive of the images, for `ctr images import`
-    items: tuple[Item, ...]  # all that is in it, and where that comes from
+    Attributes:
+        root: The folder to serve over HTTP, with `kubernetes/v<minor>/deb/` and `debian/<release>/`.
+        registry_data: The storage folder for docker-registry, with all images.
+        key: The armored public key that verifies the package indexes.
+        source: "built" or "upstream", followed by the reason.
+        images: Full upstream references.
+        preload: A folder with an archive of the images, for `ctr images import`.
+        items: The contents and their origins.
+    """
+
+    root: Path
+    registry_data: Path
+    key: Path
+    source: str
+    images: tuple[str, ...]
+    preload: Path
+    items: tuple[Item, ...]
 
 
 def ensure_mirror(
@@ -96,41 +114,44 @@ def ensure_mirror(
     debian_release: str = DEBIAN_RELEASE,
     endpoints: upstream.Endpoints | None = None,
 ) -> Mirror:
-    """The mirror, checked if it is in the cache, else made.
+    """The mirror, verified if it is in the cache, otherwise made.
 
-    :param source: `build` from Go modules and Debian packages; `upstream`: fetch what upstream publishes;
-        `auto`: upstream where all of it answers, else build. What `auto` has chosen once it stays with
-        as long as the result is in the cache.
-    :param kubernetes_version: such as `1.37.2`.
-    :param debian_release: the hosts' release, by its code name.
-    :raises UserError: something can't be had; what is finished stays in the cache.
+    Args:
+        progress: Reports each step.
+        source: `build` builds from Go modules and Debian packages, `upstream` downloads what upstream
+            publishes. `auto` uses a mirror from the cache if there is one; otherwise it downloads if all of
+            upstream is reachable and builds if not.
+        kubernetes_version: Such as `1.37.2`.
+        debian_release: The hosts' release, by code name.
+        endpoints: Where to find upstream, if not in the usual places.
+
+    Raises:
+        UserError: Something can't be downloaded or built. Finished parts stay in the cache.
     """
-    told = progress.scope("mirror")
-    ends = endpoints or upstream.Endpoints()
-    signer = aptrepo.Signer(told)
-    wanted = _Wanted(kubernetes_version, debian_release, ends, signer)
-    kind, reason = _choose(source, wanted, told)
+    scope = progress.scope("mirror")
+    spec = _Spec(kubernetes_version, debian_release, endpoints or upstream.Endpoints(), aptrepo.Signer(scope))
+    kind, reason = _choose(source, spec, scope)
     if kind == "upstream" and source == "auto":
         try:
-            return _mirror(wanted, "upstream", reason, told)
-        except UserError as trouble:
-            cause = trouble.what.splitlines()[0]
-            reason = f"built, since upstream answers but doesn't give everything ({cause})"
-            told.say(str(trouble))
-    return _mirror(wanted, "built" if source == "auto" else kind, reason, told)
+            return _mirror(spec, "upstream", reason, scope)
+        except UserError as error:
+            cause = error.what.splitlines()[0]
+            reason = f"built, because upstream is reachable but incomplete ({cause})"
+            scope.say(str(error))
+    return _mirror(spec, "built" if source == "auto" else kind, reason, scope)
 
 
-def _mirror(wanted: _Wanted, kind: str, reason: str, progress: Progress) -> Mirror:
-    maker = _fetch if kind == "upstream" else _build
+def _mirror(spec: _Spec, kind: str, reason: str, progress: Progress) -> Mirror:
+    fill = _download if kind == "upstream" else _build
 
     def make(partial: Path) -> dict[str, str]:
         progress.say(f"source: {reason}")
         command.check(building=kind == "built")
-        items = maker(wanted, partial, progress)
+        items = fill(spec, partial, progress)
         (partial / _CONTENTS).write_text(json.dumps([asdict(item) for item in items], indent=1) + "\n")
         return {"source": reason}
 
-    folder = cache.cached("mirror", wanted.key(kind), progress, make)
+    folder = cache.cached("mirror", spec.key(kind), progress, make)
     items = tuple(Item(**fields) for fields in json.loads((folder / _CONTENTS).read_text()))
     return Mirror(
         root=folder / "www",
@@ -144,8 +165,8 @@ def _mirror(wanted: _Wanted, kind: str, reason: str, progress: Progress) -> Mirr
 
 
 @dataclass(frozen=True)
-class _Wanted:
-    """What the mirror is to hold."""
+class _Spec:
+    """The contents of a mirror to make."""
 
     kubernetes: str
     debian: str
@@ -157,10 +178,10 @@ class _Wanted:
         return self.kubernetes.rpartition(".")[0]
 
     def key(self, kind: str) -> str:
-        """The name in the cache of a mirror of this kind, `built` or `upstream`."""
+        """The cache key of a mirror whose kind is `built` or `upstream`."""
         here = Path(__file__).parent
         parts: list[bytes | str] = [
-            *((here / name).read_bytes() for name in _MAKERS),
+            *((here / name).read_bytes() for name in _MODULES),
             *(path.read_bytes() for path in sorted((here / "files").iterdir())),
             self.signer.public.read_bytes(),
             debian.sources(self.debian),
@@ -173,39 +194,39 @@ class _Wanted:
 
 
 def _targets(kubernetes_version: str) -> tuple[gobuild.Target, ...]:
-    return (gobuild.kubernetes(kubernetes_version), *gobuild.COREDNS, *_REST)
+    return (targets.kubernetes(kubernetes_version), *targets.COREDNS, *_REST)
 
 
-def _choose(source: Source, wanted: _Wanted, progress: Progress) -> tuple[str, str]:
-    """The kind of mirror, and the reason in words."""
+def _choose(source: Source, spec: _Spec, progress: Progress) -> tuple[str, str]:
+    """The kind of mirror to make, and the reason."""
     if source == "build":
-        return "built", "built, as asked for"
+        return "built", "built, as requested"
     if source == "upstream":
-        return "upstream", "upstream, as asked for"
+        return "upstream", "upstream, as requested"
     for kind in ("upstream", "built"):
-        if (paths.cache_dir() / "mirror" / wanted.key(kind) / cache.MANIFEST).exists():
+        if (paths.cache_dir() / "mirror" / spec.key(kind) / cache.MANIFEST).exists():
             return kind, f"{kind}, as before"
-    with progress.step("asking whether upstream can be reached"):
-        problems = upstream.probe(wanted.endpoints, wanted.minor)
+    with progress.step("checking whether upstream is reachable"):
+        problems = upstream.probe(spec.endpoints, spec.minor)
     if problems:
-        return "built", f"built, since upstream can't be reached ({upstream.in_words(problems)})"
-    return "upstream", "upstream, since all of it can be reached"
+        return "built", f"built, because upstream isn't reachable ({upstream.summary(problems)})"
+    return "upstream", "upstream, because all of it is reachable"
 
 
-def _build(wanted: _Wanted, folder: Path, progress: Progress) -> list[Item]:
-    references = images.references(wanted.kubernetes)  # before the work begins: it may be unknown
+def _build(spec: _Spec, folder: Path, progress: Progress) -> list[Item]:
+    references = images.references(spec.kubernetes)  # fails for an unknown release, before the long work
     sets = {_HOST_SET: HOST_PACKAGES, **images.DEBIAN_SETS}
     pause = folder / "pause"
-    # Go's builds use all processors each; what waits for the network or is small runs beside them.
+    # Each Go build uses all processors. Only the download and one small compilation run beside it.
     with ThreadPoolExecutor(max_workers=2) as pool:
-        fetched = pool.submit(debian.fetch, wanted.debian, sets, progress)
+        download = pool.submit(debian.fetch, spec.debian, sets, progress)
         compiled = pool.submit(images.compile_pause, pause)
-        kubernetes_target = gobuild.kubernetes(wanted.kubernetes)
+        kubernetes_target = targets.kubernetes(spec.kubernetes)
         kubernetes = gobuild.build(kubernetes_target, progress)
-        images.check_tags(kubernetes / "kubeadm", wanted.kubernetes)
+        images.check_tags(kubernetes / "kubeadm", spec.kubernetes)
         crictl, cni, cni_flannel, etcd, flannel = rest = [gobuild.build(target, progress) for target in _REST]
-        coredns_target, coredns = gobuild.build_first(gobuild.COREDNS, progress)
-        packages = fetched.result()
+        coredns_target, coredns = gobuild.build_first(targets.COREDNS, progress)
+        debian_packages = download.result()
         compiled.result()
 
     programs = images.Programs(
@@ -220,49 +241,51 @@ def _build(wanted: _Wanted, folder: Path, progress: Progress) -> list[Item]:
     layout = oci.Layout(folder / "images")
 
     def pack() -> list[Item]:
-        with progress.step("packing Kubernetes' packages"):
-            target = _packages_folder(wanted, folder)
-            wanted_debs = debs.kubernetes_debs(wanted.kubernetes, kubernetes, crictl, cni)
-            made = debs.pack(wanted_debs, target / "amd64")
-            aptrepo.write_index(target, made, f"Kubernetes v{wanted.minor}, built", wanted.signer)
+        with progress.step("packaging Kubernetes"):
+            target = _packages_folder(spec, folder)
+            packages = debs.kubernetes_debs(spec.kubernetes, kubernetes, crictl, cni)
+            made = debs.pack(packages, target / "amd64")
+            aptrepo.write_index(target, made, f"Kubernetes v{spec.minor}, built", spec.signer)
         return _package_items(made, "built")
 
     def make_images() -> list[Item]:
-        with progress.step("making the images"):
-            images.build(layout, wanted.kubernetes, programs, packages.sets)
+        with progress.step("building the images"):
+            images.build(layout, spec.kubernetes, programs, debian_packages.sets)
         pause.unlink()
         return _finish_images(layout, folder, progress)
 
     built = zip((kubernetes_target, coredns_target, *_REST), (kubernetes, coredns, *rest), strict=True)
     go = [_program_item(target, path) for target, path in built]
-    made = _together(pack, make_images, lambda: _debian_repository(wanted, packages, folder, progress))
-    lacking = set(references.values()) - {item.what for item in made if item.kind == "image"}
-    if lacking:
-        raise UserError(f"nobody has made the images {', '.join(sorted(lacking))}")
+    made = _in_parallel(
+        pack, make_images, lambda: _debian_repository(spec, debian_packages, folder, progress)
+    )
+    missing = set(references.values()) - {item.what for item in made if item.kind == "image"}
+    if missing:
+        raise UserError(f"no code in lab/artefacts/images.py builds {', '.join(sorted(missing))}")
     return [*go, *made]
 
 
-def _fetch(wanted: _Wanted, folder: Path, progress: Progress) -> list[Item]:
-    references = sorted(images.references(wanted.kubernetes).values())
-    # Kept by an interrupted run, unlike the folder, which begins empty.
-    layout = oci.Layout(paths.cache_dir() / "upstream" / wanted.key("upstream"))
+def _download(spec: _Spec, folder: Path, progress: Progress) -> list[Item]:
+    references = sorted(images.references(spec.kubernetes).values())
+    # Outside the mirror's folder, which starts empty, so that images survive an interrupted run.
+    layout = oci.Layout(paths.cache_dir() / "upstream" / spec.key("upstream"))
 
     def fetch_packages() -> list[Item]:
-        target = _packages_folder(wanted, folder)
-        made = upstream.fetch_packages(wanted.endpoints, wanted.kubernetes, target / "amd64", progress)
-        aptrepo.write_index(target, made, f"Kubernetes v{wanted.minor}, upstream's", wanted.signer)
+        target = _packages_folder(spec, folder)
+        made = upstream.fetch_packages(spec.endpoints, spec.kubernetes, target / "amd64", progress)
+        aptrepo.write_index(target, made, f"Kubernetes v{spec.minor}, from upstream", spec.signer)
         return _package_items(made, "upstream")
 
     def copy_images() -> list[Item]:
-        upstream.copy_images(wanted.endpoints, references, layout, progress)
+        upstream.copy_images(spec.endpoints, references, layout, progress)
         layout.folder.rename(folder / "images")
         return _finish_images(oci.Layout(folder / "images"), folder, progress)
 
     def fetch_debian() -> list[Item]:
-        packages = debian.fetch(wanted.debian, {_HOST_SET: HOST_PACKAGES}, progress)
-        return _debian_repository(wanted, packages, folder, progress)
+        packages = debian.fetch(spec.debian, {_HOST_SET: HOST_PACKAGES}, progress)
+        return _debian_repository(spec, packages, folder, progress)
 
-    return _together(fetch_packages, copy_images, fetch_debian)
+    return _in_parallel(fetch_packages, copy_images, fetch_debian)
 
 
 def _program_item(target: gobuild.Target, folder: Path) -> Item:
@@ -277,35 +300,36 @@ def _package_items(made: Sequence[Path], source: str) -> list[Item]:
     return [Item("package", name, version, source, size) for (name, version, _), size in parts]
 
 
-def _together(*work: Callable[[], list[Item]]) -> list[Item]:
-    """Run at the same time; the first failure is raised when all have ended."""
+def _in_parallel(*work: Callable[[], list[Item]]) -> list[Item]:
+    """Run functions in parallel. Once all have ended, the first failure is raised."""
     with ThreadPoolExecutor(max_workers=len(work)) as pool:
         futures = [pool.submit(part) for part in work]
     return [item for future in futures for item in future.result()]
 
 
-def _packages_folder(wanted: _Wanted, folder: Path) -> Path:
-    target = folder / f"www/kubernetes/v{wanted.minor}/deb"
+def _packages_folder(spec: _Spec, folder: Path) -> Path:
+    target = folder / f"www/kubernetes/v{spec.minor}/deb"
     (target / "amd64").mkdir(parents=True)
-    shutil.copyfile(wanted.signer.public, folder / "packages.asc")
+    shutil.copyfile(spec.signer.public, folder / "packages.asc")
     return target
 
 
 def _debian_repository(
-    wanted: _Wanted, packages: debian.Packages, folder: Path, progress: Progress
+    spec: _Spec, packages: debian.Packages, folder: Path, progress: Progress
 ) -> list[Item]:
-    target = folder / "www/debian" / wanted.debian
+    target = folder / "www/debian" / spec.debian
     target.mkdir(parents=True)
-    with progress.step(f"writing the package list of debian/{wanted.debian}"):
+    with progress.step(f"indexing debian/{spec.debian}"):
         copies = []
         for package in packages.sets[_HOST_SET]:
             copies.append(target / package.name)
             shutil.copyfile(package, copies[-1])
-        aptrepo.write_index(target, copies, f"Debian {wanted.debian}, a part", wanted.signer)
-    asked = [item for item in _package_items(copies, f"Debian {wanted.debian}") if item.what in HOST_PACKAGES]
+        aptrepo.write_index(target, copies, f"Debian {spec.debian}, partial", spec.signer)
+    source = f"Debian {spec.debian}"
+    requested = [item for item in _package_items(copies, source) if item.what in HOST_PACKAGES]
     rest = [path for path in copies if path.name.split("_")[0] not in HOST_PACKAGES]
     size = sum(path.stat().st_size for path in rest)
-    return [*asked, Item("package", f"{len(rest)} packages these need", "", f"Debian {wanted.debian}", size)]
+    return [*requested, Item("package", f"{len(rest)} dependencies of these", "", source, size)]
 
 
 def _finish_images(layout: oci.Layout, folder: Path, progress: Progress) -> list[Item]:
@@ -319,39 +343,41 @@ def _finish_images(layout: oci.Layout, folder: Path, progress: Progress) -> list
         items.append(Item("image", reference, version, about, size))
     registry.fill(layout, folder / "registry", progress)
     (folder / "preload").mkdir()
-    with progress.step("writing the archive to preload"):
+    with progress.step("writing the preload archive"):
         layout.write_archive(folder / "preload/images.tar", layout.references())
-    # All of it is in the registry's storage and in the archive now.
+    # The registry's storage and the archive now hold copies of everything in it.
     shutil.rmtree(layout.folder)
     return items
 
 
 def prune(progress: Progress, in_use: Iterable[Path]) -> None:
-    """Remove from the cache what earlier versions of this code or of what it builds have left.
+    """Remove from the cache whatever the current code no longer uses.
 
-    :param in_use: folders of mirrors that labs serve (a `Mirror.root`); they stay.
+    Args:
+        progress: Reports each removed folder.
+        in_use: Folders that labs serve, such as a `Mirror.root`. Their mirrors are kept.
     """
     root = paths.cache_dir()
     mirrors, debian_folders = root / "mirror", root / "debian"
     served = {path.relative_to(mirrors).parts[0] for path in in_use if path.is_relative_to(mirrors)}
-    # Of a kind (version, Debian release, built or upstream's) the one that was used last stays.
+    # Keep the most recently used mirror of each Kubernetes version, Debian release and kind.
     finished = sorted((path.parent for path in mirrors.glob(f"*/{cache.MANIFEST}")), key=_used)
     newest = {path.name.rpartition("-")[0]: path.name for path in finished}
-    fetched = sorted((path.parent for path in debian_folders.glob(f"*/{cache.MANIFEST}")), key=_used)
-    packages = {path.name.partition("-")[0]: path.name for path in fetched}
-    targets = [gobuild.PULUMI, gobuild.PULUMI_LANGUAGE_PYTHON, gobuild.ACTIONLINT, gobuild.LAB_NETWORK]
-    for wrapper in gobuild.WRAPPERS.glob("kubernetes-*"):
-        targets += _targets(wrapper.name.removeprefix("kubernetes-"))
-    wanted = {
+    downloaded = sorted((path.parent for path in debian_folders.glob(f"*/{cache.MANIFEST}")), key=_used)
+    packages = {path.name.partition("-")[0]: path.name for path in downloaded}
+    programs = [gobuild.PULUMI, gobuild.PULUMI_LANGUAGE_PYTHON, gobuild.ACTIONLINT, targets.LAB_NETWORK]
+    for wrapper in targets.WRAPPERS.glob("kubernetes-*"):
+        programs += _targets(wrapper.name.removeprefix("kubernetes-"))
+    keep = {
         "mirror": {*served, *newest.values()},
-        "go": {target.key for target in targets},
+        "go": {target.key for target in programs},
         "debian": set(packages.values()),
         "kernel": {kernel.key()},
     }
-    for kind, keys in wanted.items():
+    for kind, keys in keep.items():
         for key in cache.prune(kind, keys):
-            progress.say(f"prune: {kind}/{key}")
-    # Images of a copy that was interrupted wait for a mirror that was begun.
+            progress.say(f"prune: removed {kind}/{key}")
+    # An interrupted copy of images is useful only while its unfinished mirror exists.
     for folder in (root / "upstream").glob("*"):
         if not (mirrors / f"{folder.name}.partial").exists():
             shutil.rmtree(folder)
@@ -362,7 +388,7 @@ def _used(folder: Path) -> float:
 
 
 def table(mirror: Mirror) -> str:
-    """What the mirror holds, for a person: what, version, source, size, seconds."""
+    """The mirror's contents as a table for the terminal."""
     rows = [("", "WHAT", "VERSION", "SIZE", "SECONDS", "SOURCE")]
     for item in mirror.items:
         seconds = "" if item.seconds is None else f"{item.seconds:.0f}"

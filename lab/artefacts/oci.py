@@ -1,8 +1,7 @@
-"""Container images as files: layers, manifests and archives, the same bytes from the same input.
+"""Writes container images as files: layers, manifests and archives, all reproducible.
 
-The image layout is the one of the Open Container Initiative: `blobs/sha256/<digest>`,
-`index.json`. Layers are compressed by zstd, which an emulated host unpacks several times
-faster than gzip.
+Images are stored in the OCI image layout: `blobs/sha256/<digest>` and `index.json`. Layers are compressed
+with zstd, which an emulated host unpacks several times faster than gzip.
 """
 
 from __future__ import annotations
@@ -31,22 +30,29 @@ _LEVEL = "-3"
 
 @dataclass(frozen=True)
 class Entry:
-    """One file, folder or link of a layer; owned by root, without a time."""
+    """A file, folder or symbolic link in a layer, owned by root and without a timestamp.
 
-    kind: bytes  # as in tarfile: REGTYPE, DIRTYPE, SYMTYPE
+    Attributes:
+        kind: tarfile's REGTYPE, DIRTYPE or SYMTYPE.
+        mode: The permissions.
+        source: A file's content, or the file to read it from.
+        target: Where a symbolic link points.
+    """
+
+    kind: bytes
     mode: int
-    source: Path | bytes = b""  # a file's content
-    target: str = ""  # where a symbolic link points
+    source: Path | bytes = b""
+    target: str = ""
 
 
 class Tree:
-    """The files of a layer, by their paths without a leading slash."""
+    """The contents of a layer, by path without a leading slash."""
 
-    # Debian has these as links into /usr. Packages of older releases still name the old places.
+    # In Debian these are links into /usr. Packages of older releases still install files to the old paths.
     MERGED = ("bin", "sbin", "lib", "lib64")
 
     def __init__(self) -> None:
-        """Begin without any file."""
+        """Create an empty tree."""
         self.entries: dict[str, Entry] = {}
 
     def folder(self, path: str, mode: int = 0o755) -> None:
@@ -54,7 +60,7 @@ class Tree:
         self._add(path, Entry(tarfile.DIRTYPE, mode))
 
     def file(self, path: str, source: Path | bytes, mode: int = 0o644) -> None:
-        """Add a file with the content of another, or with the bytes given."""
+        """Add a file with the given content, or the content of another file."""
         self._add(path, Entry(tarfile.REGTYPE, mode, source=source))
 
     def link(self, path: str, target: str) -> None:
@@ -72,8 +78,12 @@ class Tree:
     def deb(self, package: Path, *, without: Sequence[str]) -> None:
         """Add the files of a Debian package.
 
-        :param without: folders (`usr/share/doc`) that are left out.
-        :raises UserError: the package can't be read.
+        Args:
+            package: The package file.
+            without: Folders to leave out, such as `usr/share/doc`.
+
+        Raises:
+            UserError: The package can't be read, or contains a file of an unsupported kind.
         """
         done = subprocess.run([need("dpkg-deb"), "--fsys-tarfile", package], capture_output=True, check=False)
         if done.returncode != 0:
@@ -90,17 +100,17 @@ class Tree:
                 elif member.isreg() or member.islnk():
                     content = archive.extractfile(member)
                     if content is None:
-                        raise UserError(f"{package} holds a hard link to nothing: {member.name}")
+                        raise UserError(f"{package} contains a dangling hard link: {member.name}")
                     self.file(path, content.read(), member.mode & 0o7777)
                 else:
-                    raise UserError(f"{package} holds a device or a pipe: {member.name}")
+                    raise UserError(f"{package} contains a device or a pipe: {member.name}")
 
     def _merged(self, path: str) -> str:
         first = path.split("/", 1)[0]
         return f"usr/{path}" if first in self.MERGED else path
 
     def write(self, out: IO[bytes]) -> None:
-        """Write a tar archive: sorted by path, without anything of the time or the machine."""
+        """Write a reproducible tar archive: sorted by path, without timestamps or owners of this machine."""
         with tarfile.open(fileobj=out, mode="w|", format=tarfile.PAX_FORMAT) as archive:
             for path, entry in sorted(self.entries.items()):
                 info = tarfile.TarInfo(path)
@@ -116,21 +126,34 @@ class Tree:
 
 @dataclass(frozen=True)
 class Layer:
-    """A layer that lies in a layout."""
+    """A layer in a layout.
 
-    digest: str  # of the compressed archive
+    Attributes:
+        digest: The digest of the compressed archive.
+        size: The size of the compressed archive in bytes.
+        diff_id: The digest of the uncompressed archive.
+    """
+
+    digest: str
     size: int
-    diff_id: str  # of the archive before compression
+    diff_id: str
 
 
 @dataclass(frozen=True)
 class Image:
-    """What an image is made of."""
+    """An image to write.
 
-    reference: str  # with registry and tag, such as registry.k8s.io/pause:3.10.2
+    Attributes:
+        reference: With registry and tag, such as `registry.k8s.io/pause:3.10.2`.
+        version: The actual version of its program, for a label.
+        about: The origin of its program, for a label.
+        labels: Further labels.
+    """
+
+    reference: str
     layers: tuple[Layer, ...]
-    version: str  # what is really in it, for the label
-    about: str  # where it comes from, for the label
+    version: str
+    about: str
     entrypoint: tuple[str, ...] = ()
     command: tuple[str, ...] = ()
     user: str = ""
@@ -139,7 +162,7 @@ class Image:
 
 
 class _Hashing(io.RawIOBase):
-    """Passes on what is written, and hashes it."""
+    """A stream that hashes data while passing it on."""
 
     def __init__(self, out: IO[bytes]) -> None:
         self._out = out
@@ -154,16 +177,20 @@ class _Hashing(io.RawIOBase):
 
 
 class Layout:
-    """A folder in the image layout."""
+    """A folder in the OCI image layout."""
 
     def __init__(self, folder: Path) -> None:
-        """Use a folder; it is made if it isn't there."""
+        """Open a folder, creating it if necessary."""
         self.folder = folder
         self._blobs = folder / "blobs/sha256"
         self._blobs.mkdir(parents=True, exist_ok=True)
 
     def blob(self, digest: str) -> Path:
-        """Where the blob `sha256:...` lies."""
+        """The path of a blob, whether or not it exists.
+
+        Args:
+            digest: Such as `sha256:...`.
+        """
         return self._blobs / digest.removeprefix("sha256:")
 
     def add(self, content: bytes) -> str:
@@ -175,10 +202,11 @@ class Layout:
     def add_layer(self, tree: Tree) -> Layer:
         """Write a tree as a layer.
 
-        :raises UserError: zstd isn't there or fails.
+        Raises:
+            UserError: zstd isn't installed or fails.
         """
         with tempfile.NamedTemporaryFile(dir=self.folder, prefix=".layer-") as packed:
-            # One thread: with more, zstd's output depends on their number.
+            # With more than one thread, zstd's output depends on their number.
             argv = [need("zstd"), _LEVEL, "-T1", "--quiet", "--stdout"]
             process = subprocess.Popen(argv, stdin=subprocess.PIPE, stdout=packed)
             assert process.stdin is not None
@@ -189,7 +217,7 @@ class Layout:
                 tree.write(buffered)
                 buffered.flush()
                 process.stdin.close()
-            except BrokenPipeError:  # zstd has ended early; its status is judged below
+            except BrokenPipeError:  # zstd ended early; its status is checked below
                 broken = True
             except BaseException:
                 process.kill()
@@ -197,7 +225,7 @@ class Layout:
             finally:
                 status = process.wait()
             if status != 0 or broken:
-                raise UserError(f"zstd failed with status {status} while packing a layer (disk full?)")
+                raise UserError(f"compressing a layer: zstd failed with status {status} (disk full?)")
             packed.seek(0)
             digest = f"sha256:{hashlib.file_digest(packed, 'sha256').hexdigest()}"
             target = self.blob(digest)
@@ -207,7 +235,11 @@ class Layout:
         return Layer(digest, target.stat().st_size, f"sha256:{hashing.digest.hexdigest()}")
 
     def add_image(self, image: Image) -> str:
-        """Write an image's configuration and manifest; returns the manifest's digest."""
+        """Write an image's configuration and manifest, and tag it.
+
+        Returns:
+            The manifest's digest.
+        """
         labels = {
             "org.opencontainers.image.version": image.version,
             "org.opencontainers.image.description": image.about,
@@ -249,7 +281,7 @@ class Layout:
         return digest
 
     def tag(self, reference: str, media_type: str, digest: str, size: int) -> None:
-        """Give a manifest its full reference in index.json, in place of an earlier one of that name."""
+        """Add a manifest to index.json under its full reference, replacing any earlier one."""
         entry = {
             "mediaType": media_type,
             "digest": digest,
@@ -272,11 +304,11 @@ class Layout:
         return found
 
     def references(self) -> dict[str, str]:
-        """Reference -> digest of the manifest, of every image."""
+        """The digests of all images' manifests, by full reference."""
         return {_name(entry): entry["digest"] for entry in self._index()}
 
     def manifest(self, digest: str) -> dict[str, Any]:
-        """A manifest's content."""
+        """The content of a manifest."""
         content: dict[str, Any] = json.loads(self.blob(digest).read_bytes())
         return content
 
@@ -286,7 +318,7 @@ class Layout:
         return [*(layer["digest"] for layer in manifest["layers"]), manifest["config"]["digest"]]
 
     def write_archive(self, target: Path, references: Iterable[str]) -> None:
-        """Write images into one archive, as `ctr images import` reads it; shared layers are in it once."""
+        """Write images to one archive for `ctr images import`. Shared layers are stored once."""
         wanted = set(references)
         entries = [entry for entry in self._index() if _name(entry) in wanted]
         index = {"schemaVersion": 2, "mediaType": INDEX, "manifests": entries}

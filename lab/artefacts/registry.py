@@ -1,4 +1,4 @@
-"""Container registries: a client that reads from them, and the mirror's own storage, filled through one."""
+"""Reads images from container registries, and fills the storage of the mirror's own registry."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ http:
 
 @dataclass(frozen=True)
 class Name:
-    """A full image reference in its parts."""
+    """The parts of a full image reference."""
 
     registry: str  # registry.k8s.io
     repository: str  # coredns/coredns
@@ -57,18 +57,19 @@ class Name:
 
     @classmethod
     def parse(cls, reference: str) -> Name:
-        """Read a reference that names registry and tag.
+        """Parse a reference.
 
-        :raises UserError: it doesn't.
+        Raises:
+            UserError: It lacks the registry or the tag.
         """
         found = re.fullmatch(r"([\w.-]+(?::\d+)?)/([\w./-]+):([\w.-]+)", reference)
         if not found:
-            raise UserError(f"'{reference}' is no image reference with registry and tag")
+            raise UserError(f"'{reference}' isn't an image reference with registry and tag")
         return cls(*found.groups())
 
 
 class _Redirects(urllib.request.HTTPRedirectHandler):
-    """Follows to a blob's storage without handing it the registry's token."""
+    """Follows redirects to a blob's storage without sending the registry's token to another host."""
 
     def redirect_request(
         self, req: urllib.request.Request, fp: IO[bytes], code: int, msg: str, headers: Any, newurl: str
@@ -81,12 +82,14 @@ class _Redirects(urllib.request.HTTPRedirectHandler):
 
 
 class Client:
-    """Reads from a registry, without an account."""
+    """Reads from a registry anonymously."""
 
     def __init__(self, base: str, *, timeout: float = 60.0) -> None:
-        """Talk to the registry at an address such as `https://registry.k8s.io`.
+        """Create a client. It connects on first use.
 
-        :param timeout: seconds that it may stay silent.
+        Args:
+            base: The registry's address, such as `https://registry.k8s.io`.
+            timeout: How long to wait for each response, in seconds.
         """
         self._base = base.rstrip("/")
         self._timeout = timeout
@@ -94,9 +97,15 @@ class Client:
         self._opener = urllib.request.build_opener(_Redirects)
 
     def open(self, path: str, repository: str = "", accept: str = "*/*") -> http.client.HTTPResponse:
-        """GET a path below the registry's address, with a token where it asks for one.
+        """Send a GET request, with an anonymous token if the registry requires one.
 
-        :raises OSError: no answer (urllib's errors are of this kind), or one with an error's status.
+        Args:
+            path: The path below the registry's address.
+            repository: The repository that the token must cover.
+            accept: The accepted media types.
+
+        Raises:
+            OSError: There is no response, or its status is an error. urllib's errors are subclasses.
         """
         request = urllib.request.Request(f"{self._base}{path}", headers={"Accept": accept})
         token = self._tokens.get(repository)
@@ -113,20 +122,27 @@ class Client:
         return self.open(path, repository, accept)
 
     def _token(self, challenge: str, repository: str) -> str:
-        said = dict(re.findall(r'(\w+)="([^"]*)"', challenge))
-        scope = said.get("scope", f"repository:{repository}:pull")
-        query = urllib.parse.urlencode({"service": said.get("service", ""), "scope": scope})
-        url = f"{said['realm']}?{query}"
+        parameters = dict(re.findall(r'(\w+)="([^"]*)"', challenge))
+        scope = parameters.get("scope", f"repository:{repository}:pull")
+        query = urllib.parse.urlencode({"service": parameters.get("service", ""), "scope": scope})
+        url = f"{parameters['realm']}?{query}"
         with self._opener.open(url, timeout=self._timeout) as response:
             answer = json.load(response)
         token: str = answer.get("token") or answer["access_token"]
         return token
 
     def manifest(self, repository: str, reference: str) -> tuple[str, bytes]:
-        """A manifest's media type and bytes; of an index, the amd64 Linux manifest in it.
+        """Download a manifest. From an index, follow the entry for linux/amd64.
 
-        :param reference: a tag or a digest; the bytes are checked against a digest.
-        :raises UserError: it can't be had, or isn't what its digest says.
+        Args:
+            repository: The image's repository.
+            reference: A tag or a digest. Content is verified against a digest.
+
+        Returns:
+            The manifest's media type and content.
+
+        Raises:
+            UserError: It can't be downloaded, or doesn't match its digest.
         """
         where = f"{self._base}/{repository}:{reference}"
         try:
@@ -134,9 +150,9 @@ class Client:
                 media_type = response.headers.get_content_type()
                 content = response.read()
         except (OSError, http.client.HTTPException, KeyError, ValueError) as error:
-            raise UserError(f"{where}: the manifest can't be had: {error}") from None
+            raise UserError(f"{where}: the manifest can't be downloaded: {error}") from None
         if reference.startswith("sha256:") and f"sha256:{hashlib.sha256(content).hexdigest()}" != reference:
-            raise UserError(f"{where}: what came isn't what the digest says")
+            raise UserError(f"{where}: the manifest doesn't match its digest")
         if media_type not in _INDEXES:
             return media_type, content
         for entry in json.loads(content)["manifests"]:
@@ -146,30 +162,32 @@ class Client:
         raise UserError(f"{where} has no image for linux/amd64")
 
     def blob(self, repository: str, digest: str, target: Path) -> None:
-        """Fetch a blob into a file that appears complete and checked, or not at all.
+        """Download a blob to a file, which appears complete and verified or not at all.
 
-        :raises UserError: it can't be had, or isn't what its digest says.
+        Raises:
+            UserError: It can't be downloaded, or doesn't match its digest.
         """
         draft = target.with_name(f".{target.name}.draft")
         sha256 = hashlib.sha256()
         try:
-            answer = self.open(f"/v2/{repository}/blobs/{digest}", repository)
-            with answer as response, draft.open("wb") as file:
+            opened = self.open(f"/v2/{repository}/blobs/{digest}", repository)
+            with opened as response, draft.open("wb") as file:
                 while block := response.read(1 << 20):
                     sha256.update(block)
                     file.write(block)
         except (OSError, http.client.HTTPException, KeyError, ValueError) as error:
-            raise UserError(f"{self._base}/{repository}: {digest} can't be had: {error}") from None
+            raise UserError(f"{self._base}/{repository}: {digest} can't be downloaded: {error}") from None
         if f"sha256:{sha256.hexdigest()}" != digest:
             draft.unlink()
-            raise UserError(f"{self._base}/{repository}: what came as {digest} isn't what the digest says")
+            raise UserError(f"{self._base}/{repository}: the blob {digest} doesn't match its digest")
         draft.rename(target)
 
 
 def copy(client: Client, reference: str, layout: oci.Layout) -> None:
-    """Copy an image for linux/amd64 into a layout; blobs that are there already aren't fetched again.
+    """Copy an image for linux/amd64 to a layout. Blobs that the layout already has aren't downloaded.
 
-    :raises UserError: it can't be had whole.
+    Raises:
+        UserError: Part of the image can't be downloaded.
     """
     name = Name.parse(reference)
     media_type, content = client.manifest(name.repository, name.tag)
@@ -183,9 +201,13 @@ def copy(client: Client, reference: str, layout: oci.Layout) -> None:
 
 @contextlib.contextmanager
 def serving(data: Path) -> Iterator[tuple[str, int]]:
-    """Run docker-registry over a storage folder, on a free port of 127.0.0.1, writable.
+    """Serve a storage folder with docker-registry, writable, on a free port of 127.0.0.1.
 
-    :raises UserError: it isn't installed or doesn't start.
+    Yields:
+        The address and port.
+
+    Raises:
+        UserError: docker-registry isn't installed or doesn't start.
     """
     program = need("docker-registry")
     with tempfile.TemporaryDirectory(prefix="registry-") as name:
@@ -193,13 +215,13 @@ def serving(data: Path) -> Iterator[tuple[str, int]]:
         port = _free_port()
         config.write_text(_CONFIG.format(data=data, address=LOOPBACK, port=port))
         with log.open("wb") as output:
-            # Its variables would win over the configuration.
+            # Environment variables named REGISTRY_* would override the configuration.
             environment = {key: value for key, value in os.environ.items() if not key.startswith("REGISTRY_")}
             process = subprocess.Popen(
                 [program, "serve", str(config)], stdout=output, stderr=output, env=environment
             )
         try:
-            _await_answer(process, port, log)
+            _wait_until_ready(process, port, log)
             yield LOOPBACK, port
         finally:
             process.terminate()
@@ -213,7 +235,7 @@ def _free_port() -> int:
         return port
 
 
-def _await_answer(process: subprocess.Popen[bytes], port: int, log: Path) -> None:
+def _wait_until_ready(process: subprocess.Popen[bytes], port: int, log: Path) -> None:
     deadline = time.monotonic() + _START_SECONDS
     while True:
         try:
@@ -222,7 +244,7 @@ def _await_answer(process: subprocess.Popen[bytes], port: int, log: Path) -> Non
         except (OSError, http.client.HTTPException):
             if process.poll() is not None or time.monotonic() > deadline:
                 last = "\n".join(log.read_text(errors="replace").splitlines()[-10:])
-                raise UserError(f"docker-registry doesn't start on {LOOPBACK}:{port}:\n{last}") from None
+                raise UserError(f"docker-registry didn't start on {LOOPBACK}:{port}:\n{last}") from None
             time.sleep(0.05)
 
 
@@ -238,12 +260,12 @@ def _request(
     try:
         connection.request(method, path, body=body, headers=headers or {})
         response = connection.getresponse()
-        answer = response.read()
+        content = response.read()
     finally:
         connection.close()
     if response.status not in expected:
-        said = answer[:500].decode(errors="replace")
-        raise UserError(f"the registry answered {response.status} to {method} {path}: {said}")
+        detail = content[:500].decode(errors="replace")
+        raise UserError(f"docker-registry returned status {response.status} for {method} {path}: {detail}")
     return response
 
 
@@ -258,10 +280,16 @@ def _push_blob(address: tuple[str, int], repository: str, digest: str, source: P
 
 
 def push(layout: oci.Layout, reference: str, address: tuple[str, int], pushed: set[tuple[str, str]]) -> None:
-    """Push an image to a registry without TLS, under its name without the upstream registry's.
+    """Push an image to a registry over HTTP, under its name without the upstream registry.
 
-    :param pushed: repository and digest of blobs that are there; added to.
-    :raises UserError: the registry refuses.
+    Args:
+        layout: Holds the image.
+        reference: The image's full upstream reference.
+        address: The registry's address and port.
+        pushed: Repository and digest of all blobs that the registry has. New ones are added.
+
+    Raises:
+        UserError: The registry rejects a request.
     """
     name = Name.parse(reference)
     digest = layout.references()[reference]
@@ -276,24 +304,25 @@ def push(layout: oci.Layout, reference: str, address: tuple[str, int], pushed: s
 
 
 def fill(layout: oci.Layout, data: Path, progress: Progress) -> None:
-    """Fill a storage folder for docker-registry with every image of a layout.
+    """Fill docker-registry's storage folder with all images of a layout.
 
-    :raises UserError: docker-registry isn't installed, doesn't start, or refuses an image.
+    Raises:
+        UserError: docker-registry isn't installed, doesn't start, or rejects an image.
     """
     data.mkdir(parents=True, exist_ok=True)
     with progress.step("filling the registry"), serving(data) as address:
         pushed: set[tuple[str, str]] = set()
 
-        def one(reference: str) -> None:
+        def push_one(reference: str) -> None:
             try:
                 push(layout, reference, address, pushed)
             except (OSError, http.client.HTTPException) as error:
-                raise UserError(f"{reference} can't be put into the registry: {error}") from None
+                raise UserError(f"{reference} can't be pushed to docker-registry: {error}") from None
 
-        _each(one, sorted(layout.references()))
+        _for_each(push_one, sorted(layout.references()))
 
 
-def _each(work: Callable[[str], None], names: Sequence[str]) -> None:
+def _for_each(work: Callable[[str], None], names: Sequence[str]) -> None:
     with ThreadPoolExecutor(max_workers=2) as pool:
         for future in [pool.submit(work, name) for name in names]:
             future.result()

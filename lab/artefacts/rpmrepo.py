@@ -1,7 +1,8 @@
-"""Signed repositories of RPMs, as dnf reads them: for a lab whose hosts are of the rpm family.
+"""Makes signed RPM repositories for labs whose hosts belong to the rpm family.
 
-`kubernetes/v<minor>/rpm/` has pkgs.k8s.io's layout; `rpm/<release>/` stands for the distribution's own, with
-what the program installs beside Kubernetes. All is made from the mirror's Debian packages and from Debian's.
+`kubernetes/v<minor>/rpm/` has the layout of pkgs.k8s.io. `rpm/<release>/` stands in for the distribution's
+own repository and holds everything else that the program installs. The RPMs are converted from the mirror's
+Debian packages of Kubernetes and from Debian's own packages.
 """
 
 from __future__ import annotations
@@ -14,54 +15,57 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from common import cache
 from common.files import digest_of, tree_digest, write_atomic
 from common.progress import Progress
-from lab.artefacts import cache, debian, rpms
+from lab.artefacts import debian, rpms
 from lab.artefacts.aptrepo import Signer
 from lab.artefacts.command import need, run
 from lab.artefacts.mirror import Mirror
 
 KIND = "rpm"  # the folder in the cache
-# What scripts/packages.sh installs of the distribution, by Debian's names; their dependencies come along.
+# What the packages step installs from the distribution, by Debian's names. The repository also holds their
+# dependencies.
 _HOST_PACKAGES = (
     "conntrack", "containerd", "ethtool", "ipset", "iptables", "ipvsadm", "kmod", "nftables", "runc", "socat",
 )  # fmt: skip
 _HOST_SET = "hosts"
-_MAKERS = ("rpmrepo.py", "rpms.py", "../rpmspec.py")
+# The modules that determine the repositories' contents. Their source is part of the cache key.
+_MODULES = ("rpmrepo.py", "rpms.py", "../rpmspec.py")
 
 
 @contextmanager
 def _keyring(signer: Signer) -> Iterator[Path]:
-    """A home for gpg that holds the mirror's signing key.
+    """A home folder for gpg that holds the mirror's signing key.
 
-    Its name is short: the agent's socket lies there, whose path may have 108 characters at most.
+    Its path is short because it also holds gpg-agent's socket, whose path is limited to 108 characters.
     """
     with tempfile.TemporaryDirectory(prefix="gpg-") as name:
         home = Path(name)
         try:
             secret = signer.public.with_name("secret.asc")
-            run(
-                ["gpg", "--homedir", home, "--batch", "--quiet", "--import", secret],
-                "loading the key that signs",
-            )
+            argv = ["gpg", "--homedir", home, "--batch", "--quiet", "--import", secret]
+            run(argv, "loading the package signing key")
             yield home
         finally:
-            run(["gpgconf", "--homedir", home, "--kill", "all"], "ending gpg's agent")
+            run(["gpgconf", "--homedir", home, "--kill", "all"], "stopping gpg-agent")
 
 
-def _signing_name(home: Path) -> str:
-    """The fingerprint of the one key in a gpg home."""
-    listed = run(["gpg", "--homedir", home, "--batch", "--with-colons", "--list-keys"], "reading the key")
+def _fingerprint(home: Path) -> str:
+    """The fingerprint of the only key in a gpg home folder."""
+    argv = ["gpg", "--homedir", home, "--batch", "--with-colons", "--list-keys"]
+    listed = run(argv, "reading the package signing key")
     return next(line.split(":")[9] for line in listed.decode().splitlines() if line.startswith("fpr:"))
 
 
 def write_index(folder: Path, packages: Sequence[Path], signer: Signer) -> None:
-    """Sign the RPMs that lie in a folder, write the repository's metadata, and sign that.
+    """Sign a folder's RPMs, then write and sign the repository's metadata.
 
-    :raises UserError: gpg, rpmsign or createrepo_c fails.
+    Raises:
+        UserError: gpg, rpmsign or createrepo_c fails.
     """
     with _keyring(signer) as home:
-        key = _signing_name(home)
+        key = _fingerprint(home)
         macros = {"__gpg": need("gpg"), "_gpg_name": key, "_gpg_path": home, "_gpg_digest_algo": "sha512"}
         defines = [part for name, value in macros.items() for part in ("--define", f"{name} {value}")]
         environment = {"GNUPGHOME": str(home)}
@@ -78,14 +82,19 @@ def write_index(folder: Path, packages: Sequence[Path], signer: Signer) -> None:
 
 @dataclass(frozen=True)
 class Base:
-    """What an image's base system holds already."""
+    """The contents of an image's base system.
 
-    packages: frozenset[str]  # Debian's names
-    folders: frozenset[str]  # without a leading slash
+    Attributes:
+        packages: The names of its Debian packages.
+        folders: Paths without a leading slash.
+    """
+
+    packages: frozenset[str]
+    folders: frozenset[str]
 
     @staticmethod
     def read(archive: Path) -> Base:
-        """From the base system's tar archive."""
+        """Read the base system's tar archive."""
         folders = set()
         status = ""
         with tarfile.open(archive) as tar:
@@ -99,23 +108,27 @@ class Base:
 
 
 def ensure_repositories(mirror: Mirror, release: str, base: Path, progress: Progress) -> Path:
-    """The folder to serve to hosts of the rpm family, from the cache or made.
+    """The folder to serve to hosts of the rpm family, taken from the cache or made.
 
-    :param mirror: what is packaged: its Debian packages of Kubernetes.
-    :param release: Debian's, of the base system.
-    :param base: the base system's archive: what it has needs no RPM.
-    :raises UserError: something can't be fetched, or can't be made.
+    Args:
+        mirror: Provides the Debian packages of Kubernetes to convert.
+        release: The Debian release of the base system.
+        base: The base system's archive. Its packages need no RPMs.
+        progress: Reports each step.
+
+    Raises:
+        UserError: A package can't be downloaded or converted.
     """
-    told = progress.scope("mirror")
-    signer = Signer(told)
+    scope = progress.scope("mirror")
+    signer = Signer(scope)
     kubernetes = sorted(mirror.root.glob("kubernetes/v*/deb/amd64/*.deb"))
     here = Path(__file__).parent
-    fetched = debian.fetch(release, {_HOST_SET: _HOST_PACKAGES}, told)
+    downloaded = debian.fetch(release, {_HOST_SET: _HOST_PACKAGES}, scope)
     key = digest_of(
-        *((here / name).read_bytes() for name in _MAKERS),
+        *((here / name).read_bytes() for name in _MODULES),
         signer.public.read_bytes(),
         *(part for deb in kubernetes for part in (deb.name, cache.sha256_of(deb))),
-        tree_digest(fetched.folder),
+        tree_digest(downloaded.folder),
         base.name,
     )[:16]
 
@@ -124,14 +137,14 @@ def ensure_repositories(mirror: Mirror, release: str, base: Path, progress: Prog
         minor = kubernetes[0].parents[2].name  # v1.37
         parts = {
             f"kubernetes/{minor}/rpm": kubernetes,
-            f"rpm/{release}": rpms.lacking(fetched.sets[_HOST_SET], system.packages),
+            f"rpm/{release}": rpms.missing(downloaded.sets[_HOST_SET], system.packages),
         }
         for place, debs in parts.items():
             folder = partial / "www" / place
             folder.mkdir(parents=True)
-            with told.step(f"making {len(debs)} RPMs of {place}"):
+            with scope.step(f"building {len(debs)} RPMs for {place}"):
                 write_index(folder, rpms.pack(debs, folder, system.folders), signer)
         shutil.copyfile(signer.public, partial / "packages.asc")
         return {"release": release}
 
-    return cache.cached(KIND, f"{release}-{key}", told, make) / "www"
+    return cache.cached(KIND, f"{release}-{key}", scope, make) / "www"

@@ -1,7 +1,7 @@
-"""RPMs of the same programs that Debian packages hold, with the family's names and places.
+"""Converts Debian packages to RPMs with the package names and file locations of the rpm family.
 
-Debian's maintainer scripts are left out, as most of their work is Debian's own; what of it is needed, such as
-the links that alternatives would make, is done here.
+Debian's maintainer scripts are dropped, because most of what they do is specific to Debian. The rest, such as
+the links that update-alternatives would create, is done here.
 """
 
 from __future__ import annotations
@@ -19,18 +19,18 @@ from lab.artefacts.command import run
 
 _UNUSED = ("usr/share/doc", "usr/share/man", "usr/share/locale", "usr/share/info", "usr/share/lintian")
 _MERGED = ("bin", "sbin", "lib", "lib64")
-# The files that are Debian's form of one that the family has elsewhere.
+# The kubelet's file of extra arguments has a different path in each family; this drop-in names it.
 _DROP_IN = "usr/lib/systemd/system/kubelet.service.d/10-kubeadm.conf"
-_DEBIANS_DEFAULTS, _FAMILYS_DEFAULTS = "/etc/default/kubelet", "/etc/sysconfig/kubelet"
-# The names that Debian's alternatives give to iptables' programs.
+_DEB_DEFAULTS, _RPM_DEFAULTS = "/etc/default/kubelet", "/etc/sysconfig/kubelet"
+# The links to iptables' programs that Debian creates with update-alternatives.
 _IPTABLES = tuple(f"{name}{part}" for name in ("iptables", "ip6tables") for part in ("", "-save", "-restore"))
 
 _MACROS = {
-    # The same input makes the same bytes.
+    # Make builds reproducible.
     "_buildhost": "mirror",
     "use_source_date_epoch_as_buildtime": "1",
     "clamp_mtime_to_source_date_epoch": "1",
-    # Weakly packed: installing is what takes time on an emulated host.
+    # Light compression, because unpacking is slow on an emulated host.
     "_binary_payload": "w1.zstdio",
     "_rpmfilename": "%{NAME}-%{VERSION}-%{RELEASE}.%{ARCH}.rpm",
 }
@@ -42,17 +42,17 @@ def _fields(deb: Path) -> dict[str, str]:
 
 
 def arrange(root: Path) -> None:
-    """Bring the files of a Debian package to where a host of the family has them."""
+    """Move a Debian package's unpacked files to where hosts of the rpm family have them."""
     for name in _UNUSED:
         shutil.rmtree(root / name, ignore_errors=True)
     for name in _MERGED:
-        # On the host these are links into /usr.
+        # On the hosts these are links into /usr.
         if (root / name).is_dir():
             shutil.copytree(root / name, root / "usr" / name, symlinks=True, dirs_exist_ok=True)
             shutil.rmtree(root / name)
     drop_in = root / _DROP_IN
     if drop_in.exists():
-        drop_in.write_text(drop_in.read_text().replace(_DEBIANS_DEFAULTS, _FAMILYS_DEFAULTS))
+        drop_in.write_text(drop_in.read_text().replace(_DEB_DEFAULTS, _RPM_DEFAULTS))
     if (root / "usr/sbin/xtables-nft-multi").exists():
         for link in _IPTABLES:
             (root / "usr/sbin" / link).unlink(missing_ok=True)
@@ -60,29 +60,33 @@ def arrange(root: Path) -> None:
 
 
 def file_lines(root: Path, known: Collection[str]) -> list[str]:
-    """The lines of %files: every file, and the folders that go with the package.
+    """The lines of the spec's %files section: all files, and the folders that the package owns.
 
-    :param known: folders that the base system has, without a leading slash: they stay.
+    Args:
+        root: The folder with the package's files.
+        known: Folders of the base system, without a leading slash. The package doesn't own them, so removing
+            the package keeps them.
     """
     lines = []
     for path in sorted(root.rglob("*")):
-        place = str(path.relative_to(root))
+        name = str(path.relative_to(root))
         if path.is_dir() and not path.is_symlink():
-            if place not in known:
-                lines.append(f'%dir "/{place}"')
-        elif place.startswith("etc/"):
-            lines.append(f'%config(noreplace) "/{place}"')
+            if name not in known:
+                lines.append(f'%dir "/{name}"')
+        elif name.startswith("etc/"):
+            lines.append(f'%config(noreplace) "/{name}"')
         else:
-            lines.append(f'"/{place}"')
+            lines.append(f'"/{name}"')
     return lines
 
 
 def spec(fields: dict[str, str], root: Path, known: Collection[str]) -> rpmspec.Spec:
-    """The spec of the RPM that a Debian package makes.
+    """The spec of the RPM to build from a Debian package.
 
-    :param fields: of its control file.
-    :param root: folder with its files, arranged.
-    :param known: see `file_lines`.
+    Args:
+        fields: The fields of its control file.
+        root: The folder with its files, after `arrange`.
+        known: Folders of the base system, as in `file_lines`.
     """
     name, version = fields["Package"], fields["Version"]
     wanted = ", ".join(filter(None, (fields.get("Pre-Depends"), fields.get("Depends"))))
@@ -99,33 +103,41 @@ def spec(fields: dict[str, str], root: Path, known: Collection[str]) -> rpmspec.
 
 def _make(deb: Path, folder: Path, known: Collection[str]) -> Path:
     with tempfile.TemporaryDirectory(prefix=".rpm-", dir=folder) as name:
-        place = Path(name)
-        root = place / "root"
+        work = Path(name)
+        root = work / "root"
         run(["dpkg-deb", "--extract", deb, root], f"unpacking {deb.name}")
         arrange(root)
-        written = place / "package.spec"
-        written.write_text(rpmspec.text(spec(_fields(deb), root, known)))
-        macros = {**_MACROS, "_topdir": str(place / "build"), "_rpmdir": str(place / "out")}
+        spec_file = work / "package.spec"
+        spec_file.write_text(rpmspec.text(spec(_fields(deb), root, known)))
+        macros = {**_MACROS, "_topdir": str(work / "build"), "_rpmdir": str(work / "out")}
         defines = [part for key, value in macros.items() for part in ("--define", f"{key} {value}")]
-        # Owned by root whoever makes it, which only RPM's own list can say.
-        argv = ["rpmbuild", "-bb", "--quiet", "--target", "x86_64", *defines, written]
-        run(argv, f"making an RPM of {deb.name}", environment={"SOURCE_DATE_EPOCH": "0"})
-        (made,) = (place / "out").glob("*.rpm")
+        # By default rpmbuild records root as the owner of all files, whoever runs it.
+        argv = ["rpmbuild", "-bb", "--quiet", "--target", "x86_64", *defines, spec_file]
+        run(argv, f"converting {deb.name} to an RPM", environment={"SOURCE_DATE_EPOCH": "0"})
+        (made,) = (work / "out").glob("*.rpm")
         return Path(shutil.move(made, folder / made.name))
 
 
 def pack(debs: Sequence[Path], folder: Path, known: Collection[str]) -> tuple[Path, ...]:
-    """Make the RPMs of Debian packages in a folder.
+    """Convert Debian packages to RPMs.
 
-    :param known: folders of the base system, which no package takes along when it goes.
-    :raises UserError: a package can't be read, or rpmbuild fails.
+    Args:
+        debs: The packages.
+        folder: Receives the RPMs.
+        known: Folders of the base system, as in `file_lines`.
+
+    Returns:
+        The RPMs.
+
+    Raises:
+        UserError: A package can't be read, or rpmbuild fails.
     """
     with ThreadPoolExecutor(max_workers=os.cpu_count()) as pool:
         return tuple(pool.map(lambda deb: _make(deb, folder, known), debs))
 
 
 def installed(status: str) -> set[str]:
-    """The packages that a dpkg status file says are installed."""
+    """The names of the installed packages in a dpkg status file."""
     return {
         match[1]
         for block in status.split("\n\n")
@@ -133,6 +145,6 @@ def installed(status: str) -> set[str]:
     }
 
 
-def lacking(debs: Iterable[Path], base: Collection[str]) -> list[Path]:
-    """Those of the packages that the base system hasn't."""
+def missing(debs: Iterable[Path], base: Collection[str]) -> list[Path]:
+    """The packages that the base system doesn't have."""
     return sorted(deb for deb in debs if deb.name.split("_")[0] not in base)

@@ -1,4 +1,4 @@
-"""The same packages and images from where upstream publishes them, where that can be reached."""
+"""Downloads the mirror's packages and images from upstream."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ _FETCH_SECONDS = 60.0
 
 @dataclass(frozen=True)
 class Endpoints:
-    """Where upstream is; other addresses are for tests and for mirrors."""
+    """Upstream's addresses. Others are for tests, and for mirrors of upstream."""
 
     packages: str = "https://pkgs.k8s.io/core:/stable:/v{minor}/deb"
     registries: Mapping[str, str] = field(
@@ -37,20 +37,26 @@ class Endpoints:
     )
 
     def repository(self, minor: str) -> str:
-        """The address of a minor release's package repository, such as `1.37`'s."""
+        """The address of the package repository of a minor release such as `1.37`."""
         return self.packages.format(minor=minor).rstrip("/")
 
 
 def probe(endpoints: Endpoints, minor: str, timeout: float = PROBE_SECONDS) -> dict[str, str]:
-    """Ask every place at the same time; returns address -> reason of each that doesn't answer as it should.
+    """Check in parallel whether all endpoints are reachable.
 
-    :param timeout: seconds that each may take.
+    Args:
+        endpoints: The addresses to check.
+        minor: The minor release whose packages are needed, such as `1.37`.
+        timeout: How long to wait for each response, in seconds.
+
+    Returns:
+        The reason for each address that fails, by URL.
     """
-    places: dict[str, tuple[int, ...]] = {f"{endpoints.repository(minor)}/InRelease": (200,)}
-    # A registry that wants a token from everyone says so by 401: it is there.
-    places |= {f"{base}/v2/": (200, 401) for base in endpoints.registries.values()}
+    expected: dict[str, tuple[int, ...]] = {f"{endpoints.repository(minor)}/InRelease": (200,)}
+    # A reachable registry responds with 401 if it requires a token even from anonymous clients.
+    expected |= {f"{base}/v2/": (200, 401) for base in endpoints.registries.values()}
 
-    def ask(url: str) -> str:
+    def problem(url: str) -> str:
         try:
             with urllib.request.urlopen(url, timeout=timeout) as response:
                 status = response.status
@@ -59,15 +65,15 @@ def probe(endpoints: Endpoints, minor: str, timeout: float = PROBE_SECONDS) -> d
         except (OSError, http.client.HTTPException) as error:
             reason = getattr(error, "reason", error)
             return (reason.strerror if isinstance(reason, OSError) else None) or str(reason)
-        return "" if status in places[url] else f"status {status}"
+        return "" if status in expected[url] else f"status {status}"
 
-    with ThreadPoolExecutor(max_workers=len(places)) as pool:
-        answers = zip(places, pool.map(ask, places), strict=True)
-        return {url: reason for url, reason in answers if reason}
+    with ThreadPoolExecutor(max_workers=len(expected)) as pool:
+        problems = zip(expected, pool.map(problem, expected), strict=True)
+        return {url: reason for url, reason in problems if reason}
 
 
-def in_words(problems: Mapping[str, str]) -> str:
-    """What `probe` has found, by reason: `pkgs.k8s.io, ghcr.io: Name or service not known`."""
+def summary(problems: Mapping[str, str]) -> str:
+    """Group the result of `probe` by reason, as in `pkgs.k8s.io, ghcr.io: Name or service not known`."""
     by_reason: dict[str, list[str]] = {}
     for url, reason in problems.items():
         by_reason.setdefault(reason, []).append(urllib.parse.urlsplit(url).netloc)
@@ -76,7 +82,7 @@ def in_words(problems: Mapping[str, str]) -> str:
 
 @dataclass(frozen=True)
 class Listed:
-    """A package as the signed index has it."""
+    """A package's entry in the signed index."""
 
     name: str
     version: str
@@ -86,7 +92,7 @@ class Listed:
 
 
 def parse_index(text: str) -> list[Listed]:
-    """The amd64 packages of a `Packages` file."""
+    """The packages for amd64 in a `Packages` file."""
     found = []
     for block in text.split("\n\n"):
         fields = dict(re.findall(r"^([\w-]+): *(.*)$", block, re.MULTILINE))
@@ -104,9 +110,10 @@ def parse_index(text: str) -> list[Listed]:
 
 
 def choose(index: Sequence[Listed], kubernetes_version: str) -> list[Listed]:
-    """The packages that a mirror needs: those of the release, and the newest of what comes with it.
+    """The packages that a mirror needs: those of the release, and the newest of the others.
 
-    :raises UserError: the index doesn't hold one of them.
+    Raises:
+        UserError: The index lacks one of them.
     """
     chosen = []
     for name in ("kubeadm", "kubelet", "kubectl", "cri-tools", "kubernetes-cni"):
@@ -118,13 +125,13 @@ def choose(index: Sequence[Listed], kubernetes_version: str) -> list[Listed]:
         ]
         if not candidates:
             wanted = f"{name} {kubernetes_version}" if of_release else name
-            raise UserError(f"upstream's package index holds no {wanted} for amd64")
-        chosen.append(max(candidates, key=_age))
+            raise UserError(f"upstream's package index lacks {wanted} for amd64")
+        chosen.append(max(candidates, key=_numbers))
     return chosen
 
 
-def _age(entry: Listed) -> list[int]:
-    """A key that sorts a package's versions: their numbers."""
+def _numbers(entry: Listed) -> list[int]:
+    """The numbers in a package's version, which sort versions by age."""
     return [int(part) for part in re.findall(r"\d+", entry.version)]
 
 
@@ -135,14 +142,14 @@ def _get(url: str) -> bytes:
             return content
     except (OSError, http.client.HTTPException) as error:
         raise UserError(
-            f"{url} can't be fetched: {error}", "try again, or build instead (--source build)"
+            f"{url} can't be downloaded: {error}", "try again, or build instead with --source build"
         ) from None
 
 
 def _verified_release(repository: str) -> str:
-    """The content of InRelease, whose signature the repository's own key has made.
+    """The content of InRelease, after verifying its signature.
 
-    The key comes from the same place by HTTPS, as upstream's instructions have it.
+    The key is downloaded from the same host over HTTPS, as in upstream's instructions.
     """
     key, signed = _get(f"{repository}/Release.key"), _get(f"{repository}/InRelease")
     with tempfile.TemporaryDirectory(prefix="gpgv-") as name:
@@ -160,36 +167,41 @@ def _verified_release(repository: str) -> str:
 def fetch_packages(
     endpoints: Endpoints, kubernetes_version: str, folder: Path, progress: Progress
 ) -> tuple[Path, ...]:
-    """Fetch the release's packages into a folder; signature and checksums are verified.
+    """Download a release's packages to a folder, verifying the signature and the checksums.
 
-    :raises UserError: something can't be had, or isn't what upstream has signed.
+    Returns:
+        The package files.
+
+    Raises:
+        UserError: Something can't be downloaded, or verification fails.
     """
     repository = endpoints.repository(kubernetes_version.rpartition(".")[0])
     release = _verified_release(repository)
     content = _get(f"{repository}/Packages")
     sha256 = hashlib.sha256(content).hexdigest()
     if not re.search(rf"^ {sha256} +{len(content)} +Packages$", release, re.MULTILINE):
-        raise UserError(f"{repository}/Packages isn't what its signed Release says")
+        raise UserError(f"{repository}/Packages doesn't match the checksum in the signed InRelease")
 
-    def one(entry: Listed) -> Path:
+    def download(entry: Listed) -> Path:
         target = folder / f"{entry.name}_{entry.version}_amd64.deb"
-        with progress.step(f"fetching {target.name}"):
+        with progress.step(f"downloading {target.name}"):
             deb = _get(f"{repository}/{entry.filename.removeprefix('./')}")
         if len(deb) != entry.size or hashlib.sha256(deb).hexdigest() != entry.sha256:
-            raise UserError(f"{repository}/{entry.filename} isn't what the signed index says")
+            raise UserError(f"{repository}/{entry.filename} doesn't match the checksum in the signed index")
         target.write_bytes(deb)
         return target
 
     with ThreadPoolExecutor(max_workers=3) as pool:
-        return tuple(pool.map(one, choose(parse_index(content.decode()), kubernetes_version)))
+        return tuple(pool.map(download, choose(parse_index(content.decode()), kubernetes_version)))
 
 
 def copy_images(
     endpoints: Endpoints, references: Sequence[str], layout: oci.Layout, progress: Progress
 ) -> None:
-    """Copy images into a layout, one after the other; what is there already isn't fetched again.
+    """Copy images to a layout, one after the other. Blobs that the layout already has aren't downloaded.
 
-    :raises UserError: an image can't be had whole.
+    Raises:
+        UserError: Part of an image can't be downloaded.
     """
     clients = {host: registry.Client(base) for host, base in endpoints.registries.items()}
     for reference in references:

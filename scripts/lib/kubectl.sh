@@ -1,33 +1,33 @@
 # shellcheck shell=bash
-# The cluster's administrator on the control plane: functions used by the steps that deal with a node as the
-# cluster sees it (member, registration).
+# kubectl with the administrator's credentials, on the control plane.
 # Values: NODE.
 
 source lib/step.sh
 
-export KUBECONFIG=/etc/kubernetes/admin.conf
+export KUBECONFIG=$ROOT/etc/kubernetes/admin.conf
 
-# kube ARGUMENT...: kubectl, asked again for up to two minutes while there is no connection. A busy API
-# server takes longer than the ten seconds that a TLS handshake gets, and that fails no step by itself.
+# kube ARGUMENT...: kubectl, retried for up to two minutes while there is no connection. A busy API server may need
+# longer than the 10 s that a TLS handshake is given.
 kube() {
-  local deadline=$((SECONDS + ${NO_CONNECTION_SECONDS:-120})) status said
+  local deadline=$((SECONDS + ${NO_CONNECTION_SECONDS:-120})) status output
   while :; do
     status=0
-    { said=$(kubectl "$@" 2>&1 >&7 7>&-) || status=$?; } 7>&1
-    [[ -z $said ]] || printf '%s\n' "$said" >&2
+    { output=$(kubectl "$@" 2>&1 >&7 7>&-) || status=$?; } 7>&1
+    [[ -z $output ]] || printf '%s\n' "$output" >&2
     ((status)) || return 0
-    if ((SECONDS >= deadline)) || [[ ! $said =~ $NO_CONNECTION ]]; then return "$status"; fi
+    if ((SECONDS >= deadline)) || [[ ! $output =~ $NO_CONNECTION ]]; then return "$status"; fi
     pause 2
   done
 }
 readonly NO_CONNECTION='TLS handshake timeout|was refused|connection refused|i/o timeout|unexpected EOF|Client\.Timeout'
 
-# Whether the cluster lists the node. Where no cluster is any more it doesn't; an API server that says nothing
-# is a failure, since the node might be there.
-listed() {
-  local there
+# Whether the cluster has the node. Without a cluster it doesn't. If the API server doesn't reply, that is a failure:
+# the node may exist.
+node_exists() {
+  local found
   [[ -e $KUBECONFIG ]] || return 1
-  there=$(kube --request-timeout=30s get node "$NODE" --ignore-not-found -o name) ||
-    fail "the API server doesn't say whether $NODE is a node" "look at journalctl -u kubelet on $HOST, then run again"
-  [[ -n $there ]]
+  found=$(kube --request-timeout=30s get node "$NODE" --ignore-not-found -o name) ||
+    fail "can't find out from the API server whether the node $NODE exists" \
+      "check journalctl -u kubelet on $HOST, then run the same command again"
+  [[ -n $found ]]
 }

@@ -1,14 +1,14 @@
 # shellcheck shell=bash
-# What on a host is not as it was set up. Reads only, and takes seconds: no program of the cluster is
-# asked.
+# Finds what on a host differs from how it was set up. Reads only, and takes seconds: it doesn't query the cluster.
 #
 # Prints a line `WHAT<tab>SET UP AS<tab>FOUND` for each difference, and each certificate as
-# `certificate<tab>PATH<tab>ITS TEXT IN ONE LINE`: their end is judged by who asks.
+# `certificate<tab>PATH<tab>BASE64 IN ONE LINE`. The caller decides which certificates expire too soon.
 #
-# Values: STACK, VERSION, MANAGE, FIREWALL, MODE, SCHEDULER, SERVICE_ADDRESS (of the API: 10.96.0.1).
+# Values: STACK, VERSION, MANAGE, FIREWALL, MODE, SCHEDULER, SERVICE_ADDRESS (the API's: 10.96.0.1).
 
 source lib/firewalld.sh
 source lib/http.sh
+source lib/packages.sh
 
 locking() { false; }
 
@@ -20,7 +20,7 @@ create() {
   local owner
   owner=$(sed 's/ .*//' "$HOME_DIR/owner" 2>/dev/null) || owner=nobody
   [[ $owner == "$STACK" ]] || differs host "a node of the stack $STACK" "of the stack $owner"
-  [[ -e $HOME_DIR/node.done ]] || differs node finished "half made"
+  [[ -e $HOME_DIR/node.done ]] || differs node finished unfinished
   check_files
   check_kernel
   check_swap
@@ -28,7 +28,7 @@ create() {
   check_packages
   check_services
   check_proxy
-  certificates
+  print_certificates
 }
 
 differs() { printf '%s\t%s\t%s\n' "$1" "$2" "${3:-nothing}"; }
@@ -37,17 +37,17 @@ check_files() {
   local sum path
   while read -r sum path; do
     if [[ ! -f $path ]]; then
-      differs "$path" "there" "missing"
-    elif ! as_remembered "$path"; then
+      differs "$path" present missing
+    elif ! checksum_matches "$path"; then
       differs "$path" "as written ($(cut -c 1-8 <<<"$sum"))" "edited on $(date -r "$path" '+%F %T')"
     fi
-  done <"$FILES"
+  done <"$CHECKSUMS"
 }
 
 check_kernel() {
   local name value found
   while read -r name; do
-    [[ $name == '#'* ]] || module_there "$name" || differs "module $name" loaded "not loaded"
+    [[ $name == '#'* ]] || module_loaded "$name" || differs "module $name" loaded "not loaded"
   done < <(cat /etc/modules-load.d/kubeadm-ipvs.conf 2>/dev/null)
   while IFS='=' read -r name value; do
     [[ $name != '#'* ]] || continue
@@ -61,7 +61,7 @@ check_swap() {
   local unit
   [[ -z $(sed 1d /proc/swaps) ]] || differs swap off "on: $(awk 'NR > 1 {print $1}' /proc/swaps | xargs)"
   while read -r unit; do
-    [[ $(systemctl is-enabled "$unit" 2>/dev/null) == masked ]] || differs "swap unit $unit" masked "comes back at boot"
+    [[ $(systemctl is-enabled "$unit" 2>/dev/null) == masked ]] || differs "swap unit $unit" masked "not masked"
   done < <(noted masked)
 }
 
@@ -83,11 +83,11 @@ check_firewall() {
             signature=ss
           fi
           [[ $(firewalld_zone "$scope" "$zone" "query$kind" "$signature" "${arguments[@]}") == "b true" ]] ||
-            differs "firewalld, zone $zone ($scope)" "$kind ${arguments[*]}" "not let through"
+            differs "firewalld, zone $zone ($scope)" "$kind ${arguments[*]}" "not allowed"
         done < <(noted firewalld)
       fi
       while read -r rule; do
-        grep -qF "ufw $rule" < <(ufw show added) || differs ufw "$rule" "not let through"
+        grep -qF "ufw $rule" < <(ufw show added) || differs ufw "$rule" "not allowed"
       done < <(noted ufw)
       ;;
   esac
@@ -95,15 +95,15 @@ check_firewall() {
 
 check_packages() {
   [[ $MANAGE == true ]] || return 0
-  local package found held kind
-  kind=$(family)
-  if [[ $kind == deb ]]; then held=$(apt-mark showhold); fi
+  local package found held family
+  family=$(package_family)
+  if [[ $family == deb ]]; then held=$(apt-mark showhold); fi
   for package in kubelet kubeadm kubectl; do
-    if [[ $kind == deb ]]; then
+    if [[ $family == deb ]]; then
       found=$(dpkg-query -W -f '${Version}' "$package" 2>/dev/null || :)
       grep -qx "$package" <<<"$held" || differs "package $package" held "not held"
     else
-      # Held by the repository's own file, which is among those that are looked at.
+      # Held by the repository's file, which check_files has checked.
       found=$(rpm -q --qf '%{VERSION}-%{RELEASE}' "$package" 2>/dev/null) || found=
     fi
     [[ $found == "$VERSION"-* ]] || differs "package $package" "$VERSION" "$found"
@@ -118,27 +118,28 @@ check_services() {
   done
 }
 
-# The mode in which kube-proxy says that it runs, and what the kernel balances with.
+# kube-proxy's live mode, and the scheduler that the kernel uses.
 check_proxy() {
   local live schedulers
   live=$(fetch 127.0.0.1:10249 /proxyMode || :)
   [[ $live == "$MODE" ]] || differs "kube-proxy's mode" "$MODE" "${live:-no answer}"
   if [[ $MODE == ipvs ]] && have ipvsadm; then
-    schedulers=$(ipvsadm -Sn | awk -v place="$SERVICE_ADDRESS:443" '$1 == "-A" && $3 == place {print $5}')
+    schedulers=$(ipvsadm -Sn | awk -v server="$SERVICE_ADDRESS:443" '$1 == "-A" && $3 == server {print $5}')
     [[ $schedulers == "$SCHEDULER" ]] || differs "IPVS scheduler" "$SCHEDULER" "$schedulers"
   fi
 }
 
-certificates() {
+print_certificates() {
   local path
-  for path in /etc/kubernetes/pki/*.crt /etc/kubernetes/pki/etcd/*.crt /var/lib/kubelet/pki/kubelet-client-current.pem; do
+  for path in /etc/kubernetes/pki/*.crt /etc/kubernetes/pki/etcd/*.crt \
+    /var/lib/kubelet/pki/kubelet-client-current.pem; do
     [[ ! -r $path ]] || printf 'certificate\t%s\t%s\n' "$path" "$(certificate_text <"$path")"
   done
   for path in /etc/kubernetes/{admin,super-admin,controller-manager,scheduler}.conf; do
-    [[ ! -r $path ]] ||
-      printf 'certificate\t%s\t%s\n' "$path" "$(awk '$1 == "client-certificate-data:" {print $2}' "$path" | base64 -d | certificate_text)"
+    [[ ! -r $path ]] || printf 'certificate\t%s\t%s\n' "$path" \
+      "$(awk '$1 == "client-certificate-data:" {print $2}' "$path" | base64 -d | certificate_text)"
   done
 }
 
-# The first certificate of what is read, which may hold the key as well.
+# Prints the first certificate of standard input, which may contain the private key too.
 certificate_text() { awk '/-BEGIN CERTIFICATE-/ {on = !seen++; next} /-END CERTIFICATE-/ {on = 0} on' | tr -d '\n'; }

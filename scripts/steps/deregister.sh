@@ -1,8 +1,7 @@
 # shellcheck shell=bash
-# A worker's entry in the list of nodes; runs on the control plane. `create` has nothing to do: the worker's
-# kubelet registers the node when it joins. `delete` comes when the worker was given back, and removes the node
-# if it is there again: node.sh removes it before, but a worker that loses its power between the two, or was
-# dead then, registers once more when it boots, and a node can't remove itself.
+# A worker's Node object, removed from the control plane once the worker's host is restored. node.sh has removed it
+# before, but a worker that was dead then, or lost power in between, registers again when it boots, and a node can't
+# delete its own object. `create` does nothing: kubelet registers the node when it joins.
 # Values: NODE.
 
 source lib/kubectl.sh
@@ -12,10 +11,10 @@ locking() { false; }
 create() { :; }
 
 delete() {
-  if ! listed; then
-    say "$NODE is no node of the cluster any more"
+  if ! node_exists; then
+    say "the cluster has no node $NODE"
     return
   fi
   kube delete node "$NODE" --ignore-not-found >&2
-  say "$NODE had registered again after it was removed: removed once more"
+  say "removed the node $NODE, which had registered again"
 }

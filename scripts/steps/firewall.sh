@@ -1,6 +1,6 @@
 # shellcheck shell=bash
-# The host's firewall: `open` the cluster's ports, `disable` it, or `leave` it alone.
-# Every rule that is added is noted first, so that exactly these are taken back.
+# The host's firewall: `open` the cluster's ports, `disable` the firewall, or `leave` it alone.
+# Each rule is noted before it is added, so that exactly these rules are removed later.
 # Values: FIREWALL, ROLE, ADDRESS, POD_SUBNET.
 
 source lib/firewalld.sh
@@ -8,7 +8,7 @@ source lib/firewalld.sh
 create() {
   need_record
   case $FIREWALL in
-    leave) say "left as it is" ;;
+    leave) say "unchanged, as configured" ;;
     disable) disable_firewall ;;
     open)
       start_stopped_firewalls
@@ -23,7 +23,7 @@ disable_firewall() {
     enabled=$(systemctl is-enabled "$unit" 2>/dev/null) || :
     active=$(systemctl is-active "$unit" 2>/dev/null) || :
     [[ $enabled == enabled || $active == active ]] || continue
-    # Once: a run that was cut off in between has changed one of the two already.
+    # Only once: an interrupted run may have noted the unit and changed one of the two already.
     grep -q "^$unit " < <(noted firewalls-stopped) || note firewalls-stopped "$unit $enabled $active"
     say "stopping $unit"
     systemctl disable --quiet --now "$unit"
@@ -31,34 +31,33 @@ disable_firewall() {
 }
 
 open_firewall() {
-  # kubelet; every NodePort; and on the control plane the API server.
-  local ports=(10250/tcp 30000-32767/tcp 30000-32767/udp)
+  # kubelet, NodePorts, and flannel's VXLAN.
+  local ports=(10250/tcp 30000-32767/tcp 30000-32767/udp 8472/udp)
+  # The API server.
   [[ $ROLE == worker ]] || ports+=(6443/tcp)
-  # Flannel's VXLAN.
-  ports+=(8472/udp)
   if unit_active firewalld; then
     open_firewalld "${ports[@]}"
   elif have ufw && grep -q '^Status: active' < <(ufw status); then
     open_ufw "${ports[@]}"
   else
     say "neither firewalld nor ufw is active"
-    tell_of_other_rules
+    warn_of_other_rules
   fi
 }
 
-# Rules of somebody's own hand aren't changed; where they may reject what comes in, that is said.
-tell_of_other_rules() {
+# Rules that somebody wrote by hand aren't changed. Those that may reject incoming traffic are printed.
+warn_of_other_rules() {
   local rules
   have nft || return 0
   rules=$(nft list ruleset 2>/dev/null | awk '
     /^[[:space:]]*chain / {hook = 0; name = $2}
     / hook input / {hook = 1; if (/policy drop/) print "chain " name ": policy drop"}
     hook && / (drop|reject)/ && !/ hook / && !/invalid/' | sed -nE '1,3s/^[[:space:]]*//p') || :
-  [[ -z $rules ]] || say "rules of this host's own may reject the cluster's ports (docs/own-machines.md lists them): ${rules//$'\n'/; }"
+  [[ -z $rules ]] ||
+    say "existing rules may block the cluster's ports (listed in docs/own-machines.md): ${rules//$'\n'/; }"
 }
 
-# Both the rules in force and the stored ones: a reload would drop what the user has only at
-# run time.
+# Changes both the stored and the active rules; a reload instead would drop active rules that the user hasn't stored.
 open_firewalld() {
   local zone zones scope port
   zones=$(cluster_zones)
@@ -66,16 +65,16 @@ open_firewalld() {
     for zone in $zones; do
       for port in "$@"; do firewalld_add "$scope" "$zone" Port "${port%/*}" "${port#*/}"; done
     done
-    # Pods' own traffic crosses these; what may reach a pod is for network policies to say.
+    # The pods' own traffic. Restricting it is up to network policies.
     firewalld_add "$scope" trusted Interface cni0
     firewalld_add "$scope" trusted Interface flannel.1
     firewalld_add "$scope" trusted Source "$POD_SUBNET"
   done
-  say "firewalld lets the cluster's ports and the pod network through"
+  say "firewalld allows the cluster's ports and the pod network"
 }
 
-# The zone of the interface that has the host's address; the default one, in which all others are by themselves; and
-# those by source in which the hosts' network is, which firewalld asks first.
+# The zone of the interface that has the host's address; the default zone, for interfaces without one; and the source
+# zones that the hosts' network belongs to, which take precedence in firewalld.
 cluster_zones() {
   local interface default own
   interface=$(ip -o -4 address show to "$ADDRESS" | awk 'NR == 1 {print $2}')
@@ -84,45 +83,47 @@ cluster_zones() {
   { printf '%s\n' "$default" "$own" | sed -nE 's/^s "(.+)"$/\1/p'; source_zones; } | sort -u
 }
 
-# The zones of which a source holds the host's address. busctl prints a{sa{sas}}: how many zones; of each its name, how
-# many kinds; of each its name (interfaces, sources), how many, and these.
+# The zones with a source that contains the host's address. busctl prints a{sa{sas}}: the number of zones; for each its
+# name and the number of its lists; for each list its name (interfaces, sources), its length and its items.
 source_zones() {
   firewalld_call zone.getActiveZones | tr -d '"' | awk -v address="$ADDRESS" '
-    function number(ip,  part) { split(ip, part, "."); return ((part[1] * 256 + part[2]) * 256 + part[3]) * 256 + part[4] }
-    function holds(network,  part, size) {
+    function number(ip,  part) {
+      split(ip, part, ".")
+      return ((part[1] * 256 + part[2]) * 256 + part[3]) * 256 + part[4]
+    }
+    function contains(network,  part, size) {
       if (network !~ /^[0-9.]+(\/[0-9]+)?$/) return 0
       size = 2 ^ (32 - (split(network, part, "/") == 2 ? part[2] : 32))
       return int(number(part[1]) / size) == int(number(address) / size)
     }
     {
-      at = 3
+      field = 3
       for (zones = $2; zones > 0; zones--) {
-        zone = $(at++)
-        for (kinds = $(at++); kinds > 0; kinds--) {
-          kind = $(at++)
-          for (many = $(at++); many > 0; many--) { thing = $(at++); if (kind == "sources" && holds(thing)) print zone }
+        zone = $(field++)
+        for (lists = $(field++); lists > 0; lists--) {
+          list = $(field++)
+          for (items = $(field++); items > 0; items--) {
+            item = $(field++)
+            if (list == "sources" && contains(item)) print zone
+          }
         }
       }
     }'
 }
 
-# ufw writes a range with a colon.
 open_ufw() {
-  local port rule
-  for port in "$@"; do
-    rule="allow ${port/-/:}"
-    if ! grep -qF "ufw $rule" < <(ufw show added); then
-      note ufw "$rule"
-      # shellcheck disable=SC2086 # the rule's words
-      ufw $rule >/dev/null
-    fi
-  done
-  for rule in "allow from $POD_SUBNET" "route allow from $POD_SUBNET" "route allow to $POD_SUBNET"; do
-    if ! grep -qF "ufw $rule" < <(ufw show added); then
-      note ufw "$rule"
-      # shellcheck disable=SC2086 # the rule's words
-      ufw $rule >/dev/null
-    fi
-  done
-  say "ufw lets the cluster's ports and the pod network through"
+  local port
+  # ufw writes a range with a colon.
+  for port in "$@"; do add_ufw_rule "allow ${port/-/:}"; done
+  add_ufw_rule "allow from $POD_SUBNET"
+  add_ufw_rule "route allow from $POD_SUBNET"
+  add_ufw_rule "route allow to $POD_SUBNET"
+  say "ufw allows the cluster's ports and the pod network"
+}
+
+add_ufw_rule() {
+  if grep -qF "ufw $1" < <(ufw show added); then return 0; fi
+  note ufw "$1"
+  # shellcheck disable=SC2086 # a rule is several words
+  ufw $1 >/dev/null
 }

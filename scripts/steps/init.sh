@@ -1,23 +1,25 @@
 # shellcheck shell=bash
 # kubeadm init on the first control plane.
-# Values: CONFIG (kubeadm's documents), PATCHES (of what kubeadm makes: lines `file<tab>JSON`),
-# CERT_SANS (extra ones of the API server, one a line), DISABLE_EVICTION (true or empty),
-# CERTIFICATE_DAYS (a repair renews what ends within so many), KUBELET and PROXY (see kubeadm.sh).
+# Values: CONFIG (kubeadm's documents), PATCHES (kubeadm's, lines `file<tab>JSON`), CERT_SANS (extra ones of the API
+# server, one per line), DISABLE_EVICTION (true or empty), CERTIFICATE_DAYS (a repair renews certificates that expire
+# within as many days), KUBELET and PROXY (see lib/kubeadm.sh).
 
 source lib/kubeadm.sh
+source lib/containerd.sh
 
 readonly ADMIN=/etc/kubernetes/admin.conf
 
-# Of a cluster that was finished. A host that knows nothing of it was installed anew: another init there would
-# be another cluster, which the workers don't know, and nobody has asked for it.
+# An update means that the cluster exists. On a host that was reinstalled, another init would make another cluster,
+# unknown to the workers.
 update() {
-  [[ -e $HOME_DIR/node.done ]] || fail "the control plane is gone from $HOST: the host was installed anew, and what its etcd held is lost" \
-    "put the host's disk back from a backup; or make a new cluster: pulumi destroy, then pulumi up"
+  [[ -e $HOME_DIR/node.done ]] ||
+    fail "the control plane is gone from $HOST: the host was reinstalled, and etcd's data are lost" \
+      "restore the host's disk from a backup, or make a new cluster: pulumi destroy, then pulumi up"
   create
 }
 
 create() {
-  remember_override
+  store_disable_eviction
   if ! begin_node; then
     converge
     return
@@ -25,24 +27,26 @@ create() {
   printf '%s\n' "$CONFIG" | put_file "$HOME_DIR/kubeadm.yaml" 0600 || :
   put_patches
   run_kubeadm 1 init --skip-token-print --skip-phases=show-join-command
-  wait_for 300 "the API server" api_ready || fail "the API server isn't ready after kubeadm init" "look at $HOME_DIR/kubeadm.log and crictl ps -a on $HOST"
-  # Everything comes next at once: joins, whose requests kubeadm gives up after 10 s, and the
-  # provider, which asks for the whole schema. That is made at the first request, for which a
-  # slow host needs longer than that: asked for here, it is there when they come.
-  wait_for 600 "the API server's schema" schema_made || fail "the API server doesn't hand out its schema" "look at crictl ps -a on $HOST"
-  give_kube_proxy_its_share
-  remember_settings
+  wait_for 300 "the API server" api_ready ||
+    fail "the API server isn't ready after kubeadm init" "check $HOME_DIR/kubeadm.log and crictl ps -a on $HOST"
+  # The API server builds its schema on the first request. On a slow host that takes longer than the provider waits,
+  # and longer than the 10 s that kubeadm gives the requests of a join, so this requests it before they do.
+  wait_for 600 "the API server's schema" schema_ready ||
+    fail "the API server doesn't return its schema" "check crictl ps -a on $HOST"
+  request_proxy_cpu
+  store_settings
   printf '%s\n' "$CERT_SANS" | put_file "$HOME_DIR/certificate-names" 0600 || :
-  remember_repair
+  store_repair
   mark node.done
   say "the control plane is up"
 }
 
-# kubeadm asks for no CPU for kube-proxy: on a busy node it then gets a hundredth of what others get, and
-# no service answers there for minutes. kubeadm's patches reach it from 1.37 on only.
-give_kube_proxy_its_share() {
-  kubectl --kubeconfig "$ADMIN" --request-timeout=60s -n kube-system patch daemonset kube-proxy --patch \
-    '{"spec": {"template": {"spec": {"containers": [{"name": "kube-proxy", "resources": {"requests": {"cpu": "100m"}}}]}}}}' >/dev/null
+# kubeadm requests no CPU for kube-proxy. On a busy node it then gets a hundredth of the others' share, and services are
+# unreachable there for minutes. kubeadm's patches apply to kube-proxy only since 1.37.
+request_proxy_cpu() {
+  kubectl --kubeconfig "$ADMIN" --request-timeout=60s -n kube-system patch daemonset kube-proxy --patch '
+    {"spec": {"template": {"spec": {"containers": [
+      {"name": "kube-proxy", "resources": {"requests": {"cpu": "100m"}}}]}}}}' >/dev/null
 }
 
 put_patches() {
@@ -54,56 +58,64 @@ put_patches() {
 
 api_ready() { kubectl --kubeconfig "$ADMIN" --request-timeout=10s get --raw /readyz; }
 
-# As the provider asks for it, in the binary form: that is made of the other one, and takes longer.
-schema_made() { kubectl --kubeconfig "$ADMIN" --request-timeout=300s explain namespace --output=plaintext-openapiv2; }
-
-# For the members' delete, which runs here with the text of an earlier run.
-remember_override() {
-  if [[ -n $DISABLE_EVICTION ]]; then mark disable-eviction; else rm -f "$HOME_DIR/disable-eviction"; fi
+# The provider requests the binary form, which is built from the other one and takes longer.
+schema_ready() {
+  kubectl --kubeconfig "$ADMIN" --request-timeout=300s explain namespace --output=plaintext-openapiv2
 }
 
-# A finished control plane: what may change in place does, and only where it differs.
+# For node.sh's delete, which runs on this host with a text from an earlier run. The mark has the setting's old name
+# because such texts are still in states.
+store_disable_eviction() {
+  if [[ -n $DISABLE_EVICTION ]]; then mark override-budgets; else rm -f "$HOME_DIR/override-budgets"; fi
+}
+
+# Changes a finished control plane where it differs from the settings.
 converge() {
-  if repair_asked; then renew_certificates; fi
-  wait_for 300 "the API server" api_ready || fail "the API server doesn't answer" "look at crictl ps -a and journalctl -u kubelet on $HOST"
+  if repair_requested; then renew_certificates; fi
+  wait_for 300 "the API server" api_ready ||
+    fail "the API server doesn't answer" "check crictl ps -a and journalctl -u kubelet on $HOST"
   converge_config
   converge_certificate
   converge_kubelet
-  remember_repair
-  say "the control plane is up and as the settings say"
+  store_repair
+  say "the control plane is up and matches the settings"
 }
 
-# Those that `make check` reports, and with them all the others that kubeadm makes; not the authorities.
-# Before anything is asked of the API server: it may not answer because of them. Components read
-# theirs at their start: the mark lets a run after a kill go on to that.
+# Renews all of kubeadm's certificates except the CAs if one expires soon. Doesn't need the API server, which may be
+# down because of them. The components read their certificates when they start; the mark makes the run after an
+# interrupted one restart them.
 renew_certificates() {
   local name containers
   if [[ ! -e $HOME_DIR/certificates.renewing ]]; then
-    certificates_end_soon || return 0
+    certificates_expire_soon || return 0
     mark certificates.renewing
   fi
-  say "renewing the cluster's certificates, restarting what uses them"
+  say "renewing the cluster's certificates and restarting the components that use them"
   kubeadm_phase certs renew all --config "$HOME_DIR/kubeadm.yaml" ||
-    fail "the cluster's certificates can't be renewed" "the lines above say why"
+    fail "can't renew the cluster's certificates" "fix the cause above and run the same command again"
   for name in etcd kube-apiserver kube-controller-manager kube-scheduler; do
     containers=$(cri ps --quiet --name "^$name\$") ||
-      fail "containerd doesn't say which container is $name's" "it goes on with its former certificate; run again, or look at crictl ps on $HOST"
-    # shellcheck disable=SC2086 # an id a word
+      fail "can't find the container of $name, which still uses its old certificate" \
+        "run the same command again, or check crictl ps on $HOST"
+    # shellcheck disable=SC2086 # several IDs
     [[ -z $containers ]] || cri stop --timeout 30 $containers >/dev/null
   done
-  wait_for 300 "the API server" api_ready || fail "the API server doesn't answer with its new certificate" "look at crictl ps -a on $HOST"
+  wait_for 300 "the API server" api_ready ||
+    fail "the API server doesn't answer with its new certificate" "check crictl ps -a on $HOST"
   rm -f "$HOME_DIR/certificates.renewing"
 }
 
-# Within as many days as model/drift.py asks.
-certificates_end_soon() {
-  local limit known
+# Within as many days as in model/drift.py.
+certificates_expire_soon() {
+  local limit expiration
   limit=$(date -u -d "+$CERTIFICATE_DAYS days" +%FT%TZ)
-  known=$(kubeadm certs check-expiration --config "$HOME_DIR/kubeadm.yaml" --output json 2>"$HOME_DIR/phase.log") || {
+  expiration=$(kubeadm certs check-expiration --config "$HOME_DIR/kubeadm.yaml" --output json \
+    2>"$HOME_DIR/phase.log") || {
     tail -n 5 "$HOME_DIR/phase.log" >&2
-    fail "when the cluster's certificates end can't be told" "the lines above name the file: put it back, or take it away, and kubeadm makes it anew"
+    fail "can't find out when the cluster's certificates expire" \
+      "the lines above name the file: restore it, or remove it so that kubeadm makes a new one"
   }
-  tr ',' '\n' <<<"$known" | awk -v limit="$limit" '
+  tr ',' '\n' <<<"$expiration" | awk -v limit="$limit" '
     /"certificateAuthorities"/ {authorities = 1}
     !authorities && match($0, /"expirationDate": *"[^"]*"/) {
       split(substr($0, RSTART, RLENGTH), part, "\"")
@@ -112,51 +124,51 @@ certificates_end_soon() {
     END {exit !found}'
 }
 
-# What kubeadm keeps in the cluster for every node. kube-proxy's is read when the step `proxy`
-# restarts it, node by node; kubelet's by each node's own step.
+# Uploads the configuration that kubeadm keeps in the cluster. Each node's kubelet reads it in the node's own step, and
+# each kube-proxy in the step `proxy`, which restarts them one by one.
 converge_config() {
   printf '%s\n' "$CONFIG" | put_file "$HOME_DIR/kubeadm.new.yaml" 0600 || :
-  if cmp -s "$HOME_DIR/kubeadm.new.yaml" "$HOME_DIR/kubeadm.yaml" && ! repair_asked; then
+  if cmp -s "$HOME_DIR/kubeadm.new.yaml" "$HOME_DIR/kubeadm.yaml" && ! repair_requested; then
     rm -f "$HOME_DIR/kubeadm.new.yaml"
     return
   fi
   say "uploading the settings to the cluster"
-  # The settings name their folder, which kubeadm wants to be there.
+  # The configuration names the patches' folder, which kubeadm requires to exist.
   put_patches
   kubeadm_phase init phase upload-config all --config "$HOME_DIR/kubeadm.new.yaml" ||
-    fail "the changed settings can't be uploaded" "the lines above say why"
-  upload_proxy_config || fail "kube-proxy's changed settings can't be uploaded" "the lines above say why"
+    fail "can't upload the changed settings" "fix the cause above and run the same command again"
+  upload_proxy_config ||
+    fail "can't upload kube-proxy's changed settings" "fix the cause above and run the same command again"
   mv -f "$HOME_DIR/kubeadm.new.yaml" "$HOME_DIR/kubeadm.yaml"
 }
 
-# Of kubeadm's addon only the ConfigMap: with the rest, all nodes' kube-proxy would be restarted at once.
+# Only the ConfigMap of kubeadm's addon: the rest would restart kube-proxy on all nodes at once.
 upload_proxy_config() {
   kubeadm_phase init phase addon kube-proxy --print-manifest --config "$HOME_DIR/kubeadm.new.yaml" || return 1
   awk '/^---/ {on = 0} /^kind: ConfigMap/ {on = 1} on' "$HOME_DIR/phase.log" |
     kubectl --kubeconfig "$ADMIN" --request-timeout=60s replace --filename - >/dev/null
 }
 
-# The API server reads a new certificate by itself. The old one stays aside until the new one is there.
+# Makes a new certificate for the API server, which reloads it by itself. The old one is kept until then.
 converge_certificate() {
-  local pki=/etc/kubernetes/pki name
-  if [[ ! -e $HOME_DIR/certificate.old ]] && cmp -s <(printf '%s\n' "$CERT_SANS") "$HOME_DIR/certificate-names"; then return 0; fi
-  say "the API server's certificate gets its names: $(xargs <<<"$CERT_SANS")"
-  mkdir -p "$HOME_DIR/certificate.old"
-  if [[ ! -e $HOME_DIR/certificate.old/apiserver.key ]]; then
-    cp -p "$pki/apiserver.crt" "$pki/apiserver.key" "$HOME_DIR/certificate.old/"
-  fi
+  local pki=/etc/kubernetes/pki name old=$HOME_DIR/certificate.old
+  if [[ ! -e $old ]] && cmp -s <(printf '%s\n' "$CERT_SANS") "$HOME_DIR/certificate-names"; then return 0; fi
+  say "new certificate for the API server, with the names: $(xargs <<<"$CERT_SANS")"
+  mkdir -p "$old"
+  if [[ ! -e $old/apiserver.key ]]; then cp -p "$pki/apiserver.crt" "$pki/apiserver.key" "$old/"; fi
   rm -f "$pki/apiserver.crt" "$pki/apiserver.key"
   kubeadm_phase init phase certs apiserver --config "$HOME_DIR/kubeadm.yaml" || {
-    cp -p "$HOME_DIR/certificate.old/"apiserver.* "$pki/"
-    fail "the API server's certificate can't be made anew; the old one is in use" "the lines above say why"
+    cp -p "$old/"apiserver.* "$pki/"
+    fail "can't make a new certificate for the API server; it still uses the old one" \
+      "fix the cause above and run the same command again"
   }
   while read -r name; do
     [[ -n $name ]] || continue
-    wait_for 180 "the API server to show the name $name" shows_name "$name" ||
-      fail "the API server doesn't answer with a certificate for $name" "look at crictl logs of kube-apiserver on $HOST"
+    wait_for 180 "the API server to serve its certificate for $name" serves_name "$name" ||
+      fail "the API server doesn't serve a certificate for $name" "check crictl logs of kube-apiserver on $HOST"
   done <<<"$CERT_SANS"
   printf '%s\n' "$CERT_SANS" | put_file "$HOME_DIR/certificate-names" 0600 || :
-  rm -rf "$HOME_DIR/certificate.old"
+  rm -rf "$old"
 }
 
-shows_name() { kubectl --kubeconfig "$ADMIN" --request-timeout=10s --tls-server-name "$1" get --raw /readyz; }
+serves_name() { kubectl --kubeconfig "$ADMIN" --request-timeout=10s --tls-server-name "$1" get --raw /readyz; }

@@ -1,72 +1,78 @@
 # shellcheck shell=bash
-# A node as the cluster sees it; runs on the control plane. `create` waits until the node is Ready
-# and sets its labels and taints; `delete` (a worker's only, when the cluster stays) drains and
-# removes it.
+# A node as the cluster sees it. Runs on the control plane. `create` waits until the node is Ready and sets its labels
+# and taints; `delete`, for a worker that leaves a cluster which stays, drains and removes it.
 # Values: NODE, LABELS (lines key=value), TAINTS (lines key=value:Effect), READY_SECONDS, DRAIN_SECONDS.
 
 source lib/kubectl.sh
 
+readonly READY_CONDITION='.status.conditions[?(@.type=="Ready")]'
+
 locking() { false; }
 
 create() {
-  wait_for "$READY_SECONDS" "the node $NODE to be Ready" node_ready ||
-    fail "the node $NODE isn't Ready after $READY_SECONDS s: $(kubectl get node "$NODE" -o jsonpath='{.status.conditions[?(@.type=="Ready")].message}' 2>&1)" \
-      "look at journalctl -u kubelet on $NODE"
-  # All that is asked in one call: on a slow control plane each costs seconds.
-  local found former_labels former_taints present
-  found=$(kube get node "$NODE" \
-    -o jsonpath='{.metadata.annotations.kubeadm-ipvs/labels}|{.metadata.annotations.kubeadm-ipvs/taints}|{range .spec.taints[*]}{.key}:{.effect} {end}{"\n"}')
-  IFS='|' read -r former_labels former_taints present <<<"$found"
-  set_ours label "$LABELS" "$former_labels" "$present"
-  set_ours taint "$TAINTS" "$former_taints" "$present"
+  wait_for "$READY_SECONDS" "the node $NODE to be Ready" node_ready || {
+    local message
+    message=$(kubectl get node "$NODE" -o jsonpath="{$READY_CONDITION.message}" 2>&1) || :
+    fail "the node $NODE isn't Ready after $READY_SECONDS s: $message" "check journalctl -u kubelet on $NODE"
+  }
+  # One request for everything, because each takes seconds on a slow control plane.
+  local found previous_labels previous_taints present
+  found=$(kube get node "$NODE" -o jsonpath='{.metadata.annotations.kubeadm-ipvs/labels}|'\
+'{.metadata.annotations.kubeadm-ipvs/taints}|{range .spec.taints[*]}{.key}:{.effect} {end}{"\n"}')
+  IFS='|' read -r previous_labels previous_taints present <<<"$found"
+  set_own label "$LABELS" "$previous_labels" "$present"
+  set_own taint "$TAINTS" "$previous_taints" "$present"
   say "$NODE is Ready"
 }
 
-# set_ours VERB LINES BEFORE PRESENT: labels or taints of ours as LINES say. Those that are no longer
-# wanted are known by an annotation (BEFORE); others' are never touched.
-set_ours() {
-  local verb=$1 before=$3 present=$4 annotation=kubeadm-ipvs/${1}s line name names=() arguments=()
+# set_own VERB LINES PREVIOUS PRESENT: sets the labels or taints in LINES and removes the other ones in PREVIOUS, the
+# content of an annotation. Labels and taints that somebody else has set are left alone. PRESENT are the node's taints.
+set_own() {
+  local verb=$1 previous=$3 present=$4 annotation=kubeadm-ipvs/${1}s line name names=() arguments=()
   while read -r line; do
     [[ -n $line ]] || continue
     arguments+=("$line")
-    # What takes it away again: a label's key, a taint's key and effect.
+    # A label is removed by its key, a taint by its key and effect.
     name=${line%%=*}
     [[ $verb == label ]] || name=${name%%:*}:${line##*:}
     names+=("$name")
   done <<<"$2"
-  for name in $before; do
-    # Taking away a taint that isn't there is an error.
-    if [[ " ${names[*]} " != *" $name "* && ($verb == label || " $present" == *" $name "*) ]]; then arguments+=("$name-"); fi
+  for name in $previous; do
+    # kubectl refuses to remove a taint that isn't there.
+    if [[ " ${names[*]} " != *" $name "* && ($verb == label || " $present" == *" $name "*) ]]; then
+      arguments+=("$name-")
+    fi
   done
-  [[ -n $before || ${#names[@]} -gt 0 ]] || return 0
-  # What is new is remembered before it is set: cut off between the two, it is still known as ours.
-  kube annotate --overwrite node "$NODE" "$annotation=$before ${names[*]}" >/dev/null
+  [[ -n $previous || ${#names[@]} -gt 0 ]] || return 0
+  # New names are stored before they are set, so that after an interruption they are still known as ours.
+  kube annotate --overwrite node "$NODE" "$annotation=$previous ${names[*]}" >/dev/null
   ((${#arguments[@]} == 0)) || kube "$verb" --overwrite node "$NODE" "${arguments[@]}" >/dev/null
   kube annotate --overwrite node "$NODE" "$annotation=${names[*]}" >/dev/null
 }
 
-# One long look, that ends early only where the API server does.
+# Watches for all of the time; it ends early if the API server ends the watch.
 node_ready() { kubectl wait --for=condition=Ready --timeout="${READY_SECONDS}s" "node/$NODE"; }
 
 delete() {
-  if ! listed; then
-    say "$NODE is no node of the cluster any more"
+  if ! node_exists; then
+    say "the cluster has no node $NODE"
     return
   fi
-  # Pods of a node that doesn't answer never end: a drain would wait for them in vain.
-  if [[ $(kube get node "$NODE" -o jsonpath='{.status.conditions[?(@.type=="Ready")].status}') != True ]]; then
-    say "$NODE doesn't answer: removed without draining; its pods start on the other nodes"
+  # Pods on a node that doesn't respond never terminate, so a drain would wait in vain.
+  if [[ $(kube get node "$NODE" -o jsonpath="{$READY_CONDITION.status}") != True ]]; then
+    say "$NODE doesn't respond: removing it without draining; its pods start on the other nodes"
     kube delete node "$NODE" --ignore-not-found >&2
     return
   fi
   say "draining $NODE (at most $DRAIN_SECONDS s)"
   local options=(--ignore-daemonsets --delete-emptydir-data --timeout="${DRAIN_SECONDS}s")
-  # Written by init: this text is of the time when the worker was still wanted, and the setting may be newer.
+  # init.sh makes this mark. This text is from the worker's last update, and the setting may have changed since.
   [[ ! -e $HOME_DIR/override-budgets ]] || options+=(--disable-eviction)
   kubectl drain "$NODE" "${options[@]}" >&2 || {
     kubectl uncordon "$NODE" >&2
     fail "$NODE can't be drained within $DRAIN_SECONDS s; it is back in service" \
-      "the lines above name the pods. A disruption budget that forbids it: give it room, or set drain.disableEviction; a pod that no controller makes anew: delete it yourself; then run again"
+      "see the pods named above. If a disruption budget blocks one, relax the budget or set drain.disableEviction; \
+delete pods that no controller would recreate yourself; then run the same command again"
   }
   kube delete node "$NODE" --ignore-not-found >&2
 }

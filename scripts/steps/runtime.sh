@@ -1,15 +1,16 @@
 # shellcheck shell=bash
-# containerd as kubelet needs it: systemd's cgroups, the sandbox image that kubeadm expects,
-# CNI plugins where Kubernetes' packages put them, and the registry mirrors.
-# Values: SANDBOX_IMAGE, MIRRORS (lines `registry url url…`), IMAGES (to pull, one a line).
+# Configures containerd for kubelet: systemd's cgroups, kubeadm's sandbox image, the CNI plugins of Kubernetes'
+# packages, and the registry mirrors. Then pulls images.
+# Values: SANDBOX_IMAGE, MIRRORS (lines `registry url url…`), IMAGES (one per line).
 
 source lib/step.sh
+source lib/containerd.sh
 
-readonly CONTAINERD_CONFIG=/etc/containerd/config.toml
-readonly CERTS=/etc/containerd/certs.d
-readonly BOOT_FILE=/etc/tmpfiles.d/kubeadm-ipvs.conf
-# From before containerd's configuration changes until containerd has read it: a run that is killed between
-# the two leaves the restart to the next.
+readonly CONTAINERD_CONFIG=$ROOT/etc/containerd/config.toml
+readonly BOOT_FILE=$ROOT/etc/tmpfiles.d/kubeadm-ipvs.conf
+readonly CRICTL_CONFIG=$ROOT/etc/crictl.yaml
+# Exists from before containerd's configuration is changed until containerd is restarted, so that a run after an
+# interrupted one restarts it.
 readonly RESTART=$HOME_DIR/containerd.restart
 
 create() {
@@ -18,27 +19,29 @@ create() {
   write_mirrors
   config=$(runtime_config) || exit 1
   cmp -s "$CONTAINERD_CONFIG" <(printf '%s\n' "$config") || : >"$RESTART"
-  # What containerd runs with can't be asked: another configuration, or a folder of networks that is gone.
-  if repair_asked; then : >"$RESTART"; fi
+  # containerd may still run with another configuration, or watch a folder of CNI networks that was removed.
+  if repair_requested; then : >"$RESTART"; fi
   printf '%s\n' "$config" | put_file "$CONTAINERD_CONFIG" 0644 || :
   put_crictl_config || :
-  forget_pods_at_boot
+  remove_pod_networks_at_boot
   systemctl enable --quiet containerd
   if [[ -e $RESTART ]] || ! unit_active containerd; then
     systemctl restart containerd
     rm -f "$RESTART"
   fi
-  wait_for 180 "containerd" ctr version || fail "containerd doesn't answer" "look at journalctl -u containerd on $HOST"
-  wait_for 60 "containerd's CRI plugin" cri version || fail "containerd's CRI plugin isn't ready" "look at journalctl -u containerd on $HOST"
+  wait_for 180 "containerd" ctr version ||
+    fail "containerd doesn't answer" "check journalctl -u containerd on $HOST"
+  wait_for 60 "containerd's CRI plugin" cri version ||
+    fail "containerd's CRI plugin isn't ready" "check journalctl -u containerd on $HOST"
   pull_images
-  remember_repair
+  store_repair
   say "containerd is ready"
 }
 
 runtime_config() {
   local major
   major=$(containerd --version | sed -nE 's/.* v?([0-9]+)\.[0-9]+\.[0-9]+.*/\1/p')
-  echo "$OURS"
+  echo "$OWN_MARKER"
   case $major in
     1)
       cat <<TOML
@@ -52,7 +55,7 @@ version = 2
     conf_dir = "/etc/cni/net.d"
 
   [plugins."io.containerd.grpc.v1.cri".registry]
-    config_path = "$CERTS"
+    config_path = "/etc/containerd/certs.d"
 
   [plugins."io.containerd.grpc.v1.cri".containerd.runtimes.runc]
     runtime_type = "io.containerd.runc.v2"
@@ -69,7 +72,7 @@ version = 3
   sandbox = "$SANDBOX_IMAGE"
 
 [plugins."io.containerd.cri.v1.images".registry]
-  config_path = "$CERTS"
+  config_path = "/etc/containerd/certs.d"
 
 [plugins."io.containerd.cri.v1.runtime".cni]
   bin_dirs = ["/opt/cni/bin"]
@@ -82,43 +85,45 @@ version = 3
     SystemdCgroup = true
 TOML
       ;;
-    *) fail "containerd's version is not understood: $(containerd --version)" "install containerd 1.7 or 2" ;;
+    *) fail "unsupported version of containerd: $(containerd --version)" "install containerd 1.7 or 2" ;;
   esac
 }
 
-# containerd reads these at each pull: no restart. What is ours and no longer asked for goes.
+# containerd reads these files at each pull, so it needs no restart.
 write_mirrors() {
-  local registry urls url
-  remove_mirrors "$CERTS" "$MIRRORS"
+  local registry server urls url
+  remove_mirrors "$MIRRORS"
   while read -r registry urls; do
     [[ -n $registry ]] || continue
+    server=https://$registry
+    [[ $registry != docker.io ]] || server=https://registry-1.docker.io
     {
-      echo "$OURS"
-      [[ $registry == docker.io ]] && echo 'server = "https://registry-1.docker.io"' || echo "server = \"https://$registry\""
+      echo "$OWN_MARKER"
+      echo "server = \"$server\""
       for url in $urls; do printf '\n[host."%s"]\n  capabilities = ["pull", "resolve"]\n' "$url"; done
-    } | put_file "$CERTS/$registry/hosts.toml" 0644 || :
+    } | put_file "$CONTAINERD_CERTS/$registry/hosts.toml" 0644 || :
   done <<<"$MIRRORS"
 }
 
 put_crictl_config() {
-  [[ ! -e /etc/crictl.yaml ]] || return 0
+  [[ ! -e $CRICTL_CONFIG ]] || return 0
   printf '# kubeadm-ipvs\nruntime-endpoint: %s\nimage-endpoint: %s\ntimeout: 60\n' "$CONTAINERD" "$CONTAINERD" |
-    put_file /etc/crictl.yaml 0644
+    put_file "$CRICTL_CONFIG" 0644
 }
 
-# No pod's network outlives a boot, and what the CNI plugins noted of it does. After a loss of power such a
-# note may be empty: then flannel's plugin can't take the pod's network away, and the pod never comes
-# back (flannel-io/flannel#1662); and the address that it had stays taken.
-forget_pods_at_boot() {
+# No pod's network survives a boot, but the CNI plugins' files do. After a power cut one of them may be empty. Flannel's
+# plugin then can't delete the pod's network: the pod never starts again, and its address stays allocated
+# (flannel-io/flannel#1662).
+remove_pod_networks_at_boot() {
   put_file "$BOOT_FILE" 0644 <<'CONF' || :
-# kubeadm-ipvs: what CNI plugins noted of the pods of the former boot
+# kubeadm-ipvs: the CNI plugins' files about pods of the previous boot
 R! /var/lib/cni/flannel
 R! /var/lib/cni/networks/cbr0
 R! /var/lib/cni/results/cbr0-*
 CONF
 }
 
-# Pulled here, beside the control plane's start, rather than when the first pod waits for them.
+# Pulls while the control plane starts, instead of when the first pod needs the image.
 pull_images() {
   local image present
   present=$(ctr -n k8s.io images ls -q)
@@ -127,7 +132,7 @@ pull_images() {
     say "pulling $image"
     cri pull "$image" >"$HOME_DIR/pull.log" 2>&1 || {
       tail -n 5 "$HOME_DIR/pull.log" >&2
-      fail "the image $image can't be pulled" "check registry.mirrors and that $HOST reaches them"
+      fail "the image $image can't be pulled" "check runtime.mirrors, and that $HOST can reach them"
     }
   done <<<"$IMAGES"
 }

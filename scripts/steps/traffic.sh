@@ -1,9 +1,9 @@
 # shellcheck shell=bash
-# What a host's kernel has balanced so far, for whoever looks from outside a run. Reads only. Prints
-# the mode in which kube-proxy says that it runs, and the proof's report where IPVS is in use.
+# Prints what a host's kernel has balanced so far, for tools outside of a run. Reads only. Prints kube-proxy's mode and,
+# if IPVS is in use, the same report as the verification.
 
 source lib/http.sh
-source steps/verification.sh
+source lib/ipvs.sh
 
 locking() { false; }
 
@@ -11,6 +11,6 @@ create() {
   echo "== mode"
   fetch 127.0.0.1:10249 /proxyMode || echo unknown
   echo
-  # The kernel balances, whether kube-proxy answers or not. ipvsadm alone would load the module.
-  [[ ! -e /sys/class/net/kube-ipvs0 ]] || MODE=ipvs spread='' report
+  # The kernel balances even if kube-proxy doesn't answer.
+  if ipvs_active; then ipvs_report; fi
 }

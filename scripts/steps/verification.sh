@@ -1,69 +1,57 @@
 # shellcheck shell=bash
-# The proof on one host: its kernel holds what the cluster promises, in the way of kube-proxy's
-# mode and in no other, and requests come back; in IPVS mode, spread as the scheduler promises.
-# kube-proxy converges every few seconds, so what isn't so yet is waited for, with a bound; then
-# the difference is the error. Reads only.
+# Verifies one host: its kernel has the expected entries of kube-proxy's mode and no other mode's, and requests are
+# answered; in IPVS mode they are also distributed as the scheduler should. kube-proxy converges every few seconds, so
+# differences are errors only if they still exist at the time limit. Reads only.
 #
-# Values: EXPECTED (lines, see below), MODE, SCHEDULER, CLUSTER_ENDPOINT (address:port of the
-# application's ClusterIP service), NODE_ENDPOINT (this host's address:NodePort), ENDPOINTS
-# (every host's address:NodePort, one a line), REQUESTS, WAIT_SECONDS.
+# Values: EXPECTED (lines, see below), MODE, SCHEDULER, CLUSTER_ENDPOINT (address:port of the application's ClusterIP
+# service), NODE_ENDPOINT (this host's address:NodePort), ENDPOINTS (every host's address:NodePort, one per line),
+# REQUESTS, WAIT_SECONDS.
 #
-# Lines, expected and seen. Of IPVS: `address 10.96.0.1` (on kube-ipvs0), `virtual TCP 10.96.0.1:443
-# rr`, `real TCP 10.96.0.1:443 192.168.166.101:6443 Masq`, `set KUBE-CLUSTER-IP`. Of iptables and
-# nftables: `service TCP 10.96.0.1:443`, `node-port TCP 30080`, `endpoint TCP 10.244.1.2:80`.
+# Lines for IPVS: `address 10.96.0.1` (on kube-ipvs0), `virtual TCP 10.96.0.1:443 rr`,
+# `real TCP 10.96.0.1:443 192.168.166.101:6443 Masq`, `set KUBE-CLUSTER-IP`. Lines for iptables and nftables:
+# `service TCP 10.96.0.1:443`, `node-port TCP 30080`, `endpoint TCP 10.244.1.2:80`.
 
 source lib/http.sh
+source lib/ipvs.sh
 
 locking() { false; }
 
 create() {
-  local deadline=$((SECONDS + WAIT_SECONDS)) said=$SECONDS problems
+  local deadline=$((SECONDS + WAIT_SECONDS)) reported=$SECONDS problems spread=
   until problems=$(differences) && [[ -z $problems ]]; do
     if ((SECONDS >= deadline)); then
       printf '%s\n' "$problems" | sed "s/^/$HOST: $STEP: /" >&2
-      fail "the kernel doesn't show what the cluster promises, after $WAIT_SECONDS s (differences above)" \
-        "look at the kube-proxy pod of $HOST: kubectl -n kube-system logs -l k8s-app=kube-proxy"
+      fail "the kernel's tables differ from the cluster's services after $WAIT_SECONDS s (differences above)" \
+        "check the kube-proxy pod of $HOST: kubectl -n kube-system logs -l k8s-app=kube-proxy"
     fi
-    if ((SECONDS - said >= 20)); then
+    if ((SECONDS - reported >= 20)); then
       say "still waiting: $(wc -l <<<"$problems") difference(s), the first: $(head -n 1 <<<"$problems")"
-      said=$SECONDS
+      reported=$SECONDS
     fi
     pause 3
   done
-  say "the kernel's tables are as promised"
-  answers
-  local spread=
-  # The others choose at random, which promises nothing about a few requests.
-  [[ $MODE != ipvs ]] || spread=$(spreads "$CLUSTER_ENDPOINT"; spreads "$NODE_ENDPOINT")
-  report
+  say "the kernel's tables match the cluster's services"
+  check_answers
+  # The other modes choose endpoints at random, so a few requests show nothing.
+  if [[ $MODE == ipvs ]]; then
+    spread=$(check_spread "$CLUSTER_ENDPOINT"; check_spread "$NODE_ENDPOINT")
+    ipvs_report "$spread"
+  fi
 }
 
-seen() { "seen_$MODE"; }
+entries() { "${MODE}_entries"; }
 
-seen_ipvs() {
-  ip -4 -o address show dev kube-ipvs0 2>/dev/null | awk '{sub("/.*", "", $4); print "address " $4}' || :
-  # -A -t 10.96.0.1:443 -s rr; -a -t 10.96.0.1:443 -r 192.168.166.101:6443 -m -w 1. A weight of
-  # 0 is a real server that is gone but still has connections.
-  ipvsadm -Sn | awk '
-    function protocol(flag) { return flag == "-u" ? "UDP" : flag == "--sctp-service" ? "SCTP" : "TCP" }
-    $1 == "-A" { print "virtual", protocol($2), $3, $5 }
-    $1 == "-a" && $NF != 0 {
-      method = $6 == "-m" ? "Masq" : $6 == "-g" ? "Route" : "Tunnel"
-      print "real", protocol($2), $3, $5, method
-    }'
-  ipset list -n | sed 's/^/set /'
-}
-
-seen_iptables() {
+iptables_entries() {
   iptables-save -t nat | awk '
     function after(word,  i) { for (i = 1; i < NF; i++) if ($i == word) return $(i + 1) }
     { protocol = toupper(after("-p")) }
-    $2 == "KUBE-SERVICES" && after("-j") ~ /^KUBE-SVC-/ { sub("/32", "", $4); print "service", protocol, $4 ":" after("--dport") }
+    $2 == "KUBE-SERVICES" && after("-j") ~ /^KUBE-SVC-/ {
+      sub("/32", "", $4); print "service", protocol, $4 ":" after("--dport") }
     $2 == "KUBE-NODEPORTS" && after("-j") ~ /^KUBE-EXT-/ { print "node-port", protocol, after("--dport") }
     $2 ~ /^KUBE-SEP-/ && after("-j") == "DNAT" { print "endpoint", protocol, after("--to-destination") }'
 }
 
-seen_nftables() {
+nftables_entries() {
   nft list table ip kube-proxy 2>/dev/null | awk '
     /^\tmap / { map = $2 }
     /^\tchain / { map = "" }
@@ -80,109 +68,108 @@ seen_nftables() {
 
 differences() {
   if [[ $MODE == ipvs ]]; then
-    differences_ipvs
+    ipvs_differences
   else
-    comm -23 <(sort -u <<<"$EXPECTED") <(seen | sort -u) | sed 's/^/missing: /'
-    [[ ! -e /sys/class/net/kube-ipvs0 ]] || echo "kube-ipvs0 is there in mode $MODE"
-    # Virtual servers of the user's own are none of ours.
+    comm -23 <(sort -u <<<"$EXPECTED") <(entries | sort -u) | sed 's/^/missing: /'
+    if ipvs_active; then echo "kube-ipvs0 exists in mode $MODE"; fi
+    # Only the cluster's services: the user may have virtual servers too.
     sed -n 's/^service \([A-Z]*\) /\1 /p' <<<"$EXPECTED" | while read -r protocol place; do
       if grep -qxF "$protocol $place" < <(virtual_servers); then echo "balanced by IPVS: $protocol $place"; fi
     done
   fi
   if [[ $MODE != iptables ]]; then
-    iptables-save 2>/dev/null | grep -oE '^:KUBE-(SVC|SEP)-[^ ]+' | head -n 3 | sed 's/^:/balanced in iptables: /' || :
+    iptables-save 2>/dev/null | grep -oE '^:KUBE-(SVC|SEP)-[^ ]+' | head -n 3 |
+      sed 's/^:/balanced in iptables: /' || :
   fi
-  if [[ $MODE != nftables ]] && nft list table ip kube-proxy >/dev/null 2>&1; then echo "balanced in nftables: the table ip kube-proxy"; fi
+  if [[ $MODE != nftables ]] && nft list table ip kube-proxy >/dev/null 2>&1; then
+    echo "balanced in nftables: the table ip kube-proxy"
+  fi
 }
 
-virtual_servers() { if [[ -r /proc/net/ip_vs ]]; then seen_ipvs | sed -n 's/^virtual \([A-Z]* [^ ]*\) .*/\1/p'; fi; }
+virtual_servers() {
+  if [[ -r $ROOT/proc/net/ip_vs ]]; then ipvs_entries | sed -n 's/^virtual \([A-Z]* [^ ]*\) .*/\1/p'; fi
+}
 
-differences_ipvs() {
-  local tables state rules
-  state=$(cat /sys/class/net/kube-ipvs0/operstate 2>/dev/null || echo missing)
+ipvs_differences() {
+  local found state rules set
+  state=$(cat "$ROOT/sys/class/net/kube-ipvs0/operstate" 2>/dev/null || echo missing)
   [[ $state == down ]] || echo "kube-ipvs0 is $state, not DOWN"
-  tables=$(seen | sort -u)
-  comm -23 <(sort -u <<<"$EXPECTED") <(printf '%s\n' "$tables") | sed 's/^/missing: /'
-  # Of the virtual servers that are promised, no real server may be too many.
-  comm -13 <(sort -u <<<"$EXPECTED") <(printf '%s\n' "$tables") | awk '
-    NR == FNR { if ($1 == "virtual") promised[$2 " " $3] = 1; next }
-    ($1 == "real" || $1 == "virtual") && (($2 " " $3) in promised) { print "too many: " $0 }' <(printf '%s\n' "$EXPECTED") -
+  found=$(entries | sort -u)
+  comm -23 <(sort -u <<<"$EXPECTED") <(printf '%s\n' "$found") | sed 's/^/missing: /'
+  # Unexpected servers matter only for the cluster's own services.
+  comm -13 <(sort -u <<<"$EXPECTED") <(printf '%s\n' "$found") | awk '
+    NR == FNR { if ($1 == "virtual") expected[$2 " " $3] = 1; next }
+    ($1 == "real" || $1 == "virtual") && (($2 " " $3) in expected) {
+      print "too many: " $0 }' <(printf '%s\n' "$EXPECTED") -
   rules=$(iptables-save 2>/dev/null)
-  local set
   for set in KUBE-CLUSTER-IP KUBE-LOOP-BACK; do
-    # kube-proxy writes no rule for an empty set, and the second holds this host's own endpoints only.
+    # kube-proxy makes no rule for an empty set, and the second one contains this host's own endpoints only.
     [[ -n $(ipset list "$set" 2>/dev/null | sed '1,/^Members:/d') ]] || continue
-    grep -qE -- "^-A KUBE-(POSTROUTING|SERVICES) .*--match-set $set " <<<"$rules" || echo "missing: a rule that masquerades by the set $set"
+    grep -qE -- "^-A KUBE-(POSTROUTING|SERVICES) .*--match-set $set " <<<"$rules" ||
+      echo "missing: a rule that masquerades by the set $set"
   done
 }
 
-answers() {
-  local endpoint
+check_answers() {
+  local endpoint addresses=$CLUSTER_ENDPOINT$'\n'$ENDPOINTS
   while read -r endpoint; do
     [[ -n $endpoint ]] || continue
-    wait_for "$WAIT_SECONDS" "an answer of $endpoint" request "$endpoint" ||
+    wait_for "$WAIT_SECONDS" "an answer from $endpoint" request "$endpoint" ||
       fail "$endpoint doesn't answer with 200 from $HOST after $WAIT_SECONDS s" \
-        "a firewall between the hosts? needed: the NodePort range/tcp and 8472/udp; see the troubleshooting page"
-  done <<<"$CLUSTER_ENDPOINT
-$ENDPOINTS"
-  say "$(wc -l <<<"$CLUSTER_ENDPOINT
-$ENDPOINTS") addresses answer"
+        "check the firewalls between the hosts: the NodePort range (TCP) and 8472/udp must be open; see \
+docs/troubleshooting.md"
+  done <<<"$addresses"
+  say "$(wc -l <<<"$addresses") addresses answer"
 }
 
-# Connections of each real server so far, by the kernel's statistics. One with weight 0 is gone and gets no new ones.
+# connections VIRTUAL_SERVER: lines `real-server connections` from the kernel's statistics. Real servers with weight 0
+# were removed and get no new connections, so they don't count.
 connections() {
   awk '$1 != "->" || $2 !~ /^[0-9]/ {next} NR == FNR {weight[$2] = $4; next} weight[$2] > 0 {print $2, $3}' \
     <(ipvsadm -Ln -t "$1") <(ipvsadm -Ln --stats --exact -t "$1")
 }
 
-# spreads ENDPOINT: sends the requests and prints how many each real server got. Another host's
-# proof may send some meanwhile: with rr that changes nothing, any run of requests is spread.
+# check_spread ENDPOINT: sends the requests and prints how many each real server got. Requests that other hosts'
+# verifications send meanwhile don't matter: rr distributes any sequence of requests evenly.
 #
-# The kernel adds its counters up every other second (each real server's at a moment of its own,
-# later where the host is busy), so what was just sent is waited for. The first count may lack
-# earlier requests in the same way: hence more than one attempt.
-spreads() {
+# The kernel updates its counters every two seconds, each real server's at another moment, and later on a busy host. So
+# this waits until its requests are counted. The count before may lack earlier requests for the same reason, hence the
+# three attempts.
+check_spread() {
   local endpoint=$1 before counts='' attempt i
   for attempt in 1 2 3; do
     before=$(connections "$endpoint")
     for ((i = 0; i < REQUESTS; i++)); do
-      request "$endpoint" || fail "request $((i + 1)) of $REQUESTS to $endpoint failed" "kubectl get pods -o wide says whether a pod restarted"
+      request "$endpoint" || fail "request $((i + 1)) of $REQUESTS to $endpoint failed" \
+        "check with kubectl get pods -o wide whether a pod has restarted"
     done
-    if wait_for "$COUNTED_SECONDS" "the kernel's count of $REQUESTS requests to $endpoint" spread_counted; then
+    if wait_for "$COUNT_SECONDS" "the kernel to count $REQUESTS requests to $endpoint" spread_as_expected; then
       awk -v endpoint="$endpoint" '{print endpoint, $1, $2}' <<<"$counts"
       return
     fi
-    say "attempt $attempt: $(tr '\n' ' ' <<<"$counts")of $endpoint's real servers is not what $SCHEDULER promises"
+    say "attempt $attempt: requests per real server of $endpoint not as expected from $SCHEDULER: \
+$(tr '\n' ' ' <<<"$counts")"
   done
-  fail "$REQUESTS requests to $endpoint were not spread as $SCHEDULER promises: $(tr '\n' ' ' <<<"$counts")" "is something else using ipvsadm on $HOST?"
+  fail "$SCHEDULER didn't distribute $REQUESTS requests to $endpoint as expected: $(tr '\n' ' ' <<<"$counts")" \
+    "check whether something else uses IPVS on $HOST"
 }
-readonly COUNTED_SECONDS=20
+COUNT_SECONDS=20
 
-# Whether all requests since `before` are counted, and spread as promised. Sets `counts`.
-spread_counted() {
-  counts=$(awk 'NR == FNR {had[$1] = $2; next} {print $1, $2 - had[$1]}' <(printf '%s\n' "$before") <(connections "$endpoint"))
-  (($(awk '{n += $2} END {print n + 0}' <<<"$counts") >= REQUESTS)) && spread_kept "$counts"
+# Sets `counts` to the requests per real server since `before`. Succeeds if all are counted and evenly distributed.
+spread_as_expected() {
+  counts=$(awk 'NR == FNR {had[$1] = $2; next} {print $1, $2 - had[$1]}' \
+    <(printf '%s\n' "$before") <(connections "$endpoint"))
+  (($(awk '{n += $2} END {print n + 0}' <<<"$counts") >= REQUESTS)) && evenly_distributed "$counts"
 }
 
-# rr, and wrr with kube-proxy's equal weights: equal within one. The others promise nothing
-# about idle servers (the hashing ones send one client to one server).
-spread_kept() {
+# With rr, and with wrr and kube-proxy's equal weights, counts differ by at most one. Other schedulers guarantee nothing
+# for idle servers: the hashing ones send all requests of a client to one server.
+evenly_distributed() {
   case $SCHEDULER in
-    rr | wrr) awk 'NR == 1 {low = high = $2} {if ($2 < low) low = $2; if ($2 > high) high = $2} END {exit !(high - low <= 1)}' <<<"$1" ;;
+    rr | wrr)
+      awk 'NR == 1 {low = high = $2} {if ($2 < low) low = $2; if ($2 > high) high = $2} END {exit !(high - low <= 1)}' \
+        <<<"$1"
+      ;;
     *) return 0 ;;
   esac
-}
-
-report() {
-  [[ $MODE == ipvs ]] || return 0
-  echo "== ipvs"
-  ipvsadm -Ln
-  echo "== stats"
-  ipvsadm -Ln --stats --exact
-  echo "== addresses"
-  ip -4 -o address show dev kube-ipvs0 | awk '{sub("/.*", "", $4); print $4}'
-  echo "== sets"
-  ipset list -n
-  echo "== spread"
-  printf '%s\n' "$spread"
 }

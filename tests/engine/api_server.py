@@ -1,8 +1,7 @@
-"""A real Kubernetes control plane on 127.0.0.1, for seconds: real API semantics, no machines.
+"""A short-lived Kubernetes control plane on 127.0.0.1: the real API, without machines.
 
-etcd, kube-apiserver, and of the controllers those that deletion and readiness need. The
-programs are those that the lab's artefacts are built from. Pods never run here; a test that
-wants one ready says so by `ApiServer.pods_ready`.
+It runs etcd, kube-apiserver and the controllers that deletion and readiness need. The programs are those that
+the lab builds for its images. Pods never run; `ApiServer.pods_ready` marks them as ready.
 """
 
 from __future__ import annotations
@@ -14,6 +13,7 @@ import shutil
 import socket
 import ssl
 import subprocess
+import tempfile
 import threading
 import time
 import urllib.error
@@ -26,9 +26,9 @@ from typing import Any
 
 import yaml
 
-from common import paths
+from common import gobuild, paths
 from common.progress import Progress
-from lab.artefacts import gobuild
+from lab.artefacts import targets
 
 KUBERNETES = "1.37.2"
 READY_SECONDS = 180
@@ -36,7 +36,7 @@ READY_SECONDS = 180
 
 @dataclass(frozen=True)
 class Programs:
-    """What is started."""
+    """The programs of a control plane."""
 
     etcd: Path
     apiserver: Path
@@ -58,21 +58,26 @@ _CONTROLLERS = (
 
 @dataclass(frozen=True)
 class ApiServer:
-    """A running API server, as a test sees it."""
+    """A running API server.
+
+    Attributes:
+        authority: Its certificate in PEM format.
+        kubectl: The path of the kubectl program.
+    """
 
     url: str
     token: str
-    authority: str  # its certificate, PEM
+    authority: str
     process: subprocess.Popen[bytes]
-    kubectl: Path  # the program
+    kubectl: Path
 
     @property
     def kubeconfig(self) -> str:
-        """A kubeconfig with all rights."""
+        """A kubeconfig with all permissions."""
         return self.kubeconfig_for(self.url)
 
     def kubeconfig_for(self, url: str, cluster: str = "test") -> str:
-        """The same for another URL or name."""
+        """A kubeconfig with all permissions, for a different URL or cluster name."""
         data = base64.b64encode(self.authority.encode()).decode()
         return str(
             yaml.safe_dump(
@@ -92,7 +97,14 @@ class ApiServer:
     def call(
         self, method: str, path: str, body: Any = None, content_type: str = "application/json"
     ) -> dict[str, Any]:
-        """One request; a 404 is an empty answer."""
+        """Send one request.
+
+        Returns:
+            The decoded response; empty for a 404.
+
+        Raises:
+            AssertionError: The response is any other error.
+        """
         request = urllib.request.Request(
             f"{self.url}{path}",
             method=method,
@@ -101,22 +113,41 @@ class ApiServer:
         )
         context = ssl.create_default_context(cadata=self.authority)
         try:
-            with urllib.request.urlopen(request, context=context, timeout=60) as answer:
-                content: dict[str, Any] = json.loads(answer.read())
+            with urllib.request.urlopen(request, context=context, timeout=60) as response:
+                content: dict[str, Any] = json.loads(response.read())
                 return content
         except urllib.error.HTTPError as error:
             if error.code == 404:
                 return {}
             raise AssertionError(f"{method} {path}: {error.code} {error.read().decode()}") from error
 
+    def apply(self, body: dict[str, Any], manager: str) -> None:
+        """Apply one object on the server's side, with a field manager's name."""
+        with tempfile.NamedTemporaryFile("w", suffix=".yaml") as kubeconfig:
+            kubeconfig.write(self.kubeconfig)
+            kubeconfig.flush()
+            options = ("--server-side", "--force-conflicts", f"--field-manager={manager}", "--filename=-")
+            done = subprocess.run(
+                [self.kubectl, f"--kubeconfig={kubeconfig.name}", "apply", *options],
+                input=json.dumps(body),
+                capture_output=True,
+                text=True,
+                check=False,
+            )
+        assert done.returncode == 0, done.stderr
+
     def namespace(self) -> str:
-        """A new namespace's name."""
+        """Create a namespace.
+
+        Returns:
+            Its name.
+        """
         name = f"test-{secrets.token_hex(4)}"
         self.call("POST", "/api/v1/namespaces", {"metadata": {"name": name}})
         return name
 
     def forget_namespace(self, name: str) -> None:
-        """Make it as if there had never been one: there is no controller here that would end its deletion."""
+        """Delete a namespace, and finish the deletion in place of the controller that doesn't run here."""
         path = f"/api/v1/namespaces/{name}"
         self.call("DELETE", path)
         self.call("PUT", f"{path}/finalize", {**self.call("GET", path), "spec": {"finalizers": []}})
@@ -124,11 +155,11 @@ class ApiServer:
 
     @contextmanager
     def pods_ready(self, namespace: str) -> Iterator[None]:
-        """While the block runs, every pod of the namespace gets the node, becomes ready, and can end."""
+        """While the block runs, schedule a namespace's pods, mark them ready, and complete deletions."""
         ended = threading.Event()
         path = f"/api/v1/namespaces/{namespace}/pods"
 
-        def tend(pod: dict[str, Any], address: str) -> None:
+        def update(pod: dict[str, Any], address: str) -> None:
             name = pod["metadata"]["name"]
             if pod["metadata"].get("deletionTimestamp"):
                 self.call("DELETE", f"{path}/{name}?gracePeriodSeconds=0")
@@ -149,42 +180,55 @@ class ApiServer:
 
         failures: list[Exception] = []
 
-        def keep() -> None:
+        def update_all() -> None:
             address = 0
             try:
                 while not ended.wait(0.2):
                     for pod in self.call("GET", path).get("items") or []:
                         address += 1
-                        tend(pod, f"10.1.{address // 250}.{address % 250 + 1}")
+                        update(pod, f"10.1.{address // 250}.{address % 250 + 1}")
             except Exception as error:
                 failures.append(error)
 
-        keeper = threading.Thread(target=keep, daemon=True)
-        keeper.start()
+        updater = threading.Thread(target=update_all, daemon=True)
+        updater.start()
         try:
             yield
         finally:
             ended.set()
-            keeper.join()
+            updater.join()
         assert not failures, failures[0]
 
 
 def programs(progress: Progress, *, build: bool) -> Programs | None:
-    """The programs: on PATH, in the cache, or built."""
+    """The programs from PATH or the cache.
+
+    Args:
+        progress: Reports a build.
+        build: Build programs that are missing.
+
+    Returns:
+        None if programs are missing and `build` is false.
+    """
     names = ("etcd", "kube-apiserver", "kube-controller-manager", "kubectl")
-    ambient = [shutil.which(name) for name in names]
-    if all(ambient):
-        return Programs(*(Path(found) for found in ambient if found))
-    targets = (gobuild.ETCD, gobuild.kubernetes(KUBERNETES))
-    if not build and not all((paths.cache_dir() / "go" / target.key).exists() for target in targets):
+    on_path = [shutil.which(name) for name in names]
+    if all(on_path):
+        return Programs(*(Path(found) for found in on_path if found))
+    needed = (targets.ETCD, targets.kubernetes(KUBERNETES))
+    if not build and not all((paths.cache_dir() / "go" / target.key).exists() for target in needed):
         return None
-    store, kubernetes = (gobuild.build(target, progress) for target in targets)
+    store, kubernetes = (gobuild.build(target, progress) for target in needed)
     return Programs(store / names[0], *(kubernetes / name for name in names[1:]))
 
 
 @contextmanager
 def api_server(folder: Path, found: Programs) -> Iterator[ApiServer]:
-    """Serve until the block ends."""
+    """Run the control plane until the block ends.
+
+    Args:
+        folder: Holds its data and logs.
+        found: The programs.
+    """
     peer, client, port = _free_ports(3)
     token = secrets.token_hex(16)
     (folder / "tokens.csv").write_text(f'{token},admin,admin,"system:masters"\n')
@@ -219,12 +263,12 @@ def api_server(folder: Path, found: Programs) -> Iterator[ApiServer]:
                         f"--etcd-servers=http://127.0.0.1:{client}",
                         f"--secure-port={port}",
                         "--bind-address=127.0.0.1",
-                        "--endpoint-reconciler-type=none",  # the others refuse a loopback address
+                        "--endpoint-reconciler-type=none",  # all other types reject a loopback address
                         f"--cert-dir={folder / 'certificates'}",
                         f"--token-auth-file={folder / 'tokens.csv'}",
                         "--authorization-mode=RBAC",
-                        # The second would taint the node until a kubelet says that it is ready: no pod
-                        # of a DaemonSet would be wanted on it.
+                        # TaintNodesByCondition would taint the node until a kubelet reports it as ready, so
+                        # the DaemonSet controller would want no pods on it.
                         "--disable-admission-plugins=ServiceAccount,TaintNodesByCondition",
                         "--service-cluster-ip-range=10.0.0.0/16",
                         "--service-account-issuer=https://kubernetes.default.svc",
@@ -236,7 +280,7 @@ def api_server(folder: Path, found: Programs) -> Iterator[ApiServer]:
                 )
             )
             server = _ready(folder, port, token, running, found.kubectl)
-            # One node, without a machine, before the controllers start: they know it from the first.
+            # Create a node without a machine now, so that the controllers know it from the start.
             server.call("POST", "/api/v1/nodes", {"metadata": {"name": _NODE}})
             (folder / "kubeconfig").write_text(server.kubeconfig)
             with (folder / "controllers.log").open("wb") as controllers_log:
@@ -270,24 +314,24 @@ def _ready(
 ) -> ApiServer:
     certificate = folder / "certificates" / "apiserver.crt"
     deadline = time.monotonic() + READY_SECONDS
-    last = "it hasn't written its certificate"
+    last = "there is no certificate yet"
     while time.monotonic() < deadline:
         for process, name in zip(running, ("etcd", "apiserver"), strict=False):
             if process.poll() is not None:
                 tail = (folder / f"{name}.log").read_text(errors="replace")[-2000:]
-                raise AssertionError(f"{name} ended with status {process.returncode}:\n{tail}")
+                raise AssertionError(f"{name} exited with status {process.returncode}:\n{tail}")
         if certificate.exists():
             url = f"https://127.0.0.1:{port}"
             server = ApiServer(url, token, certificate.read_text(), running[1], kubectl)
             try:
                 if server.call("GET", "/api/v1/namespaces/default"):
                     return server
-                last = "it has no namespace 'default' yet"
+                last = "there is no namespace 'default' yet"
             except (OSError, AssertionError) as error:
                 last = str(error)
         time.sleep(0.2)
     tail = (folder / "apiserver.log").read_text(errors="replace")[-2000:]
-    raise AssertionError(f"no API server after {READY_SECONDS} s: {last}\n{tail}")
+    raise AssertionError(f"the API server isn't ready after {READY_SECONDS} s: {last}\n{tail}")
 
 
 def _free_ports(count: int) -> list[int]:

@@ -1,4 +1,4 @@
-"""Fixtures of the engine tests: the engine in a project of its own, a host, an API server."""
+"""Fixtures for the engine tests: an empty stack, SSH hosts, an API server."""
 
 from __future__ import annotations
 
@@ -18,43 +18,49 @@ from tools import env
 
 @pytest.fixture(scope="session")
 def toolbox() -> env.Toolbox:
-    """The engine and the plugins that are present: PATH decides, then the rest of the usual order."""
+    """The engine and the plugins, found in the usual order."""
     return env.toolbox(Progress())
 
 
 @pytest.fixture(scope="session")
 def stand_ins(toolbox: env.Toolbox) -> set[str]:
-    """The names of the plugins that are this project's stand-ins."""
+    """The names of the plugins that this project's stand-ins replace."""
     return {tool.name.rpartition("-")[2] for tool in toolbox.plugins if "stand-in" in tool.source}
 
 
 @pytest.fixture
 def stack(tmp_path: Path, toolbox: env.Toolbox) -> Stack:
-    """An empty stack, which the real engine runs."""
+    """An empty stack, run by the real engine."""
     environment = env.environment(toolbox)
-    environment.pop("SSH_AUTH_SOCK", None)  # the developer's agent is no part of a test
+    environment.pop("SSH_AUTH_SOCK", None)  # keep the developer's agent out of the tests
     return make_stack(tmp_path / "pulumi", environment)
 
 
 @pytest.fixture
 def host(tmp_path: Path) -> Iterator[SshServer]:
-    """A host reached by SSH."""
+    """A host with an SSH server."""
     with ssh_server(tmp_path / "host") as server:
         yield server
 
 
 @pytest.fixture
 def hosts(tmp_path: Path) -> Iterator[Callable[[str], SshServer]]:
-    """More hosts, by name."""
+    """A function that starts another host by name."""
     with ExitStack() as running:
         yield lambda name: running.enter_context(ssh_server(tmp_path / name))
 
 
 @pytest.fixture(scope="session")
 def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ApiServer]:
-    """A Kubernetes control plane, and nothing that runs pods."""
+    """A Kubernetes control plane without anything that runs pods."""
     found = programs(Progress(), build=os.environ.get("KUBEADM_IPVS_TEST_BUILD") != "never")
     if found is None:
         pytest.skip("no control plane on PATH or in the cache, and building is off")
     with api_server(tmp_path_factory.mktemp("cluster"), found) as server:
         yield server
+
+
+@pytest.fixture
+def namespace(cluster: ApiServer) -> str:
+    """A new namespace for the test."""
+    return cluster.namespace()

@@ -1,7 +1,7 @@
-"""A cluster as the state has it after a first `up`: the real engine and program, without machines.
+"""A stack as it is after the first `up`, made by the real engine and program without machines.
 
-The hosts are SSH servers that answer each step as a finished host does; the Kubernetes objects go to
-a real API server. What is previewed against that state is the engine's and the plugins' own judgement.
+The hosts are SSH servers that answer each step like a working host, and the Kubernetes objects go to a real
+API server. Previews of that stack show what the real engine and plugins make of a change.
 """
 
 from __future__ import annotations
@@ -24,34 +24,34 @@ from tests import stacks
 from tests.engine.api_server import ApiServer
 from tests.engine.ssh_server import CommandFailed, private, ssh_server
 from tests.engine.stack import Stack, make_stack_of
-from tests.fast.test_graph import TOKEN, promises
+from tests.fast.recorded_run import TOKEN, services_and_slices
 
 NAME = "trial"
 HOSTS = {"master": "10.0.0.11", "node1": "10.0.0.12", "node2": "10.0.0.13", "node3": "10.0.0.14"}
-"""The machines that there are, of which the cluster has the first three."""
+"""The available hosts. The cluster uses the first three."""
 
-MEETING_SECONDS = 30
-"""How long a step waits for the others of its meeting."""
+BARRIER_SECONDS = 30
+"""How long a step waits for the other steps at its barrier."""
 
 
 @dataclass(frozen=True)
 class Environment:
-    """A checkout with one environment, and its state.
+    """A checkout with one environment and its state.
 
     Attributes:
-        settings: What the stack file was first made from.
-        spare: A host that isn't among them.
-        asked: What was asked of the hosts so far, in order: `node1: delete claim node1`.
-        dead: Names of hosts on which nothing that is asked is done; or steps as in `asked`, which fail.
-        meetings: Steps as in `asked` that end when each that is to be at the meeting has begun, or fail.
+        settings: The settings that the stack file started with.
+        spare: A host that isn't in the settings.
+        calls: The steps that hosts ran so far, in order, such as `node1: delete claim node1`.
+        failing: Hosts on which every step fails, and single steps that fail, written as in `calls`.
+        barriers: Steps, written as in `calls`, that only succeed if all of a barrier run at the same time.
     """
 
     stack: Stack
     settings: dict[str, Any]
     spare: dict[str, Any]
-    asked: list[str]
-    dead: set[str]
-    meetings: dict[str, threading.Barrier]
+    calls: list[str]
+    failing: set[str]
+    barriers: dict[str, threading.Barrier]
 
     @property
     def file(self) -> Path:
@@ -59,13 +59,13 @@ class Environment:
         return self.stack.folder / f"Pulumi.{NAME}.yaml"
 
     def write(self, settings: dict[str, Any]) -> None:
-        """Make these the settings; what Pulumi has written into the file stays."""
+        """Write the settings; keep what Pulumi wrote into the file."""
         kept = {key: value for key, value in yaml.safe_load(self.file.read_text()).items() if key != "config"}
         config = {PREFIX + name: value for name, value in settings.items()}
         self.file.write_text(yaml.safe_dump({**kept, "config": config}, sort_keys=False))
 
     def copy(self, folder: Path) -> Environment:
-        """The same once more, to be changed: checkout and state."""
+        """Copy the checkout and the state."""
         shutil.copytree(self.stack.folder.parent, folder, symlinks=True)
         backend = {"PULUMI_BACKEND_URL": (folder / "backend").as_uri()}
         stack = replace(
@@ -79,29 +79,31 @@ class Environment:
 
 @contextmanager
 def environment(folder: Path, variables: dict[str, str], cluster: ApiServer) -> Iterator[Environment]:
-    """An environment whose cluster was never made; until the block ends, hosts answer and pods become ready.
+    """Make an environment without a cluster. Within the block, hosts respond and pods become ready.
 
-    :param variables: the environment in which Pulumi runs; the developer's agent is no part of a test.
-    :param cluster: what the control plane's kubeconfig leads to.
+    Args:
+        folder: Where to put it.
+        variables: Pulumi's environment. The developer's SSH agent is left out.
+        cluster: The API server in the control plane's kubeconfig.
     """
     project = folder / "project"
     stacks.copy_checkout(project)
     login = asyncssh.generate_private_key("ssh-ed25519")
     (project / "login-key").write_text(private(login))
-    asked: list[str] = []
-    dead: set[str] = set()
-    meetings: dict[str, threading.Barrier] = {}
+    calls: list[str] = []
+    failing: set[str] = set()
+    barriers: dict[str, threading.Barrier] = {}
 
     def serve(host: str, command: str) -> str:
-        called = f"{host}: {command.partition('bash -s -- ')[2]}"
-        if dead & {host, called}:
+        call = f"{host}: {command.partition('bash -s -- ')[2]}"
+        if failing & {host, call}:
             raise CommandFailed
-        asked.append(called)
-        if called in meetings:
+        calls.append(call)
+        if call in barriers:
             try:
-                meetings[called].wait(MEETING_SECONDS)
-            except threading.BrokenBarrierError as alone:
-                raise CommandFailed from alone
+                barriers[call].wait(BARRIER_SECONDS)
+            except threading.BrokenBarrierError as error:
+                raise CommandFailed from error
         return answer(command, cluster)
 
     with ExitStack() as running:
@@ -110,9 +112,9 @@ def environment(folder: Path, variables: dict[str, str], cluster: ApiServer) -> 
             server = running.enter_context(
                 ssh_server(folder / name, login=login, answer=partial(serve, name))
             )
-            way = {"host": "127.0.0.1", "port": server.port, "hostKey": server.host_key}
+            ssh = {"host": "127.0.0.1", "port": server.port, "hostKey": server.host_key}
             role = "worker" if hosts else "control-plane"
-            hosts.append({"name": name, "role": role, "address": address, "ssh": way})
+            hosts.append({"name": name, "role": role, "address": address, "ssh": ssh})
         settings = {
             "hosts": hosts[:3],
             "ssh": {"privateKeyFile": "login-key"},
@@ -123,21 +125,21 @@ def environment(folder: Path, variables: dict[str, str], cluster: ApiServer) -> 
         without_agent = {name: value for name, value in variables.items() if name != "SSH_AUTH_SOCK"}
         stack = make_stack_of(project, without_agent, NAME)
         stack.language_host = True
-        made = Environment(stack, settings, hosts[3], asked, dead, meetings)
+        made = Environment(stack, settings, hosts[3], calls, failing, barriers)
         made.write(settings)
         yield made
 
 
 def answer(command: str, cluster: ApiServer) -> str:
-    """What a step prints on a host where all is well."""
-    called = re.search(r"bash -s -- (\w+) (\w+) ", command)
-    match called[2] if called else "":
+    """A step's output on a healthy host."""
+    call = re.search(r"bash -s -- (\w+) (\w+) ", command)
+    match call[2] if call else "":
         case "admin" | "kubeconfig":
             return cluster.kubeconfig
         case "token":
             return TOKEN + "\n"
         case "expected_services":
-            return promises()
+            return services_and_slices()
         case "verification":
             return "== ipvs\n== stats\n== addresses\n== sets\n== spread\n"
     return ""

@@ -1,8 +1,8 @@
-"""A throwaway SSH server on 127.0.0.1: runs what it is asked to, in a folder of its own.
+"""A temporary SSH server on 127.0.0.1 that plays the part of a host in the engine tests.
 
-It stands for a host in the engine tests: real SSH, a host key that can be pinned, one login
-key, and a record of what was run. Commands run by `bash -c` with the folder as working
-directory and HOME; or nothing runs, and what each prints is said by the test.
+It has a host key that can be pinned, accepts one login key, and records all commands. It runs them with
+`bash -c`, with its folder as working directory and HOME. Alternatively it runs nothing and returns output
+that the test supplies.
 """
 
 from __future__ import annotations
@@ -25,28 +25,35 @@ import asyncssh
 
 @dataclass
 class SshServer:
-    """A running server, as a test sees it."""
+    """A running server.
+
+    Attributes:
+        host_key: The public host key, such as `ssh-ed25519 AAAA...`.
+        private_key: The private key that may log in.
+        commands: The commands so far, in order.
+        logins: User names, one for each connection.
+    """
 
     port: int
     folder: Path
-    host_key: str  # public, as `ssh-ed25519 AAAA...`
-    private_key: str  # of the user that may log in
-    commands: list[str] = field(default_factory=list)  # run so far, in order
-    logins: list[str] = field(default_factory=list)  # user names, one a connection
+    host_key: str
+    private_key: str
+    commands: list[str] = field(default_factory=list)
+    logins: list[str] = field(default_factory=list)
 
     def lines(self, name: str = "log") -> list[str]:
-        """The lines of a file in the server's folder; none if there is no such file."""
+        """The lines of a file in the server's folder; empty if there is no such file."""
         file = self.folder / name
         return file.read_text().splitlines() if file.exists() else []
 
 
 Answer = Callable[[str], str]
-"""What a command prints: by its text, what it is fed is read and left. It ends with status 0, or where
-this raises `CommandFailed` with 1."""
+"""Returns a command's output. The command's standard input is discarded. Its exit status is 0, or 1 if the
+function raises `CommandFailed`."""
 
 
 class CommandFailed(Exception):
-    """The command is to end with status 1."""
+    """Makes a command exit with status 1."""
 
 
 class _Server(asyncssh.SSHServer):
@@ -60,7 +67,7 @@ class _Server(asyncssh.SSHServer):
         self._seen.logins.append("root")
 
     def connection_requested(self, dest_host: str, dest_port: int, orig_host: str, orig_port: int) -> bool:
-        return True  # a proxy's work: direct-tcpip
+        return True  # allow direct-tcpip, so that the server can be a jump host
 
 
 async def _serve_command(process: Any, seen: SshServer, answer: Answer | None) -> None:
@@ -93,17 +100,17 @@ async def _serve_command(process: Any, seen: SshServer, answer: Answer | None) -
                 writer.write(chunk)
                 await writer.drain()
         except (OSError, asyncssh.Error):
-            return  # the command ended without reading all of it
+            return  # the command exited without reading all of its input
         finally:
             writer.close()
 
-    async def show(reader: asyncio.StreamReader, writer: Any) -> None:
+    async def forward(reader: asyncio.StreamReader, writer: Any) -> None:
         while chunk := await reader.read(65536):
             writer.write(chunk)
             await writer.drain()
 
     feeding = asyncio.create_task(feed(child.stdin))
-    await asyncio.gather(show(child.stdout, process.stdout), show(child.stderr, process.stderr))
+    await asyncio.gather(forward(child.stdout, process.stdout), forward(child.stderr, process.stderr))
     status = await child.wait()
     feeding.cancel()
     if status < 0:
@@ -113,23 +120,23 @@ async def _serve_command(process: Any, seen: SshServer, answer: Answer | None) -
 
 
 def public(key: asyncssh.SSHKey) -> str:
-    """A key's public part, in one line."""
+    """A key's public part as one line."""
     return key.export_public_key().decode().strip()
 
 
 def private(key: asyncssh.SSHKey) -> str:
-    """A key's private part, as a file holds it."""
+    """A key's private part in the format of a key file."""
     return key.export_private_key().decode()
 
 
 def closed_port() -> int:
-    """A port of 127.0.0.1 where nobody listens."""
+    """A port of 127.0.0.1 on which nothing listens."""
     with socket.create_server(("127.0.0.1", 0)) as taken:
         return int(taken.getsockname()[1])
 
 
 def turn_one_away(port: int) -> None:
-    """Accept one connection and end it without a word, as a host may that still boots. Within a minute."""
+    """Accept one connection within a minute and close it at once, like a host that is still booting."""
     with socket.create_server(("127.0.0.1", port)) as server:
         server.settimeout(60)
         server.accept()[0].close()
@@ -137,14 +144,18 @@ def turn_one_away(port: int) -> None:
 
 @contextmanager
 def ssh_agent(key: str) -> Iterator[str]:
-    """An agent that holds one private key; where its socket is."""
-    # A socket's path is short: pytest's own folders may be too deep.
+    """Run an SSH agent that holds one private key.
+
+    Yields:
+        The path of its socket.
+    """
+    # The length of a socket's path is limited, and pytest's folders may be too deep.
     with tempfile.TemporaryDirectory(prefix="agent-") as folder:
         place = f"{folder}/agent"
         argv = ["ssh-agent", "-D", "-a", place]
         with subprocess.Popen(argv, stdout=subprocess.PIPE, text=True) as agent:
             try:
-                # It says where it listens once it does.
+                # The agent prints its socket's path once it listens.
                 assert agent.stdout is not None and place in agent.stdout.readline()
                 variables = {**os.environ, "SSH_AUTH_SOCK": place}
                 subprocess.run(["ssh-add", "-q", "-"], input=key, text=True, check=True, env=variables)
@@ -161,13 +172,14 @@ def ssh_server(
     login: asyncssh.SSHKey | None = None,
     answer: Answer | None = None,
 ) -> Iterator[SshServer]:
-    """Serve until the block ends.
+    """Run a server until the block ends.
 
-    :param folder: where commands run; made if it isn't there.
-    :param port: 0 for a free one.
-    :param host_key: the server's key; a new one if none is given.
-    :param login: the user's key; a new one if none is given.
-    :param answer: what commands print, where none is to run.
+    Args:
+        folder: Where commands run. Created if necessary.
+        port: 0 selects a free port.
+        host_key: The server's key. A new one by default.
+        login: The user's key. A new one by default.
+        answer: Returns the commands' output. By default commands are run.
     """
     folder.mkdir(parents=True, exist_ok=True)
     server_key = host_key or asyncssh.generate_private_key("ssh-ed25519")

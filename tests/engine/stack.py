@@ -1,10 +1,9 @@
-"""Runs the real engine and the present plugins on small programs, each with state of its own.
+"""Runs the real engine and plugins on small programs, each with its own state.
 
-The programs run as the Automation API runs inline programs, in a process that is forked from one
-that has imported the SDK already: a new interpreter with the list of its packages for each run
-would take longer than the run. Not in the test's own process: what a program that failed leaves
-behind, half-run coroutines and threads among it, disturbed tests that came after. A test of the
-language host itself asks for it (`Stack.language_host`).
+Programs run like inline programs of the Automation API, in a process forked from one that has already
+imported the SDK: starting an interpreter and listing its packages takes longer than the run itself. They
+don't run in the test's process, because coroutines and threads left by a failed program disturbed later
+tests. Tests that need the language host set `Stack.language_host`.
 """
 
 from __future__ import annotations
@@ -23,14 +22,14 @@ from typing import Any
 
 from tests import stacks
 
-LIMIT_SECONDS = 300  # for one engine run: generous, since the machine may be busy
+LIMIT_SECONDS = 300  # for one engine run; generous, because the machine may be busy
 
 _processes = multiprocessing.get_context("forkserver")
 _processes.set_forkserver_preload(["__main__", "pulumi.automation", "pulumi_command", "pulumi_kubernetes"])
 
 
-def _serve(source: str, environment: Mapping[str, str], said: Connection) -> None:
-    """Be the language host of one program until killed; says its port first."""
+def _serve(source: str, environment: Mapping[str, str], sender: Connection) -> None:
+    """Serve as one program's language host until killed, after sending the port."""
     import grpc
     from pulumi.automation._server import LanguageServer
     from pulumi.runtime.proto import language_pb2_grpc
@@ -44,19 +43,19 @@ def _serve(source: str, environment: Mapping[str, str], said: Connection) -> Non
 
     server = grpc.server(ThreadPoolExecutor(max_workers=4))
     language_pb2_grpc.add_LanguageRuntimeServicer_to_server(LanguageServer(program), server)
-    said.send(server.add_insecure_port("127.0.0.1:0"))
+    sender.send(server.add_insecure_port("127.0.0.1:0"))
     server.start()
     server.wait_for_termination()
 
 
 @dataclass(frozen=True)
 class Step:
-    """What the engine did, or would do, to one resource."""
+    """An operation on one resource, done or planned."""
 
     op: str  # create, update, same, delete, replace, create-replacement, delete-replaced, read, refresh
     name: str
     type: str
-    state: dict[str, Any]  # as the engine shows it after the step: `inputs`, `outputs`, `id`
+    state: dict[str, Any]  # after the step: `inputs`, `outputs`, `id`
     changed: tuple[str, ...]  # the property paths that differ
 
     def __str__(self) -> str:
@@ -68,29 +67,29 @@ class Run:
     """One run of `pulumi`."""
 
     status: int
-    text: str  # everything it printed, both streams
-    messages: tuple[str, ...]  # diagnostics at info and above; not the signs of life
-    signs: tuple[str, ...]  # the signs of life that a terminal overwrites
-    steps: tuple[Step, ...]  # without those of the stack and of providers
+    text: str  # all output, both streams
+    messages: tuple[str, ...]  # diagnostics from info up, without progress
+    progress: tuple[str, ...]  # progress lines, which a terminal overwrites
+    steps: tuple[Step, ...]  # without those of the stack and providers
 
     @property
     def ops(self) -> list[str]:
-        """`op name` for all that wasn't the same."""
+        """`op name` of each changed resource."""
         return [str(step) for step in self.steps if step.op not in ("same", "refresh")]
 
     def step(self, name: str) -> Step:
-        """The last step of a resource."""
+        """A resource's last step."""
         return [step for step in self.steps if step.name == name][-1]
 
 
 @dataclass
 class Stack:
-    """A project folder with one stack in a file backend of its own."""
+    """A project folder with one stack in its own file backend."""
 
     folder: Path
     environment: dict[str, str]
-    extra: dict[str, str] = field(default_factory=dict)  # variables that the next runs get in addition
-    language_host: bool = False  # run programs by the language host, as a person's run does
+    extra: dict[str, str] = field(default_factory=dict)  # more variables for the next runs
+    language_host: bool = False  # run programs in the language host, like a user's run
     name: str = "test"
 
     def program(self, text: str) -> Stack:
@@ -99,47 +98,47 @@ class Stack:
         return self
 
     def up(self, *arguments: str, fails: bool = False) -> Run:
-        """`pulumi up`; the test fails unless it succeeds, or fails, as expected."""
+        """Run `pulumi up`, and assert that it succeeds, or that it fails."""
         return self._expected(self._run("up", "--yes", "--skip-preview", "--json", *arguments), fails)
 
     def destroy(self, *arguments: str, fails: bool = False) -> Run:
-        """`pulumi destroy`, without running the program."""
+        """Run `pulumi destroy`, which doesn't run the program."""
         return self._expected(self._run("destroy", "--yes", "--skip-preview", "--json", *arguments), fails)
 
     def refresh(self, fails: bool = False) -> Run:
-        """`pulumi refresh`."""
+        """Run `pulumi refresh`."""
         return self._expected(self._run("refresh", "--yes", "--skip-preview", "--json"), fails)
 
     def preview(self, *arguments: str, fails: bool = False) -> Run:
-        """`pulumi preview`."""
+        """Run `pulumi preview`."""
         return self._expected(self._run("preview", "--json", *arguments), fails)
 
     def preview_as_written(self, *arguments: str) -> subprocess.CompletedProcess[str]:
-        """`pulumi preview` with the language host, as a person or a step runs it: what it prints as it is."""
-        return self._call("preview", *arguments)
+        """Run `pulumi preview` like a user, with the language host and plain output."""
+        return self.call("preview", *arguments)
 
     def state(self) -> list[dict[str, Any]]:
-        """The resources in the state, as stored: secrets are ciphertext."""
-        exported = json.loads(self._call("stack", "export").stdout)
+        """The resources as stored in the state, with encrypted secrets."""
+        exported = json.loads(self.call("stack", "export").stdout)
         return [
             entry for entry in exported["deployment"].get("resources", []) if not _internal(entry["type"])
         ]
 
     def forget(self, urn: str, *arguments: str) -> None:
-        """Take a resource out of the state; what it has made stays where it is."""
-        done = self._call("state", "delete", urn, *arguments, "--yes")
+        """Remove a resource from the state; what it created stays."""
+        done = self.call("state", "delete", urn, *arguments, "--yes")
         assert done.returncode == 0, done.stderr
 
     def raw_state(self) -> str:
-        """The whole backend's content, as it lies on the disk."""
+        """The backend's content as stored on disk."""
         files = sorted((self.folder.parent / "backend").rglob("*.json*"))
         return "\n".join(file.read_text(errors="replace") for file in files)
 
     def output(self, name: str) -> Any:
-        """A stack output, revealed."""
-        return json.loads(self._call("stack", "output", name, "--json", "--show-secrets").stdout)
+        """A stack output in plain text."""
+        return json.loads(self.call("stack", "output", name, "--json", "--show-secrets").stdout)
 
-    def _call(self, *arguments: str) -> subprocess.CompletedProcess[str]:
+    def call(self, *arguments: str) -> subprocess.CompletedProcess[str]:
         return subprocess.run(
             ["pulumi", *arguments, "--stack", self.name, "--non-interactive"],
             cwd=self.folder,
@@ -152,30 +151,30 @@ class Stack:
 
     def _run(self, *arguments: str) -> Run:
         if self.language_host or arguments[0] not in ("up", "preview"):
-            done = self._call(*arguments)
+            done = self.call(*arguments)
         else:
             with self._inline() as address:
-                done = self._call(*arguments, f"--client={address}", "--exec-kind=auto.inline")
-        messages, signs, steps = _events(done.stdout) if "preview" not in arguments else _plan(done.stdout)
-        return Run(done.returncode, done.stdout + done.stderr, tuple(messages), tuple(signs), tuple(steps))
+                done = self.call(*arguments, f"--client={address}", "--exec-kind=auto.inline")
+        messages, progress, steps = _events(done.stdout) if "preview" not in arguments else _plan(done.stdout)
+        return Run(done.returncode, done.stdout + done.stderr, tuple(messages), tuple(progress), tuple(steps))
 
     @contextmanager
     def _inline(self) -> Iterator[str]:
-        hears, says = _processes.Pipe(duplex=False)
+        receiver, sender = _processes.Pipe(duplex=False)
         source = (self.folder / "__main__.py").read_text()
         process = _processes.Process(
-            target=_serve, args=(source, {**os.environ, **self.extra}, says), daemon=True
+            target=_serve, args=(source, {**os.environ, **self.extra}, sender), daemon=True
         )
         process.start()
-        says.close()
+        sender.close()
         try:
-            # Ends by EOFError where the process can't start: its traceback is above.
-            yield f"127.0.0.1:{hears.recv()}"
+            # Raises EOFError if the process can't start; its traceback is above.
+            yield f"127.0.0.1:{receiver.recv()}"
         finally:
-            # The engine has ended, so nothing of the program is still wanted.
+            # The engine has exited, so the program isn't needed any more.
             process.kill()
             process.join()
-            hears.close()
+            receiver.close()
 
     @staticmethod
     def _expected(run: Run, fails: bool) -> Run:
@@ -184,7 +183,7 @@ class Stack:
 
 
 def make_stack(folder: Path, environment: dict[str, str]) -> Stack:
-    """A new project with an empty stack."""
+    """Make a new project with an empty stack."""
     project = folder / "project"
     project.mkdir(parents=True)
     (project / "Pulumi.yaml").write_text("name: conformance\nruntime: python\n")
@@ -192,7 +191,7 @@ def make_stack(folder: Path, environment: dict[str, str]) -> Stack:
 
 
 def make_stack_of(project: Path, environment: dict[str, str], name: str = "test") -> Stack:
-    """An empty stack of a project that is there; its backend lies beside the project's folder."""
+    """Make an empty stack for an existing project, with the backend next to the project's folder."""
     backend = project.parent / "backend"
     backend.mkdir()
     variables = {
@@ -215,13 +214,13 @@ def make_stack_of(project: Path, environment: dict[str, str], name: str = "test"
 
 
 def make_committed_stack(folder: Path, environment: dict[str, str], name: str) -> Stack:
-    """A committed stack in `folder/project`, empty; what its settings name in a home is in `folder/home`."""
+    """Make a committed stack, empty, in `folder/project`, with its settings' home files in `folder/home`."""
     project, home = folder / "project", folder / "home"
     stacks.copy_checkout(project)
     forget_state(project, name)
     home.mkdir()
     stacks.make_home(home, name)
-    # Where plugins may be is the person's own all the same.
+    # The plugin cache is still the user's.
     plugins = os.environ.get("PULUMI_HOME", str(Path.home() / ".pulumi"))
     stack = make_stack_of(project, {**environment, "PULUMI_HOME": plugins, "HOME": str(home)}, name)
     stack.language_host = True
@@ -229,7 +228,7 @@ def make_committed_stack(folder: Path, environment: dict[str, str], name: str) -
 
 
 def forget_state(project: Path, name: str) -> None:
-    """Take Pulumi's own lines out of a stack's file: they are of another state than the next command's."""
+    """Remove Pulumi's own lines from a stack's file: they belong to another state than the next command's."""
     file = project / f"Pulumi.{name}.yaml"
     own = ("encryptionsalt:", "encryptedkey:", "secretsprovider:")
     lines = file.read_text().splitlines(keepends=True)
@@ -246,18 +245,18 @@ def _step(op: str, urn: str, kind: str, state: dict[str, Any] | None, changed: d
 
 def _events(text: str) -> tuple[list[str], list[str], list[Step]]:
     messages: list[str] = []
-    signs: list[str] = []
+    progress: list[str] = []
     steps: list[Step] = []
     for line in text.splitlines():
         if not line.startswith("{"):
             continue
         event = json.loads(line)
-        said = event.get("diagnosticEvent")
-        if said and said.get("severity") != "debug":
-            (signs if said.get("ephemeral") else messages).append(
-                said.get("prefix", "") + said["message"].rstrip()
+        diagnostic = event.get("diagnosticEvent")
+        if diagnostic and diagnostic.get("severity") != "debug":
+            (progress if diagnostic.get("ephemeral") else messages).append(
+                diagnostic.get("prefix", "") + diagnostic["message"].rstrip()
             )
-        # The pre-event says that a step begins: a failed one has nothing else.
+        # A failed step has only the pre-event, which marks its beginning.
         found = event.get("resourcePreEvent") or event.get("resOutputsEvent")
         if found and not _internal(found["metadata"]["type"]):
             about = found["metadata"]
@@ -272,7 +271,7 @@ def _events(text: str) -> tuple[list[str], list[str], list[Step]]:
                 steps = [other for other in steps if (other.op, other.name) != (step.op, step.name)] + [step]
             else:
                 steps.append(step)
-    return messages, signs, steps
+    return messages, progress, steps
 
 
 def _plan(text: str) -> tuple[list[str], list[str], list[Step]]:

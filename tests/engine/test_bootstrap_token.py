@@ -1,3 +1,5 @@
+"""Creating, renewing and revoking the bootstrap tokens of joining workers."""
+
 from __future__ import annotations
 
 import base64
@@ -7,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from common.paths import project_dir
 from components.bootstrap_token import SECRETS, BootstrapTokenError, create, revoke
 from tests.engine.api_server import ApiServer
 from tests.engine.ssh_server import SshServer
@@ -37,7 +40,7 @@ remote.Command("join",
 
 
 def valid_until(cluster: ApiServer) -> datetime | None:
-    """When the API server stops accepting the token; None where it doesn't accept it."""
+    """The token's expiry; None if the API server doesn't have the token."""
     secret: dict[str, Any] = cluster.call("GET", SECRET)
     if not secret:
         return None
@@ -45,8 +48,6 @@ def valid_until(cluster: ApiServer) -> datetime | None:
 
 
 def joining(stack: Stack, host: SshServer, cluster: ApiServer) -> Stack:
-    from common.paths import project_dir
-
     stack.extra["GIVEN"] = json.dumps(
         {
             "port": host.port,
@@ -59,12 +60,10 @@ def joining(stack: Stack, host: SshServer, cluster: ApiServer) -> Stack:
     return stack.program(JOIN.format(project=str(project_dir())))
 
 
-def test_a_join_that_is_tried_again_after_the_tokens_end_finds_it_valid_again(
-    stack: Stack, host: SshServer, cluster: ApiServer
-) -> None:
+def test_retried_join_gets_a_valid_token_again(stack: Stack, host: SshServer, cluster: ApiServer) -> None:
     joining(stack, host, cluster).up(fails=True)
     assert valid_until(cluster) is not None
-    # A month later the API server has long removed it.
+    # As after a month, when the API server has removed it.
     cluster.call("DELETE", SECRET)
     stack.up(fails=True)
     until = valid_until(cluster)
@@ -76,12 +75,10 @@ def test_a_join_that_is_tried_again_after_the_tokens_end_finds_it_valid_again(
     assert valid_until(cluster) is None, "revoked after the join"
     stack.up()
     assert host.lines() == ["attempt"] * 3
-    assert valid_until(cluster) is None, "a run without a join admits nobody"
+    assert valid_until(cluster) is None, "a run without a join creates no token"
 
 
-def test_a_token_is_in_no_output_nor_in_the_plain_state(
-    stack: Stack, host: SshServer, cluster: ApiServer
-) -> None:
+def test_token_stays_out_of_output_and_state(stack: Stack, host: SshServer, cluster: ApiServer) -> None:
     run = joining(stack, host, cluster).up(fails=True)
     (host.folder / "allowed").touch()
     done = stack.up()
@@ -90,7 +87,7 @@ def test_a_token_is_in_no_output_nor_in_the_plain_state(
         assert TOKEN.partition(".")[2] not in text
 
 
-def test_a_token_is_renewed_and_revoked_however_often(cluster: ApiServer) -> None:
+def test_token_can_be_renewed_and_revoked_repeatedly(cluster: ApiServer) -> None:
     for minutes in (5, 30):
         create(cluster.kubeconfig, TOKEN, "node1", minutes)
         until = valid_until(cluster)
@@ -101,7 +98,7 @@ def test_a_token_is_renewed_and_revoked_however_often(cluster: ApiServer) -> Non
     assert valid_until(cluster) is None
 
 
-def test_an_api_server_that_is_not_there_is_named_and_the_token_is_not(cluster: ApiServer) -> None:
-    with pytest.raises(BootstrapTokenError, match=r"127\.0\.0\.1:1 can't be reached") as caught:
+def test_unreachable_api_server_is_named_without_the_token(cluster: ApiServer) -> None:
+    with pytest.raises(BootstrapTokenError, match=r"127\.0\.0\.1:1 is unreachable") as caught:
         create(cluster.kubeconfig_for("https://127.0.0.1:1"), TOKEN, "node1", 5)
     assert TOKEN not in str(caught.value)

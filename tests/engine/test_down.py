@@ -1,4 +1,4 @@
-"""`make down` where the lab has gone before its stack."""
+"""`make down` after the lab has gone."""
 
 from __future__ import annotations
 
@@ -10,9 +10,7 @@ from common.progress import Progress
 from tools import down, env, stack
 
 
-def test_a_lab_that_does_not_run_takes_its_stacks_state_with_it(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_state_is_removed_if_the_lab_does_not_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
     monkeypatch.setattr(down, "project_dir", lambda: tmp_path)
     (tmp_path / "Pulumi.yaml").write_text("name: kubeadm-ipvs\nruntime: python\n")
@@ -24,4 +22,4 @@ def test_a_lab_that_does_not_run_takes_its_stacks_state_with_it(
     down.down("default", Progress(quiet=True))
 
     assert not down.exists("dev")
-    assert settings.read_text().startswith("# ours\nconfig: {}\n"), "the stack's file is a person's own"
+    assert settings.read_text().startswith("# ours\nconfig: {}\n"), "the stack's file must stay"

@@ -1,4 +1,4 @@
-"""Every committed stack can be previewed, by the real engine, on a copy of the checkout."""
+"""The real engine can preview every committed stack, in a copy of the checkout."""
 
 from __future__ import annotations
 
@@ -7,14 +7,14 @@ from pathlib import Path
 
 import pytest
 
-from model.settings import load
+from model.settings_file import load
 from tests import stacks
 from tests.engine.stack import make_committed_stack
 from tools import env
 
 
 @pytest.mark.parametrize("name", stacks.committed())
-def test_a_committed_stack_is_previewed_as_a_new_cluster_with_its_own_and_the_shared_settings(
+def test_a_committed_stack_previews_as_a_new_cluster(
     name: str, toolbox: env.Toolbox, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     stack = make_committed_stack(tmp_path, env.environment(toolbox), name)
@@ -32,26 +32,22 @@ def test_a_committed_stack_is_previewed_as_a_new_cluster_with_its_own_and_the_sh
     assert run.step("Deployment/default/nginx").state["inputs"]["spec"]["replicas"] == settings.nginx.replicas
 
 
-def test_the_engine_makes_no_stack_in_a_file_backend_without_a_passphrase_or_a_key_service(
-    toolbox: env.Toolbox, tmp_path: Path
-) -> None:
+def test_file_backends_need_passphrase_or_key_service(toolbox: env.Toolbox, tmp_path: Path) -> None:
     variables = env.environment(toolbox) | {"PULUMI_BACKEND_URL": tmp_path.as_uri()}
     del variables["PULUMI_CONFIG_PASSPHRASE_FILE"]
     (tmp_path / "Pulumi.yaml").write_text("name: secrets\nruntime: python\n")
 
-    def made(*arguments: str) -> subprocess.CompletedProcess[str]:
+    def init(*arguments: str) -> subprocess.CompletedProcess[str]:
         argv = ["pulumi", "stack", "init", "prod", "--non-interactive", *arguments]
         return subprocess.run(argv, cwd=tmp_path, env=variables, capture_output=True, text=True)
 
-    without = made()
+    without = init()
     assert without.returncode != 0
     assert "passphrase must be set" in without.stderr
-    assert "unknown secrets provider" in made("--secrets-provider", "none").stderr
+    assert "unknown secrets provider" in init("--secrets-provider", "none").stderr
 
 
-def test_a_setting_that_is_kept_as_a_secret_is_refused_since_it_would_stand_in_the_open(
-    toolbox: env.Toolbox, tmp_path: Path
-) -> None:
+def test_a_secret_setting_is_refused(toolbox: env.Toolbox, tmp_path: Path) -> None:
     stack = make_committed_stack(tmp_path, env.environment(toolbox), "dev")
     secret = "http://me:hush@proxy.example.com:3128"
     path = "kubeadm-ipvs:cluster.extraEnvs.HTTPS_PROXY"

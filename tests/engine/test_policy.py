@@ -21,14 +21,14 @@ Copy = Callable[[str], Stack]
 
 @pytest.fixture
 def copy(toolbox: env.Toolbox, tmp_path: Path) -> Copy:
-    """A committed stack in a project of its own, with what the engine needs to run the pack."""
+    """Creates a committed stack in its own project, with an engine that can run the pack."""
     variables = policy.with_pack(env.environment(toolbox), Progress())
 
     return lambda name: make_committed_stack(tmp_path, variables, name)
 
 
-def judged(stack: Stack) -> tuple[subprocess.CompletedProcess[str], dict[str, str]]:
-    """A preview with the pack, as a person runs it, and each broken rule's level."""
+def preview(stack: Stack) -> tuple[subprocess.CompletedProcess[str], dict[str, str]]:
+    """Preview with the pack; returns the run and the level of each broken rule."""
     done = stack.preview_as_written("--policy-pack", str(stack.folder / "policy"))
     return done, levels_in(done.stdout)
 
@@ -43,12 +43,10 @@ def replace(file: Path, old: str, new: str) -> None:
     file.write_text(text.replace(old, new))
 
 
-def test_the_committed_production_keeps_the_mandatory_rules_and_is_warned_of_its_one_control_plane(
-    copy: Copy, tmp_path: Path
-) -> None:
+def test_committed_production_keeps_the_mandatory_rules(copy: Copy, tmp_path: Path) -> None:
     stack = copy("prod")
-    # The command makes its stack anew, in the state that every command of the project has: what the copy's
-    # own state wrote into the file would be of a stack whose state is elsewhere.
+    # The command creates the stack again, in the project's own backend. Given what the copy's backend wrote
+    # to the stack file, it would refuse the stack because its state is elsewhere.
     forget_state(stack.folder, "prod")
     done = subprocess.run(
         [str(stacks.PROJECT / ".venv/bin/python"), "-m", "tools.policy", "--stack", "prod"],
@@ -70,9 +68,9 @@ def test_the_committed_production_keeps_the_mandatory_rules_and_is_warned_of_its
     assert levels_in(text) == {"single-control-plane": "advisory"}, text
 
 
-def test_a_production_that_breaks_the_rules_fails_the_preview_by_each_of_them(copy: Copy) -> None:
+def test_broken_mandatory_rules_fail_the_preview(copy: Copy) -> None:
     stack = copy("prod")
-    # Making a stack, Pulumi writes its file anew, in its own form.
+    # Pulumi rewrote the file in its own format when it created the stack.
     file = stack.folder / "Pulumi.prod.yaml"
     written = r"^ *kubeadm-ipvs:production: .*\n"
     text, count = re.subn(written, "", file.read_text(), flags=re.MULTILINE)
@@ -82,7 +80,7 @@ def test_a_production_that_breaks_the_rules_fails_the_preview_by_each_of_them(co
     replace(stack.folder / "manifests/nginx.yaml", "kubeadm-ipvs/node-port", "example.com/other")
     replace(stack.folder / "components/remote.py", "host_key=settings.host_key(host)", 'host_key=""')
 
-    run, levels = judged(stack)
+    run, levels = preview(stack)
 
     assert run.returncode != 0
     assert levels.pop("single-control-plane") == "advisory"
@@ -91,17 +89,17 @@ def test_a_production_that_breaks_the_rules_fails_the_preview_by_each_of_them(co
     assert set(levels.values()) == {"mandatory"}
 
 
-def test_elsewhere_a_plain_secret_is_refused_and_a_port_without_a_purpose_only_told(copy: Copy) -> None:
+def test_levels_outside_production(copy: Copy) -> None:
     stack = copy("staging")
     replace(stack.folder / "manifests/nginx.yaml", "kubeadm-ipvs/node-port", "example.com/other")
     with (stack.folder / "__main__.py").open("a") as program:
         program.write('pulumi.export("password", "plain")\n')
         program.write('pulumi.export("token", pulumi.Output.secret("marked"))\n')
 
-    run, levels = judged(stack)
+    run, levels = preview(stack)
 
     assert run.returncode != 0
-    # The first didn't end the preview: the second is found at its end.
+    # The first is only a warning, so the preview continues and finds the second at its end.
     assert levels == {"node-ports-documented": "advisory", "no-plain-secrets": "mandatory"}, run.stdout
-    assert "the output password of" in run.stdout
-    assert "the output token of" not in run.stdout + run.stderr
+    assert "output password of" in run.stdout
+    assert "output token of" not in run.stdout + run.stderr

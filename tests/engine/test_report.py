@@ -1,7 +1,7 @@
-"""The report of a change, by what the real engine previews of the real program.
+"""The report on changes, from previews of the real program by the real engine.
 
-The cluster is in the state as after a first `up` (tests/engine/finished.py). What is expected of each kind
-of change is a page in data/report. To write them anew, and then review the difference:
+The stack is as after its first `up` (tests/engine/finished.py). The expected page for each kind of change is
+in data/report. To regenerate them, run this and review the difference:
 
     GOLDEN=write .venv/bin/python -m pytest tests/engine/test_report.py
 """
@@ -24,11 +24,11 @@ from common.progress import Progress
 from tests.engine import finished
 from tests.engine.api_server import ApiServer
 from tests.engine.finished import NAME, Environment
-from tests.fast.test_graph import TOKEN
+from tests.fast.recorded_run import TOKEN
 from tools import ci, env, policy
 
 PAGES = Path(__file__).parent / "data" / "report"
-FINE, FAILED, DESTRUCTIVE = 0, 1, 3
+OK, FAILED, DESTRUCTIVE = 0, 1, 3
 LATEST = "docker.io/library/nginx:latest"
 
 Edit = Callable[[dict[str, Any], Environment], None]
@@ -36,10 +36,10 @@ Edit = Callable[[dict[str, Any], Environment], None]
 
 @dataclass(frozen=True)
 class Kind:
-    """A kind of change, and the status of the check."""
+    """A kind of change, and the exit status of its report."""
 
     edit: Edit
-    status: int = FINE
+    status: int = OK
 
 
 def settings(**sections: Any) -> Edit:
@@ -51,8 +51,8 @@ def swap_roles(written: dict[str, Any], _: Environment) -> None:
 
 
 def in_file(path: str, old: str, new: str) -> Edit:
-    def edit(_: dict[str, Any], there: Environment) -> None:
-        file = there.stack.folder / path
+    def edit(_: dict[str, Any], environment: Environment) -> None:
+        file = environment.stack.folder / path
         text = file.read_text()
         assert old in text
         file.write_text(text.replace(old, new))
@@ -61,8 +61,8 @@ def in_file(path: str, old: str, new: str) -> Edit:
 
 
 def without_object(path: str, number: int) -> Edit:
-    def edit(_: dict[str, Any], there: Environment) -> None:
-        file = there.stack.folder / path
+    def edit(_: dict[str, Any], environment: Environment) -> None:
+        file = environment.stack.folder / path
         documents = file.read_text().split("---\n")
         del documents[number]
         file.write_text("---\n".join(documents))
@@ -74,10 +74,10 @@ def in_host(number: int, **values: Any) -> Edit:
     return lambda written, _: written["hosts"][number].update(values)
 
 
-WAY_IN = settings(ssh={"privateKeyFile": "login-key", "dialAttempts": 20})
+SSH_ACCESS = settings(ssh={"privateKeyFile": "login-key", "dialAttempts": 20})
 KINDS = {
     "nothing": Kind(settings()),
-    "worker-added": Kind(lambda written, there: written["hosts"].append(there.spare)),
+    "worker-added": Kind(lambda written, environment: written["hosts"].append(environment.spare)),
     "worker-removed": Kind(lambda written, _: written["hosts"].pop(), DESTRUCTIVE),
     "host-renamed": Kind(in_host(2, name="node9"), DESTRUCTIVE),
     "host-moved": Kind(in_host(2, address="10.0.0.99"), DESTRUCTIVE),
@@ -89,26 +89,28 @@ KINDS = {
     "host-repaired": Kind(in_host(1, repair="2026-01-31")),
     "control-plane-repaired": Kind(in_host(0, repair="2026-01-31")),
     "firewall": Kind(settings(firewall="leave")),
-    "way-in": Kind(WAY_IN),
+    "ssh-access": Kind(SSH_ACCESS),
     "certificate-names": Kind(lambda written, _: written["cluster"].update(certSANs=["api.test"])),
-    "sandbox-image": Kind(settings(registry={"imageRepository": "registry.example.com/k8s"})),
-    # Its ConfigMap is made anew: the provider changes none in place.
+    "sandbox-image": Kind(
+        lambda written, _: written["cluster"].update(imageRepository="registry.example.com/k8s")
+    ),
+    # The provider replaces flannel's ConfigMap; it can't change one in place.
     "flannel-backend": Kind(settings(network={"flannel": {"backend": "host-gw"}}), DESTRUCTIVE),
     "version": Kind(lambda written, _: written["cluster"].update(kubernetesVersion="1.38.0"), FAILED),
     "kubelet": Kind(lambda written, _: written["cluster"].update(kubelet={"maxPods": 60})),
     "proxy-mode": Kind(settings(proxy={"mode": "nftables"})),
     "scheduler": Kind(settings(proxy={"scheduler": "wrr"})),
-    "registry-mirror": Kind(settings(registry={"mirrors": {"docker.io": ["https://mirror.example.com"]}})),
+    "registry-mirror": Kind(settings(runtime={"mirrors": {"docker.io": ["https://mirror.example.com"]}})),
     "manifest-edit": Kind(in_file("manifests/nginx.yaml", "port: 80", "port: 81")),
     "service-port": Kind(settings(nginx={"nodePort": 30081})),
     "service-removed": Kind(without_object("manifests/nginx.yaml", 1), DESTRUCTIVE),
     "replicas": Kind(settings(nginx={"replicas": 3})),
     "pod-subnet": Kind(settings(network={"podSubnet": "10.200.0.0/16"}), DESTRUCTIVE),
     "script": Kind(
-        in_file("scripts/lib.sh", "# shellcheck shell=bash", "# shellcheck shell=bash\n# Another.")
+        in_file("scripts/lib/step.sh", "# shellcheck shell=bash", "# shellcheck shell=bash\n# Changed.")
     ),
     "policy-warned": Kind(settings(nginx={"image": LATEST})),
-    "policy-refused": Kind(settings(production=True, nginx={"image": LATEST}), FAILED),
+    "policy-violated": Kind(settings(production=True, nginx={"image": LATEST}), FAILED),
     "bad-configuration": Kind(
         settings(proxy={"scheduler": "wrong"}, network={"podSubnet": "10.0.0.0/16"}), FAILED
     ),
@@ -116,8 +118,8 @@ KINDS = {
 
 
 @dataclass(frozen=True)
-class Known:
-    """The environment before its cluster was made, and after."""
+class Made:
+    """The environment before its first `up` and after, and the secrets in it."""
 
     fresh: Environment
     finished: Environment
@@ -125,25 +127,26 @@ class Known:
 
 
 @pytest.fixture(scope="module")
-def known(
+def made(
     tmp_path_factory: pytest.TempPathFactory, toolbox: env.Toolbox, cluster: ApiServer
-) -> Iterator[Known]:
+) -> Iterator[Made]:
     folder = tmp_path_factory.mktemp("report")
     variables = policy.with_pack(env.environment(toolbox), Progress())
-    with finished.environment(folder / "made", variables, cluster) as made:
-        fresh = made.copy(folder / "fresh")
-        made.stack.up()
-        login = (made.stack.folder / "login-key").read_text().splitlines()
-        yield Known(fresh, made, (TOKEN, cluster.token, *login[1:-1]))
+    with finished.environment(folder / "made", variables, cluster) as environment:
+        fresh = environment.copy(folder / "fresh")
+        environment.stack.up()
+        login = (environment.stack.folder / "login-key").read_text().splitlines()
+        yield Made(fresh, environment, (TOKEN, cluster.token, *login[1:-1]))
 
 
-def reported(there: Environment, before: str | None, *options: str) -> subprocess.CompletedProcess[str]:
-    """Preview as `tools.ci` does, and report as a workflow's step does."""
-    previews = there.stack.folder.parent / "previews"
-    good = ci.previewed(there.stack.folder, NAME, previews, there.stack.environment)
+def report(environment: Environment, before: str | None, *options: str) -> subprocess.CompletedProcess[str]:
+    """Preview like `tools.ci`, and report like a workflow's step."""
+    stack = environment.stack
+    previews = stack.folder.parent / "previews"
+    succeeded = ci.write_preview(stack.folder, NAME, previews, stack.environment)
     planned, errors = previews / f"{NAME}.json", previews / f"{NAME}.errors"
     assert planned.exists() != errors.exists()
-    assert planned.exists() or not good
+    assert planned.exists() or not succeeded
     arguments = ["--preview", f"{NAME}={planned}"] if planned.exists() else ["--errors", f"{NAME}={errors}"]
     arguments += ["--policy", f"{NAME}={previews / f'{NAME}.policy.json'}"]
     if before is not None:
@@ -151,15 +154,15 @@ def reported(there: Environment, before: str | None, *options: str) -> subproces
         arguments += ["--settings-before", f"{NAME}={previews / 'before.yaml'}"]
     return subprocess.run(
         [sys.executable, "-m", "tools.report", *arguments, *options],
-        cwd=there.stack.folder,
+        cwd=stack.folder,
         capture_output=True,
         text=True,
         check=False,
     )
 
 
-def steady(text: str) -> str:
-    """Without what each run has of its own: ports and keys."""
+def normalized(text: str) -> str:
+    """Replace the ports and keys, which differ in each run."""
     text = re.sub(r"(ssh\.port: )\d+", r"\1PORT", text)
     return re.sub(r"ssh-ed25519 [A-Za-z0-9+/=]+", "ssh-ed25519 KEY", text)
 
@@ -168,58 +171,56 @@ def compare(name: str, text: str) -> None:
     page = PAGES / f"{name}.md"
     if os.environ.get("GOLDEN") == "write":
         page.parent.mkdir(parents=True, exist_ok=True)
-        page.write_text(steady(text))
-    assert steady(text) == page.read_text(), f"{page} has it otherwise"
+        page.write_text(normalized(text))
+    assert normalized(text) == page.read_text(), f"{page} differs; see the module's docstring"
 
 
 @pytest.mark.parametrize("name", KINDS)
-def test_a_kind_of_change_is_told_in_words(name: str, known: Known, tmp_path: Path) -> None:
-    there = known.finished.copy(tmp_path / "copy")
-    before = there.file.read_text()
-    written = copy.deepcopy(there.settings)
-    KINDS[name].edit(written, there)
-    there.write(written)
-    done = reported(there, before)
+def test_each_kind_of_change_has_its_page(name: str, made: Made, tmp_path: Path) -> None:
+    environment = made.finished.copy(tmp_path / "copy")
+    before = environment.file.read_text()
+    written = copy.deepcopy(environment.settings)
+    KINDS[name].edit(written, environment)
+    environment.write(written)
+    done = report(environment, before)
     assert done.stderr == ""
     assert done.returncode == KINDS[name].status, done.stdout
-    assert [secret for secret in known.secrets if secret in done.stdout] == []
+    assert [secret for secret in made.secrets if secret in done.stdout] == []
     compare(name, done.stdout)
 
 
-def test_a_new_cluster_is_told_with_every_object_of_the_manifests(known: Known, tmp_path: Path) -> None:
-    there = known.fresh.copy(tmp_path / "copy")
-    done = reported(there, None)
-    assert done.returncode == FINE, done.stderr
-    for manifest in sorted((there.stack.folder / "manifests").glob("*.yaml")):
+def test_new_cluster_lists_every_object(made: Made, tmp_path: Path) -> None:
+    environment = made.fresh.copy(tmp_path / "copy")
+    done = report(environment, None)
+    assert done.returncode == OK, done.stderr
+    for manifest in sorted((environment.stack.folder / "manifests").glob("*.yaml")):
         for kind in re.findall(r"^kind: (\w+)$", manifest.read_text(), re.MULTILINE):
             assert f"+ create {kind}/" in done.stdout
     compare("new-cluster", done.stdout)
 
 
-def test_a_cluster_that_is_read_again_is_the_same_one_in_the_preview_too(
-    known: Known, tmp_path: Path
-) -> None:
-    there = known.finished.copy(tmp_path / "copy")
-    written = copy.deepcopy(there.settings)
-    WAY_IN(written, there)
-    there.write(written)
-    planned, done = there.stack.preview(), there.stack.up()
+def test_rereading_the_cluster_changes_no_object(made: Made, tmp_path: Path) -> None:
+    environment = made.finished.copy(tmp_path / "copy")
+    written = copy.deepcopy(environment.settings)
+    SSH_ACCESS(written, environment)
+    environment.write(written)
+    planned, done = environment.stack.preview(), environment.stack.up()
     objects = {step.name for step in planned.steps if step.type.startswith("kubernetes:")}
     assert "update master-admin" in done.ops
-    # Not known in the preview is only whether the provider would write them otherwise.
+    # The preview only can't know whether the provider would write them differently.
     assert {step.op for step in planned.steps if step.name in objects} == {"update"}
     assert {step.op for step in done.steps if step.name in objects} == {"same"}
 
 
-def test_what_is_meant_passes_and_is_still_told(known: Known, tmp_path: Path) -> None:
-    there = known.finished.copy(tmp_path / "copy")
-    before = there.file.read_text()
-    there.write({**there.settings, "hosts": there.settings["hosts"][:2]})
-    done = reported(there, before, "--allow-destructive")
-    assert done.returncode == FINE, done.stderr
-    compare("worker-removed-and-meant", done.stdout)
+def test_approved_change_passes_but_stays_listed(made: Made, tmp_path: Path) -> None:
+    environment = made.finished.copy(tmp_path / "copy")
+    before = environment.file.read_text()
+    environment.write({**environment.settings, "hosts": environment.settings["hosts"][:2]})
+    done = report(environment, before, "--allow-destructive")
+    assert done.returncode == OK, done.stderr
+    compare("worker-removed-approved", done.stdout)
 
 
-def test_every_page_is_of_a_kind() -> None:
-    made = {*KINDS, "new-cluster", "worker-removed-and-meant"}
-    assert {page.stem for page in PAGES.glob("*.md")} == made
+def test_every_page_belongs_to_a_kind() -> None:
+    expected = {*KINDS, "new-cluster", "worker-removed-approved"}
+    assert {page.stem for page in PAGES.glob("*.md")} == expected

@@ -1,4 +1,4 @@
-"""The way in to a host: waited for where that helps, and refused in words where it doesn't."""
+"""Waiting for SSH access to a host, and failing with a reason when waiting can't help."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import asyncssh
 import pytest
 
 from components import ssh_access
-from model.settings import Host, HostSsh, Settings, Ssh
+from model.settings import Settings
 from tests.engine.ssh_server import (
     SshServer,
     closed_port,
@@ -24,18 +24,7 @@ from tests.engine.ssh_server import (
     ssh_server,
     turn_one_away,
 )
-
-
-def settings_for(server: SshServer, tmp_path: Path, *, user: str = "root", wait: int = 1) -> Settings:
-    """An environment of one host, which is the server."""
-    key = tmp_path / "login"
-    key.write_text(server.private_key)
-    way = HostSsh(host="127.0.0.1", port=server.port, host_key=server.host_key)
-    host = Host(name="node1", role="control-plane", address="10.0.0.11", ssh=way)
-    return Settings(
-        hosts=(host,),
-        ssh=Ssh(user=user, private_key_file=str(key), dial_timeout_seconds=2, wait_seconds=wait),
-    )
+from tests.engine.ssh_settings import settings_for
 
 
 def wait(settings: Settings) -> None:
@@ -54,12 +43,12 @@ def other_key() -> asyncssh.SSHKey:
 
 @pytest.fixture
 def silent_port() -> Iterator[int]:
-    """A port that accepts connections, and where nobody says anything."""
+    """A port that accepts connections and sends nothing."""
     with socket.create_server(("127.0.0.1", 0)) as server:
         yield server.getsockname()[1]
 
 
-def test_a_host_that_lets_us_in_is_not_kept_waiting(host: SshServer, tmp_path: Path) -> None:
+def test_accessible_host_passes_at_once(host: SshServer, tmp_path: Path) -> None:
     began = time.monotonic()
     wait(settings_for(host, tmp_path))
     assert time.monotonic() - began < 3
@@ -70,15 +59,15 @@ def test_many_steps_log_in_once(host: SshServer, tmp_path: Path) -> None:
     settings = settings_for(host, tmp_path)
 
     async def steps() -> None:
-        reached = ssh_access.once(settings, settings.hosts[0])
-        await asyncio.gather(reached(), reached())
-        await reached()
+        access = ssh_access.once(settings, settings.hosts[0])
+        await asyncio.gather(access(), access())
+        await access()
 
     asyncio.run(steps())
     assert len(host.logins) == 1
 
 
-def test_a_host_that_boots_is_waited_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_booting_host_is_waited_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ssh_access, "PAUSE_SECONDS", 0.1)
     key, login = other_key(), other_key()
     port = closed_port()
@@ -99,73 +88,71 @@ def test_a_host_that_boots_is_waited_for(tmp_path: Path, monkeypatch: pytest.Mon
         start.join()
 
 
-def test_a_host_that_does_not_answer_is_named_with_its_address_and_the_bound(
-    host: SshServer, tmp_path: Path
-) -> None:
+def test_unreachable_host_is_named_with_its_address(host: SshServer, tmp_path: Path) -> None:
     host.port = closed_port()
-    said = refusal(settings_for(host, tmp_path))
-    assert f"node1: no SSH server answers at 127.0.0.1:{host.port} after" in said
-    assert "refused" in said
+    message = refusal(settings_for(host, tmp_path))
+    assert f"node1: no SSH server answers at 127.0.0.1:{host.port} after" in message
+    assert "refused" in message
 
 
-def test_a_server_that_accepts_and_says_nothing_is_told_from_one_that_is_down(
+def test_silent_server_is_reported_as_silent(
     host: SshServer, tmp_path: Path, silent_port: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(ssh_access, "HANDSHAKE_SECONDS", 0.5)
     host.port = silent_port
-    assert "accepts connections and says nothing" in refusal(settings_for(host, tmp_path))
+    assert "accepts the connection but stays silent" in refusal(settings_for(host, tmp_path))
 
 
-def test_another_host_key_is_refused_at_once_and_nothing_runs(host: SshServer, tmp_path: Path) -> None:
+def test_wrong_host_key_fails_at_once(host: SshServer, tmp_path: Path) -> None:
     for key in (other_key(), asyncssh.generate_private_key("ecdsa-sha2-nistp256")):
         host.host_key = public(key)
         began = time.monotonic()
-        said = refusal(settings_for(host, tmp_path, wait=60))
-        assert time.monotonic() - began < 30, "it is not waited for"
-        assert "shows another host key than the one that is pinned" in said
-        assert key.get_fingerprint() in said
+        message = refusal(settings_for(host, tmp_path, wait=60))
+        assert time.monotonic() - began < 30, "fails without waiting"
+        assert "presents a host key other than the pinned one" in message
+        assert key.get_fingerprint() in message
     assert host.commands == []
 
 
-def test_a_login_key_that_is_refused_is_told_at_once_without_the_key(host: SshServer, tmp_path: Path) -> None:
+def test_rejected_login_key_is_named_but_not_shown(host: SshServer, tmp_path: Path) -> None:
     host.private_key = private(other_key())
     began = time.monotonic()
-    said = refusal(settings_for(host, tmp_path, wait=60))
-    assert time.monotonic() - began < 30, "it is not waited for"
-    assert f"refuses the login with {tmp_path / 'login'}" in said
-    assert host.private_key.splitlines()[1] not in said
+    message = refusal(settings_for(host, tmp_path, wait=60))
+    assert time.monotonic() - began < 30, "fails without waiting"
+    assert f"rejects the login with {tmp_path / 'login'}" in message
+    assert host.private_key.splitlines()[1] not in message
 
 
-def test_a_login_without_a_key_file_is_by_the_agents(
+def test_login_without_key_file_uses_the_agent(
     host: SshServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     settings = settings_for(host, tmp_path)
     settings = settings.model_copy(update={"ssh": settings.ssh.model_copy(update={"private_key_file": None})})
-    with ssh_agent(host.private_key) as place:
-        monkeypatch.setenv("SSH_AUTH_SOCK", place)
+    with ssh_agent(host.private_key) as socket_path:
+        monkeypatch.setenv("SSH_AUTH_SOCK", socket_path)
         wait(settings)
-    with ssh_agent(private(other_key())) as place:
-        monkeypatch.setenv("SSH_AUTH_SOCK", place)
-        assert "refuses the login with the agent's keys" in refusal(settings)
+    with ssh_agent(private(other_key())) as socket_path:
+        monkeypatch.setenv("SSH_AUTH_SOCK", socket_path)
+        assert "rejects the login with the agent's keys" in refusal(settings)
 
 
-def test_an_agent_that_is_gone_is_told_before_the_provider_trips_over_it(
+def test_dead_agent_fails_before_the_provider_uses_it(
     host: SshServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    with ssh_agent(host.private_key) as place:
-        monkeypatch.setenv("SSH_AUTH_SOCK", place)
+    with ssh_agent(host.private_key) as socket_path:
+        monkeypatch.setenv("SSH_AUTH_SOCK", socket_path)
         wait(settings_for(host, tmp_path))
-    said = refusal(settings_for(host, tmp_path, wait=60))
-    assert f"node1: no SSH agent answers at {place}" in said
-    assert "Unset SSH_AUTH_SOCK" in said
+    message = refusal(settings_for(host, tmp_path, wait=60))
+    assert f"node1: no SSH agent listens on {socket_path}" in message
+    assert "Unset SSH_AUTH_SOCK" in message
 
 
-def test_a_login_key_with_a_passphrase_is_sent_to_the_agent(host: SshServer, tmp_path: Path) -> None:
+def test_key_with_passphrase_is_referred_to_the_agent(host: SshServer, tmp_path: Path) -> None:
     host.private_key = other_key().export_private_key("pkcs8-pem", passphrase="secret").decode()
-    assert "belongs into an agent" in refusal(settings_for(host, tmp_path, wait=60))
+    assert "passphrase to an agent" in refusal(settings_for(host, tmp_path, wait=60))
 
 
-def test_a_sudo_that_asks_for_a_password_is_told_with_what_to_write(
+def test_sudo_with_password_is_reported_with_the_fix(
     host: SshServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder = tmp_path / "bin"
@@ -174,9 +161,9 @@ def test_a_sudo_that_asks_for_a_password_is_told_with_what_to_write(
     sudo.write_text("#!/bin/sh\necho 'sudo: a password is required' >&2\nexit 1\n")
     sudo.chmod(0o755)
     monkeypatch.setenv("PATH", f"{folder}:/usr/bin:/bin")
-    said = refusal(settings_for(host, tmp_path, user="ops", wait=60))
-    assert "ops may not run commands as root: sudo: a password is required" in said
-    assert "NOPASSWD" in said
+    message = refusal(settings_for(host, tmp_path, user="ops", wait=60))
+    assert "ops can't run commands as root: sudo: a password is required" in message
+    assert "NOPASSWD" in message
     sudo.write_text("#!/bin/sh\nexec true\n")
     wait(settings_for(host, tmp_path, user="ops"))
     assert host.commands == ["sudo -n true"] * 2

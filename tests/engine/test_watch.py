@@ -1,4 +1,4 @@
-"""What a person sees of a Pulumi run: progress, counts, causes of failure, where the time went."""
+"""The output of a real Pulumi run: progress, counts, causes of failure, times."""
 
 from __future__ import annotations
 
@@ -43,9 +43,9 @@ def step(name, parent, create, opts=None):
 
 if given.get("refuse"):
     raise pulumi.RunError("hosts[0].address: not an address")
-claim = step("master-claim", Part("PreparedHost", "master"), "echo 'master: claim: looking around' >&2")
-anew = pulumi.ResourceOptions(replace_on_changes=["input"])
-pulumi.Stash("master-init-desired", input=given["init"], opts=anew)
+claim = step("master-claim", Part("PreparedHost", "master"), "echo 'master: claim: checking' >&2")
+replaced = pulumi.ResourceOptions(replace_on_changes=["input"])
+pulumi.Stash("master-init-desired", input=given["init"], opts=replaced)
 after = lambda *steps: pulumi.ResourceOptions(depends_on=list(steps))
 init = step("master-init", Part("ControlPlane", "cp"), given["init"], after(claim))
 step("flannel-object", Part("Manifest", "flannel"), "true", after(init))
@@ -53,40 +53,40 @@ step("flannel-object", Part("Manifest", "flannel"), "true", after(init))
 
 
 @dataclass
-class Run:
-    """A project with a stack, and a host for it to work on."""
+class Project:
+    """A project with a stack, and a host."""
 
     folder: Path
     toolbox: env.Toolbox
     server: SshServer
 
     def variables(self, **given: object) -> dict[str, str]:
-        """The environment of a command."""
-        reach = {
+        """The environment of a command. `given` is passed to the program."""
+        connection = {
             "port": self.server.port,
             "host_key": self.server.host_key,
             "private_key": self.server.private_key,
         }
-        return env.environment(self.toolbox) | {"GIVEN": json.dumps({**reach, "init": "true", **given})}
+        return env.environment(self.toolbox) | {"GIVEN": json.dumps({**connection, "init": "true", **given})}
 
     def pulumi(self, command: str, **given: object) -> tuple[watch.Watcher, list[str]]:
-        """Run one command; what was seen, and the lines that were said without their times."""
+        """Run a command; returns the results and the progress lines without their times."""
         stream = io.StringIO()
         variables = self.variables(**given)
         try:
             with runs.recorded("t", command, variables, self.folder) as record:
-                seen = watch.run(
+                result = watch.run(
                     [command, "--yes", "--stack", "t"], variables, self.folder, Progress(stream), record
                 )
-        except UserError as trouble:
-            trouble.add_note(stream.getvalue())
+        except UserError as error:
+            error.add_note(stream.getvalue())
             raise
-        return seen, [line.partition("] ")[2] for line in stream.getvalue().splitlines()]
+        return result, [line.partition("] ")[2] for line in stream.getvalue().splitlines()]
 
 
 @pytest.fixture(scope="module")
-def project(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Run]:
-    """State of its own: no test touches a person's stacks."""
+def project(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Project]:
+    """A project with a temporary backend."""
     folder = tmp_path_factory.mktemp("watched")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("XDG_STATE_HOME", str(folder / "state"))
@@ -95,50 +95,46 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Run]:
         (folder / "__main__.py").write_text(PROGRAM)
         stack.ensure("t", toolbox, Progress(quiet=True), folder)
         with ssh_server(folder / "host") as server:
-            yield Run(folder, toolbox, server)
+            yield Project(folder, toolbox, server)
 
 
-def test_an_up_counts_its_resources_and_says_what_hosts_say(project: Run) -> None:
-    seen, lines = project.pulumi("up", init="sleep 0.3")
+def test_up_reports_counts_and_step_output(project: Project) -> None:
+    result, lines = project.pulumi("up", init="sleep 0.3")
     assert "plan: 3 resources to change" in lines
-    assert "master: claim: looking around" in lines
+    assert "master: claim: checking" in lines
     ends = [line for line in lines if " created (" in line]
     assert [line.split(" (")[0] for line in ends] == [
         "1/3 master-claim created",
         "2/3 master-init created",
         "3/3 flannel-object created",
     ]
-    assert seen.changes == {"create": 7}, (
-        "three parts and the stack itself are counted too, what is remembered isn't"
-    )
-    assert [span.name for span in seen.spans] == ["prepare hosts", "init", "flannel"]
-    assert seen.spans[1].took >= 0.3
+    assert result.changes == {"create": 7}, "components and the stack count too; stashes don't"
+    assert [span.name for span in result.spans] == ["prepare hosts", "init", "flannel"]
+    assert result.spans[1].took >= 0.3
 
 
-def test_what_is_only_remembered_is_not_counted_as_replaced(project: Run) -> None:
+def test_replaced_stash_is_not_counted(project: Project) -> None:
     project.pulumi("up")
-    seen, lines = project.pulumi("up", init="true # another")
-    assert "plan: 1 resources to change" in lines
-    assert seen.changes == {"update": 1}
+    result, lines = project.pulumi("up", init="true # changed")
+    assert "plan: 1 resource to change" in lines
+    assert result.changes == {"update": 1}
 
 
-def test_a_run_without_changes_says_so(project: Run) -> None:
+def test_run_without_changes(project: Project) -> None:
     project.pulumi("up")
-    seen, lines = project.pulumi("up")
+    result, lines = project.pulumi("up")
     assert "plan: nothing to change" in lines
-    assert seen.changes == {}
-    assert seen.spans == []
+    assert result.changes == {}
+    assert result.spans == []
 
 
-def test_what_a_killed_run_was_creating_is_cleared_once_a_later_one_has_created_it(
-    project: Run, tmp_path: Path
-) -> None:
+def test_pending_creates_are_cleared_by_a_later_run(project: Project, tmp_path: Path) -> None:
     project.pulumi("destroy")
     held = tmp_path / "held"
     variables = project.variables(init=f"touch {held}; while [ -e {held} ]; do sleep 0.1; done")
     engine = Engine("up", stack="t", folder=project.folder, environment=variables)
     try:
-        assert engine.until("create master-init"), engine.said
+        assert engine.wait_until_started("create master-init"), engine.diagnostics
         deadline = time.monotonic() + 120
         while not held.exists():
             assert time.monotonic() < deadline
@@ -146,7 +142,7 @@ def test_what_a_killed_run_was_creating_is_cleared_once_a_later_one_has_created_
     finally:
         engine.kill()
         held.unlink(missing_ok=True)
-        engine.end_plugins()
+        engine.kill_plugins()
     progress = Progress(quiet=True)
 
     def interrupted() -> bool:
@@ -155,12 +151,12 @@ def test_what_a_killed_run_was_creating_is_cleared_once_a_later_one_has_created_
 
     stack.unlock("t", project.toolbox, progress, project.folder)
     assert interrupted()
-    assert interrupted(), "Pulumi keeps it for good"
+    assert interrupted(), "Pulumi keeps it forever"
     stack.clear_pending_creates("t", project.toolbox, progress, project.folder)
     assert not interrupted()
 
 
-def test_a_failed_step_is_named_with_its_cause(project: Run) -> None:
+def test_failed_step_is_named_with_its_cause(project: Project) -> None:
     with pytest.raises(UserError) as caught:
         project.pulumi("up", init="echo 'master: init: FAILED: no etcd' >&2; exit 3")
     assert "pulumi up --yes --stack t failed at master-init" in caught.value.what
@@ -169,28 +165,26 @@ def test_a_failed_step_is_named_with_its_cause(project: Run) -> None:
     project.pulumi("up")
 
 
-def test_a_refused_configuration_is_told_without_a_traceback(project: Run) -> None:
+def test_invalid_configuration_has_no_traceback(project: Project) -> None:
     with pytest.raises(UserError) as caught:
         project.pulumi("up", refuse=True)
     assert "hosts[0].address: not an address" in caught.value.what
     assert "Traceback" not in str(caught.value)
-    assert "plan:" not in caught.value.__notes__[0], "a plan that couldn't be finished says nothing"
+    assert "plan:" not in caught.value.__notes__[0], "an incomplete plan isn't reported"
 
 
-def test_a_destroy_tells_what_it_deleted(project: Run) -> None:
+def test_destroy_reports_deletions(project: Project) -> None:
     project.pulumi("up")
-    seen, lines = project.pulumi("destroy")
+    result, lines = project.pulumi("destroy")
     assert sum(" deleted (" in line for line in lines) == 3
-    assert set(seen.changes) == {"delete"}
+    assert set(result.changes) == {"delete"}
 
 
 def path_of(run: Timeline) -> list[str]:
     return [watch.Urn.parse(step.bar.urn).name for step in run.path]
 
 
-def test_a_run_is_kept_with_its_times_and_critical_path_and_without_what_its_resources_hold(
-    project: Run,
-) -> None:
+def test_run_is_recorded_without_resource_contents(project: Project) -> None:
     project.pulumi("destroy")
     project.pulumi("up", init="sleep 0.5")
     made = timeline.last("t")
@@ -201,6 +195,6 @@ def test_a_run_is_kept_with_its_times_and_critical_path_and_without_what_its_res
     project.pulumi("destroy")
     gone = timeline.last("t")
     assert (gone.command, path_of(gone)) == ("destroy", path_of(made)[::-1])
-    assert gone.by_dependencies, "asked for before the state was empty"
+    assert gone.by_dependencies, "read before the state was empty"
     kept = "".join(file.read_text() for file in runs.folder("t").iterdir())
-    assert "looking around" not in kept and "BEGIN OPENSSH" not in kept and "sleep" not in kept
+    assert "checking" not in kept and "BEGIN OPENSSH" not in kept and "sleep" not in kept

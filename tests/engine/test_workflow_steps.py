@@ -1,6 +1,6 @@
-"""The workflows' steps, run as a runner runs them: in a checkout of their own, with its variables.
+"""The workflows' steps, run as on a runner: in their own checkout, with the workflow's variables.
 
-Only the site itself is a stand-in. The environment is `trial`, whose state is a folder of the test's.
+Only GitHub and GitLab are simulated. The environment is `trial`, with its state in a folder.
 """
 
 from __future__ import annotations
@@ -19,65 +19,68 @@ from typing import Any
 import pytest
 import yaml
 
-from tests.fast.forge_server import TOKEN, Site, serving
-from tests.fast.test_ci import KEY, commit, git
-from tests.fast.test_workflows import PROJECT, gitlab, job, jobs
+from tests.fast.checkout import commit, git
+from tests.fast.forge_server import TOKEN, FakeForge, serving
+from tests.fast.workflows import gitlab, job, jobs
+from tests.stacks import HOST_KEY, PROJECT
 from tools import bootstrap, ci, env, lint
 
 LIMIT_SECONDS = 600
 PASSPHRASE = "open-sesame"
 NOT_HERE = {
-    "make engine": "these tests themselves",
-    ".ci/run": "the run that these tests are a part of",
-    "test ! -e /dev/kvm || sudo chmod a+rw /dev/kvm": "would change this machine",
-    job("preview", "report")["steps"][0]["run"]: "tests/fast/test_workflows.py runs it",
+    "make engine": "runs these tests",
+    ".ci/run": "runs these tests too",
+    "test ! -e /dev/kvm || sudo chmod a+rw /dev/kvm": "changes this machine",
+    job("preview", "report")["steps"][0]["run"]: "covered by tests/fast/test_workflows.py",
 }
 SETTINGS = {
     "kubeadm-ipvs:hosts": [
-        # Nobody answers there: the looks at the host end at once.
+        # Nothing listens there, so connections to the host fail at once.
         {"name": "a", "role": "control-plane", "address": "10.0.0.11"}
-        | {"ssh": {"host": "127.0.0.1", "port": 1, "hostKey": KEY}},
+        | {"ssh": {"host": "127.0.0.1", "port": 1, "hostKey": HOST_KEY}},
     ]
 }
 
 
 @dataclass
 class Runner:
-    """A checkout at the change that a workflow runs for, and what its expressions stand for."""
+    """A checkout at a change, and the values of the workflow's expressions."""
 
     checkout: Path
     base: str
-    site: Site
+    service: FakeForge
     values: dict[str, str]
     variables: dict[str, str]
 
     def step(self, workflow: str, text: str, **more: str) -> subprocess.CompletedProcess[str]:
-        """Run the step of a workflow that has this in its script, with its own variables."""
+        """Run the step of a workflow whose script contains this text, with the step's variables."""
         [(script, given)] = {
             (step["run"], tuple(step.get("env", {}).items()))
             for file, _, _, job in jobs()
             for step in job["steps"]
             if file == workflow and text in step.get("run", "")
         }
-        return self.run(script, {**self.site.github(), **{name: self.value(v) for name, v in given}, **more})
+        return self.run(
+            script, {**self.service.github(), **{name: self.value(v) for name, v in given}, **more}
+        )
 
     def value(self, text: str) -> str:
-        """A variable's value: literal, or an expression that the test knows."""
+        """The value of a variable, which is a literal or an expression in `values`."""
         expression = re.fullmatch(r"\$\{\{ (.+) \}\}", text)
         return self.values[expression[1]] if expression else text
 
     def gitlab(self, job: str, **more: str) -> subprocess.CompletedProcess[str]:
-        """Run a job's script of the GitLab example."""
+        """Run the script of a job in the GitLab example."""
         given = {
             "CI_MERGE_REQUEST_DIFF_BASE_SHA": self.base,
-            "CI_COMMIT_SHA": self.site.head,
+            "CI_COMMIT_SHA": self.service.head,
             "CI_COMMIT_BEFORE_SHA": self.base,
             "CI_DEFAULT_BRANCH": "main",
             "CI_MERGE_REQUEST_LABELS": "",
             "STACK": "trial",
             **{name: self.values[f"secrets.{name}"] for name in ci.STATE if f"secrets.{name}" in self.values},
         }
-        return self.run("\n".join(gitlab()[job]["script"]), {**self.site.gitlab(), **given, **more})
+        return self.run("\n".join(gitlab()[job]["script"]), {**self.service.gitlab(), **given, **more})
 
     def run(self, script: str, variables: dict[str, str]) -> subprocess.CompletedProcess[str]:
         return subprocess.run(
@@ -99,9 +102,7 @@ def stack_file(**more: Any) -> str:
 @pytest.fixture
 def runner(tmp_path: Path, toolbox: env.Toolbox) -> Iterator[Runner]:
     if not bootstrap.is_current():
-        pytest.fail(
-            ".venv isn't that of the lock, and a step would make it anew -> python3 tools/bootstrap.py"
-        )
+        pytest.fail(".venv isn't up to date, and a step would rebuild it -> python3 tools/bootstrap.py")
     checkout, backend = tmp_path / "checkout", tmp_path / "backend"
     backend.mkdir()
     for path in lint.project_files(PROJECT):
@@ -112,7 +113,7 @@ def runner(tmp_path: Path, toolbox: env.Toolbox) -> Iterator[Runner]:
     (checkout / ".venv").symlink_to(PROJECT / ".venv")
     (checkout / ".git/info/exclude").write_text("/.venv\n")
 
-    # The stack is made by hand once, as docs/ci.md says; Pulumi leaves its salt in the file.
+    # The stack is created by hand once, as in docs/ci.md. Pulumi writes its salt to the file.
     (checkout / "Pulumi.trial.yaml").write_text(stack_file())
     state = {"PULUMI_BACKEND_URL": backend.as_uri(), "PULUMI_CONFIG_PASSPHRASE": PASSPHRASE}
     made = subprocess.run(
@@ -142,20 +143,20 @@ def runner(tmp_path: Path, toolbox: env.Toolbox) -> Iterator[Runner]:
         "vars.AWS_REGION": "",
         **{f"secrets.{name}": state.get(name, "") for name in ci.STATE if name != "AWS_REGION"},
     }
-    # MAKEFLAGS would carry the outer `make test`'s PYTEST_ARGS into a step's `make`.
-    theirs = ("GITHUB_", "CI_", "PULUMI_", "AWS_", "PYTEST_", "MAKE")
-    variables = {name: value for name, value in os.environ.items() if not name.startswith(theirs)}
+    # MAKEFLAGS would pass the PYTEST_ARGS of an outer `make test` on to a step's `make`.
+    removed = ("GITHUB_", "CI_", "PULUMI_", "AWS_", "PYTEST_", "MAKE")
+    variables = {name: value for name, value in os.environ.items() if not name.startswith(removed)}
     variables["no_proxy"] = "127.0.0.1"
     variables[ci.STAND_INS] = "1"
-    # The Python that .venv was made by is the runner's python3.
+    # The runner's python3 is the Python that created .venv.
     python = str(Path(sys.executable).resolve().parent)
     variables["PATH"] = os.pathsep.join([python, *os.get_exec_path()])
-    with serving() as site:
-        site.head = head
-        yield Runner(checkout, base, site, values, variables)
+    with serving() as service:
+        service.head = head
+        yield Runner(checkout, base, service, values, variables)
 
 
-def test_every_step_is_run_here_or_is_said_why_not() -> None:
+def test_every_step_is_covered_or_excluded() -> None:
     run_here = {
         *("make lint", "make fast", "python3 tools/bootstrap.py"),
         *(f".venv/bin/python -m tools.ci {name}" for name in ("settings", "preview", "report")),
@@ -166,19 +167,19 @@ def test_every_step_is_run_here_or_is_said_why_not() -> None:
     assert {step for step in steps if not step.startswith(tuple(run_here))} == set(NOT_HERE)
 
 
-def test_the_environment_is_made_and_the_checks_pass(runner: Runner) -> None:
+def test_bootstrap_lint_and_fast_steps(runner: Runner) -> None:
     made = runner.step("preview", "tools/bootstrap.py")
     assert made.returncode == 0, made.stderr
-    # The same files as here: what mypy knows of them holds.
+    # The files are the same as here, so mypy can reuse its cache.
     linted = runner.step("test", "make lint", MYPY_CACHE_DIR=str(PROJECT / ".mypy_cache"))
     assert linted.returncode == 0, linted.stdout + linted.stderr
-    # All of it has just been run, or is being run: here it is only found.
+    # The tests themselves run elsewhere; this only collects them.
     fast = runner.step("test", "make fast", PYTEST_ARGS="--collect-only --quiet")
     assert fast.returncode == 0, fast.stdout + fast.stderr
     assert "tests/fast/test_settings.py::" in fast.stdout
 
 
-def test_the_settings_of_every_committed_environment_are_good(runner: Runner) -> None:
+def test_committed_settings_are_valid(runner: Runner) -> None:
     done = runner.step("test", "tools.ci settings")
     assert done.returncode == 0, done.stdout
     assert "Pulumi.trial.yaml: ok" in done.stdout
@@ -192,7 +193,7 @@ def test_the_settings_of_every_committed_environment_are_good(runner: Runner) ->
         ("drift", "environments", sorted(["trial", *ci.environments(PROJECT)])),
     ],
 )
-def test_the_environments_reach_the_next_job(
+def test_environments_are_passed_to_the_next_job(
     runner: Runner, tmp_path: Path, workflow: str, command: str, found: list[str]
 ) -> None:
     output = tmp_path / "output"
@@ -203,7 +204,7 @@ def test_the_environments_reach_the_next_job(
     assert (name, json.loads(value)) == ("environments", found)
 
 
-def test_a_preview_is_left_for_the_report(runner: Runner) -> None:
+def test_preview_writes_its_file_for_the_report(runner: Runner) -> None:
     done = runner.step("preview", "tools.ci preview")
     assert done.returncode == 0, done.stderr
     left = (runner.checkout / "previews/trial.json").read_text()
@@ -213,75 +214,76 @@ def test_a_preview_is_left_for_the_report(runner: Runner) -> None:
     assert "wrr" in plan["config"]["kubeadm-ipvs:proxy"]
 
 
-def test_a_preview_that_fails_leaves_why(runner: Runner) -> None:
+def test_failed_preview_writes_its_errors(runner: Runner) -> None:
     file = runner.checkout / "Pulumi.trial.yaml"
     file.write_text(file.read_text().replace("wrr", "wrong"))
     done = runner.step("preview", "tools.ci preview")
     assert done.returncode == 1
-    said = (runner.checkout / "previews/trial.errors").read_text()
-    assert "proxy.scheduler: " in said
+    errors = (runner.checkout / "previews/trial.errors").read_text()
+    assert "proxy.scheduler: " in errors
     assert not (runner.checkout / "previews/trial.json").exists()
 
 
-def test_a_stack_that_nobody_has_made_is_said(runner: Runner) -> None:
-    assert runner.step("preview", "tools.ci preview", STACK="nobodys").returncode == 1
-    assert "no stack named 'nobodys'" in (runner.checkout / "previews/nobodys.errors").read_text()
+def test_missing_stack_is_reported(runner: Runner) -> None:
+    assert runner.step("preview", "tools.ci preview", STACK="missing").returncode == 1
+    assert "no stack named 'missing'" in (runner.checkout / "previews/missing.errors").read_text()
 
 
-@pytest.mark.parametrize("site", ["github", "gitlab"])
-def test_a_preview_that_breaks_a_mandatory_rule_fails_and_the_comment_says_what_to_do(
-    runner: Runner, site: str
-) -> None:
+@pytest.mark.parametrize("service", ["github", "gitlab"])
+def test_broken_mandatory_rule_fails_preview_and_report(runner: Runner, service: str) -> None:
     def step(github: str, gitlab: str) -> subprocess.CompletedProcess[str]:
-        return runner.step("preview", github) if site == "github" else runner.gitlab(gitlab)
+        return runner.step("preview", github) if service == "github" else runner.gitlab(gitlab)
 
     with (runner.checkout / "__main__.py").open("a") as program:
         program.write('\nimport pulumi\n\npulumi.export("password", "plain")\n')
 
     previewed = step("tools.ci preview", "preview prod")
     assert previewed.returncode == 1
-    assert "policy no-plain-secrets refuses kubeadm-ipvs-trial" in previewed.stderr
+    assert "policy no-plain-secrets rejects kubeadm-ipvs-trial" in previewed.stderr
     reported = step("tools.ci report", "report")
     assert reported.returncode == 1, reported.stderr
-    [comment] = runner.site.comments
-    assert "**The policy refuses this in trial.**" in comment["body"]
-    assert "**Refused** by `no-plain-secrets` on `kubeadm-ipvs-trial`: the output password" in comment["body"]
-    assert "To do: wrap it in pulumi.Output.secret." in comment["body"]
-    assert "+ create a-init" in comment["body"], "what would happen is shown all the same"
+    [comment] = runner.service.comments
+    assert "**This change violates mandatory policy rules in trial.**" in comment["body"]
+    assert "`no-plain-secrets` fails for `kubeadm-ipvs-trial`: output password" in comment["body"]
+    assert "Fix: wrap it in pulumi.Output.secret." in comment["body"]
+    assert "+ create a-init" in comment["body"], "the changes are listed anyway"
 
 
-def test_a_preview_that_breaks_an_advisory_rule_passes_and_the_comment_warns(runner: Runner) -> None:
+def test_broken_advisory_rule_is_a_warning(runner: Runner) -> None:
     manifest = runner.checkout / "manifests/nginx.yaml"
     manifest.write_text(manifest.read_text().replace("kubeadm-ipvs/node-port", "example.com/other"))
     assert runner.step("preview", "tools.ci preview").returncode == 0
     done = runner.step("preview", "tools.ci report")
     assert done.returncode == 0, done.stderr
-    [comment] = runner.site.comments
-    assert "- Warning of `node-ports-documented` on `Service/default/nginx-nodeport`" in comment["body"]
+    [comment] = runner.service.comments
+    assert (
+        "- Advisory rule `node-ports-documented` fails for `Service/default/nginx-nodeport`"
+        in comment["body"]
+    )
 
 
-def test_the_report_is_one_comment_kept_up_to_date(runner: Runner) -> None:
+def test_report_updates_its_one_comment(runner: Runner) -> None:
     assert runner.step("preview", "tools.ci preview").returncode == 0
     for _ in range(2):
         done = runner.step("preview", "tools.ci report")
         assert done.returncode == 0, done.stderr
-    [comment] = runner.site.comments
+    [comment] = runner.service.comments
     assert "trial" in comment["body"]
     assert "wrr" in comment["body"], "the changed setting is shown"
-    assert "olicy" not in comment["body"], "no rule is broken, and none is told"
+    assert "olicy" not in comment["body"], "no rule is broken"
 
 
-def test_the_gitlab_example_previews_and_reports_alike(runner: Runner) -> None:
+def test_gitlab_example_previews_and_reports(runner: Runner) -> None:
     previewed = runner.gitlab("preview prod")
     assert previewed.returncode == 0, previewed.stderr
     reported = runner.gitlab("report")
     assert reported.returncode == 0, reported.stderr
-    [note] = runner.site.comments
+    [note] = runner.service.comments
     assert "wrr" in note["body"]
 
 
-def test_an_update_brings_the_environment_to_what_is_committed(runner: Runner) -> None:
-    # The program needs hosts, which the lab's tests have. The step is the same with a small one.
+def test_update_applies_the_committed_program(runner: Runner) -> None:
+    # The real program needs hosts, so this uses a small one.
     (runner.checkout / "__main__.py").write_text("import pulumi\n\npulumi.export('merged', True)\n")
     done = runner.step("up", "tools.ci up")
     assert done.returncode == 0, done.stderr
@@ -291,23 +293,23 @@ def test_an_update_brings_the_environment_to_what_is_committed(runner: Runner) -
     assert "trial: changed: nothing" in again.stdout
 
 
-def test_an_update_that_breaks_a_mandatory_rule_makes_nothing(runner: Runner) -> None:
+def test_update_with_broken_mandatory_rule_changes_nothing(runner: Runner) -> None:
     (runner.checkout / "__main__.py").write_text("import pulumi\n\npulumi.export('password', 'plain')\n")
     for done in (runner.step("up", "tools.ci up"), runner.gitlab("up prod")):
         assert done.returncode == 1
-        assert "policy no-plain-secrets refuses kubeadm-ipvs-trial" in done.stderr
+        assert "policy no-plain-secrets rejects kubeadm-ipvs-trial" in done.stderr
         assert "trial: changed" not in done.stdout
     (runner.checkout / "__main__.py").write_text("")
-    mended = runner.step("up", "tools.ci up")
-    assert "trial: changed: 1 create" in mended.stdout, "the stack itself wasn't there yet"
+    fixed = runner.step("up", "tools.ci up")
+    assert "trial: changed: 1 create" in fixed.stdout, "the stack itself is new"
 
 
-def test_hosts_that_do_not_answer_are_in_the_issue(runner: Runner) -> None:
+def test_unreachable_hosts_are_in_the_issue(runner: Runner) -> None:
     checked = runner.step("drift", "tools.ci check")
     assert checked.returncode == 1
     assert "no SSH server answers at 127.0.0.1:1" in checked.stdout
     done = runner.step("drift", "tools.ci issue")
     assert done.returncode == 0, done.stderr
-    [issue] = runner.site.issues
+    [issue] = runner.service.issues
     assert "no SSH server answers at 127.0.0.1:1" in issue["body"]
-    assert "## trial: not looked at wholly" in issue["body"]
+    assert "## trial: check incomplete" in issue["body"]

@@ -1,4 +1,4 @@
-"""Runs the program's components against a recording monitor: every resource with its options."""
+"""Runs a Pulumi program against a monitor that records every resource with its options."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from typing import Any
 from google.protobuf.json_format import MessageToDict
 from pulumi.runtime import mocks, settings, stack
 
-from model.report import REMEMBERED
+from report.plan import REMEMBERED
 
 STACK = "test"
-OWNER = f"{STACK} 4fd10a2b"  # as an earlier run has chosen it
-# How a secret is marked in what is sent to the engine (sdk/go/common/resource/sig).
+OWNER = f"{STACK} 4fd10a2b"  # as chosen by an earlier run
+# Marks a secret in messages to the engine (sdk/go/common/resource/sig).
 SIGNATURE, SECRET = "4dabf18193072939515e22adb298388d", "1b47061264138c4ac30d75fd1eb44270"
 
 
@@ -46,17 +46,17 @@ class _Mocks(mocks.Mocks):
         return f"{args.name}-id", {**args.inputs, **kept, **self._outputs(args.name)}
 
     def call(self, args: mocks.MockCallArgs) -> tuple[dict[Any, Any], list[tuple[str, str]] | None]:
-        raise AssertionError(f"no function of a provider is called: {args.token}")
+        raise AssertionError(f"unexpected call of a provider function: {args.token}")
 
 
 class Recorder(mocks.MockMonitor):
-    """Keeps every registration as the engine would get it; `MockResourceArgs` has no options."""
+    """Keeps every registration as the engine would receive it, because `MockResourceArgs` has no options."""
 
     def __init__(self, outputs: Callable[[str], dict[str, Any]]) -> None:
         super().__init__(_Mocks(outputs))
         self.requests: dict[str, Any] = {}
         self.inputs: dict[str, Any] = {}
-        # As the state holds them: what is secret is encrypted there.
+        # Inputs as in the state, where secrets are encrypted.
         self.plain: dict[str, Any] = {}
         self.urns: dict[str, str] = {}
 
@@ -64,7 +64,7 @@ class Recorder(mocks.MockMonitor):
         response = super().RegisterResource(request)  # type: ignore[no-untyped-call] # the SDK has no types here
         if request.custom or request.type.startswith("kubeadm-ipvs:"):
             key = request.name if request.custom else f"{request.type.rpartition(':')[2]} {request.name}"
-            assert key not in self.requests, f"two resources are called {key}"
+            assert key not in self.requests, f"two resources have the name {key}"
             self.requests[key] = request
             sent = MessageToDict(request.object)
             self.inputs[key] = _unwrapped(sent)
@@ -73,11 +73,11 @@ class Recorder(mocks.MockMonitor):
         return response
 
     def names(self, urns: Any) -> set[str]:
-        """The recorded names behind URNs."""
+        """The names of recorded resources by their URNs."""
         return {self.urns[urn] for urn in urns if urn in self.urns}
 
     def before(self, name: str) -> set[str]:
-        """What a resource waits for: directly, and by what these wait for. Without what steps were asked."""
+        """All resources that a resource waits for, even indirectly, except records of desired changes."""
         found: set[str] = set()
         todo = [name]
         while todo:
@@ -91,7 +91,7 @@ class Recorder(mocks.MockMonitor):
 def run(
     program: Callable[[], None], outputs: Callable[[str], dict[str, Any]], preview: bool = False
 ) -> Recorder:
-    """Runs `program` as Pulumi would and returns what it registered."""
+    """Run `program` as Pulumi would, and return the resources that it registered."""
     recorder = Recorder(outputs)
 
     async def whole() -> None:
@@ -102,6 +102,6 @@ def run(
         settings.SETTINGS.outputs.clear()
         await stack.run_pulumi_func(program)
 
-    # Closes the loop and ends its threads: hundreds of runs in one process add up.
+    # asyncio.run closes the loop and ends its threads, which would add up over hundreds of runs.
     asyncio.run(whole())
     return recorder

@@ -1,4 +1,4 @@
-"""A run of the program that never was: its own resources and dependencies, with times as in the lab."""
+"""A simulated run of the program: its real resources and dependencies, with times as in the lab."""
 
 from __future__ import annotations
 
@@ -7,11 +7,12 @@ from pathlib import Path
 from typing import Any
 from zlib import crc32
 
-from model.settings import load
-from tests.fast import test_graph
+from model.settings_file import load
+from tests.fast.recorded_run import run
+from tests.fast.sample_settings import raw_settings
 
 BEGAN = 1_795_593_600  # seconds since 1970
-# Seconds that steps take in an emulated lab; the first that fits a resource's name counts.
+# Seconds that steps take in an emulated lab. The first name that a resource's name contains counts.
 TOOK = (
     ("claim", 6.4), ("kernel", 9.1), ("firewall", 12.7), ("node2-packages", 96.3), ("packages", 88.2),
     ("runtime", 21.5), ("init", 142.6), ("admin", 2.3), ("token", 4.1), ("join", 58.9), ("node", 33.4),
@@ -19,15 +20,17 @@ TOOK = (
     ("Deployment", 41.7), ("DaemonSet", 5.3),
 )  # fmt: skip
 OBJECT = 1.9
-STARTS = 0.4  # from the end of what a resource waited for to its own beginning
+DELAY = 0.4  # seconds between a resource's last dependency and its beginning
 
 
 def up(tmp_path: Path, seconds: dict[str, float] | None = None) -> tuple[list[dict[str, Any]], list[str]]:
-    """An `up` with its dependencies as a record holds them, and the names of its critical path.
+    """The lines of an `up`'s record, and the names of the resources on its critical path.
 
-    :param seconds: what single resources take, by name.
+    Args:
+        tmp_path: A folder for the settings' files.
+        seconds: Durations of single resources, by name.
     """
-    recorded = test_graph.run(load(test_graph.raw_settings(tmp_path), tmp_path))
+    recorded = run(load(raw_settings(tmp_path), tmp_path))
     urn_of = {key: urn for urn, key in recorded.urns.items()}
     custom = [key for key, request in recorded.requests.items() if request.custom]
     work = [key for key in custom if not recorded.requests[key].type.startswith("pulumi:")]
@@ -37,15 +40,15 @@ def up(tmp_path: Path, seconds: dict[str, float] | None = None) -> tuple[list[di
         needs[key] = recorded.names([*request.dependencies, request.provider.rpartition("::")[0]])
     began: dict[str, float] = {}
     ended: dict[str, float] = {}
-    kept_by: dict[str, str] = {}
+    last_dependency: dict[str, str] = {}
 
     def end(key: str) -> float:
         if key not in ended:
             last = max(needs[key] & set(custom), key=end, default=None)
-            kept_by[key] = last or ""
-            began[key] = end(last) + STARTS if last else 1.0
-            # No two end at once: then there would be two critical paths. By name, since the order in
-            # which resources are registered is that of threads, and sums of it can be equal.
+            last_dependency[key] = last or ""
+            began[key] = end(last) + DELAY if last else 1.0
+            # A fraction that depends on the name: if two resources ended at the same time, there could be two
+            # critical paths.
             took = (
                 next((took for name, took in TOOK if name in key), OBJECT) + crc32(key.encode()) % 9973 / 9973
             )
@@ -68,13 +71,13 @@ def up(tmp_path: Path, seconds: dict[str, float] | None = None) -> tuple[list[di
         ]
     events.sort(key=lambda event: float(event["timestamp"]))
     path = [max(work, key=end)]
-    while path[0] and kept_by[path[0]]:
-        path.insert(0, kept_by[path[0]])
+    while path[0] and last_dependency[path[0]]:
+        path.insert(0, last_dependency[path[0]])
     dependencies = {urn_of[key]: sorted(urn_of[other] for other in needs[key]) for key in custom}
     lines = [{"command": "up", "stack": "dev"}, *events, {"dependencies": dependencies}]
     return lines, [name for name in path if name in work]
 
 
 def text(lines: list[dict[str, Any]]) -> str:
-    """As a file holds them."""
+    """The lines as a record's text."""
     return "".join(json.dumps(line) + "\n" for line in lines)

@@ -1,3 +1,5 @@
+"""Reading manifests, and the manifests of the project."""
+
 from __future__ import annotations
 
 import json
@@ -45,7 +47,7 @@ def data(lines: str, **parameters: Parameter) -> Any:
     return document.body["data"]
 
 
-def test_documents_have_stable_names_types_and_an_order_to_apply_them() -> None:
+def test_documents_have_stable_names_types_and_order() -> None:
     flannel = load(MANIFESTS / "flannel.yaml", FLANNEL)
     assert [(document.name, document.type) for document in flannel] == [
         ("Namespace/kube-flannel", "kubernetes:core/v1:Namespace"),
@@ -63,14 +65,14 @@ def test_documents_have_stable_names_types_and_an_order_to_apply_them() -> None:
     ]
 
 
-def test_a_document_tells_its_parts() -> None:
+def test_a_document_has_kind_version_and_namespace() -> None:
     document = load(MANIFESTS / "nginx.yaml", NGINX)[2]
     assert (document.kind, document.api_version) == ("Deployment", "apps/v1")
     assert document.namespace == "default"
     assert load(MANIFESTS / "flannel.yaml", FLANNEL)[0].namespace is None
 
 
-def test_a_parameter_alone_keeps_its_type_and_in_quotes_it_is_text() -> None:
+def test_an_unquoted_parameter_keeps_its_type() -> None:
     assert data("  {a: 1}".replace("{a: 1}", "a: ${n}\n  b: '${n}'\n  c: x${n}"), n=5) == {
         "a": 5,
         "b": "5",
@@ -79,7 +81,7 @@ def test_a_parameter_alone_keeps_its_type_and_in_quotes_it_is_text() -> None:
     assert data("  a: ${yes}\n  b: '${yes}'", yes=True) == {"a": True, "b": "true"}
 
 
-def test_a_parameters_value_cant_change_the_documents_shape() -> None:
+def test_a_parameter_cant_change_the_structure() -> None:
     assert data("  a: ${x}", x="1\nb: {c: d}") == {"a": "1\nb: {c: d}"}
     assert data("  a: ${x}", x="${y}") == {"a": "${y}"}
 
@@ -87,42 +89,40 @@ def test_a_parameters_value_cant_change_the_documents_shape() -> None:
 @pytest.mark.parametrize(
     ("text", "parameters", "words"),
     [
-        (CONFIG + "  a: ${x}", {}, r"\$\{x\} is not given"),
-        (CONFIG + "  a: b", {"x": 1}, "x is given but not used"),
-        (CONFIG + "  a: ${X}", {}, r"no parameter: \$\{X\}"),
-        (CONFIG + "  a: '${x'", {"x": 1}, "no parameter"),
-        ("a: [", {}, "no YAML"),
+        (CONFIG + "  a: ${x}", {}, r"\$\{x\} has no value"),
+        (CONFIG + "  a: b", {"x": 1}, "x isn't used"),
+        (CONFIG + "  a: ${X}", {}, r"not a valid parameter: \$\{X\}"),
+        (CONFIG + "  a: '${x'", {"x": 1}, "not a valid parameter"),
+        ("a: [", {}, "not valid YAML"),
         ("- a", {}, "document 1: not an object"),
         ("kind: Service", {}, "no apiVersion"),
         ("apiVersion: v1", {}, "no kind"),
         ("apiVersion: v1\nkind: Service", {}, "no metadata.name"),
         ("apiVersion: v1\nkind: Service\nmetadata: {name: a}", {}, "no metadata.namespace"),
-        ("apiVersion: v1\nkind: Namespace\nmetadata: {name: a, namespace: b}", {}, "has no namespace"),
+        ("apiVersion: v1\nkind: Namespace\nmetadata: {name: a, namespace: b}", {}, "can't have a namespace"),
         (CONFIG + "  a: b\n---\n" + CONFIG + "  a: c", {}, "more than once: ConfigMap/default/a"),
     ],
 )
-def test_a_manifest_that_cant_be_used_is_refused_by_name(
-    text: str, parameters: dict[str, Parameter], words: str
-) -> None:
-    with pytest.raises(ManifestError, match=rf"^site\.yaml.*{words}"):
-        parse(text, parameters, "site.yaml")
+def test_an_unusable_manifest_is_named(text: str, parameters: dict[str, Parameter], words: str) -> None:
+    with pytest.raises(ManifestError, match=rf"^some\.yaml.*{words}"):
+        parse(text, parameters, "some.yaml")
 
 
-def test_a_manifest_that_isnt_there_is_named(tmp_path: Path) -> None:
+def test_a_missing_manifest_is_named(tmp_path: Path) -> None:
     with pytest.raises(ManifestError, match=re.escape(f"{tmp_path}/gone.yaml: can't be read")):
         load(tmp_path / "gone.yaml")
 
 
-def test_empty_documents_are_no_documents() -> None:
+def test_empty_documents_are_skipped() -> None:
     assert len(parse(f"---\n---\n{CONFIG}  a: b\n---\n", {}, "test")) == 1
 
 
-def test_everything_in_a_document_is_plain_json() -> None:
+def test_documents_are_plain_json() -> None:
     for document in (*load(MANIFESTS / "flannel.yaml", FLANNEL), *load(MANIFESTS / "nginx.yaml", NGINX)):
         plain = json.loads(json.dumps(document.body))
         assert plain == document.body
         assert all(type(value) is not str or "${" not in value for value in leaves(plain))
-        # A subclass of str would be refused by Pulumi's serializer.
+        # Pulumi's serializer rejects subclasses of str.
         assert {type(value) for value in leaves(document.body)} <= {str, int, bool, float, type(None)}
 
 
@@ -139,19 +139,19 @@ def flannel_container() -> Any:
     return daemon["spec"]["template"]["spec"]["containers"][0]
 
 
-def test_flannel_asks_the_control_plane_itself_and_not_a_service_address() -> None:
+def test_flannel_uses_the_control_planes_own_address() -> None:
     environment = {variable["name"]: variable.get("value") for variable in flannel_container()["env"]}
     assert environment["KUBERNETES_SERVICE_HOST"] == "192.168.166.101"
     assert environment["KUBERNETES_SERVICE_PORT"] == "6443"
 
 
-def test_flannel_finds_its_interface_by_address() -> None:
+def test_flannel_selects_its_interface_by_address() -> None:
     arguments = flannel_container()["args"]
     assert r"--iface-regex=^192\.168\.166\.[0-9]+$" in arguments
     assert not [argument for argument in arguments if "can-reach" in argument]
 
 
-def test_flannels_configuration_is_json_with_network_and_backend() -> None:
+def test_flannels_configuration_has_network_and_backend() -> None:
     objects = by_name(load(MANIFESTS / "flannel.yaml", FLANNEL | {"backend": "host-gw"}))
     files = objects["ConfigMap/kube-flannel/flannel"]["data"]
     network = json.loads(files["net-conf.json"])
@@ -160,7 +160,7 @@ def test_flannels_configuration_is_json_with_network_and_backend() -> None:
     assert plugins == ["flannel", "portmap"]
 
 
-def test_a_change_of_flannels_configuration_makes_new_pods() -> None:
+def test_a_changed_flannel_configuration_creates_new_pods() -> None:
     def template(**changes: Parameter) -> Any:
         objects = by_name(load(MANIFESTS / "flannel.yaml", FLANNEL | changes))
         return objects["DaemonSet/kube-flannel/flannel"]["spec"]["template"]
@@ -169,25 +169,26 @@ def test_a_change_of_flannels_configuration_makes_new_pods() -> None:
     assert template() != template(pod_subnet="10.245.0.0/16")
 
 
-def test_flannel_runs_on_every_node_whatever_its_taints() -> None:
+def test_flannel_tolerates_all_taints() -> None:
     daemon = by_name(load(MANIFESTS / "flannel.yaml", FLANNEL))["DaemonSet/kube-flannel/flannel"]
     pod = daemon["spec"]["template"]["spec"]
     assert pod["tolerations"] == [{"operator": "Exists"}]
     assert pod["hostNetwork"] is True
 
 
-def test_nginx_is_spread_over_workers_and_waits_for_them() -> None:
+def test_nginx_is_spread_over_workers() -> None:
     deployment = by_name(load(MANIFESTS / "nginx.yaml", NGINX))["Deployment/default/nginx"]
     assert deployment["spec"]["replicas"] == 2
     (constraint,) = deployment["spec"]["template"]["spec"]["topologySpreadConstraints"]
     assert constraint["minDomains"] == 2
-    # minDomains is only allowed, and only means something, with this.
+    # minDomains is only valid with this.
     assert constraint["whenUnsatisfiable"] == "DoNotSchedule"
-    # Else the tainted control plane would be an empty place, and a second pod on one worker never start.
+    # Otherwise the tainted control plane would count as an empty domain, and a second pod on a worker would
+    # never start.
     assert constraint["nodeTaintsPolicy"] == "Honor"
 
 
-def test_nginx_services_reach_its_pods_by_cluster_address_and_node_port() -> None:
+def test_nginx_has_clusterip_and_nodeport_services() -> None:
     objects = by_name(load(MANIFESTS / "nginx.yaml", NGINX))
     pod = objects["Deployment/default/nginx"]["spec"]["template"]
     names = {port["name"] for port in pod["spec"]["containers"][0]["ports"]}
@@ -199,7 +200,7 @@ def test_nginx_services_reach_its_pods_by_cluster_address_and_node_port() -> Non
     assert objects["Service/default/nginx-nodeport"]["spec"]["ports"][0]["nodePort"] == 30080
 
 
-def test_a_node_gets_its_pod_network_only_when_flanneld_has_its_subnet(tmp_path: Path) -> None:
+def test_cni_configuration_waits_for_flannels_subnet(tmp_path: Path) -> None:
     hook = flannel_container()["lifecycle"]["postStart"]["exec"]["command"]
     for place in ("/run/flannel", "/etc/kube-flannel", "/etc/cni/net.d"):
         (tmp_path / place.lstrip("/")).mkdir(parents=True)

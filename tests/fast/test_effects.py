@@ -1,4 +1,4 @@
-"""What a setting's type says a change of it does is what the change does to the resources."""
+"""Changing a setting has the effect on resources that its type states."""
 
 from __future__ import annotations
 
@@ -12,19 +12,22 @@ from typing import Any
 import pytest
 from pydantic.fields import FieldInfo
 
-from components.changes import kept
+from components.changes import cluster_inputs
 from model import kubeadm
-from model.settings import Effect, Settings, effect_of, fields, load
+from model.settings import Effect, Settings, effect_of, fields
+from model.settings_file import load
 from model.steps import STEPS
 from tests.fast import graph
-from tests.fast.test_graph import raw_settings, run
+from tests.fast.recorded_run import run
+from tests.fast.sample_settings import raw_settings
 
 REPAIRING = {step.name for step in STEPS.values() if step.repairs}
 
-# Another value than the default, where none follows from the type.
+# Values other than the default, for settings whose type doesn't suggest one.
 OTHERS: dict[str, Any] = {
     "cluster.apiServer": "api.example.com:6443",
     "cluster.certSANs": ["k8s.example.com"],
+    "cluster.imageRepository": "example.com",
     "cluster.extraEnvs": {"NO_PROXY": "10.0.0.0/8"},
     "cluster.kubelet.containerLogMaxSize": "20Mi",
     "cluster.kubelet.evictionHard": {"memory.available": "1%"},
@@ -53,13 +56,12 @@ OTHERS: dict[str, Any] = {
     "preflight.ignore": ["NumCPU"],
     "proxy.excludeCidrs": ["10.9.0.0/16"],
     "proxy.syncPeriod": "9s",
-    "registry.imageRepository": "example.com",
-    "registry.mirrors": {"docker.io": ["https://example.com"]},
+    "runtime.mirrors": {"docker.io": ["https://example.com"]},
     "ssh.user": "ops",
     "cluster.kubelet.imageGcHighThresholdPercent": 90,
 }
-# What these hosts can't show: files that are read while settings are loaded, and a second control plane.
-UNSEEN = {"extends", "ssh.privateKeyFile", "ssh.knownHostsFile", "hosts[].ssh.hostKey", "hosts[].role"}
+# Not testable here: files that are read while settings are loaded, and a second control plane.
+UNTESTED = {"extends", "ssh.privateKeyFile", "ssh.knownHostsFile", "hosts[].ssh.hostKey", "hosts[].role"}
 
 
 def other(path: str, field: FieldInfo) -> Any:
@@ -76,12 +78,12 @@ def other(path: str, field: FieldInfo) -> Any:
         return not field.default
     if annotation is int:
         return (field.default or 50) + 1
-    assert str(field.default).endswith("s"), f"write another value than {path}'s default into OTHERS"
+    assert str(field.default).endswith("s"), f"add a value for {path} to OTHERS"
     return "3s"
 
 
 def changed(tmp_path: Path, *paths: str) -> Settings:
-    """The usual settings, with another value at each path; of a host, of the first worker."""
+    """The sample settings with another value for each path. Paths of hosts change the first worker."""
     raw = raw_settings(tmp_path)
     for path in paths:
         place = raw
@@ -93,7 +95,7 @@ def changed(tmp_path: Path, *paths: str) -> Settings:
 
 
 def with_effect(*effects: Effect) -> list[str]:
-    return [p for p, field in fields().items() if effect_of(field) in effects and p not in UNSEEN]
+    return [p for p, field in fields().items() if effect_of(field) in effects and p not in UNTESTED]
 
 
 @functools.cache
@@ -111,24 +113,24 @@ def triggers(recorded: graph.Recorder) -> dict[str, Any]:
 
 
 def without_limits(text: str) -> str:
-    """A step's text without how long it waits for what."""
+    """A step's text without its timeouts."""
     return re.sub(r"^\w+_SECONDS=.*$", "", text, flags=re.MULTILINE)
 
 
 @pytest.mark.parametrize("path", with_effect(Effect.NEW_CLUSTER))
-def test_a_setting_that_needs_a_new_cluster_replaces_init(folder: Path, path: str) -> None:
+def test_new_cluster_settings_replace_init(folder: Path, path: str) -> None:
     after = run(changed(folder, path))
     assert triggers(after)["master-init"] != triggers(before(folder))["master-init"]
 
 
-def test_a_version_is_what_a_living_cluster_refuses(folder: Path) -> None:
-    # And hosts[].role, see test_changes.py.
+def test_a_version_change_is_refused(folder: Path) -> None:
+    # test_changes.py tests hosts[].role.
     assert with_effect(Effect.REFUSED) == ["cluster.kubernetesVersion"]
-    assert kept(changed(folder, "cluster.kubernetesVersion")) != kept(changed(folder))
+    assert cluster_inputs(changed(folder, "cluster.kubernetesVersion")) != cluster_inputs(changed(folder))
 
 
 @pytest.mark.parametrize("path", with_effect(Effect.NEW_HOST))
-def test_a_setting_that_makes_a_host_anew_leaves_its_cluster(folder: Path, path: str) -> None:
+def test_new_host_settings_leave_the_cluster(folder: Path, path: str) -> None:
     after, now = run(changed(folder, path)), before(folder)
     assert triggers(after)["master-init"] == triggers(now)["master-init"]
     assert (
@@ -137,7 +139,7 @@ def test_a_setting_that_makes_a_host_anew_leaves_its_cluster(folder: Path, path:
     )
 
 
-def test_no_other_setting_replaces_anything(folder: Path) -> None:
+def test_other_settings_replace_nothing(folder: Path) -> None:
     rest = set(Effect) - {Effect.NEW_CLUSTER, Effect.NEW_HOST, Effect.REFUSED}
     after = run(changed(folder, *with_effect(*rest)))
     assert triggers(after) == triggers(before(folder))
@@ -146,7 +148,7 @@ def test_no_other_setting_replaces_anything(folder: Path) -> None:
     }
 
 
-def test_a_setting_that_changes_no_host_is_in_no_step_that_makes_one_and_in_no_object(folder: Path) -> None:
+def test_settings_without_effect_change_no_host_or_object(folder: Path) -> None:
     after = run(changed(folder, *with_effect(Effect.NOTHING)))
     for name, inputs in before(folder).inputs.items():
         step = name.rpartition("-")[2]
@@ -160,9 +162,7 @@ def test_a_setting_that_changes_no_host_is_in_no_step_that_makes_one_and_in_no_o
 
 
 @pytest.mark.parametrize("path", with_effect(Effect.IN_PLACE, Effect.ROLLING))
-def test_a_setting_that_is_changed_while_all_runs_reaches_a_step_or_an_object(
-    folder: Path, path: str
-) -> None:
+def test_in_place_settings_change_a_step_or_object(folder: Path, path: str) -> None:
     after = run(changed(folder, path))
     now = before(folder)
     differing = [name for name in now.inputs if after.inputs[name] != now.inputs[name]]
@@ -170,8 +170,8 @@ def test_a_setting_that_is_changed_while_all_runs_reaches_a_step_or_an_object(
 
 
 @pytest.mark.parametrize("path", fields())
-def test_what_kube_proxy_is_told_changes_node_by_node(folder: Path, path: str) -> None:
-    if path in UNSEEN or effect_of(fields()[path]) is Effect.NEW_CLUSTER:
+def test_only_proxy_settings_change_kube_proxys_configuration(folder: Path, path: str) -> None:
+    if path in UNTESTED or effect_of(fields()[path]) is Effect.NEW_CLUSTER:
         return
     differs = kubeadm.proxy_config(changed(folder, path)) != kubeadm.proxy_config(changed(folder))
     assert differs == path.startswith("proxy.")

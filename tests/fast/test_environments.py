@@ -1,4 +1,4 @@
-"""The committed stack files are usable, and what they share is in one place."""
+"""The committed stack files are valid, and settings that they share are in one place."""
 
 from __future__ import annotations
 
@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from model.settings import PREFIX, Section, Settings, load, section_of
+from model.settings import PREFIX, Section, Settings, section_of
+from model.settings_file import load
 from tests import stacks
 
 
@@ -19,37 +20,37 @@ def settings(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest
 
 
 @pytest.mark.parametrize("settings", stacks.committed(), indirect=True)
-def test_a_committed_stack_file_is_without_fault(settings: Settings) -> None:
+def test_committed_stack_files_are_valid(settings: Settings) -> None:
     for host in settings.hosts:
         assert settings.host_key(host)
 
 
-def test_the_lab_and_two_kinds_of_real_environments_are_committed() -> None:
+def test_lab_staging_and_prod_are_committed() -> None:
     assert {"dev", "staging", "prod"} <= set(stacks.committed())
 
 
 @pytest.mark.parametrize("settings", ["prod"], indirect=True)
-def test_the_example_of_production_is_protected_and_pins_its_hosts_in_the_file(settings: Settings) -> None:
+def test_prod_is_protected_and_pins_host_keys(settings: Settings) -> None:
     assert settings.production
     assert settings.ssh.known_hosts_file is None
     assert len({settings.host_key(host) for host in settings.hosts}) == len(settings.hosts)
 
 
 @pytest.mark.parametrize("settings", ["prod"], indirect=True)
-def test_an_environment_has_the_shared_settings_and_its_own_win_name_by_name(settings: Settings) -> None:
+def test_own_settings_take_precedence_one_by_one(settings: Settings) -> None:
     assert settings.firewall == "leave"
     assert settings.ssh.user == "ops"
     assert settings.cluster.kubelet.system_reserved == {"cpu": "200m", "memory": "1Gi"}
     shared, first = "https://registry.example.com", "https://registry.prod.example.com"
-    assert settings.registry.mirrors["ghcr.io"] == (shared,)
-    assert settings.registry.mirrors["docker.io"] == (first, shared)
+    assert settings.runtime.mirrors["ghcr.io"] == (shared,)
+    assert settings.runtime.mirrors["docker.io"] == (first, shared)
 
 
-def test_no_setting_of_an_environment_repeats_what_is_shared() -> None:
+def test_no_environment_repeats_a_shared_setting() -> None:
     for stack in stacks.committed():
         own = stacks.settings_of(stack)
         for shared in stacks.extended(stack):
-            assert _same(own, shared) == [], f"Pulumi.{stack}.yaml says again what {own['extends']} says"
+            assert _same(own, shared) == [], f"Pulumi.{stack}.yaml repeats settings of {own['extends']}"
 
 
 def _same(own: object, shared: object, path: str = "") -> list[str]:
@@ -63,13 +64,14 @@ def _same(own: object, shared: object, path: str = "") -> list[str]:
     return [path] if own == shared else []
 
 
-def test_no_default_of_the_project_speaks_for_a_stack() -> None:
-    # The engine hands a default out as the stack's own word: it would win over what the stack extends.
+def test_project_defaults_are_empty() -> None:
+    known = {field.alias: field for field in Settings.model_fields.values()}
+    # The engine treats a default as the stack's own setting, so it would override the extended file.
     for name, declared in yaml.safe_load((stacks.PROJECT / "Pulumi.yaml").read_text())["config"].items():
         assert declared.get("default", {}) == {}, name
-        section, _ = section_of(Settings.model_fields[name].annotation)
+        section, _ = section_of(known[name].annotation)
         assert section is not None and issubclass(section, Section), name
 
 
-def test_a_stack_files_prefix_is_the_projects_name() -> None:
+def test_the_prefix_is_the_projects_name() -> None:
     assert yaml.safe_load((stacks.PROJECT / "Pulumi.yaml").read_text())["name"] == PREFIX.removesuffix(":")

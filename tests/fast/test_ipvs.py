@@ -1,3 +1,5 @@
+"""The IPVS configuration that is expected, and parsing the actual one."""
+
 from __future__ import annotations
 
 import json
@@ -115,8 +117,8 @@ virtual TCP 192.168.166.102:30080 rr
 virtual UDP 10.96.0.10:53 rr
 """.splitlines()
 
-# `ipvsadm -Ln` of the same node: also an address of another interface, a service that isn't proved, and
-# a server of weight 0 that still has a connection.
+# `ipvsadm -Ln` on the same node. It also has an address of another interface, a service that isn't verified,
+# and a server of weight 0 with a remaining connection.
 LISTED = """\
 IP Virtual Server version 1.2.1 (size=4096)
 Prot LocalAddress:Port Scheduler Flags
@@ -166,18 +168,18 @@ FWM  7                                   1        1        1       60       60
 SETS = "KUBE-LOOP-BACK\nKUBE-CLUSTER-IP\nKUBE-NODE-PORT-TCP\nKUBE-6-CLUSTER-IP\nmine\n"
 
 
-def test_a_host_must_show_every_proved_service_with_its_ready_endpoints() -> None:
+def test_services_are_expected_with_their_ready_endpoints() -> None:
     assert ipvs.expected(text(objects()), SETTINGS, NODE1) == EXPECTED
 
 
-def test_the_scheduler_asked_for_is_expected() -> None:
+def test_the_configured_scheduler_is_expected() -> None:
     proxy = SETTINGS.proxy.model_copy(update={"scheduler": "lc"})
     lines = ipvs.expected(text(objects()), SETTINGS.model_copy(update={"proxy": proxy}), NODE1)
     assert {line.split()[3] for line in lines if line.startswith("virtual ")} == {"lc"}
 
 
 @pytest.mark.parametrize("mode", ["iptables", "nftables"])
-def test_other_modes_promise_services_node_ports_and_endpoints_and_no_virtual_server(mode: str) -> None:
+def test_other_modes_expect_no_virtual_servers(mode: str) -> None:
     proxy = SETTINGS.proxy.model_copy(update={"mode": mode})
     lines = ipvs.expected(text(objects()), SETTINGS.model_copy(update={"proxy": proxy}), NODE1)
     assert {line.split()[0] for line in lines} == {"service", "node-port", "endpoint"}
@@ -186,13 +188,13 @@ def test_other_modes_promise_services_node_ports_and_endpoints_and_no_virtual_se
     assert not [line for line in lines if "10.244.2.9" in line], "an endpoint that isn't ready"
 
 
-def test_node_ports_are_expected_on_the_addresses_given() -> None:
+def test_node_ports_are_expected_on_given_addresses() -> None:
     lines = ipvs.expected(text(objects()), SETTINGS, NODE1, ["10.0.2.15", "10.244.1.1"])
     places = [line for line in lines if line.startswith("virtual ") and ":30080" in line]
     assert places == ["virtual TCP 10.0.2.15:30080 rr", "virtual TCP 10.244.1.1:30080 rr"]
 
 
-def test_endpoints_in_several_slices_are_one_set_and_other_families_are_none_of_it() -> None:
+def test_ipv4_endpoints_of_all_slices_are_combined() -> None:
     more = endpoint_slice("default/nginx", {"10.244.3.3": True}, HTTP)
     sixth = endpoint_slice("default/nginx", {"fd00::1": True}, HTTP, addressType="IPv6")
     lines = ipvs.expected(text(objects(more, sixth)), SETTINGS, NODE1)
@@ -203,7 +205,7 @@ def test_endpoints_in_several_slices_are_one_set_and_other_families_are_none_of_
     ]
 
 
-def test_a_port_without_a_name_is_matched() -> None:
+def test_unnamed_ports_match() -> None:
     items = [item for item in objects() if item["metadata"]["name"] not in ("nginx", "nginx-x1")]
     items += [
         service("default/nginx", "10.100.1.1", {"port": 80, "targetPort": 8080}),
@@ -213,26 +215,26 @@ def test_a_port_without_a_name_is_matched() -> None:
     assert "real TCP 10.100.1.1:80 10.244.1.2:8080 Masq" in lines
 
 
-def test_a_service_without_ready_endpoints_is_a_virtual_server_without_real_ones() -> None:
+def test_a_service_without_endpoints_has_no_real_servers() -> None:
     items = [item for item in objects() if item["metadata"]["name"] != "nginx-x1"]
     lines = ipvs.expected(text(items), SETTINGS, NODE1)
     assert "virtual TCP 10.100.1.1:80 rr" in lines
     assert not [line for line in lines if line.startswith("real TCP 10.100.1.1:80 ")]
 
 
-def test_a_missing_service_and_text_that_is_no_list_are_named() -> None:
+def test_unusable_objects_are_reported() -> None:
     items = [item for item in objects() if item["metadata"]["name"] != "kube-dns"]
     with pytest.raises(ipvs.UnreadableError, match="kube-system/kube-dns"):
         ipvs.expected(text(items), SETTINGS, NODE1)
-    with pytest.raises(ipvs.UnreadableError, match="no list"):
+    with pytest.raises(ipvs.UnreadableError, match="aren't a list"):
         ipvs.expected("{}", SETTINGS, NODE1)
-    with pytest.raises(ipvs.UnreadableError, match="no JSON"):
+    with pytest.raises(ipvs.UnreadableError, match="not valid JSON"):
         ipvs.cluster_endpoint("error: connection refused")
 
 
-def test_the_proved_services_and_how_many_endpoints_each_must_have() -> None:
+def test_expected_services_have_endpoint_counts() -> None:
     nginx = SETTINGS.nginx.model_copy(update={"replicas": 3})
-    assert ipvs.promised_services(SETTINGS.model_copy(update={"nginx": nginx})) == {
+    assert ipvs.expected_services(SETTINGS.model_copy(update={"nginx": nginx})) == {
         "default/kubernetes": 1,
         "kube-system/kube-dns": 2,
         "default/nginx": 3,
@@ -240,11 +242,11 @@ def test_the_proved_services_and_how_many_endpoints_each_must_have() -> None:
     }
 
 
-def test_the_applications_cluster_endpoint_is_found() -> None:
+def test_nginxs_cluster_endpoint_is_found() -> None:
     assert ipvs.cluster_endpoint(text(objects())) == "10.100.1.1:80"
 
 
-def test_a_listed_line_that_makes_no_sense_is_named() -> None:
+def test_unknown_lines_are_reported() -> None:
     with pytest.raises(ipvs.UnreadableError, match="Can't initialize ipvs"):
         ipvs.parse_list("Can't initialize ipvs: Protocol not available\n")
     with pytest.raises(ipvs.UnreadableError, match="Can't initialize ipvs"):
@@ -255,7 +257,7 @@ def test_an_empty_table_has_no_virtual_servers() -> None:
     assert ipvs.parse_list("\n".join(LISTED.splitlines()[:3])) == ()
 
 
-def test_statistics_are_read_rounded_or_exact() -> None:
+def test_rounded_and_exact_counters_are_parsed() -> None:
     counts = ipvs.parse_stats(STATS.replace("      12      900", "     12M      900"))
     api = ipvs.Counts(12_000_000, 95_000, 120_000)
     assert counts[("TCP", "10.96.0.1:443")] == {"": api, "192.168.166.101:6443": api}
@@ -266,7 +268,7 @@ def test_statistics_are_read_rounded_or_exact() -> None:
         "10.244.2.2:80": half,
     }
     assert len(counts) == 2
-    with pytest.raises(ipvs.UnreadableError, match="five counts"):
+    with pytest.raises(ipvs.UnreadableError, match="five counters"):
         ipvs.parse_stats("TCP 10.96.0.1:443 12 900 800")
 
 
@@ -282,7 +284,7 @@ waiting for the tables
 """
 
 
-def test_a_report_becomes_plain_rows_in_order_of_address() -> None:
+def test_a_report_becomes_sorted_plain_rows() -> None:
     rows = ipvs.report_tables(REPORT)
     assert [f"{row['protocol']} {row['address']}" for row in rows] == [
         "TCP 10.0.2.15:30080",
@@ -313,13 +315,13 @@ def test_a_report_becomes_plain_rows_in_order_of_address() -> None:
     assert json.loads(json.dumps(rows)) == rows
 
 
-def test_a_report_is_divided_by_its_headings() -> None:
+def test_a_report_is_split_at_its_headings() -> None:
     assert ipvs.report_sections("x\n== a\n1\n2\n== b c\n") == {"a": "1\n2\n", "b c": ""}
     with pytest.raises(ipvs.UnreadableError, match="== ipvs"):
         ipvs.report_tables("nothing\n")
 
 
-def test_rows_become_virtual_servers_again_with_the_floats_of_a_stack_output() -> None:
+def test_rows_are_read_back_from_stack_outputs() -> None:
     rows = ipvs.report_tables(REPORT)
     back = json.loads(json.dumps(rows), parse_int=float)
     virtuals = ipvs.from_rows(back)

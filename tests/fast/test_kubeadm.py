@@ -1,3 +1,5 @@
+"""kubeadm's configuration files, and what is taken from its kubeconfig."""
+
 from __future__ import annotations
 
 import base64
@@ -18,46 +20,39 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 
 from model import kubeadm
-from model.settings import Settings
+from model.kubeconfig import Kubeconfig, KubeconfigError
+from tests.fast.sample_settings import settings_with
 
 TOKEN = "abcdef.0123456789abcdef"
 CA_HASH = "sha256:" + "a1" * 32
-
-
-def settings_with(count: int = 3, **sections: Any) -> Settings:
-    hosts = [
-        {
-            "name": name,
-            "role": "worker" if number else "control-plane",
-            "address": f"192.168.166.{101 + number}",
-        }
-        for number, name in enumerate(("master", "node1", "node2")[:count])
-    ]
-    return Settings.model_validate_json(json.dumps({"hosts": hosts, **sections}))
 
 
 def documents(text: str) -> dict[str, dict[str, Any]]:
     return {document["kind"]: document for document in yaml.safe_load_all(text)}
 
 
-def test_every_component_of_the_control_plane_gets_the_environment() -> None:
-    told = documents(kubeadm.init_config(settings_with(cluster={"extraEnvs": {"NO_PROXY": "10.0.0.0/8"}})))[
-        "ClusterConfiguration"
-    ]
-    wanted = [{"name": "NO_PROXY", "value": "10.0.0.0/8"}]
-    for component in (told["apiServer"], told["controllerManager"], told["scheduler"], told["etcd"]["local"]):
-        assert component["extraEnvs"] == wanted
+def test_every_control_plane_component_gets_the_environment() -> None:
+    settings = settings_with(cluster={"extraEnvs": {"NO_PROXY": "10.0.0.0/8"}})
+    cluster = documents(kubeadm.init_config(settings))["ClusterConfiguration"]
+    components = (
+        cluster["apiServer"],
+        cluster["controllerManager"],
+        cluster["scheduler"],
+        cluster["etcd"]["local"],
+    )
+    for component in components:
+        assert component["extraEnvs"] == [{"name": "NO_PROXY", "value": "10.0.0.0/8"}]
 
 
-def test_arguments_and_environment_of_a_component_stand_side_by_side() -> None:
+def test_components_have_both_arguments_and_environment() -> None:
     cluster = {"slowHosts": True, "leaderElection": False, "extraEnvs": {"GOMAXPROCS": "1"}}
-    told = documents(kubeadm.init_config(settings_with(cluster=cluster)))["ClusterConfiguration"]
+    written = documents(kubeadm.init_config(settings_with(cluster=cluster)))["ClusterConfiguration"]
     wanted = [{"name": "GOMAXPROCS", "value": "1"}]
-    assert told["scheduler"] == {
+    assert written["scheduler"] == {
         "extraArgs": [{"name": "leader-elect", "value": "false"}],
         "extraEnvs": wanted,
     }
-    assert told["etcd"]["local"] == {
+    assert written["etcd"]["local"] == {
         "extraArgs": [
             {"name": "heartbeat-interval", "value": "500"},
             {"name": "election-timeout", "value": "5000"},
@@ -67,7 +62,7 @@ def test_arguments_and_environment_of_a_component_stand_side_by_side() -> None:
     }
 
 
-def test_what_answers_slowly_on_slow_hosts_is_neither_restarted_nor_taken_for_unready() -> None:
+def test_slow_hosts_get_patient_probes() -> None:
     assert kubeadm.patches(settings_with()) == {}
     patches = {
         file.partition("+")[0]: json.loads(text)["spec"]
@@ -77,13 +72,13 @@ def test_what_answers_slowly_on_slow_hosts_is_neither_restarted_nor_taken_for_un
     assert set(patches) == {"etcd", "kube-apiserver", "kube-controller-manager", "kube-scheduler"}
     for [container] in (dns, *(patch["containers"] for patch in patches.values())):
         assert container["livenessProbe"] == {"failureThreshold": 60, "timeoutSeconds": 60}
-        # The controller manager has no readiness probe, and must not get half of one.
+        # The controller manager has no readiness probe, so a patch would add an incomplete one.
         if container["name"] != "kube-controller-manager":
             assert container["readinessProbe"]["timeoutSeconds"] == 60
     assert dns[0]["name"] == "coredns"
 
 
-def test_an_ignored_cpu_check_makes_the_control_plane_fit_on_one_cpu() -> None:
+def test_an_ignored_cpu_check_lowers_cpu_requests() -> None:
     for slow in (False, True):
         settings = settings_with(preflight={"ignore": ["numcpu"]}, cluster={"slowHosts": slow})
         patches = kubeadm.patches(settings)
@@ -103,18 +98,18 @@ def test_an_ignored_cpu_check_makes_the_control_plane_fit_on_one_cpu() -> None:
     assert kubeadm.patches(settings_with(preflight={"ignore": ["Mem"]})) == {}
 
 
-def test_ignored_preflight_checks_reach_init_and_join_alone() -> None:
+def test_ignored_preflight_checks_affect_only_kubeadm() -> None:
     ignored = ["Mem", "Swap"]
     settings, plain = settings_with(preflight={"ignore": ignored}), settings_with()
-    told = documents(kubeadm.init_config(settings))
+    written = documents(kubeadm.init_config(settings))
     joining = documents(kubeadm.join_config(settings, settings.workers[0], TOKEN, CA_HASH))
-    for document in (told["InitConfiguration"], joining["JoinConfiguration"]):
+    for document in (written["InitConfiguration"], joining["JoinConfiguration"]):
         assert document["nodeRegistration"].pop("ignorePreflightErrors") == ignored
-    assert told == documents(kubeadm.init_config(plain))
+    assert written == documents(kubeadm.init_config(plain))
     assert joining == documents(kubeadm.join_config(plain, plain.workers[0], TOKEN, CA_HASH))
 
 
-def test_init_is_told_everything_in_four_documents() -> None:
+def test_init_config_has_four_documents() -> None:
     assert (
         kubeadm.init_config(settings_with())
         == """\
@@ -190,7 +185,7 @@ ipvs:
     )
 
 
-def test_join_names_the_host_the_control_plane_and_the_authority() -> None:
+def test_join_config_names_host_endpoint_and_ca() -> None:
     settings = settings_with(cluster={"timeouts": {"discovery": "15m0s"}})
     assert (
         kubeadm.join_config(settings, settings.workers[1], TOKEN, CA_HASH)
@@ -230,10 +225,10 @@ def test_every_setting_of_the_cluster_reaches_kubeadm() -> None:
             "apiServer": "api.example:443",
             "certSANs": ["other.example", "api.example"],
             "encryptionAlgorithm": "RSA-4096",
+            "imageRepository": "mirror.example/k8s",
             "leaderElection": False,
         },
         network={"podSubnet": "10.0.0.0/16", "serviceSubnet": "10.1.0.0/20", "dnsDomain": "k.example"},
-        registry={"imageRepository": "mirror.example/k8s"},
     )
     found = documents(kubeadm.init_config(settings))
     cluster = found["ClusterConfiguration"]
@@ -278,13 +273,13 @@ def test_every_setting_of_the_proxy_reaches_kube_proxy() -> None:
     }
 
 
-def test_node_ports_are_on_the_same_addresses_in_every_mode() -> None:
+def test_every_mode_serves_node_ports_on_all_addresses() -> None:
     for mode, addresses in {"ipvs": None, "iptables": None, "nftables": ["0.0.0.0/0"]}.items():
         rendered = yaml.safe_load(kubeadm.proxy_config(settings_with(proxy={"mode": mode})))
         assert (rendered["mode"], rendered.get("nodePortAddresses")) == (mode, addresses)
 
 
-def test_a_host_alone_takes_pods_and_one_with_workers_keeps_its_taint() -> None:
+def test_only_a_single_host_has_no_taint() -> None:
     alone = documents(kubeadm.init_config(settings_with(1)))["InitConfiguration"]
     assert alone["nodeRegistration"]["taints"] == []
     with_workers = documents(kubeadm.init_config(settings_with(2)))["InitConfiguration"]
@@ -292,22 +287,22 @@ def test_a_host_alone_takes_pods_and_one_with_workers_keeps_its_taint() -> None:
     assert with_workers["nodeRegistration"]["taints"] == [own]
 
 
-def test_kubernetes_own_taint_that_the_settings_name_too_is_there_once() -> None:
+def test_a_configured_control_plane_taint_isnt_duplicated() -> None:
     settings = settings_with(2)
-    asked = settings.control_plane.model_copy(
+    tainted = settings.control_plane.model_copy(
         update={"taints": ("node-role.kubernetes.io/control-plane:NoSchedule", "a:NoExecute")}
     )
-    assert kubeadm.node_taints(settings, asked) == list(asked.taints)
+    assert kubeadm.node_taints(settings, tainted) == list(tainted.taints)
 
 
-def test_a_node_that_is_the_last_is_no_longer_kept_from_pods() -> None:
+def test_the_last_node_loses_its_control_plane_taint() -> None:
     several, alone = settings_with(2), settings_with(1)
     assert kubeadm.node_taints(several, several.control_plane) == [kubeadm.CONTROL_PLANE_TAINT]
     assert kubeadm.node_taints(several, several.workers[0]) == []
     assert kubeadm.node_taints(alone, alone.control_plane) == []
 
 
-def test_labels_that_kubelet_would_put_back_at_each_start_are_left_to_the_member() -> None:
+def test_labels_that_kubelet_resets_arent_passed_to_it() -> None:
     settings = settings_with()
     labels = {
         "a": "1",
@@ -322,9 +317,9 @@ def test_labels_that_kubelet_would_put_back_at_each_start_are_left_to_the_member
     assert arguments["node-labels"] == "a=1,node.kubernetes.io/other=2"
 
 
-# Numbers and truth values for go.yaml.in/yaml/v2 (resolve.go), by which kubeadm reads, and text for PyYAML.
+# Numbers and booleans for kubeadm's reader, go.yaml.in/yaml/v2 (resolve.go), but text for PyYAML.
 @pytest.mark.parametrize("text", ["y", "N", "1e3", "0o17", "12e4", "1_000", "+.5", "0b11", "7."])
-def test_a_text_that_looks_like_a_number_or_a_truth_value_to_go_is_in_quotes(text: str) -> None:
+def test_text_that_go_reads_differently_is_quoted(text: str) -> None:
     settings = settings_with()
     host = settings.workers[0].model_copy(update={"taints": (f"dedicated={text}:NoSchedule",)})
     written = kubeadm.join_config(settings, host, TOKEN, CA_HASH)
@@ -332,7 +327,7 @@ def test_a_text_that_looks_like_a_number_or_a_truth_value_to_go_is_in_quotes(tex
 
 
 @pytest.mark.parametrize("text", ["1m0s", "192.168.166.101", "10.244.0.0/16", "yes-1", "node1"])
-def test_other_texts_are_as_plain_as_ever(text: str) -> None:
+def test_other_text_isnt_quoted(text: str) -> None:
     settings = settings_with()
     settings = settings.model_copy(
         update={"cluster": settings.cluster.model_copy(update={"extra_envs": {"A": text}})}
@@ -341,14 +336,14 @@ def test_other_texts_are_as_plain_as_ever(text: str) -> None:
 
 
 @pytest.mark.parametrize("mode", ["nftables", "iptables"])
-def test_the_other_modes_are_told_their_sync_periods_too(mode: str) -> None:
+def test_other_modes_get_the_sync_periods_too(mode: str) -> None:
     settings = settings_with()
     proxy = settings.proxy.model_copy(update={"mode": mode, "sync_period": "9s", "min_sync_period": "3s"})
     written = documents(kubeadm.init_config(settings.model_copy(update={"proxy": proxy})))
     assert written["KubeProxyConfiguration"][mode] == {"syncPeriod": "9s", "minSyncPeriod": "3s"}
 
 
-def test_labels_are_handed_to_kubelet_in_one_order() -> None:
+def test_labels_are_passed_to_kubelet_in_order() -> None:
     def arguments(labels: dict[str, str]) -> Any:
         settings = settings_with()
         host = settings.workers[0].model_copy(update={"labels": labels})
@@ -361,7 +356,7 @@ def test_labels_are_handed_to_kubelet_in_one_order() -> None:
     assert [argument["name"] for argument in arguments({})] == ["node-ip"]
 
 
-def test_taints_are_there_from_the_start_beside_the_control_planes_own() -> None:
+def test_nodes_register_with_their_taints() -> None:
     taints = ["dedicated=web:NoSchedule", "flaky:PreferNoSchedule"]
     given = [
         {"key": "dedicated", "value": "web", "effect": "NoSchedule"},
@@ -380,7 +375,7 @@ def test_taints_are_there_from_the_start_beside_the_control_planes_own() -> None
     assert first["nodeRegistration"]["taints"] == [own, *given]
 
 
-def test_kubelets_settings_are_those_given_under_kubernetes_names() -> None:
+def test_kubelet_settings_have_kubernetes_names() -> None:
     given = settings_with(
         cluster={
             "kubelet": {
@@ -403,12 +398,12 @@ def test_kubelets_settings_are_those_given_under_kubernetes_names() -> None:
     assert documents(kubeadm.init_config(given))["KubeletConfiguration"] == rendered
 
 
-def test_a_token_is_in_no_file_but_a_workers() -> None:
+def test_only_join_config_has_a_token() -> None:
     assert "token:" not in kubeadm.init_config(settings_with())
 
 
 @pytest.fixture(scope="module")
-def authority() -> tuple[ec.EllipticCurvePrivateKey, bytes]:
+def ca() -> tuple[ec.EllipticCurvePrivateKey, bytes]:
     key = ec.generate_private_key(ec.SECP256R1())
     name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "kubernetes")])
     now = dt.datetime.now(dt.UTC)
@@ -436,10 +431,10 @@ def kubeconfig(certificate: bytes) -> dict[str, Any]:
     }
 
 
-def test_the_authoritys_hash_is_of_its_public_key_as_kubeadm_pins_it(
-    authority: tuple[ec.EllipticCurvePrivateKey, bytes],
+def test_the_ca_hash_is_of_its_public_key(
+    ca: tuple[ec.EllipticCurvePrivateKey, bytes],
 ) -> None:
-    key, certificate = authority
+    key, certificate = ca
     public = key.public_key().public_bytes(
         serialization.Encoding.DER, serialization.PublicFormat.SubjectPublicKeyInfo
     )
@@ -448,10 +443,10 @@ def test_the_authoritys_hash_is_of_its_public_key_as_kubeadm_pins_it(
 
 
 @pytest.mark.parametrize("server", ["127.0.0.1:22643", "https://127.0.0.1:22643"])
-def test_only_the_current_clusters_address_is_replaced(
-    authority: tuple[ec.EllipticCurvePrivateKey, bytes], server: str
+def test_only_the_current_clusters_server_is_replaced(
+    ca: tuple[ec.EllipticCurvePrivateKey, bytes], server: str
 ) -> None:
-    before = kubeconfig(authority[1])
+    before = kubeconfig(ca[1])
     after = yaml.safe_load(kubeadm.kubeconfig_for(yaml.safe_dump(before), server))
     before["clusters"][1]["cluster"]["server"] = "https://127.0.0.1:22643"
     assert after == before
@@ -460,43 +455,82 @@ def test_only_the_current_clusters_address_is_replaced(
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        ({"kind": "Secret"}, "no kubeconfig"),
+        ({"kind": "Secret"}, "isn't a kubeconfig"),
         ({"current-context": "gone"}, "'gone'"),
         ({"contexts": None}, "admin@dev"),
-        ({"clusters": []}, "names no cluster"),
+        ({"clusters": []}, "selects no cluster"),
         ({"clusters": [{"name": "dev", "cluster": {"server": "x"}}]}, "no certificate-authority-data"),
         (
-            {"clusters": [{"name": "dev", "cluster": {"certificate-authority-data": "AAAA"}}]},
-            "no certificate",
+            {"clusters": [{"name": "dev", "cluster": {"server": "x", "certificate-authority-data": "AAAA"}}]},
+            "isn't a certificate",
         ),
     ],
 )
-def test_a_kubeconfig_that_lacks_what_is_needed_is_told_without_its_secrets(
-    authority: tuple[ec.EllipticCurvePrivateKey, bytes], change: dict[str, Any], words: str
+def test_kubeconfig_errors_contain_no_secret(
+    ca: tuple[ec.EllipticCurvePrivateKey, bytes], change: dict[str, Any], words: str
 ) -> None:
-    with pytest.raises(kubeadm.KubeconfigError) as caught:
-        kubeadm.ca_hash(yaml.safe_dump(kubeconfig(authority[1]) | change))
+    with pytest.raises(KubeconfigError) as caught:
+        kubeadm.ca_hash(yaml.safe_dump(kubeconfig(ca[1]) | change))
     assert words in str(caught.value)
     assert "c2VjcmV0" not in str(caught.value)
 
 
-def test_broken_yaml_is_not_quoted_in_the_error() -> None:
-    with pytest.raises(kubeadm.KubeconfigError) as caught:
+def test_yaml_errors_contain_no_secret() -> None:
+    with pytest.raises(KubeconfigError) as caught:
         kubeadm.ca_hash("client-key-data: [c2VjcmV0")
     assert "c2VjcmV0" not in str(caught.value)
-    # As Pulumi prints what a program has raised: with whatever that was raised from.
+    # Pulumi prints an exception with its causes.
     assert "c2VjcmV0\n" not in "".join(traceback.format_exception(caught.value))
+
+
+def test_a_kubeconfig_selects_server_and_credentials(ca: tuple[ec.EllipticCurvePrivateKey, bytes]) -> None:
+    text = yaml.safe_dump(kubeconfig(ca[1]))
+    found = Kubeconfig.parse(text)
+    assert (found.server, found.ca) == ("https://192.168.166.101:6443", ca[1].decode())
+    assert (found.client_key, found.token, found.namespace) == ("secret-key", None, "default")
+    assert "secret-key" not in repr(found)
+    other = Kubeconfig.parse(text, cluster="other")
+    assert (other.server, other.ca) == ("https://other:6443", None)
+
+
+def test_a_kubeconfig_may_name_files(tmp_path: Path) -> None:
+    (tmp_path / "ca").write_text("-----BEGIN CERTIFICATE-----\n")
+    (tmp_path / "token").write_text("abc\n")
+    document = {
+        "clusters": [
+            {"name": "a", "cluster": {"server": "https://a", "certificate-authority": f"{tmp_path}/ca"}}
+        ],
+        "contexts": [{"name": "x", "context": {"cluster": "a", "user": "u", "namespace": "web"}}],
+        "users": [{"name": "u", "user": {"tokenFile": f"{tmp_path}/token"}}],
+    }
+    found = Kubeconfig.parse(yaml.safe_dump(document), context="x")
+    assert (found.ca, found.token, found.namespace) == ("-----BEGIN CERTIFICATE-----\n", "abc", "web")
+    document["users"] = [{"name": "u", "user": {"tokenFile": f"{tmp_path}/gone"}}]
+    with pytest.raises(KubeconfigError, match=r"tokenFile .*/gone can't be read"):
+        Kubeconfig.parse(yaml.safe_dump(document), context="x")
+
+
+@pytest.mark.parametrize("method", ["exec", "auth-provider", "username"])
+def test_unsupported_login_methods_are_refused(method: str) -> None:
+    document = {
+        "clusters": [{"name": "a", "cluster": {"server": "https://a"}}],
+        "contexts": [{"name": "x", "context": {"cluster": "a", "user": "u"}}],
+        "current-context": "x",
+        "users": [{"name": "u", "user": {method: "something"}}],
+    }
+    with pytest.raises(KubeconfigError, match=f"logs in by {method}"):
+        Kubeconfig.parse(yaml.safe_dump(document))
 
 
 @pytest.fixture
 def real_kubeadm() -> str:
     path = shutil.which("kubeadm")
     if path is None:
-        pytest.skip("no kubeadm on PATH: the golden texts above stand alone")
+        pytest.skip("no kubeadm on PATH")
     return path
 
 
-def test_the_real_kubeadm_accepts_what_is_rendered(real_kubeadm: str, tmp_path: Path) -> None:
+def test_the_real_kubeadm_accepts_the_files(real_kubeadm: str, tmp_path: Path) -> None:
     settings = settings_with(
         cluster={
             "leaderElection": False,
@@ -519,5 +553,5 @@ def test_the_real_kubeadm_accepts_what_is_rendered(real_kubeadm: str, tmp_path: 
             [real_kubeadm, "config", "validate", "--config", str(file)], capture_output=True, text=True
         )
         assert result.returncode == 0, result.stderr
-        # kubeadm only warns of a field it doesn't know, and leaves it out.
+        # kubeadm only warns about unknown fields and ignores them.
         assert "unknown field" not in result.stderr

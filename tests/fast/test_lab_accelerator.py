@@ -1,4 +1,4 @@
-"""What runs a lab's hosts: KVM, else User Mode Linux, else emulation; and why."""
+"""The choice of what runs a lab's hosts: KVM, else User Mode Linux, else emulation."""
 
 from __future__ import annotations
 
@@ -11,13 +11,18 @@ from common.errors import UserError
 from common.progress import Progress
 from lab import accelerator, uml
 from lab.hardware import Accelerator
+from tests.fast.saved_lab import QUIET
 
-QUIET = Progress(quiet=True)
 PASSES = f"echo '{accelerator.PASSED}'"
 
 
 class Trial:
-    """A lab's folder for a decision, and a QEMU and a kernel that do what a test says."""
+    """A lab's folder, with scripts for QEMU and the kernel.
+
+    Attributes:
+        kernel: What the User Mode Linux kernel does, as shell code; `missing` if it can't be built.
+        kernels: How often the kernel was provided.
+    """
 
     def __init__(self, folder: Path) -> None:
         self.base = folder / "blue/base"
@@ -39,7 +44,7 @@ class Trial:
         path.chmod(0o755)
 
     def provide(self, base: Path, progress: Progress) -> None:
-        """In the place of `uml_files.provide`."""
+        """Replaces `uml_files.provide`."""
         self.kernels += 1
         if self.kernel == "missing":
             raise UserError("flex isn't installed\nand more", "apt install flex")
@@ -62,19 +67,19 @@ def trial(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Trial:
     return made
 
 
-def test_kvm_is_taken_where_a_guest_boots_and_switches_itself_off(trial: Trial) -> None:
+def test_kvm_is_chosen_if_a_guest_boots(trial: Trial) -> None:
     trial.qemu(PASSES)
     assert trial.choose().accelerator == "kvm"
-    assert trial.kernels == 0, "no kernel is built where none is needed"
+    assert trial.kernels == 0, "no kernel is needed"
 
 
-def test_user_mode_linux_is_taken_where_kvm_fails_and_both_reasons_are_told(trial: Trial) -> None:
+def test_user_mode_linux_is_chosen_if_kvm_fails(trial: Trial) -> None:
     trial.qemu("echo 'qemu-system-x86_64: error: failed to set MSR 0x10a' >&2; exit 134")
     trial.kernel = PASSES
     decision = trial.choose()
     assert decision.accelerator == "uml"
     assert "failed to set MSR 0x10a" in decision.reason
-    assert "a trial boot of User Mode Linux worked" in decision.reason
+    assert "a trial boot of User Mode Linux succeeded" in decision.reason
 
 
 @pytest.mark.parametrize(
@@ -85,9 +90,7 @@ def test_user_mode_linux_is_taken_where_kvm_fails_and_both_reasons_are_told(tria
         (f"{PASSES}; exit 1", "a trial boot of User Mode Linux failed"),
     ],
 )
-def test_hosts_are_emulated_where_neither_works_and_both_reasons_are_told(
-    trial: Trial, kernel: str, reason: str
-) -> None:
+def test_hosts_are_emulated_if_both_fail(trial: Trial, kernel: str, reason: str) -> None:
     trial.qemu("echo 'KVM internal error'; exit 1")
     trial.kernel = kernel
     decision = trial.choose()
@@ -97,33 +100,33 @@ def test_hosts_are_emulated_where_neither_works_and_both_reasons_are_told(
     assert "\n" not in decision.reason
 
 
-def test_guest_that_passes_but_whose_qemu_fails_does_not_count(trial: Trial) -> None:
+def test_passing_guest_in_failing_qemu_does_not_count(trial: Trial) -> None:
     trial.qemu(f"{PASSES}; exit 1")
     assert trial.choose().accelerator == "tcg"
 
 
-def test_guest_that_hangs_after_an_internal_error_is_ended(trial: Trial) -> None:
+def test_guest_that_hangs_is_killed(trial: Trial) -> None:
     trial.qemu("echo 'KVM internal error. Suberror: 1'; exec sleep 60")
-    begun = time.monotonic()
+    started = time.monotonic()
     vmlinuz, initrd = trial.base / "vmlinuz", trial.base / "initrd"
     problem = accelerator.kvm_trial(vmlinuz, initrd, seconds=0.5, binary=str(trial.binary))
-    assert time.monotonic() - begun < 10
+    assert time.monotonic() - started < 10
     assert problem is not None
     assert "hung" in problem
     assert "KVM internal error" in problem
 
 
 @pytest.mark.parametrize("kernel", ["exit 1", PASSES])
-def test_decision_is_remembered_until_the_kernel_changes(trial: Trial, kernel: str) -> None:
+def test_decision_is_cached_until_kernel_changes(trial: Trial, kernel: str) -> None:
     trial.kernel = kernel
     assert trial.choose() == trial.choose()
-    assert trial.count == 2, "one trial of each"
+    assert trial.count == 2, "one trial each"
     (trial.base / "vmlinuz").write_text("another kernel")
     trial.choose()
     assert trial.count == 4
 
 
-def test_remembered_user_mode_linux_that_cannot_be_had_any_more_is_no_failure(trial: Trial) -> None:
+def test_cached_choice_without_kernel_falls_back_to_emulation(trial: Trial) -> None:
     trial.kernel = PASSES
     assert trial.choose().accelerator == "uml"
     trial.kernel = "missing"
@@ -132,14 +135,14 @@ def test_remembered_user_mode_linux_that_cannot_be_had_any_more_is_no_failure(tr
     assert "flex isn't installed" in decision.reason
 
 
-def test_kernel_that_could_not_be_built_is_tried_again_the_next_time(trial: Trial) -> None:
+def test_failed_kernel_build_is_retried(trial: Trial) -> None:
     trial.kernel = "missing"
     assert trial.choose().accelerator == "tcg"
     trial.kernel = PASSES
     assert trial.choose().accelerator == "uml"
 
 
-def test_damaged_memory_of_the_decision_is_made_again(trial: Trial, tmp_path: Path) -> None:
+def test_damaged_cache_is_ignored(trial: Trial, tmp_path: Path) -> None:
     trial.qemu(PASSES)
     trial.choose()
     (tmp_path / "cache/kubeadm-ipvs/accelerator.json").write_text("{")
@@ -147,52 +150,49 @@ def test_damaged_memory_of_the_decision_is_made_again(trial: Trial, tmp_path: Pa
     assert trial.count == 2
 
 
-def test_without_a_device_kvm_is_not_tried(trial: Trial) -> None:
+def test_kvm_is_not_tried_without_device(trial: Trial) -> None:
     trial.qemu(PASSES)
     trial.device.unlink()
     decision = trial.choose()
     assert decision.accelerator == "tcg"
-    assert f"there is no {trial.device}" in decision.reason
+    assert f"{trial.device} doesn't exist" in decision.reason
 
 
 @pytest.mark.parametrize("forced", ["kvm", "uml", "tcg"])
-def test_variable_decides_without_a_trial(trial: Trial, monkeypatch: pytest.MonkeyPatch, forced: str) -> None:
+def test_variable_chooses_without_trial(trial: Trial, monkeypatch: pytest.MonkeyPatch, forced: str) -> None:
     monkeypatch.setenv(accelerator.VARIABLE, forced)
-    assert trial.choose() == accelerator.Decision(
-        trial.choose().accelerator, f"{accelerator.VARIABLE} says so"
-    )
-    assert trial.choose().accelerator == forced
+    decision = trial.choose()
+    assert decision.accelerator == forced
+    assert decision.reason == f"chosen by {accelerator.VARIABLE}"
     assert trial.count == 0
 
 
-@pytest.mark.parametrize(("qemu", "works"), [(PASSES, "kvm"), ("exit 1", "tcg")])
-def test_variable_may_leave_qemu_the_choice(
-    trial: Trial, monkeypatch: pytest.MonkeyPatch, qemu: str, works: str
+@pytest.mark.parametrize(("qemu", "expected"), [(PASSES, "kvm"), ("exit 1", "tcg")])
+def test_variable_can_limit_choice_to_qemu(
+    trial: Trial, monkeypatch: pytest.MonkeyPatch, qemu: str, expected: str
 ) -> None:
     trial.kernel = PASSES
     trial.qemu(qemu)
     trial.choose()
     monkeypatch.setenv(accelerator.VARIABLE, "qemu")
-    assert trial.choose().accelerator == works
+    assert trial.choose().accelerator == expected
 
 
-def test_variable_that_names_nothing_known_is_refused(trial: Trial, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_unknown_variable_value_is_refused(trial: Trial, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(accelerator.VARIABLE, "xen")
-    with pytest.raises(UserError, match="xen is none of kvm, uml, tcg, qemu"):
+    with pytest.raises(UserError, match="xen is not one of kvm, uml, tcg, qemu"):
         trial.choose()
 
 
-@pytest.mark.parametrize(("disks", "works"), [("uml", "uml"), ("tcg", "tcg"), ("kvm", "tcg")])
-def test_hosts_that_have_disks_stay_with_what_can_read_them(
-    trial: Trial, disks: Accelerator, works: str
-) -> None:
+@pytest.mark.parametrize(("disks", "expected"), [("uml", "uml"), ("tcg", "tcg"), ("kvm", "tcg")])
+def test_hosts_with_disks_keep_matching_accelerator(trial: Trial, disks: Accelerator, expected: str) -> None:
     trial.kernel = PASSES
-    assert trial.choose().accelerator == "uml", "remembered, and yet"
-    assert trial.choose(disks).accelerator == works
+    assert trial.choose().accelerator == "uml"
+    assert trial.choose(disks).accelerator == expected
 
 
 @pytest.mark.parametrize(("disks", "forced"), [("uml", "tcg"), ("uml", "kvm"), ("kvm", "uml")])
-def test_variable_that_would_lose_disks_is_refused(
+def test_variable_that_does_not_fit_disks_is_refused(
     trial: Trial, monkeypatch: pytest.MonkeyPatch, disks: Accelerator, forced: str
 ) -> None:
     monkeypatch.setenv(accelerator.VARIABLE, forced)

@@ -1,4 +1,4 @@
-"""A lab test's command that is left in the middle, as by a signal to pytest, doesn't go on by itself."""
+"""Commands that lab tests run: output, failures, and what happens if pytest is interrupted."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from common import processes
 from common.progress import Progress
 from tests.lab import cluster
 
-# The child and one of its own, as `tools.up` and its `pulumi`. Both say their ids, then the child is ready.
+# A child with its own child, like `tools.up` and its `pulumi`. The child prints both pids when it is ready.
 CHILDREN = """
 import os, pathlib, signal, subprocess, sys, time
 folder, obeys = pathlib.Path(sys.argv[1]), sys.argv[2] == "obeys"
@@ -39,38 +39,36 @@ else:
 """
 
 
-class Left(BaseException):
-    """As pytest.exit raises in a signal's handler: no Exception."""
+class Interrupted(BaseException):
+    """Not an `Exception`, like what pytest.exit raises in a signal handler."""
 
 
-class Leaving(Progress):
-    """Progress in whose midst the test is left."""
+class InterruptingProgress(Progress):
+    """Interrupts the test at the first line of output."""
 
     def say(self, message: str) -> None:
-        self.said = message
-        raise Left
+        self.message = message
+        raise Interrupted
 
 
-@pytest.mark.parametrize(("kind", "seconds"), [("obeys", 30.0), ("stays", 0.5)])
-def test_a_command_that_is_left_takes_what_it_has_started_with_it(
-    tmp_path: Path, kind: str, seconds: float
-) -> None:
+@pytest.mark.parametrize(("kind", "seconds"), [("obeys", 30.0), ("ignores", 0.5)])
+def test_interrupted_command_stops_its_children(tmp_path: Path, kind: str, seconds: float) -> None:
     program = tmp_path / "children.py"
     program.write_text(CHILDREN)
-    progress = Leaving(quiet=True)
+    progress = InterruptingProgress(quiet=True)
 
-    with pytest.raises(Left):
-        cluster.said_by(progress, [sys.executable, str(program), str(tmp_path), kind], seconds)
+    with pytest.raises(Interrupted):
+        cluster.run_program(progress, [sys.executable, str(program), str(tmp_path), kind], seconds)
 
-    ids = [int(word) for word in progress.said.split()]
+    ids = [int(word) for word in progress.message.split()]
     assert len(ids) == 2
     for pid in ids:
-        assert (tmp_path / f"{pid}.interrupted").exists(), "it was asked first"
+        assert (tmp_path / f"{pid}.interrupted").exists(), "SIGINT comes first"
         assert processes.wait_end(pid, 10)
 
 
-def test_a_command_that_ends_well_is_heard_and_one_that_fails_is_told() -> None:
-    argv = [sys.executable, "-c", "import sys; print('said'); sys.exit(len(sys.argv) - 1)"]
-    assert cluster.said_by(Progress(quiet=True), argv) == "said\n"
-    with pytest.raises(AssertionError, match="said"):
-        cluster.said_by(Progress(quiet=True), [*argv, "fail"])
+def test_command_output_is_returned_or_shown_on_failure() -> None:
+    argv = [sys.executable, "-c", "import sys; print('output'); sys.exit(len(sys.argv) - 1)"]
+    assert cluster.run_program(Progress(quiet=True), argv) == "output\n"
+    with pytest.raises(AssertionError, match="output"):
+        cluster.run_program(Progress(quiet=True), [*argv, "fail"])

@@ -1,4 +1,4 @@
-"""What the lab needs on the developer's machine, and what it says when that isn't there."""
+"""The programs that the lab needs on this machine: checks and installation."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from common import apt
 from common.errors import UserError
 from common.progress import Progress
 from lab import requirements
@@ -14,9 +15,9 @@ from lab.artefacts import command
 
 @pytest.fixture
 def bin_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The only folder in which programs are found."""
+    """The only folder that is searched for programs."""
     monkeypatch.setenv("PATH", str(tmp_path))
-    monkeypatch.setattr(requirements, "_SBIN", "")
+    monkeypatch.setattr(apt, "_SBIN", "")
     return tmp_path
 
 
@@ -26,7 +27,7 @@ def add(folder: Path, name: str, script: str = "") -> None:
     path.chmod(0o755)
 
 
-def test_every_missing_program_is_named_with_its_package_at_once(bin_folder: Path) -> None:
+def test_all_missing_programs_are_reported_together(bin_folder: Path) -> None:
     with pytest.raises(UserError) as caught:
         requirements.check()
     message = str(caught.value)
@@ -35,7 +36,7 @@ def test_every_missing_program_is_named_with_its_package_at_once(bin_folder: Pat
     assert "python3 -m lab requirements --install" in message
 
 
-def test_only_labs_of_the_dnf_family_need_what_makes_rpms(bin_folder: Path) -> None:
+def test_only_rpm_labs_need_rpm_tools(bin_folder: Path) -> None:
     packages = {"rpm", "createrepo-c"}
     assert packages <= {requirement.package for requirement in requirements.missing("rpm")}
     assert not packages & {requirement.package for requirement in requirements.missing()}
@@ -43,19 +44,19 @@ def test_only_labs_of_the_dnf_family_need_what_makes_rpms(bin_folder: Path) -> N
         requirements.check("rpm")
 
 
-def test_a_missing_program_in_use_names_its_package(bin_folder: Path) -> None:
+def test_missing_program_is_reported_with_its_package(bin_folder: Path) -> None:
     with pytest.raises(UserError, match="apt install qemu-utils"):
         requirements.program("qemu-img")
 
 
-def test_programs_are_found_where_only_administrators_look(
+def test_programs_are_found_in_sbin(
     bin_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     sbin = tmp_path / "sbin"
     sbin.mkdir()
     add(sbin, "mkfs.ext4")
     assert requirements.find("mkfs.ext4") is None
-    monkeypatch.setattr(requirements, "_SBIN", str(sbin))
+    monkeypatch.setattr(apt, "_SBIN", str(sbin))
     assert requirements.find("mkfs.ext4") == str(sbin / "mkfs.ext4")
 
 
@@ -70,7 +71,7 @@ def test_programs_are_found_where_only_administrators_look(
         ({"ID": "ubuntu", "VERSION_ID": "22.04"}, (6, "6.2"), False, False),
     ],
 )
-def test_backports_are_wanted_on_debian_12_where_an_old_qemu_would_emulate_or_none_is_there(
+def test_backports_are_used_on_debian_12_without_kvm(
     monkeypatch: pytest.MonkeyPatch,
     system: dict[str, str],
     version: tuple[int, str] | None,
@@ -84,7 +85,7 @@ def test_backports_are_wanted_on_debian_12_where_an_old_qemu_would_emulate_or_no
     assert requirements._wants_backports(packages) is wanted
 
 
-def test_installing_asks_apt_for_exactly_what_is_missing(
+def test_only_missing_packages_are_installed(
     bin_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     calls = tmp_path / "calls"
@@ -109,19 +110,19 @@ def test_installing_asks_apt_for_exactly_what_is_missing(
 
 
 @pytest.mark.parametrize(
-    ("here", "system", "package"),
+    ("installed", "system", "package"),
     [("", "debian", ("chromium",)), ("chromium-browser", "debian", ()), ("", "ubuntu", ())],
 )
-def test_a_browser_is_wanted_where_none_is_and_apt_has_one(
-    bin_folder: Path, monkeypatch: pytest.MonkeyPatch, here: str, system: str, package: tuple[str, ...]
+def test_browser_is_installed_if_apt_has_one(
+    bin_folder: Path, monkeypatch: pytest.MonkeyPatch, installed: str, system: str, package: tuple[str, ...]
 ) -> None:
     monkeypatch.setattr(requirements, "os_release", lambda: {"ID": system})
-    if here:
-        add(bin_folder, here)
+    if installed:
+        add(bin_folder, installed)
     assert requirements.browser_package(Progress(quiet=True)) == package
 
 
-def test_without_apt_the_packages_are_named(bin_folder: Path) -> None:
+def test_missing_apt_is_reported(bin_folder: Path) -> None:
     with pytest.raises(UserError, match="no apt-get"):
         requirements.install(Progress(quiet=True))
 
@@ -131,7 +132,7 @@ def as_root(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("os.geteuid", lambda: 0)
 
 
-def test_backports_come_from_the_mirror_that_everything_else_of_debian_comes_from(
+def test_backports_come_from_configured_debian_mirror(
     bin_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, as_root: None
 ) -> None:
     source = tmp_path / "backports.sources"
@@ -145,39 +146,39 @@ def test_backports_come_from_the_mirror_that_everything_else_of_debian_comes_fro
     assert "URIs: http://mirror.example.com/debian\n" in source.read_text()
 
 
-def test_what_making_a_site_needs_is_installed_with_the_rest() -> None:
+def test_requirements_include_those_of_the_mirror() -> None:
     packages = {requirement.package for requirement in requirements.wanted()}
     always = {command.PACKAGES[name] for name in command._ALWAYS}
-    assert always - packages == {"apt"}  # without it nothing is installed at all
+    assert always - packages == {"apt"}  # checked separately
 
 
-def test_apts_lock_on_its_lists_is_waited_for(
+def test_apt_lock_of_another_program_is_waited_for(
     bin_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, as_root: None
 ) -> None:
-    monkeypatch.setattr(requirements, "_LOCK_PAUSE_SECONDS", 0.0)
+    monkeypatch.setattr(apt, "_LOCK_PAUSE_SECONDS", 0.0)
     (bin_folder / "env").symlink_to("/usr/bin/env")
-    once = tmp_path / "asked"
+    once = tmp_path / "called"
     locked = "E: Could not get lock /var/lib/apt/lists/lock. It is held by process 7 (apt-get)"
     add(bin_folder, "apt-get", f'[ -e {once} ] || {{ : >{once}; echo "{locked}" >&2; exit 100; }}')
-    requirements.apt(Progress(quiet=True), ["update"])
+    apt.apt_get(Progress(quiet=True), ["update"])
     once.unlink()
-    monkeypatch.setattr(requirements, "_LOCK_SECONDS", 0.0)
+    monkeypatch.setattr(apt, "_LOCK_SECONDS", 0.0)
     with pytest.raises(UserError, match="Could not get lock"):
-        requirements.apt(Progress(quiet=True), ["update"])
+        apt.apt_get(Progress(quiet=True), ["update"])
 
 
-@pytest.mark.parametrize(("lacking", "asked"), [(True, ["mask", "unmask", "disable"]), (False, [])])
-def test_a_registry_that_is_installed_now_gets_no_service_and_one_that_was_there_keeps_its_own(
+@pytest.mark.parametrize(("missing", "verbs"), [(True, ["mask", "unmask", "disable"]), (False, [])])
+def test_only_newly_installed_registry_has_service_disabled(
     bin_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, as_root: None,
-    lacking: bool, asked: list[str],
+    missing: bool, verbs: list[str],
 ) -> None:  # fmt: skip
     calls, systemd = tmp_path / "calls", tmp_path / "systemd"
     systemd.mkdir()
     calls.touch()
     monkeypatch.setattr(requirements, "_SYSTEMD", systemd)
     add(bin_folder, "systemctl", f'echo "$1 $2" >>{calls}')
-    with requirements._without_service(["docker-registry"] if lacking else ["mmdebstrap"]):
+    with requirements._without_service(["docker-registry"] if missing else ["mmdebstrap"]):
         before = calls.read_text().splitlines()
-    lines = [f"{verb} docker-registry.service" for verb in asked]
+    lines = [f"{verb} docker-registry.service" for verb in verbs]
     assert before == lines[:1]
     assert calls.read_text().splitlines() == lines

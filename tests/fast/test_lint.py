@@ -1,5 +1,3 @@
-"""Which files the checks look at, and what becomes of what they find."""
-
 from __future__ import annotations
 
 import subprocess
@@ -7,10 +5,10 @@ from pathlib import Path
 
 import pytest
 
+from common import gobuild
+from common.cache import cached
 from common.paths import project_dir
 from common.progress import Progress
-from lab.artefacts import gobuild
-from lab.artefacts.cache import cached
 from tools import lint
 
 
@@ -27,14 +25,12 @@ from tools import lint
         ("empty", "", False),
     ],
 )
-def test_shell_scripts_are_known_by_name_or_first_line(
-    tmp_path: Path, name: str, text: str, shell: bool
-) -> None:
+def test_shell_scripts_are_recognized(tmp_path: Path, name: str, text: str, shell: bool) -> None:
     (tmp_path / name).write_text(text)
     assert lint.is_shell(tmp_path / name) is shell
 
 
-def test_new_files_are_looked_at_and_ignored_ones_are_not(tmp_path: Path) -> None:
+def test_new_files_are_included_and_ignored_ones_are_not(tmp_path: Path) -> None:
     subprocess.run(["git", "init", "--quiet", str(tmp_path)], check=True)
     (tmp_path / ".gitignore").write_text("/built/\n")
     (tmp_path / "built").mkdir()
@@ -43,13 +39,13 @@ def test_new_files_are_looked_at_and_ignored_ones_are_not(tmp_path: Path) -> Non
     assert [path.name for path in lint.project_files(tmp_path)] == [".gitignore", "new.sh"]
 
 
-def test_every_shell_file_of_the_project_is_checked() -> None:
+def test_projects_shell_scripts_are_checked() -> None:
     [check] = [check for check in lint.checks(project_dir()) if check.argv[0] == "shellcheck"]
     assert ".ci/run" in check.argv
-    assert "scripts/lib.sh" in check.argv
+    assert "scripts/steps/verification.sh" in check.argv
 
 
-def test_a_finding_of_one_check_does_not_hide_another(
+def test_all_checks_run_even_if_one_fails(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
     (tmp_path / "a.py").write_text("import os\n")
@@ -62,27 +58,27 @@ def test_a_finding_of_one_check_does_not_hide_another(
     monkeypatch.setattr(lint, "network_check", lambda progress: both[1])
     monkeypatch.setattr(lint, "project_dir", lambda: tmp_path)
     assert lint.main() == 1
-    said = capsys.readouterr().out
-    assert "lint: first: FAILED" in said
-    assert "F401" in said
-    assert "lint: second: ok" in said
+    output = capsys.readouterr().out
+    assert "lint: first: FAILED" in output
+    assert "F401" in output
+    assert "lint: second: ok" in output
 
 
-def test_without_go_what_needs_it_is_skipped_and_told(
+def test_checks_that_need_go_are_skipped_without_it(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     monkeypatch.setattr(gobuild, "present_go", lambda needed, progress: None)
     monkeypatch.setattr(lint, "checks", lambda root: (lint.Check("other", ("ruff", "--version")),))
     assert lint.main() == 0
-    said = capsys.readouterr().out
-    assert "lint: actionlint: skipped: there is no Go to build it with" in said
-    assert "lint: go vet: skipped: Go isn't installed" in said
-    assert "-> install Go" in said
-    assert "lint: other: ok" in said
+    output = capsys.readouterr().out
+    assert "lint: actionlint: skipped: Go, which builds it, isn't installed" in output
+    assert "lint: go vet: skipped: Go isn't installed" in output
+    assert "-> install Go" in output
+    assert "lint: other: ok" in output
 
 
-def test_a_built_actionlint_needs_no_go(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_cached_actionlint_needs_no_go(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
 
     def make(folder: Path) -> dict[str, str]:

@@ -1,4 +1,4 @@
-"""What the tests read from a Pulumi run that they disturb."""
+"""Reading the events of a Pulumi run."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ def event(severity: str, message: str, urn: str = "") -> str:
     return json.dumps({"diagnosticEvent": {"severity": severity, "message": message, "urn": urn}})
 
 
-def test_what_a_run_has_said_names_each_diagnostics_resource_and_is_no_debug_text(tmp_path: Path) -> None:
+def test_diagnostics_name_resources_and_omit_debug_messages(tmp_path: Path) -> None:
     lines = [
         event("debug", "registering resource: name=node1-claim\n"),
         event("error", "dial tcp: i/o timeout\n", CLAIM),
-        "error: a line that is no event",
+        "error: plain text",
     ]
     pulumi = tmp_path / "pulumi"
     pulumi.write_text("#!/bin/sh\ncat <<'END'\n" + "\n".join(lines) + "\nEND\nexit 255\n")
@@ -26,4 +26,4 @@ def test_what_a_run_has_said_names_each_diagnostics_resource_and_is_no_debug_tex
     environment = {"PATH": f"{tmp_path}:/usr/bin:/bin"}
     run = Engine("destroy", stack="dev", folder=tmp_path, environment=environment)
     assert run.wait() == 255
-    assert run.said == "node2-claim: dial tcp: i/o timeout\nerror: a line that is no event\n"
+    assert run.diagnostics == "node2-claim: dial tcp: i/o timeout\nerror: plain text\n"

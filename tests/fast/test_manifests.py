@@ -1,4 +1,4 @@
-"""What an API server that is too busy costs: the request is made again, and not for ever."""
+"""Requests to a busy API server are retried, with a limit."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from components import manifests
 
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
-    """The pauses made, of which time consists."""
+    """The pauses made so far. Time passes only in pauses."""
     pauses: list[float] = []
 
     async def sleep(seconds: float) -> None:
@@ -25,19 +25,19 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     return pauses
 
 
-def asked(again: manifests.RetryWhenBusy, *errors: str, urn: str = "urn:nginx") -> bool:
-    """Whether what failed so, the newest first, is tried again."""
+def retried(hook: manifests.RetryWhenBusy, *errors: str, urn: str = "urn:nginx") -> bool:
+    """Whether a request with these errors, newest first, is retried."""
     failure = pulumi.ErrorHookArgs(
         urn=urn, id="", name="Service/default/nginx", type="", failed_operation="create", errors=list(errors)
     )
-    return asyncio.run(again(failure))
+    return asyncio.run(hook(failure))
 
 
 def attempts(*errors: str) -> int:
-    """How often one is asked, whose last error comes for ever."""
-    again, seen = manifests.RetryWhenBusy(), list(errors[:1])
+    """The number of attempts if the last error repeats forever."""
+    hook, seen = manifests.RetryWhenBusy(), list(errors[:1])
     rest = list(errors[1:])
-    while asked(again, *seen):
+    while retried(hook, *seen):
         seen.insert(0, rest.pop(0) if rest else seen[0])
     return len(seen)
 
@@ -62,8 +62,8 @@ HELD = (
         'Patch "https://127.0.0.1:22643/api/v1/namespaces/default/services/nginx": EOF',
     ],
 )
-def test_what_a_busy_api_server_gave_up_is_tried_again(clock: list[float], error: str) -> None:
-    assert asked(manifests.RetryWhenBusy(), error)
+def test_errors_of_a_busy_api_server_are_retried(clock: list[float], error: str) -> None:
+    assert retried(manifests.RetryWhenBusy(), error)
 
 
 @pytest.mark.parametrize(
@@ -73,35 +73,35 @@ def test_what_a_busy_api_server_gave_up_is_tried_again(clock: list[float], error
         "the Kubernetes API server reported that it failed to fully initialize or become live: timed out",
     ],
 )
-def test_what_is_wrong_by_itself_is_not(clock: list[float], error: str) -> None:
-    assert not asked(manifests.RetryWhenBusy(), error)
+def test_permanent_errors_are_not_retried(clock: list[float], error: str) -> None:
+    assert not retried(manifests.RetryWhenBusy(), error)
     assert not clock
 
 
-def test_a_node_port_that_a_given_up_attempt_still_holds_is_waited_for(clock: list[float]) -> None:
-    assert asked(manifests.RetryWhenBusy(), HELD, BUSY)
+def test_node_ports_held_by_earlier_attempts_are_retried(clock: list[float]) -> None:
+    assert retried(manifests.RetryWhenBusy(), HELD, BUSY)
 
 
-def test_a_node_port_that_was_taken_from_the_start_is_not(clock: list[float]) -> None:
-    assert not asked(manifests.RetryWhenBusy(), HELD)
+def test_a_node_port_in_use_is_not_retried(clock: list[float]) -> None:
+    assert not retried(manifests.RetryWhenBusy(), HELD)
 
 
-def test_it_is_tried_ever_more_slowly_and_not_for_ever(clock: list[float]) -> None:
+def test_pauses_grow_and_retries_end(clock: list[float]) -> None:
     assert attempts(BUSY) > 10
     assert clock[:3] == [5.0, 10.0, 15.0]
     assert max(clock) == manifests.LONGEST_PAUSE_SECONDS
     assert manifests.BUSY_SECONDS <= sum(clock) < manifests.BUSY_SECONDS + manifests.LONGEST_PAUSE_SECONDS
 
 
-def test_a_node_port_is_waited_for_as_long_as_the_api_server_needs_to_find_it(clock: list[float]) -> None:
+def test_node_port_retries_outlast_the_repair_interval(clock: list[float]) -> None:
     attempts(BUSY, HELD)
-    # Three looks of three minutes each, the first of them up to three minutes away.
+    # Three repairs at intervals of three minutes, the first after up to three minutes.
     assert sum(clock) > 3 * 180 + 180
 
 
-def test_each_object_has_time_of_its_own(clock: list[float]) -> None:
-    again = manifests.RetryWhenBusy()
-    assert asked(again, BUSY)
+def test_each_object_has_its_own_time_limit(clock: list[float]) -> None:
+    hook = manifests.RetryWhenBusy()
+    assert retried(hook, BUSY)
     clock.append(manifests.BUSY_SECONDS)
-    assert not asked(again, BUSY, BUSY)
-    assert asked(again, BUSY, urn="urn:flannel")
+    assert not retried(hook, BUSY, BUSY)
+    assert retried(hook, BUSY, urn="urn:flannel")

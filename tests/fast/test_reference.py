@@ -1,4 +1,4 @@
-"""What `make docs` writes: it is current, and the editors' schema judges as the program does."""
+"""The files that `make docs` generates are current, and the schema agrees with the program."""
 
 from __future__ import annotations
 
@@ -24,29 +24,29 @@ def faults(document: object) -> list[str]:
 
 
 @pytest.mark.parametrize("file", reference.pages(), ids=lambda file: file.name)
-def test_a_written_page_is_current(file: Path) -> None:
+def test_a_generated_file_is_current(file: Path) -> None:
     assert file.read_text() == reference.pages()[file], f"{file.name} is stale: run `make docs`"
 
 
-def test_every_setting_has_a_row_with_its_type_meaning_and_effect() -> None:
+def test_every_setting_has_a_complete_row() -> None:
     rows = dict(re.findall(r"^\| `([^`]+)` \| (.*) \|$", reference.settings_page(), re.MULTILINE))
     assert set(rows) == set(fields())
     for path, row in rows.items():
         assert all(cell for index, cell in enumerate(row.split(" | ")) if index != 1), path
 
 
-def test_the_schema_is_one() -> None:
+def test_the_schema_is_valid() -> None:
     jsonschema.Draft7Validator.check_schema(SCHEMA)
 
 
 @pytest.mark.parametrize("file", FILES, ids=str)
-def test_a_committed_stack_file_passes_the_schema(file: Path) -> None:
+def test_committed_stack_files_match_the_schema(file: Path) -> None:
     assert faults(yaml.safe_load((stacks.PROJECT / file).read_text())) == []
 
 
 @pytest.mark.parametrize("file", FILES, ids=str)
-def test_a_first_line_that_names_a_schema_names_this_one(file: Path) -> None:
-    """Its editors find it. Who adds an environment may leave the line out."""
+def test_a_named_schema_is_this_one(file: Path) -> None:
+    """The line is optional."""
     first, _, _ = (stacks.PROJECT / file).read_text().partition("\n")
     if named := re.fullmatch(r"# yaml-language-server: \$schema=(.+)", first):
         schema = (stacks.PROJECT / file).parent / named[1]
@@ -68,19 +68,19 @@ def test_a_first_line_that_names_a_schema_names_this_one(file: Path) -> None:
         ("proxy", {"syncPeriod": "5"}, "'5'"),
         ("proxy", {"strictArp": "yes"}, "yes"),
         ("network", {"podSubnet": "10.244.0.0"}, "10.244.0.0"),
-        ("registry", {"mirrors": {"docker.io": "http://m"}}, "http://m"),
+        ("runtime", {"mirrors": {"docker.io": "http://m"}}, "http://m"),
         ("firewall", "off", "off"),
         ("preflight", {"ignore": "NumCPU"}, "NumCPU"),
         ("preflight", {"ignore": ["NumCPU,Mem"]}, "NumCPU,Mem"),
         ("preflight", {"ignore": ["Mem", "Mem"]}, "Mem"),
     ],
 )
-def test_a_wrong_name_or_type_is_marked(name: str, value: object, words: str) -> None:
+def test_the_schema_rejects_wrong_names_and_types(name: str, value: object, words: str) -> None:
     found = faults({"config": {f"{PREFIX}{name}": value}})
     assert any(words in fault for fault in found), found
 
 
-def test_the_schema_marks_no_line_of_pulumis_own() -> None:
+def test_the_schema_accepts_pulumis_own_lines() -> None:
     salted = {
         "config": {"pulumi:tags": {"a": "b"}, f"{PREFIX}production": "true"},
         "encryptionsalt": "v1:x",

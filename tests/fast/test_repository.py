@@ -1,4 +1,4 @@
-"""What the files around the code promise: locks, settings of the checks, the bootstrap."""
+"""Files around the code: locks, the Makefile, links between pages, the bootstrap."""
 
 from __future__ import annotations
 
@@ -28,17 +28,17 @@ def declared(requirement: str) -> tuple[str, str]:
 
 
 @pytest.mark.parametrize("name", LOCKS)
-def test_a_lock_pins_every_package_by_hash_and_names_no_index(name: str) -> None:
+def test_lock_has_hashes_and_no_index(name: str) -> None:
     text = (PROJECT / name).read_text()
-    assert "://" not in text, "an index or a link in the lock would bind everybody to one mirror"
-    assert not re.search(r"^\s*--(?!hash)", text, re.MULTILINE), "pip options belong to the installing side"
+    assert "://" not in text, "an index or link would tie everyone to one mirror"
+    assert not re.search(r"^\s*--(?!hash)", text, re.MULTILINE), "pip options belong in the pip command"
     entries = [entry for entry in re.split(r"\n(?=\S)", text.strip()) if not entry.startswith("#")]
     unhashed = [entry.splitlines()[0] for entry in entries if "--hash=sha256:" not in entry]
     assert entries
     assert not unhashed
 
 
-def test_the_locks_hold_what_pyproject_asks_for() -> None:
+def test_locks_satisfy_pyproject() -> None:
     project = tomllib.loads((PROJECT / "pyproject.toml").read_text())
     runtime = project["project"]["dependencies"]
     wanted = {
@@ -49,16 +49,16 @@ def test_the_locks_hold_what_pyproject_asks_for() -> None:
         pins = locked(lock)
         for requirement in requirements:
             name, version = declared(requirement)
-            assert name in pins, f"{lock} lacks {name}: run `make lock`"
-            assert not version or pins[name] == version, f"{lock} has another {name}: run `make lock`"
+            assert name in pins, f"{name} is missing from {lock}: run `make lock`"
+            assert not version or pins[name] == version, f"{lock} has a different {name}: run `make lock`"
 
 
-def test_the_locks_agree_with_each_other() -> None:
+def test_locks_agree() -> None:
     runtime, dev = locked("requirements.txt"), locked("requirements-dev.txt")
-    assert runtime.items() <= dev.items(), "tests would run with other versions than the program"
+    assert runtime.items() <= dev.items(), "tests and program would run with different versions"
 
 
-def test_the_make_targets_of_the_readme_exist() -> None:
+def test_make_targets_on_pages_exist() -> None:
     targets = set(re.findall(r"^([a-z-]+(?: [a-z-]+)*):", (PROJECT / "Makefile").read_text(), re.MULTILINE))
     known = {name for group in targets for name in group.split()}
     pages = [PROJECT / "README.md", *(PROJECT / "docs").rglob("*.md")]
@@ -76,16 +76,16 @@ def test_the_make_targets_of_the_readme_exist() -> None:
         ("destroy", "destroy --yes"),
     ],
 )
-@pytest.mark.parametrize("known", [True, False])
-def test_nothing_is_started_in_an_environment_that_could_not_be_made(
-    tmp_path: Path, target: str, program: str, known: bool
+@pytest.mark.parametrize("succeeds", [True, False])
+def test_target_runs_only_if_environment_is_complete(
+    tmp_path: Path, target: str, program: str, succeeds: bool
 ) -> None:
     shutil.copy(PROJECT / "Makefile", tmp_path)
     stub = f"""#!/bin/sh
 echo "$*" >>'{tmp_path}/started'
 if [ "$*" = "-m tools env" ]; then
   echo "export PLACE='a  b'"
-  exit {0 if known else 1}
+  exit {0 if succeeds else 1}
 fi
 [ -z "${{PLACE-}}" ] || echo "$PLACE" >>'{tmp_path}/started'
 """
@@ -102,19 +102,19 @@ fi
     )
     started = (tmp_path / "started").read_text()
     assert "-m tools env" in started
-    assert (program in started) == known, started
-    assert ("a  b" in started) == known
-    assert (done.returncode == 0) == known, done.stderr
+    assert (program in started) == succeeds, started
+    assert ("a  b" in started) == succeeds
+    assert (done.returncode == 0) == succeeds, done.stderr
 
 
-def test_links_between_the_pages_lead_somewhere() -> None:
+def test_links_between_pages_work() -> None:
     for page in [PROJECT / "README.md", *(PROJECT / "docs").rglob("*.md")]:
         for target in re.findall(r"\]\(([^)#:]+)(?:#[^)]*)?\)", page.read_text()):
             assert (page.parent / target).exists(), f"{page.relative_to(PROJECT)} links to {target}"
 
 
-def test_an_old_python_is_refused_in_one_line_that_says_what_to_install(tmp_path: Path) -> None:
-    # An interpreter that claims to be old, on a PATH that has no newer one.
+def test_old_python_is_refused_with_advice(tmp_path: Path) -> None:
+    # An interpreter that claims to be old, and no newer one in PATH.
     code = (
         "import runpy, sys\n"
         "sys.version_info = (3, 9, 2, 'final', 0)\n"
@@ -130,6 +130,6 @@ def test_an_old_python_is_refused_in_one_line_that_says_what_to_install(tmp_path
         check=False,
     )
     assert done.returncode == 1
-    assert "Python 3.11 or later is needed, and python3 is 3.9" in done.stderr
+    assert "Python 3.11 or later is needed; python3 is 3.9" in done.stderr
     assert "install python3.11" in done.stderr
     assert "Traceback" not in done.stderr

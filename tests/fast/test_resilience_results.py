@@ -1,4 +1,4 @@
-"""The record of the long cases."""
+"""The results of the long cases."""
 
 from __future__ import annotations
 
@@ -15,11 +15,9 @@ def result(case: str, where: str, outcome: str = "passed", code: str = "1") -> r
     return results.Result(case, case, outcome, 60, "2026-11-26", code, where, ["12 s", "0 lost"])
 
 
-def test_a_case_that_another_machine_has_shown_stays_in_the_table(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(results, "RECORD", tmp_path / "record.json")
-    monkeypatch.setattr(results, "TABLE", tmp_path / "table.md")
+def test_results_from_other_machines_stay(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(results, "JSON_FILE", tmp_path / "record.json")
+    monkeypatch.setattr(results, "PAGE", tmp_path / "table.md")
     for machine, cases in (("old", ("reboot", "dead")), ("new", ("dead",))):
         monkeypatch.setattr(results, "here", lambda machine=machine: tmp_path / f"{machine}.json")
         for case in cases:
@@ -33,9 +31,9 @@ def test_a_case_that_another_machine_has_shown_stays_in_the_table(
     assert "1. new\n2. old\n" in (tmp_path / "table.md").read_text()
 
 
-def test_many_figures_have_a_table_of_their_own() -> None:
+def test_many_measurements_get_their_own_table() -> None:
     many = [f"killed in step {number}" for number in range(1, 21)]
-    page = results.table({"kills": replace(result("kills", "here"), figures=many)})
+    page = results.page({"kills": replace(result("kills", "here"), figures=many)})
     row, below = page.split("## kills\n")
     assert "| `1` | below |" in row
     assert [f"| {number} | killed in step {number} |" for number in range(1, 21)] == [
@@ -43,7 +41,7 @@ def test_many_figures_have_a_table_of_their_own() -> None:
     ]
 
 
-def test_only_what_has_passed_with_the_program_as_it_is_is_left_out(tmp_path: Path) -> None:
+def test_only_cases_passed_with_current_program_are_skipped(tmp_path: Path) -> None:
     kept = {
         "now": result("now", "here"),
         "failed": result("failed", "here", outcome="failed"),
@@ -52,10 +50,10 @@ def test_only_what_has_passed_with_the_program_as_it_is_is_left_out(tmp_path: Pa
     assert results.passed(kept, "1") == {"now"}
 
 
-def test_the_table_has_only_cases_that_are_there() -> None:
+def test_recorded_cases_exist_in_code() -> None:
     cases = {
         name
-        for file in Path(results.__file__).parent.glob("*.py")
+        for file in (Path(results.__file__).parent / "cases").glob("*.py")
         for name in re.findall(r"^def (test_\w+)\(", file.read_text(), re.MULTILINE)
     }
-    assert set(results.read(results.RECORD)) <= cases
+    assert set(results.read(results.JSON_FILE)) <= cases

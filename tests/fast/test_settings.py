@@ -1,3 +1,5 @@
+"""Loading the settings: what is valid, what each problem's message says, and what is derived."""
+
 from __future__ import annotations
 
 import base64
@@ -9,6 +11,7 @@ import re
 import runpy
 import socket
 import struct
+import sys
 from collections.abc import Callable
 from decimal import Decimal
 from pathlib import Path
@@ -17,11 +20,15 @@ from typing import Any
 import pulumi
 import pytest
 import yaml
+from cryptography.hazmat.primitives import serialization
+from cryptography.hazmat.primitives.asymmetric import ed25519, rsa
 
 from components import configuration
 from model import knownhosts
 from model.field_types import seconds
-from model.settings import PREFIX, Problem, Settings, SettingsError, load
+from model.settings import PREFIX, Settings, fields
+from model.settings_file import RENAMED, load
+from model.settings_problems import Location, Problem, SettingsError, path_of
 from tests.fast import graph
 
 Raw = dict[str, Any]
@@ -29,7 +36,7 @@ PROJECT = Path(__file__).resolve().parents[2]
 
 
 def key_of(kind: str, filling: int) -> str:
-    """A well-formed public key; what it holds doesn't matter to anything here."""
+    """A well-formed public key with arbitrary content."""
     blob = struct.pack(">I", len(kind)) + kind.encode() + bytes([filling]) * 36
     return f"{kind} {base64.b64encode(blob).decode()}"
 
@@ -40,7 +47,7 @@ ECDSA = key_of("ecdsa-sha2-nistp256", 2)
 
 @pytest.fixture
 def raw(tmp_path: Path) -> Raw:
-    """A configuration without a fault, as the YAML of a stack's file gives it."""
+    """Valid settings, as in a stack file."""
     (tmp_path / "id").write_text(
         "-----BEGIN OPENSSH PRIVATE KEY-----\nx\n-----END OPENSSH PRIVATE KEY-----\n"
     )
@@ -65,7 +72,7 @@ def raw(tmp_path: Path) -> Raw:
 
 
 def put(path: str, value: Any) -> Callable[[Raw], None]:
-    """A change of the configuration: `hosts.1.ssh.port` gets `value`, sections made on the way."""
+    """A change that sets `hosts.1.ssh.port` to `value` and adds missing sections."""
 
     def change(raw: Raw) -> None:
         *parents, last = path.split(".")
@@ -94,7 +101,7 @@ def problems_of(raw: Raw, base: Path) -> list[Problem]:
     return caught.value.problems
 
 
-# What is changed, the path that must be named, and words that its text must hold.
+# A change, the path of the only problem that it causes, and words of the problem's text.
 BAD: list[tuple[Callable[[Raw], None], str, list[str]]] = [
     # Types and names.
     (put("hosts", "master"), "hosts", ["list"]),
@@ -102,7 +109,7 @@ BAD: list[tuple[Callable[[Raw], None], str, list[str]]] = [
     (drop("hosts"), "hosts", ["missing"]),
     (put("hosts.1", "node1"), "hosts[1]", ["names and values"]),
     (put("cluster", [1]), "cluster", ["names and values"]),
-    (put("clusterr", {}), "clusterr", ["not a setting", "`cluster`"]),
+    (put("clusterr", {}), "clusterr", ["isn't a setting", "did you mean `cluster`?"]),
     (put("cluster.kubernetes_version", "1.37.2"), "cluster.kubernetes_version", ["`kubernetesVersion`"]),
     (
         put("cluster.timeouts.kubernetesApiCal", "1m"),
@@ -110,7 +117,7 @@ BAD: list[tuple[Callable[[Raw], None], str, list[str]]] = [
         ["`kubernetesApiCall`"],
     ),
     (put("hosts.0.adress", "192.168.166.9"), "hosts[0].adress", ["`address`"]),
-    (put("hosts.2.ssh.zzz", 1), "hosts[2].ssh.zzz", ["known here", "hostKey"]),
+    (put("hosts.2.ssh.zzz", 1), "hosts[2].ssh.zzz", ["known names", "hostKey"]),
     (put("network.flannel.backend", "ipsec"), "network.flannel.backend", ["`vxlan`", "`host-gw`"]),
     (put("firewall", "off"), "firewall", ["`open`", "`disable`", "`leave`"]),
     (put("proxy.mode", "userspace"), "proxy.mode", ["`ipvs`", "`nftables`", "`iptables`"]),
@@ -123,7 +130,7 @@ BAD: list[tuple[Callable[[Raw], None], str, list[str]]] = [
         "cluster.kubelet.systemReserved",
         ["`500m`"],
     ),
-    # What kubelet doesn't start with.
+    # Values with which kubelet doesn't start.
     (
         put("cluster.kubelet", {"imageGcHighThresholdPercent": 80}),
         "cluster.kubelet.imageGcHighThresholdPercent",
@@ -163,12 +170,12 @@ BAD: list[tuple[Callable[[Raw], None], str, list[str]]] = [
     (
         put("cluster.kubelet", {"evictionHard": {"nodefs.available": "150%"}}),
         "cluster.kubelet.evictionHard",
-        ["to 100"],
+        ["up to 100"],
     ),
     (
         put("cluster.kubelet", {"shutdownGracePeriod": "500ms"}),
         "cluster.kubelet.shutdownGracePeriod",
-        ["a second"],
+        ["one second"],
     ),
     (put("stepTimeouts", {"rollout": 60}), "stepTimeouts.rollout", ["from 120"]),
     (put("hosts.0.taints", ["dedicated"]), "hosts[0].taints", ["`key=value:Effect`", "NoSchedule"]),
@@ -192,7 +199,7 @@ BAD: list[tuple[Callable[[Raw], None], str, list[str]]] = [
     (put("nginx.replicas", 0), "nginx.replicas", ["from 1"]),
     (put("verification.requests", -3), "verification.requests", ["from 1"]),
     (put("stepTimeouts.init", 0), "stepTimeouts.init", ["from 1"]),
-    (put("registry.mirrors", ["a"]), "registry.mirrors", ["names and values"]),
+    (put("runtime.mirrors", ["a"]), "runtime.mirrors", ["names and values"]),
     # Versions.
     (put("cluster.kubernetesVersion", "1.37"), "cluster.kubernetesVersion", ["x.y.z"]),
     (put("cluster.kubernetesVersion", 1.37), "cluster.kubernetesVersion", ["in quotes", '"1.37"']),
@@ -225,8 +232,12 @@ BAD: list[tuple[Callable[[Raw], None], str, list[str]]] = [
     (put("hosts.2.ssh.port", 0), "hosts[2].ssh.port", ["1 to 65535"]),
     (put("hosts.2.ssh.port", 22999), "hosts[2].ssh.hostKey", ["missing", "127.0.0.1 port 22999"]),
     (put("hosts.2.ssh.host", "no spaces"), "hosts[2].ssh.host", ["DNS name"]),
-    (put("hosts.2.ssh.hostKey", "AAAA"), "hosts[2].ssh.hostKey", ["no host key"]),
-    (put("hosts.2.ssh.hostKey", "ssh-rsa " + ED25519.split()[1]), "hosts[2].ssh.hostKey", ["no host key"]),
+    (put("hosts.2.ssh.hostKey", "AAAA"), "hosts[2].ssh.hostKey", ["isn't a host key"]),
+    (
+        put("hosts.2.ssh.hostKey", "ssh-rsa " + ED25519.split()[1]),
+        "hosts[2].ssh.hostKey",
+        ["isn't a host key"],
+    ),
     (
         put("hosts.2.ssh.hostKey", "ssh-rsa AAAAB3NzaC1yc2EAAAAB"),
         "hosts[2].ssh.hostKey",
@@ -241,7 +252,7 @@ BAD: list[tuple[Callable[[Raw], None], str, list[str]]] = [
         ["kubelet refuses"],
     ),
     # Networks.
-    (put("network.podSubnet", "10.244.0.0"), "network.podSubnet", ["without a length"]),
+    (put("network.podSubnet", "10.244.0.0"), "network.podSubnet", ["no prefix length"]),
     (put("network.podSubnet", "10.244.1.0/16"), "network.podSubnet", ["`10.244.0.0/16`"]),
     (put("network.podSubnet", "fd00::/48"), "network.podSubnet", ["IPv6"]),
     (put("network.podSubnet", "10.244.0.0/25"), "network.podSubnet", ["/24"]),
@@ -254,12 +265,16 @@ BAD: list[tuple[Callable[[Raw], None], str, list[str]]] = [
     (put("network.serviceSubnet", "10.0.0.0/8"), "network.serviceSubnet", ["/12"]),
     (put("network.serviceSubnet", "abc/12"), "network.serviceSubnet", ["IPv4 network"]),
     (put("network.dnsDomain", "cluster_local"), "network.dnsDomain", ["DNS name"]),
-    (put("network.flannel.interfaceRegex", "("), "network.flannel.interfaceRegex", ["no regular expression"]),
+    (
+        put("network.flannel.interfaceRegex", "("),
+        "network.flannel.interfaceRegex",
+        ["isn't a regular expression"],
+    ),
     (put("network.flannel.resyncSeconds", 0), "network.flannel.resyncSeconds", ["seconds"]),
     (put("network.flannel.interfaceRegex", r"^eth1\Z"), "network.flannel.interfaceRegex", ["`^eth1$`"]),
     (put("network.flannel.interfaceRegex", "^eth1++$"), "network.flannel.interfaceRegex", ["possessive"]),
     (put("network.flannel.interfaceRegex", "(?!lo)"), "network.flannel.interfaceRegex", ["look-around"]),
-    (put("network.flannel.image", "flannel"), "network.flannel.image", ["without a version"]),
+    (put("network.flannel.image", "flannel"), "network.flannel.image", ["has no version"]),
     # Cluster and proxy.
     (put("cluster.apiServer", "https://127.0.0.1:6443"), "cluster.apiServer", ["without a scheme"]),
     (put("cluster.apiServer", "127.0.0.1"), "cluster.apiServer", ["host:port"]),
@@ -267,50 +282,50 @@ BAD: list[tuple[Callable[[Raw], None], str, list[str]]] = [
     (put("cluster.certSANs", ["https://a"]), "cluster.certSANs[0]", ["DNS name"]),
     (put("cluster.encryptionAlgorithm", "ED25519"), "cluster.encryptionAlgorithm", ["`ECDSA-P256`"]),
     (put("cluster.joinTokenMinutes", 0), "cluster.joinTokenMinutes", ["minutes"]),
-    (put("cluster.timeouts.discovery", "0s"), "cluster.timeouts.discovery", ["longer than nothing"]),
+    (put("cluster.timeouts.discovery", "0s"), "cluster.timeouts.discovery", ["above zero"]),
     (put("cluster.timeouts.discovery", "5"), "cluster.timeouts.discovery", ["`5s`"]),
     (put("cluster.timeouts.discovery", 5), "cluster.timeouts.discovery", ["`5s`"]),
     (put("cluster.timeouts.discovery", "5 minutes"), "cluster.timeouts.discovery", ["`1m30s`"]),
-    (put("proxy.syncPeriod", "0s"), "proxy.syncPeriod", ["longer than nothing"]),
+    (put("proxy.syncPeriod", "0s"), "proxy.syncPeriod", ["above zero"]),
     (put("proxy.minSyncPeriod", "1m"), "proxy.minSyncPeriod", ["proxy.syncPeriod 5s"]),
     (put("proxy.tcpTimeout", "-1s"), "proxy.tcpTimeout", ["negative"]),
     (put("proxy.excludeCidrs", ["10.0.0.1/8"]), "proxy.excludeCidrs[0]", ["`10.0.0.0/8`"]),
     (put("proxy.excludeCidrs", "10.0.0.0/8"), "proxy.excludeCidrs", ["list"]),
-    # Application, registry, packages.
+    # Application, images, packages.
     (put("nginx.nodePort", 8080), "nginx.nodePort", ["30000 to 32767"]),
     (put("nginx.nodePort", 32768), "nginx.nodePort", ["30000 to 32767"]),
-    (put("nginx.image", "Nginx:1.29"), "nginx.image", ["no image"]),
+    (put("nginx.image", "Nginx:1.29"), "nginx.image", ["isn't an image"]),
     (
-        put("registry.imageRepository", "https://registry.k8s.io"),
-        "registry.imageRepository",
+        put("cluster.imageRepository", "https://registry.k8s.io"),
+        "cluster.imageRepository",
         ["without scheme"],
     ),
     (
-        put("registry.mirrors", {"docker.io": ["10.0.2.2:5000"]}),
-        'registry.mirrors["docker.io"][0]',
+        put("runtime.mirrors", {"docker.io": ["10.0.2.2:5000"]}),
+        'runtime.mirrors["docker.io"][0]',
         ["http://"],
     ),
-    (put("registry.mirrors", {"docker.io": []}), "registry.mirrors", ["no mirror for docker.io"]),
-    (put("registry.mirrors", {"https://docker.io": ["http://m"]}), "registry.mirrors", ["https://docker.io"]),
-    (put("registry.mirrors", {"docker.io": ["http://m", "http://m"]}), "registry.mirrors", ["twice"]),
+    (put("runtime.mirrors", {"docker.io": []}), "runtime.mirrors", ["no mirror for docker.io"]),
+    (put("runtime.mirrors", {"https://docker.io": ["http://m"]}), "runtime.mirrors", ["https://docker.io"]),
+    (put("runtime.mirrors", {"docker.io": ["http://m", "http://m"]}), "runtime.mirrors", ["twice"]),
     (
-        put("registry.mirrors", {"docker.io": ["http://u:p@m"]}),
-        'registry.mirrors["docker.io"][0]',
+        put("runtime.mirrors", {"docker.io": ["http://u:p@m"]}),
+        'runtime.mirrors["docker.io"][0]',
         ["user name"],
     ),
     (put("packages.repository", "ftp://x/"), "packages.repository", ["http://"]),
     (put("packages.repository", "http://x/{version}/"), "packages.repository", ["{version}", "{minor}"]),
     (put("packages.revision", "1.1; rm"), "packages.revision", ["`*`"]),
-    (put("packages.key", "no-such.asc"), "packages.key", ["is not there"]),
-    (put("packages.key", "id.pub"), "packages.key", ["no armored key"]),
+    (put("packages.key", "no-such.asc"), "packages.key", ["doesn't exist"]),
+    (put("packages.key", "id.pub"), "packages.key", ["isn't an armored key"]),
     (put("packages.key", "ftp://x/key"), "packages.key", ["http://"]),
-    # How hosts are reached.
-    (put("ssh.privateKeyFile", "absent"), "ssh.privateKeyFile", ["is not there"]),
-    (put("ssh.privateKeyFile", "id.pub"), "ssh.privateKeyFile", ["no private key"]),
-    (put("ssh.privateKeyFile", "."), "ssh.privateKeyFile", ["is a folder"]),
-    (put("ssh.privateKeyFile", "~nobody-of-that-name/id"), "ssh.privateKeyFile", ["no home"]),
-    (put("ssh.knownHostsFile", "absent"), "ssh.knownHostsFile", ["is not there"]),
-    (put("ssh.user", "root toor"), "ssh.user", ["user's name"]),
+    # SSH access.
+    (put("ssh.privateKeyFile", "absent"), "ssh.privateKeyFile", ["doesn't exist"]),
+    (put("ssh.privateKeyFile", "id.pub"), "ssh.privateKeyFile", ["isn't a private key"]),
+    (put("ssh.privateKeyFile", "."), "ssh.privateKeyFile", ["is a directory"]),
+    (put("ssh.privateKeyFile", "~nobody-of-that-name/id"), "ssh.privateKeyFile", ["no home directory"]),
+    (put("ssh.knownHostsFile", "absent"), "ssh.knownHostsFile", ["doesn't exist"]),
+    (put("ssh.user", "root toor"), "ssh.user", ["valid user name"]),
     (put("ssh.port", "ssh"), "ssh.port", ["whole number"]),
     (put("ssh.dialTimeoutSeconds", 0), "ssh.dialTimeoutSeconds", ["from 1"]),
 ]
@@ -318,19 +333,19 @@ BAD_IDS = [f"{number}-{path}" for number, (_, path, _) in enumerate(BAD)]
 
 
 @pytest.mark.parametrize(("change", "path", "words"), BAD, ids=BAD_IDS)
-def test_a_fault_is_the_only_problem_and_says_where_and_what_to_write(
+def test_an_invalid_setting_is_the_only_problem(
     raw: Raw, tmp_path: Path, change: Callable[[Raw], None], path: str, words: list[str]
 ) -> None:
     change(raw)
     problems = problems_of(raw, tmp_path)
-    # Hosts are compared with each other: a network that holds three hosts is three problems of one path.
+    # A network that contains the addresses of three hosts is three problems with one path.
     assert {problem.path for problem in problems} == {path}
     text = "\n".join(problem.text for problem in problems)
     assert [word for word in words if word not in text] == []
 
 
 @pytest.mark.parametrize("change", [change for change, _, _ in BAD], ids=BAD_IDS)
-def test_a_fault_ends_the_program_before_it_asks_for_anything_or_connects_to_a_host(
+def test_a_problem_ends_the_program_before_any_effect(
     raw: Raw, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, change: Callable[[Raw], None]
 ) -> None:
     change(raw)
@@ -343,21 +358,21 @@ def test_a_fault_ends_the_program_before_it_asks_for_anything_or_connects_to_a_h
 
     def program() -> None:
         pulumi.runtime.set_all_config(texts)
-        with pytest.raises(pulumi.RunError, match="othing was touched"):
+        with pytest.raises(pulumi.RunError, match="nothing was changed"):
             runpy.run_path(str(PROJECT / "__main__.py"))
 
     assert graph.run(program, lambda _: {}).requests == {}
     assert connections == []
 
 
-def test_the_faultless_configuration_loads(raw: Raw, tmp_path: Path) -> None:
+def test_valid_settings_load(raw: Raw, tmp_path: Path) -> None:
     settings = load(raw, tmp_path)
     assert [host.name for host in settings.hosts] == ["master", "node1", "node2"]
     assert settings.control_plane.name == "master"
     assert [host.name for host in settings.workers] == ["node1", "node2"]
 
 
-def test_the_labs_stack_file_is_faultless_but_for_files_that_the_lab_makes(
+def test_the_labs_stack_file_lacks_only_generated_files(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("HOME", str(tmp_path))
@@ -373,7 +388,7 @@ def test_the_labs_stack_file_is_faultless_but_for_files_that_the_lab_makes(
     assert all("`python -m lab up`" in problem.text for problem in problems)
 
 
-def test_one_message_lists_every_problem_sorted_by_path(raw: Raw, tmp_path: Path) -> None:
+def test_one_message_lists_all_problems_by_path(raw: Raw, tmp_path: Path) -> None:
     raw["hosts"] += [copy.deepcopy(raw["hosts"][2]) for _ in range(9)]
     for number, host in enumerate(raw["hosts"][3:], 3):
         host |= {"name": f"node{number}", "address": f"192.168.166.{101 + number}"}
@@ -399,7 +414,7 @@ def test_one_message_lists_every_problem_sorted_by_path(raw: Raw, tmp_path: Path
     assert [line.split(": ")[0].strip() for line in lines[1:]] == paths
 
 
-def test_a_broken_value_hides_no_problem_between_others_and_causes_none(raw: Raw, tmp_path: Path) -> None:
+def test_an_invalid_value_hides_no_other_problem(raw: Raw, tmp_path: Path) -> None:
     raw["hosts"][0]["address"] = "nonsense"
     raw["hosts"][2]["name"] = "node1"
     raw["network"] = {"podSubnet": "nonsense", "serviceSubnet": "192.168.166.0/24"}
@@ -413,7 +428,7 @@ def test_a_broken_value_hides_no_problem_between_others_and_causes_none(raw: Raw
     ]
 
 
-def test_the_default_in_a_broken_values_place_is_not_complained_of(raw: Raw, tmp_path: Path) -> None:
+def test_an_invalid_values_placeholder_is_never_reported(raw: Raw, tmp_path: Path) -> None:
     with_addresses(raw, "10.244.0.1", "10.244.0.2", "10.244.0.3")
     raw["network"] = {"podSubnet": "nonsense"}
     raw["proxy"] = {"syncPeriod": "nonsense", "minSyncPeriod": "1m"}
@@ -423,19 +438,19 @@ def test_the_default_in_a_broken_values_place_is_not_complained_of(raw: Raw, tmp
     ]
 
 
-def test_an_unknown_role_is_not_also_a_missing_control_plane(raw: Raw, tmp_path: Path) -> None:
+def test_an_unknown_role_is_one_problem(raw: Raw, tmp_path: Path) -> None:
     raw["hosts"][0]["role"] = "leader"
     assert [problem.path for problem in problems_of(raw, tmp_path)] == ["hosts[0].role"]
 
 
-def test_all_hosts_without_a_key_are_named(raw: Raw, tmp_path: Path) -> None:
+def test_all_hosts_without_a_key_are_reported(raw: Raw, tmp_path: Path) -> None:
     del raw["ssh"]["knownHostsFile"]
     problems = problems_of(raw, tmp_path)
     assert [problem.path for problem in problems] == [f"hosts[{number}].ssh.hostKey" for number in range(3)]
-    assert "no ssh.knownHostsFile" in problems[0].text
+    assert "ssh.knownHostsFile" in problems[0].text
 
 
-def test_numbers_and_booleans_may_be_text_where_they_mean_the_same(raw: Raw, tmp_path: Path) -> None:
+def test_numbers_and_booleans_may_be_quoted(raw: Raw, tmp_path: Path) -> None:
     raw["hosts"][0]["ssh"]["port"] = "22101"
     raw["proxy"] = {"strictArp": "true"}
     raw["nginx"] = {"nodePort": "30081", "replicas": "3"}
@@ -445,7 +460,7 @@ def test_numbers_and_booleans_may_be_text_where_they_mean_the_same(raw: Raw, tmp
     assert (settings.nginx.node_port, settings.nginx.replicas) == (30081, 3)
 
 
-def test_preflight_checks_are_named_as_kubeadm_does(raw: Raw, tmp_path: Path) -> None:
+def test_preflight_checks_have_kubeadms_names(raw: Raw, tmp_path: Path) -> None:
     names = ("numcpu", "FileContent--proc-sys-net-bridge-bridge-nf-call-iptables", "Port-6443", "Mem")
     assert load(raw, tmp_path).preflight.ignore == ()
     preflight = load(raw | {"preflight": {"ignore": list(names)}}, tmp_path).preflight
@@ -454,56 +469,57 @@ def test_preflight_checks_are_named_as_kubeadm_does(raw: Raw, tmp_path: Path) ->
     assert not preflight.ignores("Swap")
 
 
-def test_sections_may_be_json_text_as_pulumi_hands_them_out(raw: Raw, tmp_path: Path) -> None:
+def test_sections_may_be_json_text(raw: Raw, tmp_path: Path) -> None:
+    raw["stepTimeouts"] = {"init": 99}
     texts = {name: json.dumps(value) for name, value in raw.items()} | {"firewall": "leave"}
     assert load(texts, tmp_path) == load(raw | {"firewall": "leave"}, tmp_path)
 
 
-def test_a_name_without_a_value_counts_as_not_written(raw: Raw, tmp_path: Path) -> None:
+def test_a_name_without_a_value_is_ignored(raw: Raw, tmp_path: Path) -> None:
     assert load(raw | {"proxy": None, "nginx": {"image": None}}, tmp_path) == load(raw, tmp_path)
 
 
 def share(folder: Path, **sections: Any) -> str:
-    """Writes a file for a stack file to extend; its name."""
+    """Write a file for a stack file to extend, and return its name."""
     config = {f"{PREFIX}{name}": value for name, value in sections.items()}
     (folder / "common.yaml").write_text(yaml.safe_dump({"config": config}))
     return "common.yaml"
 
 
-def test_what_is_extended_counts_where_the_stack_file_says_nothing(raw: Raw, tmp_path: Path) -> None:
+def test_own_settings_take_precedence_over_shared_ones(raw: Raw, tmp_path: Path) -> None:
     raw["extends"] = share(
         tmp_path,
         firewall="leave",
         cluster={"kubelet": {"maxPods": 50, "podPidsLimit": 9}, "certSANs": ["a", "b"]},
-        registry={"mirrors": {"docker.io": ["http://d"], "ghcr.io": ["http://g"]}},
+        runtime={"mirrors": {"docker.io": ["http://d"], "ghcr.io": ["http://g"]}},
         packages={"key": "nowhere.asc"},
     )
     raw["cluster"] = {"kubelet": {"maxPods": 70}, "certSANs": ["c"]}
-    raw["registry"] = {"mirrors": {"docker.io": ["http://own"]}}
+    raw["runtime"] = {"mirrors": {"docker.io": ["http://own"]}}
     settings = load(raw, tmp_path)
     assert settings.firewall == "leave"
     assert (settings.cluster.kubelet.max_pods, settings.cluster.kubelet.pod_pids_limit) == (70, 9)
     assert settings.cluster.cert_sans == ("c",)
-    assert settings.registry.mirrors == {"docker.io": ("http://own",), "ghcr.io": ("http://g",)}
+    assert settings.runtime.mirrors == {"docker.io": ("http://own",), "ghcr.io": ("http://g",)}
     assert settings.packages.key == str(tmp_path / "packages.asc")
 
 
-def test_a_name_without_a_value_takes_back_what_is_extended(raw: Raw, tmp_path: Path) -> None:
+def test_a_name_without_value_drops_the_shared_one(raw: Raw, tmp_path: Path) -> None:
     raw["extends"] = share(tmp_path, nginx={"replicas": 5, "nodePort": 30100})
     settings = load(raw | {"nginx": {"replicas": None}}, tmp_path)
     assert (settings.nginx.replicas, settings.nginx.node_port) == (2, 30100)
 
 
-def test_a_problem_names_the_file_that_it_is_in(raw: Raw, tmp_path: Path) -> None:
+def test_a_problem_names_its_file(raw: Raw, tmp_path: Path) -> None:
     raw["extends"] = share(
         tmp_path,
         cluster={"kubernetesVersion": "1.40.0", "nope": 1, "joinTokenMinutes": 0},
-        registry={"mirrors": {"docker.io": []}},
+        runtime={"mirrors": {"docker.io": []}},
         nginx="web",
         ssh={"knownHostsFile": "absent", "privateKeyFile": "absent"},
     )
     raw["cluster"] = {"joinTokenMinutes": 5000}
-    raw["registry"] = {"mirrors": {"ghcr.io": ["http://m"]}}
+    raw["runtime"] = {"mirrors": {"ghcr.io": ["http://m"]}}
     raw["proxy"] = {"scheduler": "random"}
     del raw["ssh"]["knownHostsFile"]
     problems = problems_of(raw, tmp_path)
@@ -513,7 +529,7 @@ def test_a_problem_names_the_file_that_it_is_in(raw: Raw, tmp_path: Path) -> Non
         ("cluster.nope", "in common.yaml"),
         ("nginx", "in common.yaml"),
         ("proxy.scheduler", ""),
-        ("registry.mirrors", "partly in common.yaml"),
+        ("runtime.mirrors", "partly in common.yaml"),
         ("ssh.knownHostsFile", "in common.yaml"),
     ]
     assert "  cluster.kubernetesVersion (in common.yaml): is 1.40.0" in str(SettingsError(problems))
@@ -522,17 +538,17 @@ def test_a_problem_names_the_file_that_it_is_in(raw: Raw, tmp_path: Path) -> Non
 @pytest.mark.parametrize(
     ("text", "words"),
     [
-        (None, "is not there"),
-        ("config: [", "no YAML"),
+        (None, "doesn't exist"),
+        ("config: [", "isn't valid YAML"),
         ("kubeadm-ipvs:firewall: leave\n", "`config:`"),
         ("config: text\n", "`config:`"),
         ("config: {}\nencryptionsalt: v1:x\n", "`config:`"),
         ("config: {aws:region: eu-west-1}\n", "aws:region"),
-        ("config: {firewall: leave}\n", "has firewall"),
-        ("config: {kubeadm-ipvs:extends: other.yaml}\n", "one level"),
+        ("config: {firewall: leave}\n", "contains firewall"),
+        ("config: {kubeadm-ipvs:extends: other.yaml}\n", "can't extend another file"),
     ],
 )
-def test_a_file_that_can_not_be_extended_is_the_only_problem(
+def test_an_unusable_shared_file_is_the_only_problem(
     raw: Raw, tmp_path: Path, text: str | None, words: str
 ) -> None:
     if text is not None:
@@ -543,16 +559,14 @@ def test_a_file_that_can_not_be_extended_is_the_only_problem(
     assert words in problem.text
 
 
-def test_loading_leaves_what_it_was_given_alone(raw: Raw, tmp_path: Path) -> None:
+def test_loading_doesnt_change_its_input(raw: Raw, tmp_path: Path) -> None:
     raw["cluster"] = {"nope": 1}
     before = copy.deepcopy(raw)
     problems_of(raw, tmp_path)
     assert raw == before
 
 
-def test_paths_start_at_the_base_folder_or_at_home(
-    raw: Raw, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_paths_start_at_the_base_or_home(raw: Raw, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     home = tmp_path / "home"
     home.mkdir()
     (home / "key.asc").write_text("-----BEGIN PGP PUBLIC KEY BLOCK-----\n")
@@ -563,14 +577,14 @@ def test_paths_start_at_the_base_folder_or_at_home(
     assert settings.ssh.private_key_file == str(tmp_path / "id")
 
 
-def test_a_hosts_own_key_wins_over_the_known_hosts_file(raw: Raw, tmp_path: Path) -> None:
+def test_a_hosts_own_key_takes_precedence(raw: Raw, tmp_path: Path) -> None:
     raw["hosts"][0]["ssh"]["hostKey"] = ED25519 + " root@master"
     settings = load(raw, tmp_path)
     assert settings.host_key(settings.hosts[0]) == ED25519
     assert settings.host_key(settings.hosts[1]) == key_of("ssh-ed25519", 2)
 
 
-def test_known_hosts_understands_ports_wildcards_negation_markers_and_comments() -> None:
+def test_known_hosts_supports_ports_wildcards_negation_and_markers() -> None:
     text = "\n".join(
         [
             "# comment",
@@ -602,7 +616,7 @@ def test_known_hosts_understands_ports_wildcards_negation_markers_and_comments()
         assert knownhosts.find(text, host, port) is None, host
 
 
-def test_known_hosts_understands_hashed_names() -> None:
+def test_known_hosts_supports_hashed_names() -> None:
     salt = b"0123456789abcdefghij"
 
     def hashed(name: str) -> str:
@@ -615,7 +629,7 @@ def test_known_hosts_understands_hashed_names() -> None:
     assert knownhosts.find(text, "127.0.0.1", 22) is None
 
 
-def test_of_several_keys_the_best_is_pinned_and_never_one_that_servers_do_not_answer_for() -> None:
+def test_the_preferred_of_several_keys_is_pinned() -> None:
     rsa = "ssh-rsa " + base64.b64encode(b"\0\0\0\7ssh-rsa" + bytes(64)).decode()
     assert knownhosts.valid(rsa)
     assert knownhosts.find(f"a {rsa}\na {ECDSA}\na {ED25519}\n", "a", 22) == ED25519
@@ -647,17 +661,14 @@ def test_derived_addresses_and_names(raw: Raw, tmp_path: Path) -> None:
         ("1.39.0", "3.10.2"),
     ],
 )
-def test_the_sandbox_image_is_the_one_of_kubeadms_minor(
-    raw: Raw, tmp_path: Path, version: str, pause: str
-) -> None:
-    raw["cluster"] = {"kubernetesVersion": version}
-    raw["registry"] = {"imageRepository": "mirror.example:5000/k8s"}
+def test_the_sandbox_image_matches_kubeadms_minor(raw: Raw, tmp_path: Path, version: str, pause: str) -> None:
+    raw["cluster"] = {"kubernetesVersion": version, "imageRepository": "mirror.example:5000/k8s"}
     settings = load(raw, tmp_path)
     assert settings.pause_image == f"mirror.example:5000/k8s/pause:{pause}"
     assert settings.kube_proxy_image == f"mirror.example:5000/k8s/kube-proxy:v{version}"
 
 
-def test_only_hosts_that_run_pods_need_the_applications_image(raw: Raw, tmp_path: Path) -> None:
+def test_only_hosts_that_run_nginx_need_its_image(raw: Raw, tmp_path: Path) -> None:
     settings = load(raw, tmp_path)
     assert settings.nginx.image not in settings.node_images(settings.control_plane)
     assert settings.nginx.image in settings.node_images(settings.workers[0])
@@ -666,14 +677,14 @@ def test_only_hosts_that_run_pods_need_the_applications_image(raw: Raw, tmp_path
 
 
 @pytest.mark.parametrize(("effect", "spread"), [("NoSchedule", 1), ("NoExecute", 1), ("PreferNoSchedule", 2)])
-def test_a_worker_that_its_taints_keep_the_application_from_isnt_counted(
+def test_tainted_workers_dont_count_for_nginxs_spread(
     raw: Raw, tmp_path: Path, effect: str, spread: int
 ) -> None:
     raw["hosts"][2]["taints"] = [f"dedicated=db:{effect}"]
     assert load(raw, tmp_path).nginx_spread == spread
 
 
-def test_taints_that_leave_the_application_no_host_are_refused(raw: Raw, tmp_path: Path) -> None:
+def test_taints_that_leave_nginx_no_host_are_refused(raw: Raw, tmp_path: Path) -> None:
     for host in raw["hosts"][1:]:
         host["taints"] = ["dedicated=db:NoSchedule"]
     assert [problem.path for problem in problems_of(raw, tmp_path)] == ["hosts"]
@@ -682,7 +693,7 @@ def test_taints_that_leave_the_application_no_host_are_refused(raw: Raw, tmp_pat
 @pytest.mark.parametrize(
     ("hosts", "replicas", "spread"), [(3, 2, 2), (2, 2, 1), (3, 1, 1), (1, 2, 1), (3, 5, 2)]
 )
-def test_the_application_is_spread_over_as_many_workers_as_can_hold_it(
+def test_nginx_is_spread_over_all_usable_workers(
     raw: Raw, tmp_path: Path, hosts: int, replicas: int, spread: int
 ) -> None:
     raw["hosts"] = raw["hosts"][:hosts]
@@ -696,7 +707,7 @@ def with_addresses(raw: Raw, *addresses: str) -> Raw:
     return raw
 
 
-def test_flannels_interface_is_found_by_the_block_of_the_hosts_addresses(raw: Raw, tmp_path: Path) -> None:
+def test_flannels_interface_matches_the_hosts_address_blocks(raw: Raw, tmp_path: Path) -> None:
     settings = load(raw, tmp_path)
     assert settings.flannel_interface_regex == r"^192\.168\.166\.[0-9]+$"
     pattern = re.compile(settings.flannel_interface_regex)
@@ -708,9 +719,7 @@ def test_flannels_interface_is_found_by_the_block_of_the_hosts_addresses(raw: Ra
     assert load(raw, tmp_path).flannel_interface_regex == r"^(10\.1\.1|10\.2\.3)\.[0-9]+$"
 
 
-def test_flannels_interface_is_found_by_whole_addresses_where_services_share_their_block(
-    raw: Raw, tmp_path: Path
-) -> None:
+def test_flannels_interface_matches_whole_addresses_if_blocks_overlap(raw: Raw, tmp_path: Path) -> None:
     raw = with_addresses(raw, "10.1.1.5", "10.1.1.10", "10.1.1.6")
     raw["network"] = {"serviceSubnet": "10.1.1.128/25"}
     settings = load(raw, tmp_path)
@@ -722,27 +731,43 @@ def test_flannels_interface_may_be_set(raw: Raw, tmp_path: Path) -> None:
     assert load(raw, tmp_path).flannel_interface_regex == "^eth1$"
 
 
-def openssh(cipher: bytes) -> str:
-    """The begin of a private key as ssh-keygen writes it."""
-    blob = b"openssh-key-v1\0" + len(cipher).to_bytes(4) + cipher + b"\0\0\0\6bcrypt"
-    begin, end = (f"-----{word} OPENSSH PRIVATE KEY-----\n" for word in ("BEGIN", "END"))
-    return f"{begin}{base64.encodebytes(blob).decode()}{end}"
+# From ssh-keygen. cryptography can write such a key only with the package bcrypt, but reads it without.
+ENCRYPTED_OPENSSH = """\
+-----BEGIN OPENSSH PRIVATE KEY-----
+b3BlbnNzaC1rZXktdjEAAAAACmFlczI1Ni1jdHIAAAAGYmNyeXB0AAAAGAAAABBiXn2E+u
+Ob3D8QeySoUW5gAAAAEAAAAAEAAAAzAAAAC3NzaC1lZDI1NTE5AAAAIECeFHv6Npsf0HFd
+bKrkdyl10zI73S6MENjGMVRrZBJnAAAAkKn1kmTw7gYozlQJgP+ZuytcRCrY1EZPQ46ts4
+dyqyYAYERO+Ti+F9HcgTPPOV4raVMiJ+oymrOozHU7JV2qYMa9C8SqFtxgEULHv4vHp+Wj
+LHyvYNpj1G31YTdYPQ+Tlqe8pAkrl4KYLcA3WBaqmorM0Nw3zrG4ZexUeBD8n3AFXLCCBN
+kneSnGW4k3opPajw==
+-----END OPENSSH PRIVATE KEY-----
+"""
+
+
+def pem(form: serialization.PrivateFormat, password: bytes | None) -> str:
+    key = (
+        ed25519.Ed25519PrivateKey.generate()
+        if form is serialization.PrivateFormat.OpenSSH
+        else rsa.generate_private_key(65537, 2048)
+    )
+    encryption = serialization.BestAvailableEncryption(password) if password else serialization.NoEncryption()
+    return key.private_bytes(serialization.Encoding.PEM, form, encryption).decode()
 
 
 @pytest.mark.parametrize(
     ("key", "refused"),
     [
-        (openssh(b"none"), False),
-        (openssh(b"aes256-ctr"), True),
-        ("-----BEGIN ENCRYPTED PRIVATE KEY-----\nx\n-----END ENCRYPTED PRIVATE KEY-----\n", True),
-        (
-            "-----BEGIN RSA PRIVATE KEY-----\nProc-Type: 4,ENCRYPTED\n\nx\n-----END RSA PRIVATE KEY-----\n",
-            True,
-        ),
+        (pem(serialization.PrivateFormat.OpenSSH, None), False),
+        (ENCRYPTED_OPENSSH, True),
+        (pem(serialization.PrivateFormat.PKCS8, None), False),
+        (pem(serialization.PrivateFormat.PKCS8, b"secret"), True),
+        (pem(serialization.PrivateFormat.TraditionalOpenSSL, None), False),
+        (pem(serialization.PrivateFormat.TraditionalOpenSSL, b"secret"), True),
         ("-----BEGIN RSA PRIVATE KEY-----\nx\n-----END RSA PRIVATE KEY-----\n", False),
     ],
+    ids=["openssh", "openssh-encrypted", "pkcs8", "pkcs8-encrypted", "pem", "pem-encrypted", "unreadable"],
 )
-def test_a_login_key_with_a_passphrase_belongs_to_an_agent(
+def test_a_private_key_with_a_passphrase_is_refused(
     raw: Raw, tmp_path: Path, key: str, refused: bool
 ) -> None:
     (tmp_path / raw["ssh"]["privateKeyFile"]).write_text(key)
@@ -753,7 +778,32 @@ def test_a_login_key_with_a_passphrase_belongs_to_an_agent(
         load(raw, tmp_path)
 
 
-def test_the_package_repository_is_filled_in(raw: Raw, tmp_path: Path) -> None:
+def test_settings_load_without_cryptography(
+    raw: Raw, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The policy pack's environment doesn't have the package."""
+    (tmp_path / raw["ssh"]["privateKeyFile"]).write_text(ENCRYPTED_OPENSSH)
+    for module in [name for name in sys.modules if name.partition(".")[0] == "cryptography"]:
+        monkeypatch.delitem(sys.modules, module)
+    monkeypatch.setitem(sys.modules, "cryptography", None)
+    load(raw, tmp_path)
+
+
+@pytest.mark.parametrize("old", RENAMED, ids=path_of)
+def test_old_names_are_reported_with_present_ones(raw: Raw, tmp_path: Path, old: Location) -> None:
+    put(path_of(old), {})(raw)
+    [problem] = problems_of(raw, tmp_path)
+    assert (problem.path, problem.text) == (path_of(old), f"is called `{RENAMED[old]}` now")
+
+
+def test_present_names_exist() -> None:
+    paths = set(fields())
+    sections = {path.rpartition(".")[0] for path in paths}
+    assert set(RENAMED.values()) <= paths | sections
+    assert not {path_of(old) for old in RENAMED} & paths
+
+
+def test_the_package_repositorys_placeholders_are_replaced(raw: Raw, tmp_path: Path) -> None:
     upstream = load({k: v for k, v in raw.items() if k != "packages"}, tmp_path)
     assert upstream.package_repository("deb") == "https://pkgs.k8s.io/core:/stable:/v1.37/deb/"
     raw["packages"]["repository"] = "http://10.0.2.2:22080/kubernetes/v{minor}/{format}"
@@ -761,7 +811,7 @@ def test_the_package_repository_is_filled_in(raw: Raw, tmp_path: Path) -> None:
     assert ours.package_repository("deb") == "http://10.0.2.2:22080/kubernetes/v1.37/deb/"
 
 
-def test_a_host_without_ssh_of_its_own_is_reached_at_its_address(raw: Raw, tmp_path: Path) -> None:
+def test_a_host_without_ssh_host_uses_its_address(raw: Raw, tmp_path: Path) -> None:
     raw["hosts"][1]["ssh"] = {"hostKey": ED25519, "user": "admin"}
     settings = load(raw, tmp_path)
     assert settings.ssh_endpoint(settings.hosts[1]) == ("192.168.166.102", 22)
@@ -771,11 +821,11 @@ def test_a_host_without_ssh_of_its_own_is_reached_at_its_address(raw: Raw, tmp_p
 @pytest.mark.parametrize(
     ("text", "length"), [("5s", "5"), ("1m30s", "90"), ("1.5h", "5400"), ("250ms", "0.25"), ("0s", "0")]
 )
-def test_durations_are_read_as_kubernetes_does(text: str, length: str) -> None:
+def test_durations_have_kubernetes_form(text: str, length: str) -> None:
     assert seconds(text) == Decimal(length)
 
 
-def test_settings_that_were_not_loaded_have_no_host_key(raw: Raw, tmp_path: Path) -> None:
+def test_settings_that_werent_loaded_have_no_host_key(raw: Raw, tmp_path: Path) -> None:
     bare = Settings.model_validate_json(json.dumps(raw))
     with pytest.raises(LookupError, match="master"):
         bare.host_key(bare.hosts[0])

@@ -1,4 +1,4 @@
-"""What tests/conftest.py promises of every run, shown on a small suite of its own."""
+"""tests/conftest.py, tested with a small suite."""
 
 from __future__ import annotations
 
@@ -49,9 +49,14 @@ def run(suite: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
 
 
 def hang(suite: Path, before: str = "") -> Path:
-    """Add a lab test that never ends, whose fixture leaves a trace of its teardown.
+    """Add a lab test that never ends.
 
-    :param before: a line that the test runs first.
+    Args:
+        suite: The suite's folder.
+        before: A line that the test runs first.
+
+    Returns:
+        A file that the test's fixture creates in its teardown.
     """
     (suite / "tests/lab/test_hang.py").write_text(
         "import pathlib, threading, pytest\n"
@@ -68,66 +73,64 @@ def hang(suite: Path, before: str = "") -> Path:
     return suite / "torn-down"
 
 
-def test_fast_tests_come_first_and_lab_tests_last(suite: Path) -> None:
+def test_fast_tests_run_first_and_lab_tests_last(suite: Path) -> None:
     done = run(suite, "--collect-only", "--quiet")
     names = [line.rpartition("::")[2] for line in done.stdout.splitlines() if "::" in line]
     assert names == ["test_fast", "test_engine", "test_lab"], done.stdout
 
 
 @pytest.mark.parametrize("kind", ["engine", "lab"])
-def test_the_folder_marks_a_test(suite: Path, kind: str) -> None:
+def test_folder_determines_marker(suite: Path, kind: str) -> None:
     done = run(suite, "--collect-only", "--quiet", "-m", kind)
     assert f"::test_{kind}" in done.stdout
     assert "1/3 tests collected" in done.stdout
 
 
-def test_lab_tests_run_unless_they_are_deselected(suite: Path) -> None:
+def test_lab_tests_run_by_default(suite: Path) -> None:
     assert "3 passed" in run(suite).stdout.splitlines()[-1]
 
 
-def test_a_deadline_names_the_hanging_test_and_tears_its_fixtures_down(suite: Path) -> None:
-    # The alarm is rung by hand: on a busy machine a short one might ring before the test begins.
+def test_deadline_reports_hanging_test_and_tears_down_fixtures(suite: Path) -> None:
+    # The test raises the alarm itself: on a busy machine, a short timer might fire before the test starts.
     torn_down = hang(suite, "    import signal; signal.raise_signal(signal.SIGALRM)\n")
     (suite / "tests/fast/test_bad.py").write_text("def test_bad():\n    assert 'apples' == 'pears'\n")
     done = run(suite, "--deadline-minutes=50")
     assert done.returncode == 2
-    hit = "out of time: 50 minutes are over while running tests/lab/test_hang.py::test_hangs"
+    hit = "out of time: the deadline of 50 minutes passed while running tests/lab/test_hang.py::test_hangs"
     assert hit in done.stdout
-    assert "most recent call first" in done.stderr, "what it waited for is shown"
-    assert "'apples' == 'pears'" in done.stdout, "earlier failures are still told"
+    assert "most recent call first" in done.stderr, "the stacks are shown"
+    assert "'apples' == 'pears'" in done.stdout, "earlier failures are still summarized"
     assert "logs of the failure: .artifacts/lab_test_hang.py_test_hangs/" in done.stdout
     assert torn_down.exists()
 
 
-@pytest.mark.parametrize(("begun_ago", "low", "high"), [(None, 2900, 3000), (600, 2300, 2400)])
-def test_a_deadline_is_counted_in_minutes_from_pytests_start_or_from_before_it(
-    suite: Path, begun_ago: int | None, low: int, high: int
+@pytest.mark.parametrize(("started_ago", "low", "high"), [(None, 2900, 3000), (600, 2300, 2400)])
+def test_deadline_counts_from_start_or_given_time(
+    suite: Path, started_ago: int | None, low: int, high: int
 ) -> None:
     (suite / "tests/fast/test_alarm.py").write_text(
         "import signal\n"
         "def test_alarm():\n"
         f"    assert {low} < signal.getitimer(signal.ITIMER_REAL)[0] <= {high}\n"
     )
-    begun = [] if begun_ago is None else [f"--deadline-from={time.time() - begun_ago}"]
-    assert run(suite, "--deadline-minutes=50", *begun, "tests/fast/test_alarm.py").returncode == 0
+    start = [] if started_ago is None else [f"--deadline-from={time.time() - started_ago}"]
+    assert run(suite, "--deadline-minutes=50", *start, "tests/fast/test_alarm.py").returncode == 0
 
 
 @pytest.mark.parametrize(
     ("arguments", "outcome"),
     [(["--deadline-minutes=50"], "1 passed"), (["--deadline-minutes=20"], "1 skipped"), ([], "1 passed")],
 )
-def test_a_test_for_which_there_is_no_time_left_is_skipped_and_says_so(
-    suite: Path, arguments: list[str], outcome: str
-) -> None:
+def test_test_without_enough_time_left_is_skipped(suite: Path, arguments: list[str], outcome: str) -> None:
     (suite / "tests/fast/test_long.py").write_text(
         "import pytest\n@pytest.mark.takes(minutes=25)\ndef test_long():\n    pass\n"
     )
     done = run(suite, *arguments, "tests/fast/test_long.py")
     assert outcome in done.stdout.splitlines()[-1]
-    assert ("minutes are left, and a slow machine takes 25" in done.stdout) == (outcome == "1 skipped")
+    assert ("needs up to 25 minutes, and" in done.stdout) == (outcome == "1 skipped")
 
 
-def test_a_run_that_is_terminated_tears_its_fixtures_down(suite: Path) -> None:
+def test_terminated_run_tears_down_fixtures(suite: Path) -> None:
     torn_down = hang(suite)
     process = subprocess.Popen(
         command("-s", "tests/lab/test_hang.py"),
@@ -147,9 +150,9 @@ def test_a_run_that_is_terminated_tears_its_fixtures_down(suite: Path) -> None:
     assert torn_down.exists()
 
 
-def test_a_failure_leaves_logs_in_a_folder_that_the_summary_names(suite: Path) -> None:
+def test_summary_names_folder_of_failure_logs(suite: Path) -> None:
     (suite / ".artifacts").mkdir()
-    (suite / ".artifacts/of-yesterday").touch()
+    (suite / ".artifacts/old").touch()
     (suite / "tests/lab/test_broken.py").write_text(
         "import pytest\n"
         "@pytest.fixture(scope='session')\n"
@@ -166,11 +169,11 @@ def test_a_failure_leaves_logs_in_a_folder_that_the_summary_names(suite: Path) -
     assert "logs of the failure: .artifacts/lab_test_broken.py_test_breaks_0_/" in done.stdout
     assert (folder / "node1.log").read_text() == "why"
     assert "ZeroDivisionError" in (folder / "bad.not-collected.txt").read_text()
-    assert len(list((suite / ".artifacts").iterdir())) == 3, "first failures only, and nothing of yesterday"
+    assert len(list((suite / ".artifacts").iterdir())) == 3, "only the first failures, and no old logs"
     assert "5 failed" in done.stdout.splitlines()[-1]
 
 
-def test_progress_is_seen_although_output_is_captured(suite: Path) -> None:
+def test_progress_is_visible_despite_capturing(suite: Path) -> None:
     (suite / "tests/lab/test_lab.py").write_text(
         "def test_lab(progress):\n    print('captured')\n    progress.say('booting')\n"
     )

@@ -1,5 +1,3 @@
-"""The salt in a stack's file, and a checkout that stays clean."""
-
 from __future__ import annotations
 
 import json
@@ -19,8 +17,7 @@ TEXT = "# The lab of `make up`.\nconfig:\n  p:a: [1, 2]  # kept\n"
 
 
 @pytest.fixture(autouse=True)
-def places(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """State and git settings of the test's own."""
+def _isolated(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     monkeypatch.setenv("GIT_CONFIG_GLOBAL", "/dev/null")
@@ -29,7 +26,7 @@ def places(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def checkout(tmp_path: Path) -> Path:
-    """A repository with a committed stack file."""
+    """A git repository with a committed stack file."""
     folder = tmp_path / "checkout"
     folder.mkdir()
     (folder / "Pulumi.yaml").write_text("name: p\nruntime: python\n")
@@ -43,7 +40,7 @@ def checkout(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def tools(tmp_path: Path) -> env.Toolbox:
-    """An engine that writes what `pulumi stack init` writes, and records how it was called."""
+    """A fake engine that records its calls and writes the files of `pulumi stack init`."""
     pulumi = tmp_path / "bin" / "pulumi"
     pulumi.parent.mkdir()
     pulumi.write_text(
@@ -71,15 +68,13 @@ def ensure(checkout: Path, tools: env.Toolbox) -> None:
     stack.ensure("dev", tools, Progress(quiet=True), checkout)
 
 
-def test_making_a_stack_leaves_the_checkout_clean_and_the_file_whole(
-    checkout: Path, tools: env.Toolbox
-) -> None:
+def test_new_stack_leaves_the_checkout_clean(checkout: Path, tools: env.Toolbox) -> None:
     ensure(checkout, tools)
     assert (checkout / "Pulumi.dev.yaml").read_text() == f"{TEXT}encryptionsalt: v1:new\n"
     assert git(checkout, "status", "--short") == ""
 
 
-def test_doing_it_again_makes_no_second_stack(checkout: Path, tools: env.Toolbox, tmp_path: Path) -> None:
+def test_existing_stack_is_not_created_again(checkout: Path, tools: env.Toolbox, tmp_path: Path) -> None:
     ensure(checkout, tools)
     ensure(checkout, tools)
     calls = (tmp_path / "calls").read_text().splitlines()
@@ -87,7 +82,7 @@ def test_doing_it_again_makes_no_second_stack(checkout: Path, tools: env.Toolbox
     assert sum("stack select dev" in call for call in calls) == 2
 
 
-def test_a_fresh_checkout_gets_the_salt_of_the_state(checkout: Path, tools: env.Toolbox) -> None:
+def test_fresh_checkout_gets_the_states_salt(checkout: Path, tools: env.Toolbox) -> None:
     ensure(checkout, tools)
     git(checkout, "checkout", "HEAD", "--", "Pulumi.dev.yaml")
     (checkout / "Pulumi.dev.yaml").write_text(TEXT)
@@ -96,9 +91,7 @@ def test_a_fresh_checkout_gets_the_salt_of_the_state(checkout: Path, tools: env.
     assert git(checkout, "status", "--short") == ""
 
 
-def test_a_persons_edit_still_shows_and_is_committed_without_the_salt(
-    checkout: Path, tools: env.Toolbox
-) -> None:
+def test_users_edits_are_committed_without_salt(checkout: Path, tools: env.Toolbox) -> None:
     ensure(checkout, tools)
     file = checkout / "Pulumi.dev.yaml"
     file.write_text(file.read_text().replace("[1, 2]", "[1, 2, 3]"))
@@ -108,9 +101,7 @@ def test_a_persons_edit_still_shows_and_is_committed_without_the_salt(
     assert git(checkout, "show", ":Pulumi.dev.yaml") == TEXT.replace("[1, 2]", "[1, 2, 3]")
 
 
-def test_outside_git_the_stack_is_made_all_the_same(
-    checkout: Path, tools: env.Toolbox, tmp_path: Path
-) -> None:
+def test_stack_is_created_without_git(checkout: Path, tools: env.Toolbox, tmp_path: Path) -> None:
     plain = tmp_path / "plain"
     plain.mkdir()
     (plain / "Pulumi.yaml").write_text("name: p\nruntime: python\n")
@@ -119,14 +110,14 @@ def test_outside_git_the_stack_is_made_all_the_same(
     assert (plain / "Pulumi.dev.yaml").read_text() == "encryptionsalt: v1:new\n"
 
 
-def test_a_stale_salt_is_exchanged(tmp_path: Path) -> None:
+def test_other_salt_is_replaced(tmp_path: Path) -> None:
     file = tmp_path / "Pulumi.dev.yaml"
     file.write_text(f"encryptionsalt: v1:old\n{TEXT}")
     stack.write_salt(file, "v1:new")
     assert file.read_text() == f"{TEXT}encryptionsalt: v1:new\n"
 
 
-def test_secrets_of_another_state_are_not_orphaned(tmp_path: Path) -> None:
+def test_salt_of_existing_secrets_is_not_replaced(tmp_path: Path) -> None:
     file = tmp_path / "Pulumi.dev.yaml"
     text = "config:\n  p:key:\n    secure: v1:abc\nencryptionsalt: v1:old\n"
     file.write_text(text)
@@ -135,18 +126,18 @@ def test_secrets_of_another_state_are_not_orphaned(tmp_path: Path) -> None:
     assert file.read_text() == text
 
 
-def test_a_file_with_secrets_keeps_its_salt_for_a_new_stack(checkout: Path, tools: env.Toolbox) -> None:
+def test_new_stack_keeps_the_salt_of_secrets(checkout: Path, tools: env.Toolbox) -> None:
     file = checkout / "Pulumi.dev.yaml"
     file.write_text(f"{TEXT}  p:key:\n    secure: v1:abc\nencryptionsalt: v1:kept\n")
     ensure(checkout, tools)
     assert stack.salt_in(file.read_text()) == "v1:kept"
 
 
-def test_a_stack_whose_state_is_elsewhere_keeps_its_file(checkout: Path, tools: env.Toolbox) -> None:
+def test_stack_in_another_backend_is_refused(checkout: Path, tools: env.Toolbox) -> None:
     file = checkout / "Pulumi.prod.yaml"
     for line in ("encryptionsalt: v1:theirs", "secretsprovider: awskms://alias/a"):
         file.write_text(f"{TEXT}{line}\n")
-        with pytest.raises(UserError, match=r"Pulumi\.prod\.yaml .* state isn't this project's own"):
+        with pytest.raises(UserError, match=r"Pulumi\.prod\.yaml isn't in this project's local"):
             stack.ensure("prod", tools, Progress(quiet=True), checkout)
         assert file.read_text() == f"{TEXT}{line}\n"
     file.write_text(TEXT)
@@ -154,18 +145,16 @@ def test_a_stack_whose_state_is_elsewhere_keeps_its_file(checkout: Path, tools: 
     stack.ensure("prod", tools, Progress(quiet=True), checkout)
     assert stack.salt_in(file.read_text()) == "v1:new"
     file.write_text(f"{TEXT}encryptionsalt: v1:theirs\n")
-    with pytest.raises(UserError, match="state isn't this project's own"):
+    with pytest.raises(UserError, match="isn't in this project's local backend"):
         stack.ensure("prod", tools, Progress(quiet=True), checkout)
 
 
-def test_a_preview_of_a_stack_that_is_not_this_states_own_leaves_nothing_behind(
-    checkout: Path, tools: env.Toolbox
-) -> None:
+def test_preview_of_unknown_stack_leaves_nothing_behind(checkout: Path, tools: env.Toolbox) -> None:
     file = checkout / "Pulumi.prod.yaml"
     file.write_text(TEXT)
     variables = env.environment(tools)
-    with stack.for_preview("prod", tools, variables, Progress(quiet=True), checkout) as (alone, arguments):
-        backend = Path(alone["PULUMI_BACKEND_URL"].removeprefix("file://"))
+    with stack.for_preview("prod", tools, variables, Progress(quiet=True), checkout) as (changed, arguments):
+        backend = Path(changed["PULUMI_BACKEND_URL"].removeprefix("file://"))
         assert (backend / ".pulumi/stacks/p/prod.json").exists()
         assert backend != env.backend_dir()
         copy = Path(arguments[1])
@@ -179,9 +168,7 @@ def test_a_preview_of_a_stack_that_is_not_this_states_own_leaves_nothing_behind(
     assert git(checkout, "status", "--short") == "?? Pulumi.prod.yaml\n"
 
 
-def test_a_preview_of_the_labs_stack_and_of_one_that_this_state_holds_is_of_what_it_holds(
-    checkout: Path, tools: env.Toolbox
-) -> None:
+def test_preview_of_known_stack_uses_its_state(checkout: Path, tools: env.Toolbox) -> None:
     (checkout / "Pulumi.mine.yaml").write_text(TEXT)
     stack.ensure("mine", tools, Progress(quiet=True), checkout)
     variables = env.environment(tools)
@@ -191,20 +178,20 @@ def test_a_preview_of_the_labs_stack_and_of_one_that_this_state_holds_is_of_what
         assert stack.salt_in((checkout / f"Pulumi.{name}.yaml").read_text()) == "v1:new"
 
 
-def test_a_mistyped_stack_is_not_made(checkout: Path, tools: env.Toolbox) -> None:
+def test_mistyped_stack_is_not_created(checkout: Path, tools: env.Toolbox) -> None:
     def preview(name: str) -> None:
         with stack.for_preview(name, tools, {}, Progress(quiet=True), checkout):
-            pytest.fail("there is nothing to preview")
+            pytest.fail("previewed a stack that doesn't exist")
 
-    with pytest.raises(UserError, match=r"no stack prdo: .*Pulumi\.prdo\.yaml isn't there"):
+    with pytest.raises(UserError, match=r"no stack prdo: .*Pulumi\.prdo\.yaml doesn't exist"):
         preview("prdo")
     assert not (checkout / "Pulumi.prdo.yaml").exists()
     (checkout / "Pulumi.prod.yaml").write_text(f"{TEXT}secretsprovider: awskms://alias/a\n")
-    with pytest.raises(UserError, match="state isn't this project's own"):
+    with pytest.raises(UserError, match="isn't in this project's local backend"):
         preview("prod")
 
 
-def test_a_stack_that_is_to_be_destroyed_is_not_made_for_it(checkout: Path, tools: env.Toolbox) -> None:
+def test_missing_stack_is_refused_on_request(checkout: Path, tools: env.Toolbox) -> None:
     with pytest.raises(UserError, match="no stack dev"):
         stack.ensure("dev", tools, Progress(quiet=True), checkout, make=False)
     assert (checkout / "Pulumi.dev.yaml").read_text() == TEXT
@@ -212,7 +199,7 @@ def test_a_stack_that_is_to_be_destroyed_is_not_made_for_it(checkout: Path, tool
     stack.ensure("dev", tools, Progress(quiet=True), checkout, make=False)
 
 
-def test_a_state_without_a_passphrase_is_named(checkout: Path, tools: env.Toolbox) -> None:
+def test_state_without_passphrase_is_named(checkout: Path, tools: env.Toolbox) -> None:
     place = env.backend_dir() / ".pulumi" / "stacks" / "p"
     place.mkdir(parents=True)
     (place / "dev.json").write_text(json.dumps({"checkpoint": {}}))
@@ -221,7 +208,7 @@ def test_a_state_without_a_passphrase_is_named(checkout: Path, tools: env.Toolbo
 
 
 def lock(checkout: Path, pid: int, hostname: str) -> None:
-    """What a run writes before it begins, and takes away when it ends."""
+    """Write a run's lock."""
     folder = env.backend_dir() / ".pulumi" / "locks" / "organization" / "p" / "dev"
     folder.mkdir(parents=True, exist_ok=True)
     (folder / f"{pid}.json").write_text(json.dumps({"pid": pid, "username": "me", "hostname": hostname}))
@@ -231,7 +218,7 @@ def cancelled(tmp_path: Path) -> bool:
     return "cancel --yes --stack dev" in (tmp_path / "calls").read_text()
 
 
-def test_a_killed_runs_lock_is_taken_away(checkout: Path, tools: env.Toolbox, tmp_path: Path) -> None:
+def test_killed_runs_lock_is_removed(checkout: Path, tools: env.Toolbox, tmp_path: Path) -> None:
     ended = subprocess.Popen(["true"])
     ended.wait()
     lock(checkout, ended.pid, socket.gethostname())
@@ -239,9 +226,7 @@ def test_a_killed_runs_lock_is_taken_away(checkout: Path, tools: env.Toolbox, tm
     assert cancelled(tmp_path)
 
 
-def test_the_lock_of_a_run_that_lives_or_is_elsewhere_stays(
-    checkout: Path, tools: env.Toolbox, tmp_path: Path
-) -> None:
+def test_other_locks_stay(checkout: Path, tools: env.Toolbox, tmp_path: Path) -> None:
     lock(checkout, os.getpid(), socket.gethostname())
     ensure(checkout, tools)
     assert not cancelled(tmp_path)
@@ -250,16 +235,16 @@ def test_the_lock_of_a_run_that_lives_or_is_elsewhere_stays(
     assert not cancelled(tmp_path)
 
 
-def test_a_stack_that_another_run_is_changing_is_refused_by_its_process(checkout: Path) -> None:
+def test_busy_stack_is_refused(checkout: Path) -> None:
     stack.refuse_if_busy("dev", checkout)
     lock(checkout, os.getpid(), socket.gethostname())
     with pytest.raises(
-        UserError, match=rf"dev is being changed .* process {os.getpid()} on {socket.gethostname()}"
+        UserError, match=rf"changing the stack dev: process {os.getpid()} on {socket.gethostname()}"
     ):
         stack.refuse_if_busy("dev", checkout)
 
 
-def test_a_lock_that_nobody_can_read_is_not_taken_for_an_abandoned_one(checkout: Path) -> None:
+def test_unreadable_lock_is_respected(checkout: Path) -> None:
     lock(checkout, 1, "elsewhere")
     for file in env.backend_dir().glob(".pulumi/locks/**/*.json"):
         file.write_text("{")
@@ -267,7 +252,7 @@ def test_a_lock_that_nobody_can_read_is_not_taken_for_an_abandoned_one(checkout:
         stack.refuse_if_busy("dev", checkout)
 
 
-def test_the_lock_of_a_run_that_has_ended_and_was_not_waited_for_is_abandoned(checkout: Path) -> None:
+def test_lock_of_a_zombie_process_is_abandoned(checkout: Path) -> None:
     with subprocess.Popen(["sleep", "600"]) as ended:
         lock(checkout, ended.pid, socket.gethostname())
         with pytest.raises(UserError):
@@ -277,13 +262,13 @@ def test_the_lock_of_a_run_that_has_ended_and_was_not_waited_for_is_abandoned(ch
         stack.refuse_if_busy("dev", checkout)
 
 
-def refreshed(checkout: Path, tools: env.Toolbox, tmp_path: Path, *there: str) -> list[str]:
-    """What is asked of the engine where creates of `a` and `b` were interrupted, and `there` is there."""
+def refreshes(checkout: Path, tools: env.Toolbox, tmp_path: Path, *existing: str) -> list[str]:
+    """The engine's calls if the creates of `a` and `b` were interrupted and some resources exist."""
     place = env.backend_dir() / ".pulumi" / "stacks" / "p"
     place.mkdir(parents=True, exist_ok=True)
     latest = {
         "secrets_providers": {"state": {"salt": "v1:s"}},
-        "resources": [{"urn": urn} for urn in there],
+        "resources": [{"urn": urn} for urn in existing],
         "pending_operations": [{"resource": {"urn": urn}, "type": "creating"} for urn in ("b", "a")],
     }
     (place / "dev.json").write_text(json.dumps({"checkpoint": {"latest": latest}}))
@@ -292,17 +277,17 @@ def refreshed(checkout: Path, tools: env.Toolbox, tmp_path: Path, *there: str) -
     return (tmp_path / "calls").read_text().splitlines()
 
 
-def test_interrupted_creates_are_cleared_only_where_all_are_finished(
+def test_pending_creates_are_cleared_when_all_are_finished(
     checkout: Path, tools: env.Toolbox, tmp_path: Path
 ) -> None:
-    assert refreshed(checkout, tools, tmp_path, "a", "other") == []
-    [call] = refreshed(checkout, tools, tmp_path, "a", "b", "other")
+    assert refreshes(checkout, tools, tmp_path, "a", "other") == []
+    [call] = refreshes(checkout, tools, tmp_path, "a", "b", "other")
     assert call.startswith("refresh --clear-pending-creates --yes --skip-preview --stack dev ")
     assert "--target a --target b" in call
     assert "other" not in call
 
 
-def test_a_stack_without_interrupted_creates_is_left_alone(
+def test_stack_without_pending_creates_is_not_refreshed(
     checkout: Path, tools: env.Toolbox, tmp_path: Path
 ) -> None:
     ensure(checkout, tools)

@@ -1,81 +1,41 @@
-"""The workflows: pinned, allowed little, no secret for a fork, one update of a stack at a time."""
+"""The workflows: pinned actions, minimal permissions, no secrets for forks, one update at a time."""
 
 from __future__ import annotations
 
 import re
 import subprocess
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
 
-from model.report import MEANT
+from report.page import DESTRUCTIVE_LABEL
+from tests.fast.workflows import WORKFLOWS, Yaml, gitlab, job, jobs, parsed
+from tests.stacks import PROJECT
 from tools import ci, lint
 
-PROJECT = Path(__file__).resolve().parents[2]
-WORKFLOWS = sorted((PROJECT / ".github/workflows").glob("*.yml"))
 OWN = "github.event.pull_request.head.repo.full_name == github.repository"
 PINNED = re.compile(r"[\w-]+/[\w./-]+@[0-9a-f]{40} # v\d+\.\d+\.\d+")
-# What is of use to somebody who may not write to the repository.
+# What somebody without write access could abuse.
 SECRETS = re.compile(r"\bsecrets\b|github\.token")
-Yaml = dict[str, Any]
-
-
-def parsed(path: Path) -> Yaml:
-    # YAML 1.1 reads a bare `on` as true.
-    document: Yaml = {
-        ("on" if key is True else key): value for key, value in yaml.safe_load(path.read_text()).items()
-    }
-    return document
-
-
-def jobs() -> Iterator[tuple[str, Yaml, str, Yaml]]:
-    for path in WORKFLOWS:
-        workflow = parsed(path)
-        for name, job in workflow["jobs"].items():
-            yield path.stem, workflow, name, job
-
-
 JOBS = [pytest.param(whole, name, job, id=f"{file}-{name}") for file, whole, name, job in jobs()]
 
 
-def job(workflow: str, name: str) -> Yaml:
-    found: Yaml = parsed(PROJECT / f".github/workflows/{workflow}.yml")["jobs"][name]
-    return found
-
-
-def gitlab() -> Yaml:
-    """The example's jobs with what they extend; hidden ones and settings left out."""
-    document = yaml.safe_load((PROJECT / lint.GITLAB).read_text())
-    settings = {"stages", "workflow", "default", "variables"}
-
-    def whole(entry: Yaml) -> Yaml:
-        parent = whole(document[entry["extends"]]) if "extends" in entry else {}
-        return {**parent, **entry, "variables": {**parent.get("variables", {}), **entry.get("variables", {})}}
-
-    return {
-        name: whole(entry)
-        for name, entry in document.items()
-        if name not in settings and not name.startswith(".")
-    }
-
-
 @pytest.mark.parametrize("path", WORKFLOWS, ids=lambda path: path.stem)
-def test_every_action_is_pinned_by_its_commit_with_its_version_beside_it(path: Path) -> None:
+def test_actions_are_pinned_by_commit_with_their_version(path: Path) -> None:
     used = re.findall(r"\buses: *(.+)$", path.read_text(), re.MULTILINE)
     assert used
     assert [line for line in used if not PINNED.fullmatch(line)] == []
 
 
-def test_an_action_has_one_version_in_all_workflows() -> None:
+def test_workflows_use_the_same_version_of_an_action() -> None:
     used = {line for path in WORKFLOWS for line in re.findall(r"uses: (.+)$", path.read_text(), re.MULTILINE)}
     assert len(used) == len({line.partition("@")[0] for line in used})
 
 
 @pytest.mark.parametrize(("workflow", "name", "job"), JOBS)
-def test_a_job_may_read_the_code_and_write_only_what_it_is_for(workflow: Yaml, name: str, job: Yaml) -> None:
+def test_jobs_have_minimal_permissions(workflow: Yaml, name: str, job: Yaml) -> None:
     assert workflow["permissions"] in ({}, {"contents": "read"})
     granted = job.get("permissions", workflow["permissions"])
     extra = {"report": {"pull-requests": "write"}, "issue": {"issues": "write"}}.get(name, {})
@@ -83,9 +43,7 @@ def test_a_job_may_read_the_code_and_write_only_what_it_is_for(workflow: Yaml, n
 
 
 @pytest.mark.parametrize(("workflow", "name", "job"), JOBS)
-def test_a_job_that_a_fork_can_start_has_no_secret_no_environment_and_no_runner_of_ours(
-    workflow: Yaml, name: str, job: Yaml
-) -> None:
+def test_forks_get_no_secrets_environments_or_own_runners(workflow: Yaml, name: str, job: Yaml) -> None:
     assert "pull_request_target" not in workflow["on"]
     assert "workflow_run" not in workflow["on"]
     if "pull_request" not in workflow["on"] or OWN in str(job.get("if", "")):
@@ -94,7 +52,7 @@ def test_a_job_that_a_fork_can_start_has_no_secret_no_environment_and_no_runner_
     outside = {key: value for key, value in job.items() if key != "steps"}
     assert not SECRETS.search(str(open_steps) + str(outside) + str(workflow.get("env", "")))
     assert "environment" not in job
-    # The report must end for a fork too, as failed; GitHub's own token of a fork's run can only read.
+    # The report must run for forks too, and fail. GitHub's token is read-only in a fork's run.
     if name != "report":
         assert "write" not in str(job.get("permissions", workflow["permissions"]))
     runner = job["runs-on"]
@@ -104,21 +62,19 @@ def test_a_job_that_a_fork_can_start_has_no_secret_no_environment_and_no_runner_
 
 
 @pytest.mark.parametrize(("workflow", "name", "job"), JOBS)
-def test_a_condition_on_the_pull_requests_origin_holds_whatever_else_is_true(
-    workflow: Yaml, name: str, job: Yaml
-) -> None:
+def test_origin_condition_has_no_alternative(workflow: Yaml, name: str, job: Yaml) -> None:
     for entry in (job, *job["steps"]):
         condition = str(entry.get("if", ""))
         assert OWN not in condition or "||" not in condition
 
 
-def test_the_required_check_is_never_skipped() -> None:
-    # GitHub counts a skipped job as a passed check; `!cancelled()` skips it where a run is cancelled.
+def test_required_check_is_never_skipped() -> None:
+    # GitHub counts a skipped job as passed, and `!cancelled()` would skip it in a cancelled run.
     assert job("preview", "report")["if"] == "always()"
 
 
 @pytest.mark.parametrize("result", ["failure", "cancelled", "skipped"])
-def test_without_the_list_of_environments_the_report_fails_first_of_all_and_says_why(result: str) -> None:
+def test_report_fails_first_without_list_of_environments(result: str) -> None:
     first, *rest = job("preview", "report")["steps"]
     assert first["if"] == "needs.touched.result != 'success'"
     assert first["env"] == {"RESULT": "${{ needs.touched.result }}"}
@@ -131,28 +87,26 @@ def test_without_the_list_of_environments_the_report_fails_first_of_all_and_says
     )
     assert done.returncode == 1
     assert f"`touched`: {result}" in done.stdout
-    assert "whoever takes it over pushes the branch here" in done.stdout
-    # What comes after it runs only where it didn't.
+    assert "a maintainer has to push the branch to this repository" in done.stdout
+    # The other steps run only if this one didn't.
     assert not [step for step in rest if re.search(r"always|failure|cancelled", str(step.get("if", "")))]
     [writes] = [step for step in rest if SECRETS.search(str(step))]
     assert writes["if"] == f"needs.touched.result == 'success' && {OWN}"
 
 
 @pytest.mark.parametrize(("workflow", "name", "job"), JOBS)
-def test_a_job_ends_leaves_no_token_behind_and_puts_no_value_into_a_script(
-    workflow: Yaml, name: str, job: Yaml
-) -> None:
+def test_jobs_have_timeouts_and_no_values_in_scripts(workflow: Yaml, name: str, job: Yaml) -> None:
     assert job["timeout-minutes"] <= 360
     for step in job["steps"]:
         if step.get("uses", "").startswith("actions/checkout@"):
             assert step["with"]["persist-credentials"] is False
             assert "ref" not in step["with"]
-        assert "${{" not in step.get("run", ""), "values reach a script by its environment"
-        assert len(step.get("run", "").splitlines()) <= 3, "logic belongs into tools/ci.py"
+        assert "${{" not in step.get("run", ""), "pass values through the environment"
+        assert len(step.get("run", "").splitlines()) <= 3, "move logic to tools/ci.py"
 
 
 @pytest.mark.parametrize(("workflow", "name", "job"), JOBS)
-def test_secrets_reach_only_the_step_that_needs_them(workflow: Yaml, name: str, job: Yaml) -> None:
+def test_only_tools_ci_steps_get_secrets(workflow: Yaml, name: str, job: Yaml) -> None:
     outside = {key: value for key, value in job.items() if key != "steps"}
     assert not SECRETS.search(str(outside) + str(workflow.get("env", "")))
     for step in job["steps"]:
@@ -160,7 +114,7 @@ def test_secrets_reach_only_the_step_that_needs_them(workflow: Yaml, name: str, 
             assert " -m tools.ci " in step["run"]
 
 
-def test_one_update_of_a_stack_runs_at_a_time_and_none_is_cancelled_in_the_middle() -> None:
+def test_updates_of_a_stack_run_one_at_a_time() -> None:
     for workflow, kind in (("up", "up"), ("preview", "preview"), ("drift", "check")):
         group = job(workflow, kind)["concurrency"]
         assert group["cancel-in-progress"] is False
@@ -169,10 +123,10 @@ def test_one_update_of_a_stack_runs_at_a_time_and_none_is_cancelled_in_the_middl
     assert "concurrency" not in parsed(PROJECT / ".github/workflows/up.yml")
 
 
-def test_updates_previews_and_drift_checks_have_environments_of_their_own() -> None:
+def test_updates_previews_and_drift_checks_have_separate_environments() -> None:
     assert job("up", "up")["environment"] == "${{ matrix.environment }}"
     assert job("preview", "preview")["environment"] == "${{ matrix.environment }}-preview"
-    # Reviewers of the previews must not be waited for by night.
+    # A nightly run must not wait for the reviewers of previews.
     assert job("drift", "check")["environment"] == "${{ matrix.environment }}-drift"
     page = (PROJECT / "docs/ci.md").read_text()
     for name in ("prod", "prod-preview", "prod-drift"):
@@ -183,7 +137,7 @@ def test_updates_previews_and_drift_checks_have_environments_of_their_own() -> N
     }
 
 
-def test_a_branchs_code_runs_on_another_runner_than_what_logs_in_to_the_hosts() -> None:
+def test_previews_dont_run_on_the_hosts_runner() -> None:
     def runners(text: str) -> set[str]:
         return set(re.findall(r"\w+_RUNNER|self-hosted", text))
 
@@ -196,16 +150,16 @@ def test_a_branchs_code_runs_on_another_runner_than_what_logs_in_to_the_hosts() 
         assert found[f"preview {stack}"]["tags"] == ["$PREVIEW_RUNNER"]
 
 
-def test_the_report_knows_which_commit_it_is_about() -> None:
+def test_report_gets_the_head_commit() -> None:
     [step] = [step for step in job("preview", "report")["steps"] if "tools.ci report" in step.get("run", "")]
     assert step["env"]["HEAD"] == "${{ github.event.pull_request.head.sha }}"
     assert ' --head "$HEAD"' in step["run"]
-    # In a pipeline for merged results CI_COMMIT_SHA is the merge, and only there the other is set.
+    # In a merged results pipeline CI_COMMIT_SHA is the merge commit; only there the other variable is set.
     [line] = gitlab()["report"]["script"]
     assert ' --head "${CI_MERGE_REQUEST_SOURCE_BRANCH_SHA:-$CI_COMMIT_SHA}"' in line
 
 
-def test_the_state_is_named_by_the_same_variables_everywhere() -> None:
+def test_workflows_pass_all_state_variables() -> None:
     for workflow, name in (("preview", "preview"), ("up", "up"), ("drift", "check")):
         [given] = [step["env"] for step in job(workflow, name)["steps"] if "STACK" in step.get("env", {})]
         assert given.keys() == {"STACK", *ci.STATE}
@@ -215,7 +169,7 @@ def test_the_state_is_named_by_the_same_variables_everywhere() -> None:
         )
 
 
-def test_the_gitlab_example_runs_the_same_commands() -> None:
+def test_gitlab_example_runs_the_same_commands() -> None:
     def commands(scripts: list[str]) -> set[str]:
         return {
             found
@@ -228,11 +182,11 @@ def test_the_gitlab_example_runs_the_same_commands() -> None:
 
     here = [step["run"] for _, _, _, job in jobs() for step in job["steps"] if "run" in step]
     there = [line for job in gitlab().values() for line in job["script"]]
-    # GitLab has no matrix that a job could write: each environment's jobs ask whether they are touched.
+    # GitLab has no dynamic matrix, so the jobs of each environment check whether it is touched.
     assert flat(commands(here)) - {"touched", "environments"} == flat(commands(there))
 
 
-def test_the_gitlab_example_keeps_what_github_keeps() -> None:
+def test_gitlab_example_has_the_same_restrictions() -> None:
     found = gitlab()
     for stack in ("staging", "prod"):
         up, preview, drift = (found[f"{kind} {stack}"] for kind in ("up", "preview", "drift"))
@@ -249,9 +203,11 @@ def test_the_gitlab_example_keeps_what_github_keeps() -> None:
     assert all(job["stage"] in stages and job["timeout"] and "when" not in job for job in found.values())
 
 
-def test_ci_md_names_every_secret_variable_and_label() -> None:
+def test_docs_list_every_secret_variable_and_label() -> None:
     page = (PROJECT / "docs/ci.md").read_text()
     files = [*WORKFLOWS, PROJECT / lint.GITLAB]
     used = {name for path in files for name in re.findall(r"\b(?:secrets|vars)\.([A-Z_]+)", path.read_text())}
-    for name in sorted({*used, "GITLAB_TOKEN", "HOSTS_RUNNER", "PREVIEW_RUNNER", "LAB_RUNNER", MEANT}):
-        assert f"`{name}`" in page, f"docs/ci.md doesn't say what {name} is"
+    for name in sorted(
+        {*used, "GITLAB_TOKEN", "HOSTS_RUNNER", "PREVIEW_RUNNER", "LAB_RUNNER", DESTRUCTIVE_LABEL}
+    ):
+        assert f"`{name}`" in page, f"docs/ci.md doesn't explain {name}"

@@ -1,4 +1,4 @@
-"""Three hosts' reports as `scripts/traffic.sh` prints them, for what is made of them."""
+"""Reports of three hosts, as `scripts/steps/traffic.sh` prints them, and their views."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ NODES = {"master": "192.168.166.101", "node1": "192.168.166.102", "node2": "192.
 
 
 def report(host: str) -> str:
-    """One host's report."""
+    """The report of a host."""
     return (DATA / f"traffic-{host}.txt").read_text()
 
 
 def views() -> list[View]:
-    """All hosts' views."""
+    """The views of all hosts."""
     return [traffic.view_of_report(host, report(host)) for host in NODES]

@@ -1,4 +1,4 @@
-"""A cluster in a lab as the tests see it: its hosts, its stack, and what is asked of them."""
+"""A lab's cluster in the tests: its hosts, its stack, and operations on both."""
 
 from __future__ import annotations
 
@@ -21,20 +21,20 @@ import yaml
 from common.errors import UserError
 from common.paths import project_dir, stack_file, stack_name
 from common.progress import Progress
-from lab.api import Lab
+from lab.lab import Lab
 from tests.live_engine import Engine
 from tools import env, stack
 
-STATE_SCRIPT = Path(__file__).parent / "snapshot_host_state.sh"
-OWN_SCRIPT = Path(__file__).parent / "user_workload.sh"
+SNAPSHOT_SCRIPT = Path(__file__).parent / "snapshot_host_state.sh"
+WORKLOAD_SCRIPT = Path(__file__).parent / "user_workload.sh"
 Config = dict[str, Any]
-# Emulated hosts on a busy machine: generous, a run that fails by luck costs more than a slow one.
+# Generous: for emulated hosts on a busy machine, a spurious failure costs more than a slow run.
 RUN_SECONDS = 3000.0
-# For Pulumi to write its state down, of a run that is left; a deadline of the whole run waits for it too.
+# For an interrupted Pulumi run to save its state; the deadline of the whole test run waits for it too.
 STOP_SECONDS = 60.0
 NO_CONNECTION_SECONDS = 300.0
-# A request by what every host has: `bash -ec ASK ADDRESS PORT`.
-ASK = "exec 3<>/dev/tcp/$0/$1; printf 'GET / HTTP/1.0\\r\\n\\r\\n' >&3; grep -q '^HTTP.* 200' <&3"
+# A request with what every host has: `bash -ec HTTP_REQUEST ADDRESS PORT`.
+HTTP_REQUEST = "exec 3<>/dev/tcp/$0/$1; printf 'GET / HTTP/1.0\\r\\n\\r\\n' >&3; grep -q '^HTTP.* 200' <&3"
 NO_CONNECTION = re.compile(
     r"TLS handshake timeout|connection refused|was refused|i/o timeout|unexpected EOF|Client\.Timeout"
 )
@@ -42,55 +42,56 @@ NO_CONNECTION = re.compile(
 
 @dataclass
 class Cluster:
-    """The lab, the stack on it, and what was seen on the way.
+    """The lab, its stack, and what the fixtures recorded.
 
     Attributes:
         lab: The machines.
-        hosts: Their names, the control plane's first.
-        before: Each host's state before anything was done to it (see snapshot_host_state.sh).
-        own: Per host, the process of the person's own service (see user_workload.sh).
-        made: What `make up` printed.
-        environment: Variables of Pulumi commands.
+        hosts: Their names, starting with the control plane.
+        environment: Environment variables for Pulumi commands.
+        before: Each host's state before the cluster (see snapshot_host_state.sh).
+        workload: Per host, the PID of the user's service (see user_workload.sh).
+        up_output: The output of `make up`.
     """
 
     lab: Lab
     hosts: tuple[str, ...]
     environment: dict[str, str]
     before: dict[str, set[str]] = field(default_factory=dict)
-    own: dict[str, str] = field(default_factory=dict)
-    made: str = ""
+    workload: dict[str, str] = field(default_factory=dict)
+    up_output: str = ""
 
     @property
     def stack(self) -> str:
         return stack_name(self.lab.name)
 
     def state(self) -> dict[str, set[str]]:
-        """Each host's state now."""
+        """Each host's current state."""
         return self.state_of(self.hosts)
 
     def state_of(self, hosts: Iterable[str]) -> dict[str, set[str]]:
-        """Some hosts' state now."""
-        script = STATE_SCRIPT.read_text()
+        """The current state of some hosts."""
+        script = SNAPSHOT_SCRIPT.read_text()
 
-        def look(host: str) -> set[str]:
+        def snapshot(host: str) -> set[str]:
             done = self.lab.ssh(host, ["bash", "-s"], input=script, timeout=900)
             assert done.returncode == 0, f"{host}: {done.stderr}"
             return set(done.stdout.splitlines())
 
         names = tuple(hosts)
         with ThreadPoolExecutor(len(names)) as pool:
-            return dict(zip(names, pool.map(look, names), strict=True))
+            return dict(zip(names, pool.map(snapshot, names), strict=True))
 
     def run(self, host: str, command: str, timeout: float = 300) -> str:
-        """A shell command's output on a host; it must succeed."""
+        """Run a shell command on a host, which must succeed, and return its output."""
         done = self.lab.ssh(host, ["bash", "-c", command], timeout=timeout)
         assert done.returncode == 0, f"{host}: {command}: {done.stderr}"
         return done.stdout
 
     def kubectl(self, command: str) -> str:
-        """kubectl's output on the control plane; its cache must not be taken for something left over.
+        """Run kubectl on the control plane and return its output.
 
-        Asked again while there is no connection: a busy API server takes longer than kubectl's own limits.
+        Retries without a connection, because a busy API server exceeds kubectl's timeouts. The cache goes to
+        /run, so that it doesn't count as a leftover.
         """
         line = f"KUBECACHEDIR=/run/kubectl kubectl --kubeconfig /etc/kubernetes/admin.conf {command}"
         began = time.monotonic()
@@ -102,7 +103,7 @@ class Cluster:
             assert not late and NO_CONNECTION.search(done.stderr), f"{command}: {done.stderr}"
 
     def pulumi(self, *arguments: str, on: str = "") -> subprocess.CompletedProcess[str]:
-        """A plain Pulumi command on the stack, or on another one."""
+        """Run a Pulumi command on this stack, or on another one."""
         return subprocess.run(
             ["pulumi", *arguments, "--stack", on or self.stack, "--non-interactive", "--color", "never"],
             cwd=project_dir(),
@@ -115,26 +116,26 @@ class Cluster:
         )
 
     def start(self, *arguments: str) -> Engine:
-        """A Pulumi run on the stack, to be watched and disturbed."""
+        """Start a Pulumi run on the stack, to watch and disturb."""
         return Engine(*arguments, stack=self.stack, folder=project_dir(), environment=self.environment)
 
     def unlock(self) -> None:
-        """What `make up` does first: take away the lock of a run that was killed."""
+        """Remove a killed run's lock, as `make up` does first."""
         stack.unlock(self.stack, env.toolbox(), Progress(quiet=True))
 
     def get(self, host: str, address: str, port: int) -> subprocess.CompletedProcess[str]:
-        """Ask an address for `/` from a host, by what every host has; it fails without a 200 within 15 s."""
-        return self.lab.ssh(host, ["timeout", "15", "bash", "-ec", ASK, address, str(port)])
+        """Request `/` from an address on a host. Fails without a status 200 within 15 s."""
+        return self.lab.ssh(host, ["timeout", "15", "bash", "-ec", HTTP_REQUEST, address, str(port)])
 
     def logs(self, host: str) -> str:
-        """A host's journal, and what the program's steps have logged there."""
+        """A host's journal and the logs of the program's steps."""
         return self.run(host, "journalctl --no-pager -o cat; cat /var/lib/kubeadm-ipvs/*.log")
 
-    def wait_for_answers(self, seconds: float) -> float:
-        """Until every host's NodePort answers from every host; how long that took."""
-        # One connection per host, and a pause between two looks at whether it answers: a new connection for
-        # each look, or one look after the other, would keep an emulated host busy by itself.
-        look = (
+    def wait_for_node_ports(self, seconds: float) -> float:
+        """Wait until every host's NodePort answers from every host; returns the time in seconds."""
+        # One connection per host and a pause between attempts: reconnecting or polling without a pause would
+        # keep an emulated host busy by itself.
+        poll = (
             'for address; do until echo "$address"; timeout 15 bash -ec "$0" "$address" 30080 2>/dev/null; '
             "do sleep 2; done; done"
         )
@@ -143,64 +144,65 @@ class Cluster:
         for host in self.hosts:
             left = max(int(began + seconds - time.monotonic()), 1)
             done = self.lab.ssh(
-                host, ["timeout", str(left), "bash", "-c", look, ASK, *addresses], timeout=left + 60
+                host, ["timeout", str(left), "bash", "-c", poll, HTTP_REQUEST, *addresses], timeout=left + 60
             )
             silent = (done.stdout.split() or addresses)[-1]
-            assert done.returncode == 0, f"{host}: {silent} doesn't answer\n{self.at_work()}"
+            assert done.returncode == 0, f"{host}: {silent} doesn't answer\n{self.activity()}"
         return time.monotonic() - began
 
-    def empty_notes(self, host: str) -> int:
-        """Leave the CNI plugins' notes of a host's pods as a loss of power may: empty.
+    def empty_cni_state(self, host: str) -> int:
+        """Empty the CNI plugins' state files for a host's pods, as a power loss may.
 
-        :return: how many pods with a network of their own the host has.
+        Returns:
+            The number of pods with their own network.
         """
-        notes = "/var/lib/cni/flannel/* /var/lib/cni/networks/cbr0/10.* /var/lib/cni/results/*"
-        said = self.run(host, f"ls -d /run/netns/cni-*; for note in {notes}; do : >$note; done; sync")
-        assert said, f"{host} has no pod with a network of its own"
-        return len(said.splitlines())
+        files = "/var/lib/cni/flannel/* /var/lib/cni/networks/cbr0/10.* /var/lib/cni/results/*"
+        listed = self.run(host, f"ls -d /run/netns/cni-*; for file in {files}; do : >$file; done; sync")
+        assert listed, f"{host} has no pod with its own network"
+        return len(listed.splitlines())
 
     def wait_for_pods(self, host: str, count: int, seconds: int) -> None:
-        """Until a host has again so many pods with a network of their own."""
-        # Asked until it is so, within the bound. The pause between two looks leaves the host its CPU.
-        notes = "find /var/lib/cni/flannel -type f -size +0 | wc -l"
-        look = f"until (($({notes}) >= {count})); do sleep 2; done"
-        done = self.lab.ssh(host, ["timeout", str(seconds), "bash", "-c", look], timeout=seconds + 60)
-        assert done.returncode == 0, f"{host}'s {count} pods didn't come back\n{self.at_work()}"
+        """Wait until a host has this many pods with their own network again."""
+        # The pause between attempts leaves the CPU to the host.
+        files = "find /var/lib/cni/flannel -type f -size +0 | wc -l"
+        poll = f"until (($({files}) >= {count})); do sleep 2; done"
+        done = self.lab.ssh(host, ["timeout", str(seconds), "bash", "-c", poll], timeout=seconds + 60)
+        assert done.returncode == 0, f"{host}'s {count} pods didn't come back\n{self.activity()}"
 
-    def at_work(self) -> str:
-        """What each host is busy with, for a test that has waited too long."""
-        look = (
+    def activity(self) -> str:
+        """Each host's load, processes, containers and virtual servers, to explain a timeout."""
+        command = (
             "head -n 1 /proc/uptime /proc/loadavg /proc/pressure/*; "
             "ps -eo etimes,time,args --sort=-time | head -n 9 | cut -c -100; "
             "timeout 60 crictl ps -a | cut -c 1-14,36-; timeout 30 ipvsadm -Ln"
         )
-        said = []
+        found = []
         for host in self.hosts:
             try:
-                said.append(f"{host}:\n{self.lab.ssh(host, ['bash', '-c', look], timeout=200).stdout}")
+                found.append(f"{host}:\n{self.lab.ssh(host, ['bash', '-c', command], timeout=200).stdout}")
             except UserError as error:
-                said.append(f"{host}: {error}")
-        return "\n".join(said)
+                found.append(f"{host}: {error}")
+        return "\n".join(found)
 
     def output(self, name: str) -> Any:
-        """A stack output, revealed."""
+        """A stack output in plain text."""
         done = self.pulumi("stack", "output", name, "--json", "--show-secrets")
         assert done.returncode == 0, done.stderr
         return json.loads(done.stdout)
 
-    def revealed(self) -> str:
-        """The state as JSON, its secrets in the clear: each run encrypts them anew."""
+    def plain_state(self) -> str:
+        """The state as JSON with secrets in plain text; each run encrypts them differently."""
         done = self.pulumi("stack", "export", "--show-secrets")
         assert done.returncode == 0, done.stderr
         return done.stdout
 
     def resources(self) -> list[dict[str, Any]]:
-        """What the state holds of each resource, in the clear."""
-        return list(json.loads(self.revealed())["deployment"]["resources"])
+        """The state's resources with secrets in plain text."""
+        return list(json.loads(self.plain_state())["deployment"]["resources"])
 
 
 def differences(before: dict[str, set[str]], after: dict[str, set[str]]) -> str:
-    """What one state has and the other hasn't, host by host; empty when they are equal."""
+    """Compare two states, host by host; empty if they are equal."""
     return "\n".join(
         line
         for host in before
@@ -212,17 +214,20 @@ def differences(before: dict[str, set[str]], after: dict[str, set[str]]) -> str:
 
 
 def command(progress: Progress, *argv: str) -> str:
-    """One of the project's commands, its output seen as it comes and returned."""
-    return said_by(progress, [sys.executable, "-u", "-m", *argv])
+    """Run one of the project's commands, show its output as it arrives, and return it."""
+    return run_program(progress, [sys.executable, "-u", "-m", *argv])
 
 
-def said_by(progress: Progress, argv: Sequence[str], stop_seconds: float = STOP_SECONDS) -> str:
-    """A program's output, seen as it comes; it must succeed.
+def run_program(progress: Progress, argv: Sequence[str], stop_seconds: float = STOP_SECONDS) -> str:
+    """Run a program, which must succeed, show its output as it arrives, and return it.
 
-    Left by an exception, which a signal to pytest raises too, it doesn't let the program go on: that would
-    keep the stack's lock. The program and what it has started are interrupted, and killed if they stay.
+    On an exception, which includes a signal to pytest, the program and its children are interrupted and then
+    killed. Left running, they would keep the stack's lock.
 
-    :param stop_seconds: they have so long.
+    Args:
+        progress: Shows the output.
+        argv: The program and its arguments.
+        stop_seconds: The time between interrupt and kill.
     """
     lines = []
     with subprocess.Popen(
@@ -232,7 +237,7 @@ def said_by(progress: Progress, argv: Sequence[str], stop_seconds: float = STOP_
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
-        # A group of its own, which is interrupted as a terminal interrupts: Pulumi gets the signal too.
+        # In its own process group, so that an interrupt reaches Pulumi too, like one from a terminal.
         start_new_session=True,
     ) as process:
         try:
@@ -248,11 +253,11 @@ def said_by(progress: Progress, argv: Sequence[str], stop_seconds: float = STOP_
 
 
 def _stop(process: subprocess.Popen[str], seconds: float) -> None:
-    # Not where all of it has ended meanwhile.
+    # The processes may have exited in the meantime.
     with suppress(ProcessLookupError):
         os.killpg(process.pid, signal.SIGINT)
         try:
-            # It may have more to say than the pipe holds.
+            # Its remaining output may exceed the pipe's buffer.
             process.communicate(timeout=seconds)
         except subprocess.TimeoutExpired:
             os.killpg(process.pid, signal.SIGKILL)
@@ -260,9 +265,9 @@ def _stop(process: subprocess.Popen[str], seconds: float) -> None:
 
 @contextmanager
 def edited(cluster: Cluster, change: Callable[[Config], None]) -> Iterator[None]:
-    """While the block runs, the stack's file says what `change` has made of its settings.
+    """Change the settings in the stack's file for the duration of the block.
 
-    Its comments stay: by one of them the lab knows that the file is its own, and edited.
+    Comments stay: one of them marks the file as the lab's own.
     """
     file = stack_file(cluster.lab.name)
     before = file.read_text()
@@ -279,20 +284,20 @@ def edited(cluster: Cluster, change: Callable[[Config], None]) -> Iterator[None]
 
 
 def up(cluster: Cluster) -> str:
-    """`pulumi up`; what it printed."""
+    """Run `pulumi up`, which must succeed, and return its output."""
     done = cluster.pulumi("up", "--yes", "--skip-preview")
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout
 
 
 def identity(cluster: Cluster) -> tuple[str, ...]:
-    """What a new cluster or a new node would have another of."""
+    """Values that differ after a new cluster or a new node: the kubeconfig and the nodes' UIDs."""
     nodes = cluster.kubectl("get nodes -o jsonpath='{.items[*].metadata.uid}'")
     return (cluster.output("kubeconfig"), nodes)
 
 
 def drift(cluster: Cluster) -> dict[str, set[str]]:
-    """What `make check` finds, by host."""
+    """The findings of `make check`, by host."""
     done = subprocess.run(
         [sys.executable, "-m", "tools.check", "--stack", cluster.stack, "--json"],
         cwd=project_dir(),
@@ -302,15 +307,15 @@ def drift(cluster: Cluster) -> dict[str, set[str]]:
         timeout=RUN_SECONDS,
         check=False,
     )
-    said = json.loads(done.stdout)
-    assert said["notLookedAt"] == {}
-    wrong = {host: {item["what"] for item in items} for host, items in said["differences"].items()}
+    report = json.loads(done.stdout)
+    assert report["notChecked"] == {}
+    wrong = {host: {item["what"] for item in items} for host, items in report["differences"].items()}
     assert done.returncode == (2 if any(wrong.values()) else 0)
     return wrong
 
 
 def repaired(name: str) -> Callable[[Config], None]:
-    """The settings with a new `repair` at a host, so that all its steps run."""
+    """Set a new `repair` for a host, so that all its steps run."""
     text = f"{time.time():.0f}"
 
     def change(config: Config) -> None:
@@ -319,19 +324,28 @@ def repaired(name: str) -> Callable[[Config], None]:
     return change
 
 
+def without(name: str) -> Callable[[Config], None]:
+    """Remove a host from the settings."""
+
+    def change(config: Config) -> None:
+        config["hosts"] = [host for host in config["hosts"] if host["name"] != name]
+
+    return change
+
+
 def live_mode(cluster: Cluster, host: str) -> str:
-    """The mode in which the host's kube-proxy says that it runs."""
-    ask = r'exec 3<>/dev/tcp/127.0.0.1/10249; printf "GET /proxyMode HTTP/1.0\r\n\r\n" >&3; tail -n 1 <&3'
-    return cluster.run(host, ask)
+    """The mode that the host's kube-proxy reports."""
+    request = r'exec 3<>/dev/tcp/127.0.0.1/10249; printf "GET /proxyMode HTTP/1.0\r\n\r\n" >&3; tail -n 1 <&3'
+    return cluster.run(host, request)
 
 
 def proxy(**values: str) -> Callable[[Config], None]:
-    """The settings with others of kube-proxy."""
+    """Change settings of kube-proxy."""
     return lambda config: config.update(proxy={**config.get("proxy", {}), **values})
 
 
-def balances(cluster: Cluster, mode: str, scheduler: str = "") -> None:
-    """Every host balances in that mode, and nothing of another one is left in its kernel."""
+def assert_balances(cluster: Cluster, mode: str, scheduler: str = "") -> None:
+    """Assert that every host balances in this mode and its kernel has nothing left of another."""
     for host in cluster.hosts:
         assert live_mode(cluster, host) == mode
         tables = cluster.run(host, "nft list tables; iptables-save; ipset list -n")
@@ -343,27 +357,29 @@ def balances(cluster: Cluster, mode: str, scheduler: str = "") -> None:
         assert schedulers == ({scheduler} if scheduler else set())
 
 
-def secrets_of(cluster: Cluster) -> list[str]:
-    """The administrator's key, whole and its begin, the login key, and every token in the state."""
+def secrets_in(cluster: Cluster) -> list[str]:
+    """The admin's key, whole and its beginning, the login key, and every token in the state."""
     user = yaml.safe_load(cluster.output("kubeconfig"))["users"][0]["user"]
     login = (cluster.lab.folder / "id_ed25519").read_text().splitlines()[1]
-    tokens = re.findall(r"\b[a-z0-9]{6}\.[a-z0-9]{16}\b", cluster.revealed())
+    tokens = re.findall(r"\b[a-z0-9]{6}\.[a-z0-9]{16}\b", cluster.plain_state())
     assert len(tokens) >= len(cluster.hosts) - 1, "the state holds a token for each worker"
     return [user["client-key-data"], user["client-key-data"][:200], login, *tokens]
 
 
-def put_own_things(cluster: Cluster, *, in_force: Collection[str]) -> None:
-    """Give every host what a person might have there (see user_workload.sh).
+def install_user_workload(cluster: Cluster, *, in_force: Collection[str]) -> None:
+    """Install on every host what a user might have there (see user_workload.sh).
 
-    :param in_force: the hosts that also get what a reboot would take. None that a test reboots.
+    Args:
+        cluster: The hosts.
+        in_force: Hosts that also get rules which a reboot removes. No test may reboot these.
     """
-    script = OWN_SCRIPT.read_text()
+    script = WORKLOAD_SCRIPT.read_text()
     for host in cluster.hosts:
-        kind = ["in-force"] if host in in_force else []
-        done = cluster.lab.ssh(host, ["bash", "-s", "--", *kind], input=script, timeout=300)
+        arguments = ["in-force"] if host in in_force else []
+        done = cluster.lab.ssh(host, ["bash", "-s", "--", *arguments], input=script, timeout=300)
         assert done.returncode == 0, f"{host}: {done.stderr}"
 
 
-def own_process(cluster: Cluster, host: str) -> str:
-    """The process of the person's own service: another one, and it was restarted."""
-    return cluster.run(host, "systemctl show -P MainPID own.service").strip()
+def workload_process(cluster: Cluster, host: str) -> str:
+    """The PID of the user's service. It changes if the service restarts."""
+    return cluster.run(host, "systemctl show -P MainPID workload.service").strip()

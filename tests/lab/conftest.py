@@ -1,4 +1,4 @@
-"""The cluster of the lab tests, made by `make up`'s own code, once for all of them."""
+"""The lab tests' cluster, made once by the code of `make up`."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 
 from common.progress import Progress
-from lab.api import Lab
-from tests.lab.cluster import Cluster, command, own_process, put_own_things
+from lab.lab import Lab
+from tests.lab.cluster import Cluster, command, install_user_workload, workload_process
 from tools import down, env
 
 LAB = "test"
@@ -21,25 +21,25 @@ LAB = "test"
 def cluster(
     request: pytest.FixtureRequest, failure_logs: dict[str, Callable[[Path], object]], progress: Progress
 ) -> Cluster:
-    """The finished cluster, made from plain hosts; its lab goes when the tests end."""
+    """A cluster made from plain hosts; its lab is removed after the tests."""
     lab = Lab.load(LAB, progress)
     down.down(LAB, progress, force=True)
 
     def end() -> None:
         failure_logs.pop("lab", None)
-        # What a stack still says of the machines goes with them.
+        # Also removes the machines' remaining stack state.
         down.down(LAB, progress, force=True)
 
-    # Not by `yield`: where the making fails, the logs are collected before the lab goes.
+    # Not with `yield`: if the setup fails, logs are collected before the lab is removed.
     request.addfinalizer(end)
     count = int(os.environ.get("KUBEADM_IPVS_TEST_HOSTS", "3"))
     began = time.monotonic()
     failure_logs["lab"] = lab.collect_logs
     status = lab.up(count=count)
-    made = Cluster(lab, tuple(host.name for host in status.hosts), env.environment())
-    put_own_things(made, in_force=made.hosts[:1])
-    made.own = {host: own_process(made, host) for host in made.hosts}
-    made.before = made.state()
-    made.made = command(progress, "tools.up", "--lab", LAB)
-    progress.say(f"from plain hosts to the proof: {time.monotonic() - began:.0f} s")
-    return made
+    cluster = Cluster(lab, tuple(host.name for host in status.hosts), env.environment())
+    install_user_workload(cluster, in_force=cluster.hosts[:1])
+    cluster.workload = {host: workload_process(cluster, host) for host in cluster.hosts}
+    cluster.before = cluster.state()
+    cluster.up_output = command(progress, "tools.up", "--lab", LAB)
+    progress.say(f"from plain hosts to verification: {time.monotonic() - began:.0f} s")
+    return cluster

@@ -1,4 +1,4 @@
-"""A step is killed at each of its lines, one after the other, and must come to its end all the same."""
+"""Kills a step before each of its lines in turn; rerunning it must still succeed."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ STEP_SECONDS = 1500
 PREPARATION = ("claim", "kernel", "firewall", "packages", "runtime")
 ALL_SECONDS = 3 * 3600  # a hundred runs and more
 
-# Before each of a step's commands: ends the step, with what it has started, in the first line where it
-# hasn't been ended yet. `timeout` has made it a process group of its own. Appended, since the parts of a
-# pipeline may get here at once, and one that is killed must not have emptied what the other wrote.
+# Runs before each command of a step and kills the step with its children at the first line where that hasn't
+# happened yet. `timeout` put the step into its own process group. The line is appended because the parts of a
+# pipeline may get here at the same time, and a killed one must not truncate what another wrote.
 TRAP = '[[ " $ENDED " == *" $LINENO "* ]] || { echo "$LINENO" >>/run/kills/line; kill -KILL 0; }'
 
-# One connection for all of a step's runs: logging in takes an emulated host longer than most of them. The
-# text may hold secrets: memory only, and for root.
-AGAIN_AND_AGAIN = r"""
+# One connection for all of a step's runs, because a login takes an emulated host longer than most runs. The
+# script may contain secrets, so it stays in memory, readable only by root.
+KILL_LOOP = r"""
 set -u
 rm -rf /run/kills
 mkdir -m 0700 /run/kills
@@ -29,12 +29,12 @@ lines=()
 while :; do
   status=0
   : >/run/kills/line
-  ENDED=${lines[*]} timeout "$0" bash -s -- "$@" </run/kills/step >/run/kills/said 2>&1 || status=$?
+  ENDED=${lines[*]} timeout "$0" bash -s -- "$@" </run/kills/step >/run/kills/output 2>&1 || status=$?
   ((status)) || break
   read -r line </run/kills/line
   if ((status != 137)) || [[ " ${lines[*]} " == *" $line "* ]]; then
     echo "status $status at line $line, after kills at the lines ${lines[*]}"
-    cat /run/kills/said
+    cat /run/kills/output
     exit 1
   fi
   lines+=("$line")
@@ -44,8 +44,8 @@ echo "${#lines[@]}"
 """
 
 
-def texts(cluster: Cluster) -> dict[str, str]:
-    """What the state would have sent to the hosts, by resource: each step's whole text."""
+def step_scripts(cluster: Cluster) -> dict[str, str]:
+    """The full script of each step in the state, by resource."""
     commands = [item for item in cluster.resources() if item["type"] == "command:remote:Command"]
     return {command["urn"].rpartition("::")[2]: _plain(command["inputs"]["stdin"]) for command in commands}
 
@@ -54,31 +54,31 @@ def _plain(value: Any) -> str:
     return str(json.loads(value["plaintext"]) if isinstance(value, dict) else value)
 
 
-def run_to_its_end(cluster: Cluster, host: str, verb: str, step: str, text: str) -> None:
-    """Run a step's text undisturbed, as the provider would; it must succeed."""
+def run_step(cluster: Cluster, host: str, verb: str, step: str, text: str) -> None:
+    """Run a step's script like the provider, without a kill; it must succeed."""
     command = ["timeout", str(STEP_SECONDS), "bash", "-s", "--", verb, step, host]
     done = cluster.lab.ssh(host, command, input=text, timeout=STEP_SECONDS + 100)
     assert done.returncode == 0, done.stdout + done.stderr
 
 
-def killed_at_each_line(
-    cluster: Cluster, host: str, verb: str, step: str, text: str, figure: Callable[[str], None]
+def kill_at_every_line(
+    cluster: Cluster, host: str, verb: str, step: str, text: str, record: Callable[[str], None]
 ) -> None:
-    """Run a step again and again, each time killed (SIGKILL) before the first line where it hasn't been yet.
+    """Run a step repeatedly, each time killed (SIGKILL) before the first line that hasn't been killed yet.
 
-    How many times it was killed is said as a figure. In the end it must succeed.
+    The last run, without a kill, must succeed. The number of kills is recorded.
     """
     assert text.count(CALL) == 1
     watched = text.replace(CALL, f"{CALL}set -o functrace\ntrap '{TRAP}' DEBUG\n")
-    command = ["bash", "-c", AGAIN_AND_AGAIN, str(STEP_SECONDS), verb, step, host]
+    command = ["bash", "-c", KILL_LOOP, str(STEP_SECONDS), verb, step, host]
     done = cluster.lab.ssh(host, command, input=watched, timeout=ALL_SECONDS)
     assert done.returncode == 0, f"{step}: {done.stdout}{done.stderr}"
     times = int(done.stdout)
-    assert times > 0, "no line of it was seen"
-    figure(f"{step} ({verb}) killed {times} times")
+    assert times > 0, "no line was traced"
+    record(f"{step} ({verb}) killed {times} times")
 
 
-def prepare(cluster: Cluster, host: str, sent: dict[str, str]) -> None:
-    """Run a plain host's steps up to the one that makes it a node, undisturbed."""
+def prepare_host(cluster: Cluster, host: str, sent: dict[str, str]) -> None:
+    """Run a plain host's preparation without kills."""
     for step in PREPARATION:
-        run_to_its_end(cluster, host, "create", step, sent[f"{host}-{step}"])
+        run_step(cluster, host, "create", step, sent[f"{host}-{step}"])

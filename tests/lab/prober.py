@@ -1,4 +1,4 @@
-"""Asks addresses again and again while something is changed, and counts what isn't answered."""
+"""Sends requests to addresses during a change and counts the lost ones."""
 
 from __future__ import annotations
 
@@ -12,64 +12,64 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 from common.errors import UserError
-from tests.lab.cluster import ASK, Cluster
+from tests.lab.cluster import HTTP_REQUEST, Cluster
 
 PAUSE_SECONDS = 1.0
 REQUEST_SECONDS = 15.0
-# Of the requests while kube-proxy changes; on emulated hosts one in seventy was. Where an address doesn't
-# answer in a mode at all, or until the change of every host is over, it is more.
+# The tolerated share of lost requests while kube-proxy changes; on emulated hosts it was one in seventy. An
+# address that doesn't answer in a mode, or not until every host has changed, exceeds it.
 LOST_AT_MOST = 0.2
 
 
 @dataclass
 class Count:
-    """What became of the requests to one address.
+    """The outcome of the requests to one address.
 
     Attributes:
-        asked: How many were sent, one connection each.
-        lost: What the others got instead of a 200, in their order.
+        sent: The number of requests, each over its own connection.
+        lost: For each request without a status 200, the reason.
     """
 
-    asked: int = 0
+    sent: int = 0
     lost: list[str] = field(default_factory=list)
 
     def __str__(self) -> str:
-        """For a report."""
-        return f"{len(self.lost)} of {self.asked} lost"
+        """Format for a report."""
+        return f"{len(self.lost)} of {self.sent} lost"
 
 
-Ask = Callable[[], object]
+Request = Callable[[], object]
 
 
-def from_outside(urls: Iterable[str]) -> dict[str, Ask]:
-    """A request to each URL, over a connection of its own."""
-    # The URLs are this machine's own: a proxy could not reach them.
+def external_requests(urls: Iterable[str]) -> dict[str, Request]:
+    """A request to each URL, over its own connection."""
+    # The URLs are local to this machine, out of a proxy's reach.
     opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
 
-    def asker(url: str) -> Ask:
-        def ask() -> None:
+    def request_to(url: str) -> Request:
+        def request() -> None:
             with opener.open(url, timeout=REQUEST_SECONDS) as response:
                 response.read()
 
-        return ask
+        return request
 
-    return {url: asker(url) for url in urls}
+    return {url: request_to(url) for url in urls}
 
 
 @contextmanager
-def from_a_host(cluster: Cluster, host: str, address: str) -> Iterator[dict[str, Ask]]:
-    """A request from a host to port 80 of an address of the cluster.
+def host_requests(cluster: Cluster, host: str, address: str) -> Iterator[dict[str, Request]]:
+    """A request from a host to port 80 of a cluster address.
 
-    All of them over one SSH connection: a login for each costs an emulated host more than the request.
+    All requests share one SSH connection, because a login costs an emulated host more than the request.
     """
-    requests = (
-        'while read -r; do if said=$(timeout "$2" bash -ec "$0" "$1" 80 2>&1); then echo 200; '
-        'else echo "status $?:" $said; fi; done'
+    script = (
+        'while read -r; do if error=$(timeout "$2" bash -ec "$0" "$1" 80 2>&1); then echo 200; '
+        'else echo "status $?:" $error; fi; done'
     )
-    line = shlex.join(["bash", "-c", requests, ASK, address, f"{REQUEST_SECONDS:.0f}"])
+    line = shlex.join(["bash", "-c", script, HTTP_REQUEST, address, f"{REQUEST_SECONDS:.0f}"])
     process: subprocess.Popen[str] | None = None
 
-    def ask() -> None:
+    def request() -> None:
         nonlocal process
         if process is None or process.poll() is not None:
             process = subprocess.Popen(
@@ -84,18 +84,18 @@ def from_a_host(cluster: Cluster, host: str, address: str) -> Iterator[dict[str,
         assert process.stdout is not None
         try:
             process.stdin.write("\n")
-            said = process.stdout.readline().strip()
+            reply = process.stdout.readline().strip()
         except BrokenPipeError:
-            said = ""
-        if not said:
+            reply = ""
+        if not reply:
             process.kill()
             process.wait()
             raise UserError(f"the connection to {host} was lost")
-        if said != "200":
-            raise OSError(said)
+        if reply != "200":
+            raise OSError(reply)
 
     try:
-        yield {f"{address}, asked by {host}": ask}
+        yield {f"{address} from {host}": request}
     finally:
         if process is not None:
             process.kill()
@@ -103,23 +103,23 @@ def from_a_host(cluster: Cluster, host: str, address: str) -> Iterator[dict[str,
 
 
 @contextmanager
-def probing(asks: dict[str, Ask]) -> Iterator[dict[str, Count]]:
-    """Ask each, one request at a time, until the block ends."""
-    counts = {name: Count() for name in asks}
+def probing(requests: dict[str, Request]) -> Iterator[dict[str, Count]]:
+    """Send each request repeatedly, one at a time, until the block ends."""
+    counts = {name: Count() for name in requests}
     ended = threading.Event()
 
-    def again(name: str) -> None:
+    def probe(name: str) -> None:
         count = counts[name]
         while not ended.wait(PAUSE_SECONDS):
             try:
-                asks[name]()
-            except UserError:  # no way to the host that asks: nothing was asked
+                requests[name]()
+            except UserError:  # no connection to the requesting host: nothing was sent
                 continue
             except (OSError, http.client.HTTPException) as error:
                 count.lost.append(str(error))
-            count.asked += 1
+            count.sent += 1
 
-    threads = [threading.Thread(target=again, args=(name,)) for name in asks]
+    threads = [threading.Thread(target=probe, args=(name,)) for name in requests]
     for thread in threads:
         thread.start()
     try:

@@ -1,7 +1,7 @@
-"""The lab itself: the same behaviour by KVM, under User Mode Linux and emulated.
+"""The lab itself, which must behave the same with KVM, under User Mode Linux and emulated.
 
-What runs the hosts is what the lab chooses here; KUBEADM_IPVS_ACCELERATOR tries another (`make reference`
-takes the emulated ones).
+The tests use the accelerator that the lab chooses on this machine. Set KUBEADM_IPVS_ACCELERATOR to test
+another one; `make reference` tests QEMU.
 """
 
 from __future__ import annotations
@@ -21,9 +21,9 @@ from common.errors import UserError
 from common.paths import project_dir
 from common.progress import Progress
 from lab import network
-from lab.api import Lab
+from lab.lab import Lab
 
-LAB, BESIDE = "hosts", "beside"
+LAB, OTHER = "hosts", "other"
 HOSTS = ("master", "node1")
 WAIT_SECONDS = 1200.0  # an emulated host's boot on a busy machine
 
@@ -64,7 +64,7 @@ def wait_for(condition: Callable[[], bool], what: str) -> None:
         time.sleep(0.25)
 
 
-def test_status_tells_what_runs_the_hosts_and_why(lab: Lab) -> None:
+def test_status_has_accelerator_and_reason(lab: Lab) -> None:
     done = command(lab, "status", "--json")
     assert done.returncode == 0, done.stderr
     status = json.loads(done.stdout)
@@ -75,7 +75,7 @@ def test_status_tells_what_runs_the_hosts_and_why(lab: Lab) -> None:
     assert [host["address"] for host in status["hosts"]] == ["192.168.166.101", "192.168.166.102"]
     assert all(host["resident"] > 20 for host in status["hosts"]), status["hosts"]
     table = command(lab, "status").stdout
-    assert re.search(rf"^runs by +{status['accelerator']} \(", table, re.MULTILINE)
+    assert re.search(rf"^runs with +{status['accelerator']} \(", table, re.MULTILINE)
 
 
 def test_hosts_look_like_fresh_servers(lab: Lab) -> None:
@@ -85,7 +85,7 @@ def test_hosts_look_like_fresh_servers(lab: Lab) -> None:
         assert re.search(r"^eth0 .*10\.0\.2\.15/24", addresses, re.MULTILINE)
         assert re.search(rf"^eth1 .*192\.168\.166\.{101 + number}/24", addresses, re.MULTILINE)
         assert "via 10.0.2.2 dev eth0" in run(lab, host, "ip route show default")
-        assert run(lab, host, "sed 1d /proc/swaps") != "", "swap is on"
+        assert run(lab, host, "sed 1d /proc/swaps") != "", "swap must be on"
         assert run(lab, host, "systemctl is-active containerd firewalld") == "active\nactive"
         assert "ip_vs" not in run(lab, host, "cat /proc/modules")
         assert run(lab, host, "stat -fc %T /sys/fs/cgroup") == "cgroup2fs"
@@ -96,7 +96,7 @@ def test_hosts_look_like_fresh_servers(lab: Lab) -> None:
         assert abs(float(run(lab, host, "date +%s.%N")) - time.time()) < 5
 
 
-def test_hosts_reach_each_other_and_the_labs_services(lab: Lab) -> None:
+def test_hosts_reach_each_other_and_services(lab: Lab) -> None:
     for host, other in (HOSTS, reversed(HOSTS)):
         address = {"master": "192.168.166.101", "node1": "192.168.166.102"}[other]
         run(lab, host, f"ping -c 1 -W 20 {address}")
@@ -110,7 +110,7 @@ def test_hosts_reach_each_other_and_the_labs_services(lab: Lab) -> None:
         assert answer.startswith("HTTP/1."), service
 
 
-def test_modules_of_the_program_can_be_loaded_and_are_gone_after_a_reboot(lab: Lab) -> None:
+def test_kernel_modules_are_unloaded_by_reboot(lab: Lab) -> None:
     modules = "ip_vs ip_vs_rr ip_vs_wrr ip_vs_sh nf_conntrack br_netfilter overlay vxlan"
     run(lab, HOSTS[1], f"modprobe -a {modules}")
     assert "ip_vs_rr" in run(lab, HOSTS[1], "cat /proc/modules")
@@ -122,12 +122,12 @@ def test_modules_of_the_program_can_be_loaded_and_are_gone_after_a_reboot(lab: L
     assert "ip_vs" not in run(lab, HOSTS[1], "cat /proc/modules")
 
 
-def test_host_that_reboots_from_inside_comes_back(lab: Lab) -> None:
+def test_host_can_reboot_itself(lab: Lab) -> None:
     before = boot_id(lab, HOSTS[1])
     lab.ssh(HOSTS[1], ["sh", "-c", "systemctl reboot </dev/null >/dev/null 2>&1 &"])
 
     def another_boot() -> bool:
-        # QEMU 10 may end instead when it emulates several CPUs (docs/lab.md): `up` starts the host again.
+        # QEMU 10 may crash instead when it emulates several CPUs (docs/lab.md); `up` restarts the host.
         if next(h for h in lab.status().hosts if h.name == HOSTS[1]).state == "stopped":
             lab.up()
         try:
@@ -135,11 +135,11 @@ def test_host_that_reboots_from_inside_comes_back(lab: Lab) -> None:
         except (UserError, AssertionError):
             return False
 
-    wait_for(another_boot, "it doesn't come back")
+    wait_for(another_boot, "the host hasn't rebooted")
     run(lab, HOSTS[1], "ping -c 1 -W 20 192.168.166.101")
 
 
-def test_power_cut_loses_what_was_not_on_the_disk_and_nothing_else(lab: Lab) -> None:
+def test_power_off_keeps_synced_files(lab: Lab) -> None:
     host = HOSTS[1]
     pid = next(h.pid for h in lab.status().hosts if h.name == host)
     assert pid is not None
@@ -155,34 +155,34 @@ def test_power_cut_loses_what_was_not_on_the_disk_and_nothing_else(lab: Lab) -> 
     run(lab, host, "rm -f /written /buffered; ping -c 1 -W 20 192.168.166.101")
 
 
-def test_shut_down_host_is_stopped_and_up_starts_it_again(lab: Lab) -> None:
+def test_up_starts_host_that_was_shut_down(lab: Lab) -> None:
     host = HOSTS[1]
     lab.ssh(host, ["sh", "-c", "systemctl poweroff </dev/null >/dev/null 2>&1 &"])
-    wait_for(lambda: lab.status().hosts[1].state == "stopped", "it doesn't power off")
+    wait_for(lambda: lab.status().hosts[1].state == "stopped", "the host hasn't powered off")
     assert lab.up().ready
 
 
-def test_snapshot_brings_back_every_hosts_disk(lab: Lab, progress: Progress) -> None:
+def test_restore_resets_disks_of_all_hosts(lab: Lab, progress: Progress) -> None:
     for host in HOSTS:
-        run(lab, host, "echo then >/when")
-    began = time.monotonic()
-    lab.snapshot("then")
-    progress.say(f"a snapshot of {len(HOSTS)} hosts: {time.monotonic() - began:.1f} s")
+        run(lab, host, "echo old >/state")
+    started = time.monotonic()
+    lab.snapshot("old")
+    progress.say(f"snapshot of {len(HOSTS)} hosts: {time.monotonic() - started:.1f} s")
     for host in HOSTS:
-        run(lab, host, "echo now >/when; sync")
+        run(lab, host, "echo new >/state; sync")
     lab.power_off(HOSTS[1])
-    began = time.monotonic()
-    lab.restore("then")
-    progress.say(f"a restore of {len(HOSTS)} hosts: {time.monotonic() - began:.1f} s")
+    started = time.monotonic()
+    lab.restore("old")
+    progress.say(f"restore of {len(HOSTS)} hosts: {time.monotonic() - started:.1f} s")
     for host in HOSTS:
-        assert run(lab, host, "cat /when; rm /when") == "then"
+        assert run(lab, host, "cat /state; rm /state") == "old"
         assert abs(float(run(lab, host, "date +%s.%N")) - time.time()) < 5
-    assert "then" in lab.status().snapshots
+    assert "old" in lab.status().snapshots
     with pytest.raises(UserError, match="no snapshot 'never'"):
         lab.restore("never")
 
 
-def test_logs_of_a_host_and_of_all_can_be_had(lab: Lab, tmp_path: Path) -> None:
+def test_logs_can_be_printed_and_collected(lab: Lab, tmp_path: Path) -> None:
     assert "Linux version" in command(lab, "logs", HOSTS[0], "--console").stdout or "systemd" in lab.console(
         HOSTS[0]
     )
@@ -194,14 +194,14 @@ def test_logs_of_a_host_and_of_all_can_be_had(lab: Lab, tmp_path: Path) -> None:
     assert json.loads((tmp_path / "status.json").read_text())["name"] == lab.name
 
 
-def test_second_lab_beside_the_first_is_of_no_concern_to_it(lab: Lab, progress: Progress) -> None:
-    other = Lab.load(BESIDE, progress)
+def test_labs_are_independent(lab: Lab, progress: Progress) -> None:
+    other = Lab.load(OTHER, progress)
     other.down()
     try:
         status = other.up(count=1)
-        mine = lab.status()
-        assert not {h.ssh_port for h in status.hosts} & {h.ssh_port for h in mine.hosts}
-        # Both have a host of this address, each on a LAN of its own.
+        own = lab.status()
+        assert not {h.ssh_port for h in status.hosts} & {h.ssh_port for h in own.hosts}
+        # Both labs have a host with this address, each on its own LAN.
         assert run(other, "master", "cat /etc/machine-id") != run(lab, "master", "cat /etc/machine-id")
         run(lab, HOSTS[1], "ping -c 1 -W 20 192.168.166.101")
         pids = [host.pid for host in status.hosts]
@@ -212,9 +212,9 @@ def test_second_lab_beside_the_first_is_of_no_concern_to_it(lab: Lab, progress: 
     assert lab.status().ready
 
 
-def test_up_is_idempotent_and_quick(lab: Lab) -> None:
+def test_up_is_idempotent_and_fast(lab: Lab) -> None:
     before = [host.pid for host in lab.status().hosts]
-    began = time.monotonic()
+    started = time.monotonic()
     assert lab.up().ready
-    assert time.monotonic() - began < 30
+    assert time.monotonic() - started < 30
     assert [host.pid for host in lab.status().hosts] == before

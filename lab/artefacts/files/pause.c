@@ -1,11 +1,11 @@
-/* The program of the sandbox container: holds the pod's namespaces, and takes care of orphaned processes. */
+/* The sandbox container's program: keeps the pod's namespaces alive and reaps orphaned processes. */
 #include <signal.h>
 #include <stdio.h>
 #include <string.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
-static void leave(int signal_number) {
+static void terminate(int signal_number) {
     (void)signal_number;
     _exit(0);
 }
@@ -18,12 +18,12 @@ static void reap(int signal_number) {
 
 int main(int argc, char **argv) {
     if (argc > 1 && strcmp(argv[1], "-v") == 0) {
-        puts("pause 3.10.2, written anew for kubeadm-ipvs");
+        puts("pause 3.10.2, reimplemented for kubeadm-ipvs");
         return 0;
     }
     struct sigaction action;
     memset(&action, 0, sizeof action);
-    action.sa_handler = leave;
+    action.sa_handler = terminate;
     if (sigaction(SIGINT, &action, NULL) < 0 || sigaction(SIGTERM, &action, NULL) < 0) {
         return 1;
     }

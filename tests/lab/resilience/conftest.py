@@ -1,11 +1,11 @@
-"""The long cases: a living cluster that stays between runs, and a record of what each case has shown.
+"""Fixtures for the long cases: a cluster that persists between runs, and a record of each case's result.
 
-`make resilience` makes the lab `resilience` with its cluster where there is none, goes on with the cases that
-haven't passed since the code last changed, and writes each outcome down at once: a run that is cut off
-goes on where it was. `python -m tests.lab.resilience.results` writes the table in the docs.
+`make resilience` makes the lab `resilience` with its cluster if it doesn't exist, runs the cases that haven't
+passed since the program last changed, and saves each result at once, so that an interrupted run can continue.
+`python -m tests.lab.resilience.results` writes the table in the docs.
 
-Each case leaves the cluster whole, for the one after it; one that fails may not: the next case
-starts with a plain `pulumi up`, which must mend it.
+Each case leaves a working cluster behind. After a failed case, the `pulumi up` before the next one must
+repair the cluster.
 """
 
 from __future__ import annotations
@@ -20,31 +20,32 @@ from typing import Any
 import pytest
 
 from common.progress import Progress
-from lab.api import Lab, LabStatus
-from tests.lab.cluster import Cluster, command, own_process, put_own_things
+from lab.lab import Lab
+from lab.status import LabStatus
+from tests.lab.cluster import Cluster, command, install_user_workload, workload_process
 from tests.lab.resilience import results
 from tests.lab.resilience.plain import PlainLab, plain_hosts
 from tools import env
 
 LAB = "resilience"
-_figures: pytest.StashKey[list[str]] = pytest.StashKey()
+_measurements: pytest.StashKey[list[str]] = pytest.StashKey()
 _where: pytest.StashKey[str] = pytest.StashKey()
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     passed = results.passed(results.read(results.here()), results.code())
-    again = os.environ.get("KUBEADM_IPVS_TORTURE_AGAIN") == "1"
-    mine = Path(__file__).parent
-    done = [item for item in items if mine in item.path.parents and item.name in passed and not again]
+    run_all = os.environ.get("KUBEADM_IPVS_RESILIENCE_ALL") == "1"
+    folder = Path(__file__).parent
+    done = [item for item in items if folder in item.path.parents and item.name in passed and not run_all]
     if done:
         config.hook.pytest_deselected(items=done)
         items[:] = [item for item in items if item not in done]
 
 
-def _in_words(item: pytest.Item) -> str:
-    said = (item.function.__doc__ or "") if isinstance(item, pytest.Function) else ""
-    # In one line, for a row of the table.
-    return " ".join(said.split()) or item.name.removeprefix("test_").replace("_", " ")
+def _title(item: pytest.Item) -> str:
+    docstring = (item.function.__doc__ or "") if isinstance(item, pytest.Function) else ""
+    # On one line, for a row of the table.
+    return " ".join(docstring.split()) or item.name.removeprefix("test_").replace("_", " ")
 
 
 @pytest.hookimpl(wrapper=True)
@@ -56,23 +57,23 @@ def pytest_runtest_makereport(
         results.add(
             results.Result(
                 case=item.name,
-                what=_in_words(item),
+                what=_title(item),
                 outcome=report.outcome,
                 seconds=round(report.duration),
                 date=time.strftime("%Y-%m-%d", time.gmtime()),
                 code=results.code(),
                 where=item.config.stash.get(_where, "no lab"),
-                figures=item.stash.get(_figures, []),
+                figures=item.stash.get(_measurements, []),
             )
         )
     return report
 
 
 @pytest.fixture
-def figure(request: pytest.FixtureRequest, progress: Progress) -> Callable[[str], None]:
-    """Says a figure that a case has measured, and keeps it for the table."""
+def record(request: pytest.FixtureRequest, progress: Progress) -> results.Record:
+    """Prints a measurement of a case and keeps it for the table."""
     kept: list[str] = []
-    request.node.stash[_figures] = kept
+    request.node.stash[_measurements] = kept
 
     def keep(text: str) -> None:
         progress.say(text)
@@ -83,7 +84,7 @@ def figure(request: pytest.FixtureRequest, progress: Progress) -> Callable[[str]
 
 @pytest.fixture(scope="session")
 def runs_on(request: pytest.FixtureRequest) -> Callable[[LabStatus], None]:
-    """Keeps what the cases from now on run on."""
+    """Records the environment of the following cases."""
 
     def keep(status: LabStatus) -> None:
         request.config.stash[_where] = results.where(status)
@@ -100,27 +101,27 @@ def plain_lab(
 
 
 @pytest.fixture(scope="session")
-def living(
+def lasting_cluster(
     failure_logs: dict[str, Callable[[Path], Any]], progress: Progress, runs_on: Callable[[LabStatus], None]
 ) -> Cluster:
-    """The cluster of the long cases; its lab stays."""
+    """The cluster of the long cases, in a lab that stays."""
     lab = Lab.load(LAB, progress)
     count = int(os.environ.get("KUBEADM_IPVS_TEST_HOSTS", "3"))
     status = lab.up(count=None if lab.exists else count)
     runs_on(status)
     failure_logs["lab"] = lab.collect_logs
     cluster = Cluster(lab, tuple(host.name for host in status.hosts), env.environment())
-    fresh = lab.folder / "before.txt"
-    if not fresh.exists():
-        put_own_things(cluster, in_force=())
-        results.write_state(fresh, cluster.state())
-    cluster.before = results.read_state(fresh)
-    cluster.own = {host: own_process(cluster, host) for host in cluster.hosts}
+    before = lab.folder / "before.txt"
+    if not before.exists():
+        install_user_workload(cluster, in_force=())
+        results.write_state(before, cluster.state())
+    cluster.before = results.read_state(before)
+    cluster.workload = {host: workload_process(cluster, host) for host in cluster.hosts}
     return cluster
 
 
 @pytest.fixture
-def cluster(living: Cluster, progress: Progress) -> Cluster:
-    """The cluster, whole: what the case before may have left is mended by a plain `up`."""
+def cluster(lasting_cluster: Cluster, progress: Progress) -> Cluster:
+    """The cluster after an `up`, which repairs anything that the previous case left behind."""
     command(progress, "tools.up", "--lab", LAB)
-    return living
+    return lasting_cluster

@@ -1,4 +1,4 @@
-"""Hosts on which there is nothing yet, for cases that need no cluster, or make one of their own."""
+"""Plain hosts, for cases that need no cluster or make their own."""
 
 from __future__ import annotations
 
@@ -9,29 +9,36 @@ from pathlib import Path
 from typing import Any
 
 from common.progress import Progress
-from lab.api import Lab, LabStatus
+from lab.lab import Lab
 from lab.options import Family
-from tests.lab.cluster import Cluster, own_process
-from tests.lab.kills import texts
+from lab.status import LabStatus
+from tests.lab.cluster import Cluster, workload_process
+from tests.lab.kills import step_scripts
 from tools import down, env, stack
 
 PlainLab = Callable[[str, Family, Callable[[Cluster], None]], AbstractContextManager[Cluster]]
-"""`plain_hosts` with what is the same for all cases."""
+"""`plain_hosts` without the arguments that are the same for all cases."""
 
 
 @contextmanager
 def plain_hosts(
     name: str,
     family: Family,
-    own: Callable[[Cluster], None],
+    install: Callable[[Cluster], None],
     *,
     failure_logs: dict[str, Callable[[Path], Any]],
     progress: Progress,
     runs_on: Callable[[LabStatus], None],
 ) -> Iterator[Cluster]:
-    """Plain hosts in a lab of that name, which goes at the end.
+    """Make plain hosts in a lab, which is removed after the block.
 
-    :param own: puts there what a person has on their hosts, before their state is taken down.
+    Args:
+        name: The lab's name.
+        family: The hosts' family.
+        install: Installs what a user has on the hosts, before their state is recorded.
+        failure_logs: Gets the lab's log collector.
+        progress: Shows progress.
+        runs_on: Gets the lab's status.
     """
     lab = Lab.load(name, progress)
     down.down(name, progress, force=True)
@@ -40,8 +47,8 @@ def plain_hosts(
         status = lab.up(count=int(os.environ.get("KUBEADM_IPVS_TEST_HOSTS", "2")), family=family)
         runs_on(status)
         cluster = Cluster(lab, tuple(host.name for host in status.hosts), env.environment())
-        own(cluster)
-        cluster.own = {host: own_process(cluster, host) for host in cluster.hosts}
+        install(cluster)
+        cluster.workload = {host: workload_process(cluster, host) for host in cluster.hosts}
         cluster.before = cluster.state()
         yield cluster
     finally:
@@ -50,19 +57,19 @@ def plain_hosts(
             down.down(name, progress, force=True)
 
 
-def prepared(cluster: Cluster, host: str) -> dict[str, str]:
-    """What `up` sends to a host until it is prepared; the hosts are plain again."""
+def preparation_scripts(cluster: Cluster, host: str) -> dict[str, str]:
+    """The scripts with which `up` prepares a host; afterwards the hosts are plain again."""
     stack.ensure(cluster.stack, env.toolbox(), Progress(quiet=True))
     run = cluster.start("up")
     last = f"create {host}-runtime"
     events = run.events()
-    assert any(last in run.ended for _ in events), run.said
-    # The engine tells of an end before it writes it down, and has written it down by the next.
+    assert any(last in run.finished for _ in events), run.diagnostics
+    # The engine reports a step's end before saving it, and has saved it by the next event.
     next(events)
     run.kill()
     cluster.unlock()
-    sent = texts(cluster)
+    sent = step_scripts(cluster)
     done = cluster.pulumi("destroy", "--yes", "--skip-preview")
-    run.end_plugins()
+    run.kill_plugins()
     assert done.returncode == 0, done.stdout + done.stderr
     return sent

@@ -1,7 +1,7 @@
-"""What the long cases have shown.
+"""The results of the long cases.
 
-`python -m tests.lab.resilience.results` adds what this machine has shown to docs/resilience.json, and writes the table docs/resilience.md from it: a case that took an evening elsewhere stays in it, with its
-date, its machine and the program's text that it has shown something of.
+`python -m tests.lab.resilience.results` adds this machine's results to docs/resilience.json and writes
+docs/resilience.md from it. Results from other machines stay, each with its date, machine and program digest.
 """
 
 from __future__ import annotations
@@ -11,25 +11,41 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from common import paths
 from common.files import write_atomic
-from lab.api import LabStatus
+from lab.status import LabStatus
 from model import settings
 from tools import env, versions
 
-TABLE = paths.project_dir() / "docs" / "resilience.md"
-RECORD = TABLE.with_suffix(".json")
-# What a case depends on: another text of any of these, and it has shown nothing.
-CODE = ("__main__.py", "components", "manifests", "model", "scripts")
-FIGURES_IN_A_CELL = 12
+PAGE = paths.project_dir() / "docs" / "resilience.md"
+JSON_FILE = PAGE.with_suffix(".json")
+# The program that a case tests. After a change to any of these, cases run again.
+PROGRAM = ("__main__.py", "components", "manifests", "model", "scripts")
+MEASUREMENTS_PER_CELL = 12
+
+
+Record = Callable[[str], None]
+"""Prints and keeps a measurement."""
 
 
 @dataclass(frozen=True)
 class Result:
-    """One run of a case."""
+    """The last run of a case.
+
+    Attributes:
+        case: The test's name.
+        what: The title.
+        outcome: As pytest reports it.
+        seconds: The duration.
+        date: The day, in UTC.
+        code: The program's digest.
+        where: The hosts, the machine and the versions.
+        figures: The measurements.
+    """
 
     case: str
     what: str
@@ -42,12 +58,12 @@ class Result:
 
 
 def here() -> Path:
-    """Where the results of this machine are kept."""
+    """The file with this machine's results."""
     return paths.state_dir() / "resilience.json"
 
 
 def where(status: LabStatus) -> str:
-    """What a case runs on, for a person: hosts, machine and versions."""
+    """Describe what a case runs on: hosts, machine and versions."""
     memory = round(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / (1 << 30))
     plugins = ", ".join(f"{tool.name} ({tool.version}, {tool.source})" for tool in env.toolbox().plugins)
     return (
@@ -58,9 +74,9 @@ def where(status: LabStatus) -> str:
 
 
 def code() -> str:
-    """A short name for the program's text as it is now."""
+    """A digest of the program's current files."""
     digest = hashlib.sha256()
-    for part in CODE:
+    for part in PROGRAM:
         root = paths.project_dir() / part
         files = sorted(root.rglob("*.*")) if root.is_dir() else [root]
         for file in files:
@@ -70,7 +86,7 @@ def code() -> str:
 
 
 def read(place: Path) -> dict[str, Result]:
-    """The last result of each case."""
+    """Read the last result of each case."""
     if not place.exists():
         return {}
     return {case: Result(**values) for case, values in json.loads(place.read_text()).items()}
@@ -81,36 +97,36 @@ def _write(place: Path, kept: dict[str, Result]) -> None:
 
 
 def add(result: Result) -> None:
-    """Keep a result, in place of an earlier one of the same case."""
+    """Save a result in place of the case's previous one."""
     _write(here(), {**read(here()), result.case: result})
 
 
 def passed(kept: dict[str, Result], now: str) -> set[str]:
-    """The cases that have passed with the program as it is now."""
+    """The cases that passed with the current program."""
     return {case for case, result in kept.items() if result.outcome == "passed" and result.code == now}
 
 
 def write_state(file: Path, states: dict[str, set[str]]) -> None:
-    """Keep the hosts' states for a later run."""
+    """Save the hosts' states for a later run."""
     write_atomic(file, json.dumps({host: sorted(lines) for host, lines in states.items()}))
 
 
 def read_state(file: Path) -> dict[str, set[str]]:
-    """What `write_state` has kept."""
+    """Read what `write_state` saved."""
     return {host: set(lines) for host, lines in json.loads(file.read_text()).items()}
 
 
-def table(kept: dict[str, Result]) -> str:
-    """The docs' page. What is too much for a cell has a table of its own below."""
+def page(kept: dict[str, Result]) -> str:
+    """Build the docs' page. Cases with many measurements get their own table below."""
     places = sorted({result.where for result in kept.values()})
-    long = {case for case, result in kept.items() if len(result.figures) > FIGURES_IN_A_CELL}
+    long = {case for case, result in kept.items() if len(result.figures) > MEASUREMENTS_PER_CELL}
     lines = [
-        "# What was broken on purpose, and what came of it",
+        "# Fault injection results",
         "",
-        "The last run of each case of `make resilience`, on virtual machines with real kubeadm.",
-        "Written by `python -m tests.lab.resilience.results`.",
+        "The last run of each case of `make resilience`, on virtual machines with real kubeadm. Generated by",
+        "`python -m tests.lab.resilience.results`.",
         "",
-        "| case | outcome | seconds | date | on | program | measured |",
+        "| case | outcome | seconds | date | environment | program | measurements |",
         "|---|---|---|---|---|---|---|",
     ]
     lines += [
@@ -119,25 +135,25 @@ def table(kept: dict[str, Result]) -> str:
         f"{'below' if case in long else '; '.join(result.figures)} |"
         for case, result in sorted(kept.items())
     ]
-    lines += ["", "On:", ""]
+    lines += ["", "## Environments", ""]
     lines += [f"{number}. {place}" for number, place in enumerate(places, 1)]
     lines += [
         "",
-        "`program` names the text of the program's files at that run (`results.code()`): "
-        "it differs from row to row where the program has changed since.",
+        "`program` is a digest of the program's files at that run (`results.code()`). It differs between",
+        "rows if the program changed between runs. Steps renamed after a run have their current names here.",
     ]
     for case in sorted(long):
-        lines += ["", f"## {kept[case].what}", "", "| | measured |", "|---|---|"]
-        lines += [f"| {number} | {figure} |" for number, figure in enumerate(kept[case].figures, 1)]
+        lines += ["", f"## {kept[case].what}", "", "| | measurement |", "|---|---|"]
+        lines += [f"| {number} | {measurement} |" for number, measurement in enumerate(kept[case].figures, 1)]
     return "\n".join(lines) + "\n"
 
 
 def main() -> int:
-    """Add what was seen here to the record, and write the page from it."""
-    kept = {**read(RECORD), **read(here())}
-    _write(RECORD, kept)
-    TABLE.write_text(table(kept))
-    subprocess.run(["git", "--no-pager", "diff", "--stat", str(TABLE)], check=False)
+    """Add this machine's results to the JSON file and write the page."""
+    kept = {**read(JSON_FILE), **read(here())}
+    _write(JSON_FILE, kept)
+    PAGE.write_text(page(kept))
+    subprocess.run(["git", "--no-pager", "diff", "--stat", str(PAGE)], check=False)
     return 0
 
 

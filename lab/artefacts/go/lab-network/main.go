@@ -1,12 +1,13 @@
-// Command lab-network is the network of a lab whose hosts run under User Mode Linux, in one process without
-// privileges, namespaces or TAP devices.
+// Command lab-network is the network of a lab whose hosts run under User Mode Linux. It is one process that
+// needs no privileges, namespaces or TAP devices.
 //
-// Each host has two network cards, each a SOCK_SEQPACKET socket that carries one Ethernet frame a packet (the
-// kernel's `bess` transport): `nat` leads to a router of the host's own, as QEMU's user network does, with
-// DHCP, the way out, and ports of 127.0.0.1 that lead in; `lan` leads to the switch that the hosts share.
+// Each host has two network cards. Each card is a SOCK_SEQPACKET socket that carries one Ethernet frame per
+// packet (the kernel's `bess` transport). `nat` connects to the host's own router, which works like QEMU's user
+// network: it provides DHCP, outgoing connections, and forwarded ports on 127.0.0.1. `lan` connects to a switch
+// that all hosts share.
 //
-// The router is gvisor-tap-vsock, which Podman uses for the same. The switch is this program's own, since that
-// library's waits for its slowest port: a host that stands still would stop the whole LAN.
+// The router is gvisor-tap-vsock, which Podman uses for the same purpose. The switch is implemented here
+// because the library's switch waits for its slowest port: one hung host would block the whole LAN.
 //
 //	lab-network CONFIG.json
 package main
@@ -25,7 +26,7 @@ import (
 	"github.com/sirupsen/logrus"
 )
 
-// The addresses of QEMU's user network, which the hosts' files name.
+// The addresses of QEMU's user network. The hosts' configuration files contain them.
 const (
 	subnet     = "10.0.2.0/24"
 	gateway    = "10.0.2.2" // 127.0.0.1 of this machine
@@ -36,22 +37,22 @@ const (
 )
 
 type config struct {
-	PidFile  string `json:"pid_file"` // written when all sockets and ports are open
-	Resolver string `json:"resolver"` // IPv4 address of this machine's resolver; may be empty
+	PidFile  string `json:"pid_file"` // written once all sockets and ports are open
+	Resolver string `json:"resolver"` // IPv4 address of this machine's resolver, or empty
 	Hosts    []host `json:"hosts"`
 }
 
 type host struct {
 	Name     string            `json:"name"`
-	MAC      string            `json:"mac"`      // of the card on the router
+	MAC      string            `json:"mac"`      // of the card connected to the router
 	NAT      string            `json:"nat"`      // path of that card's socket
 	LAN      string            `json:"lan"`      // path of the other card's socket
-	Forwards map[string]uint16 `json:"forwards"` // address on this machine -> the host's TCP port
+	Forwards map[string]uint16 `json:"forwards"` // address on this machine to TCP port on the host
 }
 
 func main() {
 	log.SetFlags(0)
-	// Each host that goes away is an error to the library; here it is a host that reboots.
+	// The library logs an error whenever a host disconnects, but here that is only a reboot.
 	logrus.SetLevel(logrus.FatalLevel)
 	if len(os.Args) != 2 {
 		log.Fatal("usage: lab-network CONFIG.json")
@@ -79,7 +80,7 @@ func run(path string) error {
 		}
 		port := lan.addPort()
 		err = serve(h.NAT, failed, func(conn *net.UnixConn) {
-			// An error means that the host has gone or has rebooted, which is its right.
+			// An error only means that the host has shut down or rebooted.
 			go func() { _ = network.AcceptBess(context.Background(), conn) }()
 		})
 		if err != nil {
@@ -95,11 +96,11 @@ func run(path string) error {
 	return <-failed
 }
 
-// router is what QEMU's user network shows to a host.
+// router returns the configuration of a router that looks to the host like QEMU's user network.
 func router(h host, nameserver string) *types.Configuration {
 	forwards := map[string]string{}
-	for outside, port := range h.Forwards {
-		forwards[outside] = net.JoinHostPort(guest, strconv.Itoa(int(port)))
+	for address, port := range h.Forwards {
+		forwards[address] = net.JoinHostPort(guest, strconv.Itoa(int(port)))
 	}
 	nat := map[string]string{gateway: "127.0.0.1"}
 	if nameserver != "" {
@@ -118,9 +119,9 @@ func router(h host, nameserver string) *types.Configuration {
 	}
 }
 
-// serve listens on a card's socket and hands over its connections in their order. A later one takes the place of an earlier
-// one: a host that reboots in place leaves its former sockets open, and nobody reads them any more.
-func serve(path string, failed chan<- error, use func(*net.UnixConn)) error {
+// serve listens on a card's socket and passes each connection to handle. A new connection replaces the previous
+// one, because a host that reboots in place leaves its old sockets open without reading from them.
+func serve(path string, failed chan<- error, handle func(*net.UnixConn)) error {
 	if err := os.Remove(path); err != nil && !os.IsNotExist(err) {
 		return err
 	}
@@ -129,18 +130,18 @@ func serve(path string, failed chan<- error, use func(*net.UnixConn)) error {
 		return err
 	}
 	go func() {
-		var former *net.UnixConn
+		var previous *net.UnixConn
 		for {
 			conn, err := listener.AcceptUnix()
 			if err != nil {
 				failed <- fmt.Errorf("%s: %w", path, err)
 				return
 			}
-			if former != nil {
-				_ = former.Close()
+			if previous != nil {
+				_ = previous.Close()
 			}
-			former = conn
-			use(conn)
+			previous = conn
+			handle(conn)
 		}
 	}()
 	return nil

@@ -14,18 +14,18 @@ const (
 
 type address [addressBytes]byte
 
-// group tells broadcast and multicast addresses, which go to every port.
+// group reports whether the address is a broadcast or multicast address.
 func (a address) group() bool { return a[0]&1 != 0 }
 
-// lanSwitch is an Ethernet switch that learns where addresses are. A port that doesn't take a frame at once
-// loses it, as on a real switch: a host that stands still holds nobody up.
+// lanSwitch is a learning Ethernet switch. Like a real switch it drops frames that a port can't accept
+// immediately, so a hung host doesn't block the others.
 type lanSwitch struct {
 	lock  sync.Mutex
 	ports []*port
 	known map[address]*port
 }
 
-// port is where one host is plugged in.
+// port is a switch port for one host.
 type port struct {
 	lan  *lanSwitch
 	conn *net.UnixConn // nil while the host is off
@@ -41,7 +41,7 @@ func (s *lanSwitch) addPort() *port {
 	return p
 }
 
-// plug makes a connection the port's own.
+// plug connects a host to the port.
 func (p *port) plug(conn *net.UnixConn) {
 	p.lan.lock.Lock()
 	defer p.lan.lock.Unlock()
@@ -49,7 +49,7 @@ func (p *port) plug(conn *net.UnixConn) {
 	go p.receive(conn)
 }
 
-// receive passes on a host's frames until its connection ends.
+// receive forwards a host's frames until its connection ends.
 func (p *port) receive(conn *net.UnixConn) {
 	frame := make([]byte, frameBytes)
 	for {
@@ -69,7 +69,8 @@ func (p *port) receive(conn *net.UnixConn) {
 	_ = conn.Close()
 }
 
-// forward sends a frame to the port where its destination was seen last, else to all the others.
+// forward sends a frame to the port that last used the destination address, or to all other ports if the
+// address is unknown or a group address.
 func (s *lanSwitch) forward(from *port, frame []byte) {
 	destination, source := address(frame[:addressBytes]), address(frame[addressBytes:2*addressBytes])
 	s.lock.Lock()
@@ -90,7 +91,7 @@ func (s *lanSwitch) forward(from *port, frame []byte) {
 	}
 }
 
-// send tries once. The caller holds the switch's lock.
+// send sends a frame without waiting. The caller must hold the switch's lock.
 func (p *port) send(frame []byte) {
 	if p.conn == nil {
 		return

@@ -1,8 +1,8 @@
-// Package errors holds the one error type that flannel asks for.
+// Package errors is a stub with the only error type that flannel uses.
 package errors
 
-// TencentCloudSDKError is an error of the cloud; nothing here ever makes one.
+// TencentCloudSDKError is an API error. The stubs never return one.
 type TencentCloudSDKError struct{ Message string }
 
-// Error gives the message.
+// Error returns the message.
 func (e *TencentCloudSDKError) Error() string { return e.Message }

@@ -1,18 +1,18 @@
-// Package v20170312 takes the place of the Tencent cloud's API client in flannel's backend
-// "tencent-vpc". Every call fails and says so: this flannel can't use that backend.
+// Package v20170312 is a stub of the Tencent Cloud API client that flannel's "tencent-vpc" backend uses. All
+// calls fail, so this build of flannel doesn't support that backend.
 package v20170312
 
 import "errors"
 
-var errLeftOut = errors.New("this flannel was built without the Tencent cloud's SDK: choose another backend")
+var errNoSDK = errors.New("flannel was built without the Tencent Cloud SDK: choose another backend")
 
-// Filter chooses route tables.
+// Filter selects route tables.
 type Filter struct {
 	Name   *string
 	Values []*string
 }
 
-// Route is an entry of a route table.
+// Route is an entry in a route table.
 type Route struct {
 	RouteId              *uint64
 	DestinationCidrBlock *string
@@ -22,7 +22,7 @@ type Route struct {
 	Enabled              *bool
 }
 
-// RouteTable is a table of routes.
+// RouteTable is a route table.
 type RouteTable struct {
 	RouteTableId *string
 	RouteSet     []*Route
@@ -31,57 +31,57 @@ type RouteTable struct {
 // DescribeRouteTablesRequest asks for route tables.
 type DescribeRouteTablesRequest struct{ Filters []*Filter }
 
-// DescribeRouteTablesResponse holds them.
+// DescribeRouteTablesResponse lists route tables.
 type DescribeRouteTablesResponse struct {
 	Response *struct{ RouteTableSet []*RouteTable }
 }
 
-// CreateRoutesRequest asks for new routes.
+// CreateRoutesRequest asks to create routes.
 type CreateRoutesRequest struct {
 	RouteTableId *string
 	Routes       []*Route
 }
 
-// CreateRoutesResponse is its answer.
+// CreateRoutesResponse is the response to CreateRoutesRequest.
 type CreateRoutesResponse struct{}
 
-// DeleteRoutesRequest asks for the end of routes.
+// DeleteRoutesRequest asks to delete routes.
 type DeleteRoutesRequest struct {
 	RouteTableId *string
 	Routes       []*Route
 }
 
-// DeleteRoutesResponse is its answer.
+// DeleteRoutesResponse is the response to DeleteRoutesRequest.
 type DeleteRoutesResponse struct{}
 
-// Client would talk to the cloud.
+// Client is the API client.
 type Client struct{}
 
-// NewClientWithSecretId fails: there is no SDK.
-func NewClientWithSecretId(_, _, _ string) (*Client, error) { return nil, errLeftOut }
+// NewClientWithSecretId always fails.
+func NewClientWithSecretId(_, _, _ string) (*Client, error) { return nil, errNoSDK }
 
-// NewDescribeRouteTablesRequest gives an empty request.
+// NewDescribeRouteTablesRequest returns an empty request.
 func NewDescribeRouteTablesRequest() *DescribeRouteTablesRequest {
 	return &DescribeRouteTablesRequest{}
 }
 
-// NewCreateRoutesRequest gives an empty request.
+// NewCreateRoutesRequest returns an empty request.
 func NewCreateRoutesRequest() *CreateRoutesRequest { return &CreateRoutesRequest{} }
 
-// NewDeleteRoutesRequest gives an empty request.
+// NewDeleteRoutesRequest returns an empty request.
 func NewDeleteRoutesRequest() *DeleteRoutesRequest { return &DeleteRoutesRequest{} }
 
-// DescribeRouteTables fails. It works on a nil client too: flannel ignores the error of making one.
+// DescribeRouteTables always fails. flannel ignores NewClientWithSecretId's error, so the client may be nil.
 func (*Client) DescribeRouteTables(*DescribeRouteTablesRequest) (*DescribeRouteTablesResponse, error) {
-	return nil, errLeftOut
+	return nil, errNoSDK
 }
 
-// CreateRoutes fails.
+// CreateRoutes always fails.
 func (*Client) CreateRoutes(*CreateRoutesRequest) (*CreateRoutesResponse, error) {
-	return nil, errLeftOut
+	return nil, errNoSDK
 }
 
-// DeleteRoutes fails.
+// DeleteRoutes always fails.
 func (*Client) DeleteRoutes(*DeleteRoutesRequest) (*DeleteRoutesResponse, error) {
-	return nil, errLeftOut
+	return nil, errNoSDK
 }

@@ -1,0 +1,146 @@
+"""What each changed value of a step does to a running cluster, in words for a reviewer.
+
+`report/impact.py` picks the texts; docs/decisions/0015-the-reports-words.md explains the table.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from enum import IntEnum
+
+
+class Level(IntEnum):
+    """How much is at stake. The report lists the highest level first."""
+
+    QUIET = 0  # nobody notices
+    IN_PLACE = 1  # something changes without a restart
+    ROLLING = 2  # pods or processes restart, one after the other
+    MADE = 3  # a host or a cluster is created
+    LOSS = 4  # something is gone afterwards
+
+
+@dataclass(frozen=True)
+class ImpactText:
+    """What happens on some hosts.
+
+    Attributes:
+        text: A sentence without its period. `{hosts}` becomes `node1` or `3 nodes`; `{old}` and `{new}`
+            become the value before and after. The report joins the quiet texts into one sentence.
+        one_by_one: Whether each host waits for the one before it.
+        after: A further sentence for the reviewer.
+        unless: Values of the same step. If one of them differs too, its own text covers this one.
+        after_unless: Values of the same step. If one of them differs too, `after` isn't true.
+    """
+
+    level: Level
+    text: str
+    one_by_one: bool = False
+    after: str = ""
+    unless: tuple[str, ...] = ()
+    after_unless: tuple[str, ...] = ()
+
+
+STEPS: Mapping[str, Mapping[str, ImpactText]] = {
+    # These values are only checked when the host is claimed; an update changes nothing on it.
+    "claim": {},
+    "kernel": {
+        "MODE": ImpactText(Level.QUIET, "kernel modules for the new proxy mode are loaded on {hosts}"),
+        "SCHEDULER": ImpactText(Level.QUIET, "the kernel module for the new scheduler is loaded on {hosts}"),
+        "BACKEND": ImpactText(Level.QUIET, "kernel modules for flannel's new backend are loaded on {hosts}"),
+    },
+    "firewall": {"FIREWALL": ImpactText(Level.IN_PLACE, "Firewall rules change on {hosts}")},
+    "packages": {
+        name: ImpactText(Level.IN_PLACE, "The source or version of packages changes on {hosts}")
+        for name in ("VERSION", "REVISION", "REPOSITORY_DEB", "REPOSITORY_RPM", "KEY", "KEY_URL", "MANAGE")
+    },
+    "runtime": {
+        "MIRRORS": ImpactText(
+            Level.IN_PLACE,
+            "containerd uses different registry mirrors on {hosts}",
+            after="Nothing restarts: containerd reads the mirrors at every pull.",
+            after_unless=("SANDBOX_IMAGE", "REPAIR"),
+        ),
+        "SANDBOX_IMAGE": ImpactText(
+            Level.ROLLING,
+            "containerd restarts with a new sandbox image on {hosts}",
+            after="Pods keep running.",
+        ),
+        "IMAGES": ImpactText(
+            Level.QUIET,
+            "images are pulled ahead of time on {hosts}",
+            unless=("SANDBOX_IMAGE",),
+        ),
+    },
+    "init": {
+        "CERT_SANS": ImpactText(
+            Level.IN_PLACE, "The API server's certificate is reissued with different names on {hosts}"
+        ),
+        "KUBELET": ImpactText(
+            Level.ROLLING, "kubelet restarts with new settings on every node", after="Pods keep running."
+        ),
+        "PROXY": ImpactText(Level.QUIET, "kube-proxy's configuration is uploaded from {hosts}"),
+        "CONFIG": ImpactText(
+            Level.QUIET,
+            "kubeadm's configuration is uploaded from {hosts}",
+            unless=("CERT_SANS", "KUBELET", "PROXY"),
+        ),
+    },
+    "proxy": {
+        "MODE=nftables": ImpactText(
+            Level.ROLLING,
+            "kube-proxy switches from {old} to {new} on {hosts}",
+            one_by_one=True,
+            after="On each node, Services are unavailable until its kube-proxy has programmed them again.",
+        ),
+        "MODE": ImpactText(
+            Level.ROLLING,
+            "kube-proxy switches from {old} to {new} on {hosts}",
+            one_by_one=True,
+            after="Connections that the old mode balances may break; new ones don't fail.",
+        ),
+        "PROXY": ImpactText(
+            Level.ROLLING,
+            "kube-proxy restarts on {hosts}",
+            one_by_one=True,
+            after="The kernel keeps balancing meanwhile.",
+            unless=("MODE",),
+        ),
+    },
+    "node": {
+        "LABELS": ImpactText(Level.IN_PLACE, "Labels change on {hosts}"),
+        "TAINTS": ImpactText(
+            Level.IN_PLACE,
+            "Taints change on {hosts}",
+            after="A NoExecute taint evicts pods that don't tolerate it.",
+        ),
+    },
+    # These read, renew or verify something again; nothing in the cluster changes.
+    "admin": {},
+    "kubeconfig": {},
+    "token": {},
+    "deregister": {},
+    "join": {},
+    "expected_services": {},
+    "verification": {},
+}
+"""Texts by the step's name and the value that differs, or that value and its new content (`MODE=nftables`).
+
+The first entry that applies is used for each value."""
+
+REPAIR = ImpactText(
+    Level.IN_PLACE,
+    "Every step runs again to repair drift on {hosts}",
+    after="containerd restarts; pods keep running.",
+)
+RERUN = ImpactText(Level.QUIET, "steps run again with unchanged settings on {hosts}")
+VERIFIED = ImpactText(Level.QUIET, "load balancing is verified again on {hosts}")
+PODS_MOVE = (
+    "Its pods are recreated on other nodes; data stored on the node itself (emptyDir, hostPath, local "
+    "volumes) is lost."
+)
+SAME_ADDRESS = "{new} has the address of {old}, so its claim is refused and the run stops there."
+RENAMED_WORKER = "Remove {old} in one change and add {new} in the next."
+RENAMED_CONTROL_PLANE = (
+    "Renaming the control plane replaces the cluster: keep the name {old}, or run `pulumi destroy` first."
+)

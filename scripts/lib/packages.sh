@@ -1,0 +1,38 @@
+# shellcheck shell=bash
+# The host's package manager.
+
+source lib/step.sh
+
+# Prints `deb` or `rpm`. os-release comes first: Fedora packages apt-get, and Debian packages dnf.
+package_family() {
+  local ids
+  ids=$(sed -nE 's/^(ID|ID_LIKE)=//p' "$ROOT/etc/os-release" | tr -s '"\n' ' ')
+  if [[ " $ids " == *' fedora '* || " $ids " == *' rhel '* ]] && have dnf; then
+    echo rpm
+  elif have apt-get; then
+    echo deb
+  elif have dnf; then
+    echo rpm
+  else
+    fail "neither apt-get nor dnf is installed" "use a Debian, Ubuntu, Fedora or Enterprise Linux host"
+  fi
+}
+
+# Completes an interrupted dpkg run; until then dpkg refuses to do anything else. If another package manager is
+# running (a new machine's first updates), waits for it: apt-get can do that itself, dpkg can't.
+finish_dpkg() {
+  local dpkg_error=
+  wait_for 300 "another package manager" dpkg_finished && [[ -z $dpkg_error ]] ||
+    fail "dpkg can't complete an interrupted run: $(tail -n 1 <<<"$dpkg_error")" \
+      "run dpkg --configure -a on $HOST to see all of it"
+}
+
+# Also succeeds if waiting wouldn't help: `dpkg_error` then says why.
+dpkg_finished() {
+  if [[ -z $(ls -A /var/lib/dpkg/updates) && -z $(dpkg --audit) ]]; then return; fi
+  if dpkg_error=$(dpkg --configure -a 2>&1); then
+    dpkg_error=
+  else
+    [[ $dpkg_error != *'locked by another process'* ]]
+  fi
+}

@@ -1,0 +1,54 @@
+"""A stack made by an earlier version: the current program replaces and deletes nothing in it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from model.steps import ADMIN, KUBECONFIG, TOKEN, step_of
+from tests.engine import exported_state, finished
+from tests.engine.api_server import ApiServer
+from tests.engine.finished import Environment
+from tools import env
+
+STATES = sorted(exported_state.FOLDER.glob("*.json.xz"))
+# What is built from their output must stay known in a preview.
+UNCHANGED = (ADMIN, KUBECONFIG, TOKEN)
+
+
+@pytest.fixture(params=STATES, ids=lambda file: file.name.removesuffix(".json.xz"))
+def existing(
+    request: pytest.FixtureRequest, tmp_path: Path, toolbox: env.Toolbox, cluster: ApiServer
+) -> Iterator[Environment]:
+    with finished.environment(tmp_path, env.environment(toolbox), cluster) as made:
+        exported_state.restore(request.param, made, cluster)
+        yield made
+
+
+def planned(made: Environment) -> list[dict[str, Any]]:
+    """Every step of a preview that isn't `same`, those of providers and of the stack included."""
+    text = made.stack.call("preview", "--json").stdout
+    plan = json.loads(text[text.index("{\n") :])
+    return [step for step in plan["steps"] if step["op"] not in ("same", "refresh")]
+
+
+def test_preview_updates_steps_and_nothing_else(existing: Environment) -> None:
+    for step in planned(existing):
+        name, state = step["urn"].rpartition("::")[2], step["newState"]
+        if state["type"] == "pulumi:index:Stash":
+            # A different text of a step; replacing it touches nothing but the state.
+            assert name.endswith("-desired"), name
+        elif state["type"] != "pulumi:pulumi:Stack":
+            assert step["op"] == "update", f"{step['op']} {name}"
+            assert state["type"] == "command:remote:Command", name
+            assert step_of(state["inputs"]["create"]) not in UNCHANGED, name
+
+
+def test_update_leaves_nothing_for_the_next_run(existing: Environment) -> None:
+    existing.stack.up()
+    assert not [call for call in existing.calls if " delete " in call]
+    assert planned(existing) == []

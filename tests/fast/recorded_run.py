@@ -1,0 +1,131 @@
+"""Runs the program on given settings and records its resources. Its steps return fixed output."""
+
+from __future__ import annotations
+
+import base64
+import datetime as dt
+import functools
+import json
+from collections.abc import Callable
+from typing import Any
+
+import yaml
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.x509.oid import NameOID
+
+from components.cluster import Cluster, ClusterArgs
+from model.settings import Settings
+from model.steps import Step, step_of
+from tests.fast import graph
+
+TOKEN = "abcdef.0123456789abcdef"
+
+
+def run(
+    settings: Settings,
+    preview: bool = False,
+    *,
+    verified: str | None = None,
+    use: Callable[[Cluster], object] | None = None,
+) -> graph.Recorder:
+    """Run the program and return the resources that it registered.
+
+    Args:
+        settings: The settings.
+        preview: Whether it is a preview.
+        verified: The output `verified` of the previous run.
+        use: Called with the cluster in the program, for access to its outputs.
+    """
+    kubeconfig()  # created once, before several threads ask for it
+
+    def program() -> None:
+        cluster = Cluster("test", ClusterArgs(settings, graph.STACK, verified))
+        if use is not None:
+            use(cluster)
+
+    return graph.run(program, outputs, preview)
+
+
+def commands(recorded: graph.Recorder) -> dict[str, Any]:
+    """The remote commands by the resource's name."""
+    return {n: r for n, r in recorded.requests.items() if r.type == "command:remote:Command"}
+
+
+def steps_of(recorded: graph.Recorder) -> dict[str, Step]:
+    """The step of each command by the resource's name."""
+    found = {name: step_of(recorded.inputs[name]["create"]) for name in commands(recorded)}
+    return {name: step for name, step in found.items() if step is not None}
+
+
+def outputs(name: str) -> dict[str, Any]:
+    """What a command outputs, by the resource's name."""
+    if name.endswith(("-admin", "-kubeconfig")):
+        return {"stdout": kubeconfig(), "stderr": ""}
+    if name.endswith("-token"):
+        return {"stdout": TOKEN, "stderr": ""}
+    if name == "expected-services":
+        return {"stdout": services_and_slices(), "stderr": ""}
+    if name.endswith("-verification"):
+        return {"stdout": "== ipvs\n== stats\n== addresses\n== sets\n== spread\n", "stderr": ""}
+    return {"stdout": "", "stderr": ""}
+
+
+@functools.cache  # so that runs that are compared have the same certificate authority
+def kubeconfig() -> str:
+    """An administrator's kubeconfig."""
+    key = ec.generate_private_key(ec.SECP256R1())
+    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "kubernetes")])
+    now = dt.datetime.now(dt.UTC)
+    ca = (
+        x509.CertificateBuilder(name, name, key.public_key(), 1, now, now + dt.timedelta(days=1))
+        .sign(key, hashes.SHA256())
+        .public_bytes(serialization.Encoding.PEM)
+    )
+    return yaml.safe_dump(
+        {
+            "apiVersion": "v1",
+            "kind": "Config",
+            "current-context": "admin",
+            "contexts": [{"name": "admin", "context": {"cluster": "c", "user": "u"}}],
+            "clusters": [
+                {
+                    "name": "c",
+                    "cluster": {
+                        "server": "https://192.168.166.101:6443",
+                        "certificate-authority-data": base64.b64encode(ca).decode(),
+                    },
+                }
+            ],
+            "users": [{"name": "u", "user": {"client-key-data": "c2VjcmV0LWtleQ=="}}],
+        }
+    )
+
+
+def services_and_slices() -> str:
+    """Output of `kubectl get services,endpointslices -A -o json`."""
+    items: list[dict[str, Any]] = []
+    for namespace, name, address, port, node_port, endpoints in [
+        ("default", "kubernetes", "10.96.0.1", 443, None, ["192.168.166.101"]),
+        ("kube-system", "kube-dns", "10.96.0.10", 53, None, ["10.244.0.2", "10.244.0.3"]),
+        ("default", "nginx", "10.96.7.7", 80, None, ["10.244.1.2", "10.244.2.2"]),
+        ("default", "nginx-nodeport", "10.96.8.8", 80, 30080, ["10.244.1.2", "10.244.2.2"]),
+    ]:
+        metadata = {"namespace": namespace, "name": name}
+        ports: list[dict[str, Any]] = [{"port": port, "protocol": "TCP"}]
+        if node_port:
+            ports[0]["nodePort"] = node_port
+        items.append(
+            {"kind": "Service", "metadata": metadata, "spec": {"clusterIP": address, "ports": ports}}
+        )
+        items.append(
+            {
+                "kind": "EndpointSlice",
+                "addressType": "IPv4",
+                "metadata": {**metadata, "labels": {"kubernetes.io/service-name": name}},
+                "endpoints": [{"addresses": [e], "conditions": {"ready": True}} for e in endpoints],
+                "ports": [{"port": port, "protocol": "TCP"}],
+            }
+        )
+    return json.dumps({"kind": "List", "items": items})

@@ -1,0 +1,79 @@
+"""Previews for the tests of the report: steps as in `pulumi preview --json`, and what becomes of them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from model.steps import STEPS, command_text, script_text
+from report.impact import impacts
+from report.page import Environment
+from report.plan import COMMAND, changes_in
+
+HOSTS = ["master", "node1", "node2"]
+
+
+def script(**values: str) -> dict[str, Any]:
+    """Inputs of a command with these values."""
+    return {"stdin": script_text(STEPS["kernel"], values)}
+
+
+def step(name: str, op: str, old: Any = None, new: Any = None, kind: str = COMMAND) -> Any:
+    """An entry of a preview.
+
+    Args:
+        name: The resource's name. A command's name ends with its step: `node1-proxy`.
+        op: The operation.
+        old: The inputs before it; None for a new resource.
+        new: The inputs after it; None for a deleted resource.
+        kind: The resource's type.
+    """
+    entry: dict[str, Any] = {"op": op, "urn": f"urn:pulumi:t::p::{kind}::{name}"}
+    command = {}
+    if kind == COMMAND:
+        known = STEPS["expected_services" if name == "expected-services" else name.rpartition("-")[2]]
+        command = {"create": command_text("create", known, "master", 60, "root")}
+    for key, inputs in (("oldState", old), ("newState", new)):
+        if inputs is not None:
+            entry[key] = {"type": kind, "inputs": {**command, **inputs}}
+    return entry
+
+
+def update(name: str, before: dict[str, str], **after: str) -> Any:
+    """An update of a command that changes its values."""
+    return step(name, "update", script(**before), script(**after))
+
+
+def update_hidden(name: str) -> Any:
+    """An update of a command whose values are secret."""
+    return step(name, "update", {"stdin": "[secret]"}, {"stdin": "[secret]"})
+
+
+def update_protection(name: str, before: bool, after: bool, op: str = "same") -> Any:
+    """An entry in which the resource's protection changes."""
+    entry = step(name, op, script(), script())
+    entry["oldState"]["protect"], entry["newState"]["protect"] = before, after
+    return entry
+
+
+def update_proxies(hosts: int = 3) -> list[Any]:
+    """Updates of kube-proxy's settings on some hosts."""
+    return [
+        update(f"{host}-proxy", {"PROXY": "scheduler: rr"}, PROXY="scheduler: wrr") for host in HOSTS[:hosts]
+    ]
+
+
+REMOVED_WORKER = [
+    step("node2-node", "delete", script(NODE="node2")),
+    step("node2-join", "delete", {"stdin": "[secret]"}),
+    step("node2-claim", "delete", script(ADDRESS="10.0.0.13")),
+]
+
+
+def impact_texts_of(*steps: Any) -> list[str]:
+    """The texts of the impacts of these entries."""
+    return [impact.text for impact in impacts(changes_in({"steps": list(steps)}), HOSTS)]
+
+
+def environment(name: str, *steps: Any, **more: Any) -> Environment:
+    """An environment whose preview has these entries."""
+    return Environment(name, {"steps": list(steps)}, **more)

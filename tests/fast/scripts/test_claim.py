@@ -1,0 +1,323 @@
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+from model.steps import SCRIPTS
+from tests.fast.shell import bash, home_of, part, put, record, run, with_code
+
+CLAIM = "steps/claim.sh"
+PRINT_PROBLEMS = "printf '%s\\n' \"${problems[@]}\""
+
+
+def problems(root: Path, check: str, code: str = "", **values: str) -> list[str]:
+    """The problems that one of the claim's checks finds."""
+    body = f"{code}\ncreate() {{ local problems=(); {check}; {PRINT_PROBLEMS}; }}\n"
+    return [line for line in part(CLAIM, body, root, **values).splitlines() if line]
+
+
+@pytest.mark.parametrize(
+    ("name", "role", "started", "refusal"),
+    [
+        ("node1", "worker", True, ""),
+        (None, None, True, ""),
+        ("node2", "worker", False, "the host is already node2 of this stack"),
+        (
+            "node2",
+            "worker",
+            False,
+            "remove node2 from the configuration in one change, and add node1 in the next",
+        ),
+        ("node2", "control-plane", True, "the host is already node2 of this stack"),
+        ("node2", "control-plane", True, "change the name back to node2, or run `pulumi destroy` first"),
+        ("node1", "control-plane", True, "can't become a worker"),
+        ("node1", "control-plane", False, ""),
+    ],
+)
+def test_other_name_or_role_in_the_stack_is_refused(
+    tmp_path: Path, name: str | None, role: str | None, started: bool, refusal: str
+) -> None:
+    record(tmp_path)
+    for file, text in (("name", name), ("role", role), ("node.started", "" if started else None)):
+        if text is not None:
+            (home_of(tmp_path) / file).write_text(f"{text}\n")
+    code = "create() { refuse_existing_node; }\n"
+    done = run(CLAIM, code, tmp_path, 1 if refusal else 0, ROLE="worker")
+    assert refusal in done.stderr
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        "etc/kubernetes/admin.conf",
+        "etc/kubernetes/pki/ca.key",
+        "etc/kubernetes/manifests/x.yaml",
+        "var/lib/etcd/member/snap",
+        "var/lib/kubelet/config.yaml",
+        "",
+    ],
+)
+def test_node_of_another_cluster_is_refused(tmp_path: Path, path: str) -> None:
+    for folder in ("etc/kubernetes/manifests", "var/lib/etcd", "var/lib/kubelet"):
+        (tmp_path / folder).mkdir(parents=True)
+    if path:
+        put(tmp_path, path)
+    done = run(CLAIM, "create() { refuse_foreign_node; }\n", tmp_path, 1 if path else 0)
+    assert ("another cluster, or prepared for one" in done.stderr) == bool(path)
+
+
+CONTAINERD = """
+version = 2
+root = "/var/lib/containerd"
+imports = []
+disabled_plugins = ["cri"]
+[proxy_plugins]
+[plugins."io.containerd.grpc.v1.cri".containerd.runtimes.runc]
+"""
+
+
+@pytest.mark.parametrize(
+    ("more", "found"),
+    [
+        ("", []),
+        ('#root = "/data"\n', []),
+        ("imports = ['/etc/containerd/conf.d/*.toml']\n", []),
+        ('  root = "/data/containerd"\n', ['root = "/data/containerd"']),
+        ('imports = ["/etc/mine.toml"]\n', ['imports = ["/etc/mine.toml"]']),
+        ("[proxy_plugins.stargz]\n", ["[proxy_plugins.stargz]"]),
+        (
+            "[plugins.'io.containerd.cri.v1.runtime'.containerd.runtimes.nvidia]\n",
+            ["[plugins.'io.containerd.cri.v1.runtime'.containerd.runtimes.nvidia]"],
+        ),
+    ],
+)
+def test_custom_containerd_settings_are_found(tmp_path: Path, more: str, found: list[str]) -> None:
+    put(tmp_path, "etc/containerd/config.toml", CONTAINERD + more)
+    code = "create() { custom_containerd_settings; }\n"
+    assert part(CLAIM, code, tmp_path).splitlines() == found
+
+
+def test_foreign_network_and_containers_are_found(tmp_path: Path) -> None:
+    network = put(tmp_path, "etc/cni/net.d/10-calico.conflist")
+    put(tmp_path, "etc/cni/net.d/README")
+    put(tmp_path, "etc/containerd/config.toml", 'disabled_plugins = ["cri"]\nroot = "/data/containerd"\n')
+    tools = """
+unit_active() { true; }
+have() { true; }
+timeout() { shift; "$@"; }
+ctr() { [[ $* != '-n k8s.io containers ls -q' ]] || echo mine; }
+"""
+    found = problems(tmp_path, "check_containers", tools)
+    assert [re.split("[;,]", line)[0] for line in found] == [
+        f"{network}: another pod network is configured",
+        'containerd has settings of its own: root = "/data/containerd"',
+        "containerd has containers in Kubernetes' namespace",
+    ]
+
+
+ONE_CPU = "one CPU: kubeadm needs two on a control plane; add NumCPU to preflight.ignore to accept one"
+LITTLE_MEMORY = (
+    "1699 MiB of memory: kubeadm needs 1700 on a control plane; add Mem to preflight.ignore to accept less"
+)
+TOO_LITTLE_MEMORY = "800 MiB of memory: at least 1 GiB is needed"
+
+
+def system_problems(
+    root: Path, role: str, cpus: int, memory: int, missing: str = "nothing", ignored: str = ""
+) -> list[str]:
+    """The problems of a host of that size.
+
+    Args:
+        root: The host's root folder.
+        role: The node's role.
+        cpus: Number of CPUs.
+        memory: Memory in MiB.
+        missing: A program that isn't installed.
+        ignored: Lines of IGNORED_CHECKS.
+    """
+    tools = f"""
+package_family() {{ echo deb; }}
+stat() {{ echo cgroup2fs; }}
+uname() {{ echo 6.1.0; }}
+have() {{ [[ $1 != {missing} ]]; }}
+modinfo() {{ :; }}
+awk() {{ echo {memory}; }}
+ip() {{ echo '2: eth1 inet 10.0.0.1/24'; }}
+nproc() {{ echo {cpus}; }}
+"""
+    values = {"ROLE": role, "MODE": "ipvs", "SCHEDULER": "rr", "ADDRESS": "10.0.0.1"}
+    return problems(root, "check_system", tools, **values, IGNORED_CHECKS=ignored)
+
+
+@pytest.mark.parametrize(
+    ("role", "cpus", "memory", "missing", "found"),
+    [
+        ("control-plane", 1, 2000, "nothing", [ONE_CPU]),
+        ("control-plane", 2, 1699, "nothing", [LITTLE_MEMORY]),
+        ("control-plane", 2, 1700, "nothing", []),
+        ("control-plane", 2, 800, "nothing", [TOO_LITTLE_MEMORY]),
+        ("worker", 1, 1000, "nothing", []),
+        ("worker", 1, 1000, "tar", ["tar is missing; it is needed to record the host's original state"]),
+    ],
+)
+def test_small_host_or_missing_tool_is_found(
+    tmp_path: Path, role: str, cpus: int, memory: int, missing: str, found: list[str]
+) -> None:
+    assert system_problems(tmp_path, role, cpus, memory, missing) == found
+
+
+@pytest.mark.parametrize(
+    ("ignored", "memory", "found"),
+    [
+        ("", 1699, [ONE_CPU, LITTLE_MEMORY]),
+        ("Swap", 1699, [ONE_CPU, LITTLE_MEMORY]),
+        ("NumCPU", 1699, [LITTLE_MEMORY]),
+        ("Swap\nnumcpu", 1699, [LITTLE_MEMORY]),
+        ("MEM", 1699, [ONE_CPU]),
+        ("NumCPU\nMem", 1699, []),
+        ("NumCPU\nMem", 800, [TOO_LITTLE_MEMORY]),
+    ],
+)
+def test_ignored_kubeadm_checks_accept_small_hosts(
+    tmp_path: Path, ignored: str, memory: int, found: list[str]
+) -> None:
+    assert system_problems(tmp_path, "control-plane", 1, memory, ignored=ignored) == found
+
+
+@pytest.mark.parametrize("ipv6", [True, False])
+def test_port_in_use_is_found(tmp_path: Path, ipv6: bool) -> None:
+    # As the kernel shows them: 30080 is listening, 10250 only has a connection.
+    put(
+        tmp_path,
+        "proc/net/tcp",
+        "  sl  local_address rem_address   st\n"
+        "   0: 00000000:7580 00000000:0000 0A\n"
+        "   1: 0100007F:280A 0100007F:9C40 01\n",
+    )
+    if ipv6:
+        put(tmp_path, "proc/net/tcp6", "  sl  local_address rem_address   st\n")
+    tools = """ss() { echo 'LISTEN 0 511 *:30080 *:* users:(("nginx",pid=1,fd=6))'; }\n"""
+    for ignored, found in {"": ["port 30080/tcp is in use by nginx"], "port-30080": []}.items():
+        values = {"ROLE": "worker", "NODE_PORT": "30080", "IGNORED_CHECKS": ignored}
+        assert problems(tmp_path, "check_ports", tools, **values) == found
+
+
+@pytest.mark.parametrize(
+    ("manage", "installed", "found"),
+    [
+        ("true", "", ""),
+        ("true", "ii |1.37.2-1.1", ""),
+        ("true", "hi |1.36.4-1.1", "kubelet 1.36.4-1.1 is already installed"),
+        ("true", "rc |1.36.4-1.1", ""),
+        ("false", "hi |1.36.4-1.1", ""),
+    ],
+)
+def test_other_kubelet_version_is_found(tmp_path: Path, manage: str, installed: str, found: str) -> None:
+    tools = f"""
+package_family() {{ echo deb; }}
+dpkg-query() {{ [[ ${{!#}} == kubelet && -n '{installed}' ]] && echo '{installed}'; }}
+"""
+    lines = problems(tmp_path, "check_packages", tools, VERSION="1.37.2", MANAGE=manage)
+    assert [line.split(";")[0] for line in lines] == ([found] if found else [])
+
+
+STUBS = (
+    "refuse_existing_node",
+    "check_system",
+    "check_packages",
+    "check_containers",
+    "check_ports",
+    "choose_packages",
+    "reset_node",
+    "restore_firewall",
+    "restore_runtime",
+    "remove_packages",
+    "restore_kernel",
+    "restore_files",
+)
+
+
+def claim(root: Path, verb: str) -> None:
+    """Runs the claim's create or delete on a suitable host with nothing to restore."""
+    stubs = "".join(f"{name}() {{ :; }}\n" for name in STUBS)
+    bash(with_code(CLAIM, stubs, ROLE="worker", OWNER="dev"), verb, "claim", "node1", root=root)
+
+
+def test_claim_after_an_interrupted_one_sets_the_owner(tmp_path: Path) -> None:
+    record(tmp_path)
+    claim(tmp_path, "create")
+    assert (home_of(tmp_path) / "owner").read_text() == "dev\n"
+    assert (home_of(tmp_path) / "name").read_text() == "node1\n"
+
+
+@pytest.mark.parametrize("moved", [True, False])
+def test_delete_removes_what_an_interrupted_one_left(tmp_path: Path, moved: bool) -> None:
+    home = home_of(tmp_path)
+    (home.with_name("kubeadm-ipvs.given-back") / "record").mkdir(parents=True)
+    if moved:
+        run(CLAIM, 'create() { rm -r "$HOME_DIR"; delete; }\n', tmp_path)
+    else:
+        record(tmp_path)
+        claim(tmp_path, "delete")
+    assert list(home.parent.iterdir()) == []
+
+
+def test_everything_restored_later_is_recorded_first(tmp_path: Path) -> None:
+    code = """
+create() {
+  printf 'recorded %s\\n' "${RECORDED_FILES[@]}"
+  printf 'removed %s\\n' "${NODE_FOLDERS[@]}" "${PACKAGE_FOLDERS[@]}"
+  printf 'removed %s\\n' "${CNI_FOLDERS[@]}" "${CERTIFICATE_FOLDERS[@]}"
+}
+"""
+    lines = [line.split() for line in part(CLAIM, code, tmp_path).splitlines()]
+    recorded = {path for kind, path in lines if kind == "recorded"}
+    restored = {path for kind, path in lines if kind == "removed"}
+    for script in (SCRIPTS / "lib/reset").glob("*.sh"):
+        restored |= set(re.findall(r"restore_file(?:_if_present)? (/\S+)", script.read_text()))
+    assert {"/etc/containerd", "/etc/crictl.yaml", "/etc/selinux/config"} <= restored
+    assert restored <= recorded
+
+
+def test_record_copies_small_files_only(tmp_path: Path) -> None:
+    put(tmp_path, "etc/containerd/config.toml", "mine")
+    put(tmp_path, "var/lib/containerd/data")
+    code = """
+create() { cd "$ROOT"; record_files; tar -tf files.tar; }
+"""
+    assert part(CLAIM, code, tmp_path).split() == ["etc/containerd/config.toml"]
+    assert "/var/lib/containerd\n" in (tmp_path / "present").read_text()
+    assert "/etc/crictl.yaml\n" in (tmp_path / "absent").read_text()
+
+
+def test_foreign_containers_block_the_delete(tmp_path: Path) -> None:
+    record(tmp_path, packages_added="containerd\n")
+    code = """
+unit_active() { true; }
+have() { true; }
+timeout() { shift; "$@"; }
+ctr() {
+  case $* in
+    'namespaces ls -q') printf '%s\\n' k8s.io moby empty ;;
+    '-n moby '*) echo 0a1b ;;
+    '-n k8s.io'*) echo pod ;;
+  esac
+}
+create() { refuse_foreign_containers; }
+"""
+    assert "in the namespaces moby" in run(CLAIM, code, tmp_path, 1).stderr
+    record(tmp_path, packages_added="kubelet\n")
+    assert run(CLAIM, code, tmp_path).stderr == ""
+
+
+@pytest.mark.parametrize("node", [True, False])
+def test_delete_without_a_record_leaves_a_node_alone(tmp_path: Path, node: bool) -> None:
+    credentials = tmp_path / "etc/kubernetes/kubelet.conf"
+    if node:
+        put(tmp_path, "etc/kubernetes/kubelet.conf")
+    done = run(CLAIM, 'create() { rm -r "$HOME_DIR"; delete; }\n', tmp_path)
+    assert "the host is already restored" in done.stderr
+    assert ("there is a node on this host, and it stays" in done.stderr) == node
+    assert credentials.exists() == node

@@ -1,0 +1,86 @@
+from __future__ import annotations
+
+import shlex
+from pathlib import Path
+
+import pytest
+
+from tests.fast.shell import bash, home_of, part, put, record, with_code
+
+JOIN = "steps/join.sh"
+
+
+@pytest.mark.parametrize(
+    ("kubectl", "restarted"),
+    [
+        ("echo node/node1", False),
+        ("echo 'Error from server (NotFound): nodes \"node1\" not found' >&2; return 1", True),
+        ("echo 'Unable to connect to the server: EOF' >&2; return 1", False),
+    ],
+)
+def test_deleted_node_registers_again(tmp_path: Path, kubectl: str, restarted: bool) -> None:
+    code = f"""
+begin_node() {{ false; }}
+converge_kubelet() {{ :; }}
+kubectl() {{ {kubectl}; }}
+systemctl() {{ echo "systemctl $*"; }}
+"""
+    assert part(JOIN, code, tmp_path) == ("systemctl restart kubelet\n" if restarted else "")
+
+
+@pytest.mark.parametrize(
+    ("credentials", "calls"),
+    [(True, ["converge"]), (False, ["reset", "systemctl restart containerd", "kubeadm 5 join"])],
+)
+def test_worker_reset_by_hand_joins_again(tmp_path: Path, credentials: bool, calls: list[str]) -> None:
+    record(tmp_path)
+    home = home_of(tmp_path)
+    for mark in ("node.started", "node.done"):
+        (home / mark).touch()
+    if credentials:
+        put(tmp_path, "etc/kubernetes/kubelet.conf")
+    code = """
+reset_node() { echo reset; }
+run_kubeadm() { echo "kubeadm $*"; }
+converge_kubelet() { echo converge; }
+ensure_registered() { :; }
+systemctl() { echo "systemctl $*"; }
+"""
+    assert part(JOIN, code, tmp_path, CONFIG="c", KUBELET="k", PROXY="p").splitlines() == calls
+    assert (home / "node.done").exists()
+
+
+READY = 'a Node with name "node1" and status "Ready" already exists in the cluster. You must delete'
+
+
+@pytest.mark.parametrize(
+    ("unfinished", "error", "runs"),
+    [
+        (True, READY, 3),
+        (False, READY, 1),
+        (False, "Get: context deadline exceeded", 3),
+        (True, "no such image", 1),
+    ],
+    ids=["its own previous kubelet", "another host of that name", "a slow API server", "anything else"],
+)
+def test_kubeadm_retries_only_transient_errors(
+    tmp_path: Path, unfinished: bool, error: str, runs: int
+) -> None:
+    record(tmp_path)
+    home = home_of(tmp_path)
+    if unfinished:
+        (home / "node.started").touch()
+    (home / "kubeadm.yaml").touch()
+    code = f"""
+reset_node() {{ :; }}
+systemctl() {{ :; }}
+pause() {{ :; }}
+kubeadm() {{
+  echo run >>{tmp_path}/runs
+  if (($(wc -l <{tmp_path}/runs) < 3)); then echo {shlex.quote("error: " + error)}; return 1; fi
+}}
+create() {{ begin_node; run_kubeadm 3 join; }}
+"""
+    done = bash(with_code("lib/kubeadm.sh", code), root=tmp_path, check=False)
+    assert len((tmp_path / "runs").read_text().split()) == runs
+    assert (done.returncode == 0) == (runs == 3), done.stderr

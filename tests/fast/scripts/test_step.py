@@ -1,0 +1,159 @@
+from __future__ import annotations
+
+import fcntl
+from pathlib import Path
+
+import pytest
+
+from tests.fast.shell import bash, home_of, part, put, record, run, with_code
+
+STEP = "lib/step.sh"
+
+
+def test_failing_command_reports_cause_and_next_move(tmp_path: Path) -> None:
+    done = run(STEP, "create() { helper; }\nhelper() { false; }\n", tmp_path, 1)
+    assert "node1: step: FAILED: `false` exited with status 1" in done.stderr
+    assert "node1: step: next: " in done.stderr
+
+
+def test_sigpipe_fails_only_in_pipelines(tmp_path: Path) -> None:
+    done = run(STEP, "create() { grep -q 1 < <(seq 200000; seq 200000); }\n", tmp_path)
+    assert done.stderr == ""
+    lost = run(STEP, "create() { x=$(seq 200000 | true); }\n", tmp_path, 1)
+    assert "exited with status 141" in lost.stderr
+
+
+def test_stopped_step_reports_it(tmp_path: Path) -> None:
+    done = run(STEP, "create() { kill -TERM $$; pause 20; }\n", tmp_path, 1)
+    assert "stopped by its time limit or by a signal" in done.stderr
+
+
+def test_lock_excludes_a_second_run(tmp_path: Path) -> None:
+    text = with_code(STEP, "create() { :; }\nflock() { command flock -w 0.2 9; }\n", LOCK_SECONDS="1")
+    with put(tmp_path, "run/kubeadm-ipvs.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        done = bash(text, root=tmp_path, check=False)
+    assert "an earlier run is still at work on this host; waiting for it to end" in done.stderr
+    assert "FAILED: another run is still at work on this host" in done.stderr
+    assert bash(text, root=tmp_path).returncode == 0
+
+
+OWNER, OWNER_OF_OLDER_VERSION = "dev 4fd1", "dev"
+
+
+@pytest.mark.parametrize(
+    ("owner", "refusal"),
+    [
+        (None, ""),
+        (OWNER, ""),
+        (OWNER_OF_OLDER_VERSION, ""),
+        ("dev 77ab", "a stack of the same name in another state"),
+        ("prod 4fd1", "the host belongs to the stack prod"),
+    ],
+)
+@pytest.mark.parametrize("verb", ["create", "update"])
+def test_host_of_another_stack_is_refused(tmp_path: Path, owner: str | None, refusal: str, verb: str) -> None:
+    if owner:
+        (home_of(tmp_path) / "owner").write_text(f"{owner}\n")
+    code = "create() { echo done; }\n"
+    done = run(STEP, code, tmp_path, 1 if refusal else 0, verb=verb, OWNER=OWNER)
+    assert refusal in done.stderr
+    assert done.stdout == ("" if refusal else "done\n")
+
+
+@pytest.mark.parametrize(("owner", "deleted"), [(OWNER, True), ("dev 77ab", False), ("prod 4fd1", False)])
+def test_delete_skips_a_host_of_another_stack(tmp_path: Path, owner: str, deleted: bool) -> None:
+    (home_of(tmp_path) / "owner").write_text(f"{owner}\n")
+    done = run(STEP, "delete() { echo done; }\n", tmp_path, verb="delete", OWNER=OWNER)
+    assert done.stdout == ("done\n" if deleted else "")
+    assert ("nothing was changed" in done.stderr) is not deleted
+
+
+def test_put_file_reports_changes(tmp_path: Path) -> None:
+    target = tmp_path / "etc" / "thing"
+    code = f"create() {{ if echo hello | put_file {target} 0600; then echo changed; else echo same; fi; }}\n"
+    assert part(STEP, code, tmp_path) == "changed\n"
+    assert part(STEP, code, tmp_path) == "same\n"
+    assert target.stat().st_mode & 0o777 == 0o600
+    target.chmod(0o644)
+    assert part(STEP, code, tmp_path) == "changed\n"
+    assert [path.name for path in target.parent.iterdir()] == ["thing"]
+
+
+def test_put_file_cleans_up_after_a_killed_run(tmp_path: Path) -> None:
+    target = tmp_path / "etc" / "thing"
+    code = f"create() {{ echo hello | put_file {target} 0600; }}\n"
+    killed = bash(with_code(STEP, "sync() { kill -KILL $BASHPID; }\n" + code), root=tmp_path, check=False)
+    assert killed.returncode
+    assert [path.name for path in target.parent.iterdir()] != ["thing"]
+    run(STEP, code, tmp_path)
+    assert [path.name for path in target.parent.iterdir()] == ["thing"]
+
+
+def test_notes_are_kept_once_and_in_order(tmp_path: Path) -> None:
+    folder = record(tmp_path)
+    code = "create() { note rules first; note rules second; note rules first; }\n"
+    run(STEP, code, tmp_path)
+    run(STEP, code, tmp_path)
+    assert (folder / "rules").read_text() == "first\nsecond\n"
+
+
+def test_redact_hides_tokens_and_keys(tmp_path: Path) -> None:
+    token, key, digest = "abcdef.0123456789abcdef", "0" * 64, "sha256:" + "a" * 64
+    output = part(STEP, f"create() {{ echo 'use {token} and {key} not {digest}x' | redact; }}\n", tmp_path)
+    assert token not in output
+    assert key not in output
+
+
+def test_redact_hides_proxy_passwords(tmp_path: Path) -> None:
+    code = """create() { echo 'by "http://me:hush@proxy:3128" or https://registry.k8s.io/a@b' | redact; }\n"""
+    expected = 'by "http://[password]@proxy:3128" or https://registry.k8s.io/a@b\n'
+    assert part(STEP, code, tmp_path) == expected
+
+
+@pytest.mark.parametrize(
+    ("script", "proxies"), [("steps/packages.sh", "http://p http://q"), ("steps/runtime.sh", " ")]
+)
+def test_only_packages_keeps_the_logins_proxy(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, script: str, proxies: str
+) -> None:
+    monkeypatch.setenv("https_proxy", "http://p")
+    monkeypatch.setenv("HTTP_PROXY", "http://q")
+    code = 'create() { echo "${https_proxy:-} ${HTTP_PROXY:-}"; }\n'
+    assert part(script, code, tmp_path) == f"{proxies}\n"
+
+
+def test_wait_ends_with_its_condition_or_limit(tmp_path: Path) -> None:
+    flag = tmp_path / "flag"
+    met = f"create() {{ (pause 1; touch {flag}) & wait_for 30 x test -e {flag} && echo met; }}\n"
+    assert part(STEP, met, tmp_path) == "met\n"
+    unmet = "create() { wait_for 1 x false || echo unmet; }\n"
+    assert part(STEP, unmet, tmp_path) == "unmet\n"
+
+
+@pytest.mark.parametrize(
+    ("seconds", "pauses"),
+    [(0, "0.5 0.7 1.0 1.5 2.2"), (4, "6.0" + 4 * " 6.0"), (60, "15.0" + 4 * " 15.0")],
+)
+def test_wait_pauses_longer_for_slow_commands(tmp_path: Path, seconds: int, pauses: str) -> None:
+    code = (
+        f"slow_command() {{ SECONDS=$((SECONDS + {seconds})); ((++times > 5)); }}\n"
+        "pause() { pauses+=($1); }\n"
+        "create() { unset SECONDS; SECONDS=0; local times=0 pauses=()\n"
+        "wait_for 3000 x slow_command; echo ${pauses[*]}; }\n"
+    )
+    assert part(STEP, code, tmp_path) == f"{pauses}\n"
+
+
+def test_long_wait_reports_what_is_missing(tmp_path: Path) -> None:
+    code = (
+        "ready() { SECONDS=$((SECONDS + 21)); detail='1 of 2 pods updated'; ((SECONDS > 50)); }\n"
+        "create() { local detail; pause() { :; }; wait_for 300 'the rollout' ready; }\n"
+    )
+    assert "still waiting for the rollout: 1 of 2 pods updated" in run(STEP, code, tmp_path).stderr
+
+
+@pytest.mark.parametrize(("module", "status"), [("ip_vs_rr", 0), ("nothing", 1)])
+def test_built_in_module_counts_as_loaded(tmp_path: Path, module: str, status: int) -> None:
+    code = "modinfo() { [[ $3 != ip_vs_rr ]] || echo '(builtin)'; }\ncreate() { module_loaded $MODULE; }\n"
+    run(STEP, code, tmp_path, status, MODULE=module)

@@ -1,0 +1,121 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from common.errors import UserError
+from tests.fast import past_run
+from tests.fast.engine_events import event, urn
+from tools import critical
+from tools.critical import Bar
+from tools.watch import Urn
+
+
+def names(run: critical.Timeline) -> list[str]:
+    return [Urn.parse(step.bar.urn).name for step in run.path]
+
+
+def bars(*operations: tuple[str, str, float, float]) -> list[Bar]:
+    return [Bar(urn(name), op, began, ended) for name, op, began, ended in operations]
+
+
+@pytest.mark.parametrize("slow", ["master-packages", "node1-packages", "DaemonSet/kube-flannel/flannel"])
+def test_critical_path_leads_through_slow_step(tmp_path: Path, slow: str) -> None:
+    lines, path = past_run.up(tmp_path, {slow: 400})
+    run = critical.read(past_run.text(lines), "dev")
+    assert names(run) == path
+    assert slow in path
+    assert run.by_dependencies and run.exact
+    # Work and waiting add up to the whole run.
+    assert sum(step.bar.took + step.waited for step in run.path) == pytest.approx(run.seconds)
+
+
+def test_bars_are_grouped_by_host(tmp_path: Path) -> None:
+    run = critical.read(past_run.text(past_run.up(tmp_path)[0]), "dev")
+    groups = run.groups()
+    assert list(groups) == ["master", "node1", "node2", "cluster"]
+    first = ["deregister", "claim", "kernel", "firewall", "packages", "runtime"]
+    assert [bar.name for bar in groups["node1"]][:6] == first
+    assert "expected-services" in [bar.name for bar in groups["cluster"]]
+
+
+def test_longest_matching_host_name_wins() -> None:
+    kind, parent = "command:remote:Command", "kubeadm-ipvs:index:PreparedHost$"
+    claims = [Bar(urn(f"{host}-claim", kind, parent), "create", 0, 1) for host in ("node", "node-b")]
+    grouped = critical._grouped([*claims, Bar(urn("node-b-join", kind), "create", 0, 1)], {})
+    assert [bar.group for bar in grouped] == ["node", "node-b", "node-b"]
+
+
+def test_deletion_waits_for_dependents() -> None:
+    dependencies = {urn("b"): [urn("a")], urn("c"): [urn("a")]}
+    some = bars(("b", "delete", 0, 9), ("c", "delete", 0, 4), ("a", "delete", 10, 12))
+    path = critical.critical_path(some, dependencies)
+    assert [(Urn.parse(step.bar.urn).name, step.waited) for step in path] == [("b", 0), ("a", 1)]
+
+
+def test_replacement_waits_for_its_own_deletion() -> None:
+    dependencies = {urn("join"): [urn("init")]}
+    some = bars(
+        ("join", "delete-replaced", 0, 5),
+        ("init", "delete-replaced", 5, 7),
+        ("init", "create-replacement", 7, 20),
+        ("join", "create-replacement", 20, 30),
+    )
+    assert [step.bar for step in critical.critical_path(some, dependencies)] == some
+
+
+def test_path_leads_through_unchanged_resources() -> None:
+    dependencies = {urn("object"): [urn("provider")], urn("provider"): [urn("init")], urn("init"): []}
+    some = bars(("init", "create", 0, 5), ("other", "create", 0, 6), ("object", "create", 6, 8))
+    path = critical.critical_path(some, dependencies)
+    assert [Urn.parse(step.bar.urn).name for step in path] == ["init", "object"]
+    assert path[1].waited == 1
+
+
+def test_dependency_cycle_ends() -> None:
+    some = bars(("a", "create", 0, 5), ("b", "create", 5, 6))
+    assert len(critical.critical_path(some, {urn("a"): [urn("b")], urn("b"): [urn("a")]})) == 2
+
+
+def test_path_without_dependencies_is_based_on_times() -> None:
+    log = [
+        event("resourcePreEvent", "b", "delete", 100),
+        event("resOutputsEvent", "b", "delete", 109),
+        event("resourcePreEvent", "a", "delete", 109),
+        event("resOutputsEvent", "a", "delete", 112),
+    ]
+    run = critical.read(past_run.text(log), "dev", {})
+    assert (run.command, names(run)) == ("destroy", ["b", "a"])
+    assert any("times alone" in caveat for caveat in critical.caveats(run))
+    assert any("whole seconds" in caveat for caveat in critical.caveats(run))
+
+
+def test_only_changes_have_bars() -> None:
+    component = event("resourcePreEvent", "part", "create", 2)
+    component["resourcePreEvent"]["metadata"]["new"]["custom"] = False
+    log = [
+        event("resourcePreEvent", "a", "create", 1, planning=True),
+        component,
+        event("resourcePreEvent", "b", "same", 3),
+        event("resourcePreEvent", "c", "update", 4),
+        event("resOutputsEvent", "c", "update", 6),
+    ]
+    run = critical.read(past_run.text(log), "dev")
+    assert [(bar.name, bar.began, bar.ended) for bar in run.bars] == [("c", 0, 2)]
+
+
+def test_log_without_changes_is_refused() -> None:
+    for text in ("", "Previewing update (dev)\n", '{"steps": []}\n', "[1]\n"):
+        with pytest.raises(UserError, match="--event-log"):
+            critical.read(text, "dev")
+
+
+@pytest.mark.parametrize(
+    ("seconds", "expected"),
+    [(0.5, [0]), (4, [0, 1, 2, 3, 4]), (47, [0, 10, 20, 30, 40]), (465, [0, 120, 240, 360]), (5000, 4)],
+)
+def test_axis_has_few_round_times(seconds: float, expected: list[float] | int) -> None:
+    found = critical.ticks(seconds)
+    assert found == expected if isinstance(expected, list) else len(found) <= 6
+    assert found[-1] <= seconds

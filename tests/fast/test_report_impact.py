@@ -1,0 +1,185 @@
+"""What the report says about each kind of change."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from model.settings_file import load
+from model.steps import STEPS, step_of, values_of
+from report import impact_texts
+from report.impact import impacts
+from report.impact_texts import Level
+from report.page import render
+from report.plan import changes_in
+from tests.fast.recorded_run import run
+from tests.fast.report_plans import (
+    HOSTS,
+    REMOVED_WORKER,
+    environment,
+    impact_texts_of,
+    script,
+    step,
+    update,
+    update_hidden,
+    update_protection,
+    update_proxies,
+)
+from tests.fast.sample_settings import raw_settings
+
+RERUN_ON_NODE1 = "steps run again with unchanged settings on node1."
+UNPROTECTED = "**master loses its protection: runs can delete or replace it again**."
+
+
+def test_table_covers_every_step_and_only_known_values(tmp_path: Path) -> None:
+    recorded = run(load(raw_settings(tmp_path), tmp_path))
+    values: dict[str, set[str]] = {}
+    for name, inputs in recorded.inputs.items():
+        if "stdin" in inputs and "/" not in name:
+            found = values_of(inputs["stdin"])
+            assert found is not None
+            known = step_of(inputs["create"])
+            assert known is not None
+            values.setdefault(known.name, set()).update(found)
+    assert set(values) == set(impact_texts.STEPS) <= set(STEPS)
+    for name, texts in impact_texts.STEPS.items():
+        assert {key.partition("=")[0] for key in texts} <= values[name], name
+
+
+def test_new_scheduler_restarts_kube_proxy_one_by_one() -> None:
+    assert impact_texts_of(*update_proxies()) == [
+        "**kube-proxy restarts on 3 nodes, one by one**: master, node1, node2. "
+        "The kernel keeps balancing meanwhile."
+    ]
+    assert impact_texts_of(*update_proxies(1))[0].startswith("**kube-proxy restarts on master**. ")
+
+
+def test_lost_protection_is_listed_once_and_destroys_nothing() -> None:
+    steps = [update_protection(f"master-{name}", True, False) for name in ("claim", "init")]
+    assert impact_texts_of(*steps) == [UNPROTECTED]
+    page = render([environment("prod", *steps)], approved=False)
+    assert page.text == f"## prod: changes in place\n\n- {UNPROTECTED}\n"
+    assert not page.is_destructive
+
+
+def test_new_protection_is_listed() -> None:
+    assert impact_texts_of(update_protection("master-init", False, True)) == [
+        "master becomes protected: no run can delete or replace it."
+    ]
+
+
+def test_lost_protection_is_listed_besides_an_update() -> None:
+    assert UNPROTECTED in impact_texts_of(update_protection("master-init", True, False, op="update"))
+
+
+def test_removed_worker_is_drained_and_restored() -> None:
+    [text] = impact_texts_of(*REMOVED_WORKER)
+    assert text.startswith(
+        "**node2 is drained, removed from the cluster and restored to its original state**. Its pods"
+    )
+
+
+def test_deleted_unknown_resource_is_a_loss() -> None:
+    plan = {"steps": [step("logs", "delete", {}, None, "aws:s3:Bucket")]}
+    assert [(impact.level, impact.text) for impact in impacts(changes_in(plan), HOSTS)] == [
+        (Level.LOSS, "`logs` (aws:s3:Bucket): delete.")
+    ]
+
+
+@pytest.mark.parametrize(
+    ("op", "words"), [("delete", "is deleted**"), ("replace", "is deleted and recreated**: `spec.x` 1 → 2")]
+)
+def test_lost_object_is_destructive(op: str, words: str) -> None:
+    old, new = {"spec": {"x": 1}}, {"spec": {"x": 2}}
+    name, kind = "Service/default/web", "kubernetes:core/v1:Service"
+    found = environment("prod", step(name, op, old, None if op == "delete" else new, kind))
+    assert found.is_destructive
+    assert words in render([found], approved=False).text
+
+
+@pytest.mark.parametrize(
+    "steps",
+    [
+        [step("master-init", "replace", script(CONFIG="a"), script(CONFIG="b"))],
+        [step("old-init", "delete", script()), step("new-init", "create", None, script())],
+    ],
+    ids=["replaced", "renamed"],
+)
+def test_another_init_replaces_the_cluster(steps: list[object]) -> None:
+    assert impact_texts_of(*steps)[0].startswith(
+        "**The cluster is replaced and every workload in it is lost**. This deletes all its objects"
+    )
+
+
+def test_changed_script_alone_is_a_rerun() -> None:
+    old, new = script(FIREWALL="open"), script(FIREWALL="open")
+    new["stdin"] = "# more\n" + new["stdin"]
+    assert impact_texts_of(step("node1-firewall", "update", old, new)) == [RERUN_ON_NODE1]
+
+
+def test_taints_that_evict_are_listed_besides_labels() -> None:
+    assert impact_texts_of(update("node1-node", {}, LABELS="disk=ssd", TAINTS="only=web:NoExecute")) == [
+        "Labels change on node1.",
+        "Taints change on node1. A NoExecute taint evicts pods that don't tolerate it.",
+    ]
+
+
+def test_mirrors_restart_nothing_unless_containerd_restarts() -> None:
+    both = update("node1-runtime", {}, MIRRORS="a b", SANDBOX_IMAGE="c", IMAGES="d")
+    assert impact_texts_of(both) == [
+        "**containerd restarts with a new sandbox image on node1**. Pods keep running.",
+        "containerd uses different registry mirrors on node1.",
+    ]
+    mirrors = update("node1-runtime", {}, MIRRORS="a b", IMAGES="d")
+    assert "Nothing restarts" in impact_texts_of(mirrors)[0]
+
+
+def test_certificate_names_dont_hide_a_kubelet_restart() -> None:
+    steps = [
+        update("master-init", {}, CERT_SANS="api.test", KUBELET="maxPods: 60", CONFIG="both"),
+        update_hidden("node1-join"),
+    ]
+    assert impact_texts_of(*steps) == [
+        "**kubelet restarts with new settings on every node**. Pods keep running.",
+        "The API server's certificate is reissued with different names on master.",
+    ]
+    assert "## prod: rolling restarts" in render([environment("prod", *steps)], approved=False).text
+
+
+def test_new_proxy_mode_covers_its_settings() -> None:
+    [text] = impact_texts_of(
+        update("node1-proxy", {"MODE": "ipvs", "PROXY": "a"}, MODE="nftables", PROXY="b")
+    )
+    assert text.startswith("**kube-proxy switches from ipvs to nftables on node1**. On each node")
+
+
+def test_repair_doesnt_hide_other_changes() -> None:
+    assert impact_texts_of(
+        update("master-init", {}, REPAIR="today", KUBELET="maxPods: 60"),
+        update("master-kernel", {}, REPAIR="today"),
+        update("master-runtime", {}, REPAIR="today", MIRRORS="a b"),
+        update_hidden("master-verification"),
+    ) == [
+        "**kubelet restarts with new settings on every node**. Pods keep running.",
+        "Every step runs again to repair drift on master. containerd restarts; pods keep running.",
+        "containerd uses different registry mirrors on master.",
+    ]
+
+
+def test_removing_repair_from_the_settings_repairs_nothing() -> None:
+    assert impact_texts_of(update("node1-runtime", {"REPAIR": "today"})) == [RERUN_ON_NODE1]
+
+
+def test_changed_timeout_is_listed() -> None:
+    old, new = ({**script(), "create": f"timeout {limit} bash"} for limit in (1, 2))
+    found = environment("prod", step("node1-kernel", "update", old, new))
+    assert "no changes" not in render([found], approved=True).text
+
+
+def test_secret_objects_show_only_paths() -> None:
+    old, new = {"stringData": {"key": "hush"}}, {"stringData": {"key": "hushhush"}}
+    secret = step("Secret/a/b", "update", old, new, "kubernetes:core/v1:Secret")
+    text = render([environment("p", secret)], approved=True).text
+    assert "stringData.key" in text
+    assert "hush" not in text

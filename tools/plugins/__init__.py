@@ -1,1 +1,0 @@
-"""Stand-ins for provider plugins that can't be downloaded everywhere, and how plugins are found."""
