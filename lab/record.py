@@ -17,6 +17,9 @@ from lab.hardware import Accelerator
 from lab.options import Options
 from lab.ports import Ports
 
+# Fields and values in records of earlier versions.
+_RENAMED = {"site": "mirror", "site_root": "mirror_root", "dnf": "rpm"}
+
 
 @dataclass(frozen=True)
 class Record:
@@ -34,8 +37,11 @@ class Record:
     @staticmethod
     def read(path: Path) -> Record:
         """Read a record from a file."""
-        raw: dict[str, Any] = json.loads(path.read_text())
-        raw["options"] = Options(**raw["options"])
+        saved: dict[str, Any] = json.loads(path.read_text())
+        raw = {_RENAMED.get(key, key): value for key, value in saved.items()}
+        options = dict(raw["options"])
+        options["family"] = _RENAMED.get(options["family"], options["family"])
+        raw["options"] = Options(**options)
         raw["ports"] = _ports(raw)
         return Record(**raw)
 

@@ -10,8 +10,9 @@ import pytest
 
 from common import paths
 from common.errors import UserError
+from lab.options import Options
 from lab.ports import fixed
-from lab.record import choose_ports
+from lab.record import Record, choose_ports
 from tests.fast.saved_lab import QUIET, saved_lab
 
 
@@ -25,6 +26,18 @@ def test_saved_options_and_ports_can_be_read() -> None:
     lab = saved_lab(options={"count": 2})
     assert lab.options.count == 2
     assert lab.ports == fixed(2)
+
+
+def test_record_of_earlier_version_can_be_read(tmp_path: Path) -> None:
+    saved = asdict(
+        Record(Options(name="red", family="rpm"), fixed(3), mirror="built", mirror_root="/srv/www")
+    )
+    saved["options"]["family"] = "dnf"
+    saved |= {"site": saved.pop("mirror"), "site_root": saved.pop("mirror_root")}
+    file = tmp_path / "lab.json"
+    file.write_text(json.dumps(saved))
+    record = Record.read(file)
+    assert (record.mirror, record.mirror_root, record.options.family) == ("built", "/srv/www", "rpm")
 
 
 def test_existing_lab_with_other_options_is_refused() -> None:
