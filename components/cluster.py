@@ -18,7 +18,7 @@ from components.node import Node, NodeArgs
 from components.proxy import ProxyMode, ProxyModeArgs
 from components.verification import Verification, VerificationArgs
 from components.worker import Worker, WorkerArgs
-from model import documents
+from model import documents, pod_network
 from model.field_types import seconds
 from model.settings import Settings
 
@@ -102,9 +102,10 @@ class Cluster(pulumi.ComponentResource):
                 aliases=[pulumi.Alias(name=settings.cluster.name, parent=self)],
             ),
         )
+        pods = pod_network.of(settings)
         network = Manifest(
-            "flannel",
-            ManifestArgs("flannel.yaml", _flannel(settings), provider, control_plane),
+            pods.name,
+            ManifestArgs(pods.manifest, pods.parameters(settings), provider, control_plane),
             child,
         )
         workers = [
@@ -152,20 +153,6 @@ class Cluster(pulumi.ComponentResource):
         self.register_outputs(
             {"kubeconfig": self.kubeconfig, "nodePorts": self.node_ports, "caHash": control_plane.ca_hash}
         )
-
-
-def _flannel(settings: Settings) -> dict[str, documents.Parameter]:
-    flannel = settings.network.flannel
-    return {
-        "pod_subnet": settings.network.pod_subnet,
-        "backend": flannel.backend,
-        "image": flannel.image,
-        "cni_plugin_image": flannel.cni_plugin_image,
-        "interface_regex": settings.flannel_interface_regex,
-        "resync_seconds": flannel.resync_seconds,
-        "api_host": settings.control_plane.address,
-        "api_port": settings.api_port,
-    }
 
 
 def _nginx(settings: Settings) -> dict[str, documents.Parameter]:

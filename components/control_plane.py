@@ -9,7 +9,7 @@ from pulumi_command import remote
 
 from components import changes
 from components.host import PreparedHost
-from model import drift, kubeadm, steps
+from model import drift, kubeadm, pod_network, steps
 from model.settings import Host, Settings
 
 
@@ -57,6 +57,7 @@ class ControlPlane(pulumi.ComponentResource):
                 "CERTIFICATE_DAYS": str(drift.CERTIFICATE_DAYS),
                 "KUBELET": kubeadm.kubelet_config(settings),
                 "PROXY": kubeadm.proxy_config(settings),
+                "POD_NETWORK": pod_network.of(settings).lines,
                 "DISABLE_EVICTION": "true" if settings.drain.disable_eviction else "",
             },
             opts=pulumi.ResourceOptions(

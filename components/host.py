@@ -10,7 +10,7 @@ import pulumi
 from pulumi_command import remote
 
 from components.remote import Runner
-from model import steps
+from model import pod_network, steps
 from model.field_types import is_url
 from model.settings import Host, Settings
 
@@ -70,6 +70,7 @@ class PreparedHost(pulumi.ComponentResource):
                 "VERSION": settings.cluster.kubernetes_version,
                 "MANAGE": _manage(settings),
                 "IGNORED_CHECKS": "\n".join(settings.preflight.ignore),
+                "POD_NETWORK": pod_network.of(settings).lines,
             },
             # In production workers still come and go, but losing the control plane loses the cluster.
             opts=pulumi.ResourceOptions(
@@ -80,13 +81,14 @@ class PreparedHost(pulumi.ComponentResource):
 
     def _prepare(self) -> remote.Command:
         settings, host = self._args.settings, self.host
+        network = pod_network.of(settings)
         preparation: list[tuple[steps.Step, dict[str, str]]] = [
             (
                 steps.KERNEL,
                 {
                     "MODE": settings.proxy.mode,
                     "SCHEDULER": settings.proxy.scheduler,
-                    "BACKEND": settings.network.flannel.backend,
+                    "NETWORK_MODULES": " ".join(network.modules(settings)),
                 },
             ),
             (
@@ -96,6 +98,7 @@ class PreparedHost(pulumi.ComponentResource):
                     "ROLE": host.role,
                     "ADDRESS": host.address,
                     "POD_SUBNET": settings.network.pod_subnet,
+                    "POD_NETWORK": network.lines,
                 },
             ),
             (steps.PACKAGES, _packages(settings)),
@@ -136,5 +139,17 @@ def _runtime(settings: Settings, host: Host) -> dict[str, str]:
     mirrors = "\n".join(
         " ".join([registry, *urls]) for registry, urls in sorted(settings.runtime.mirrors.items())
     )
-    images = settings.node_images(host)
-    return {"SANDBOX_IMAGE": settings.pause_image, "MIRRORS": mirrors, "IMAGES": "\n".join(images)}
+    return {
+        "SANDBOX_IMAGE": settings.pause_image,
+        "MIRRORS": mirrors,
+        "IMAGES": "\n".join(node_images(settings, host)),
+        "POD_NETWORK": pod_network.of(settings).lines,
+    }
+
+
+def node_images(settings: Settings, host: Host) -> tuple[str, ...]:
+    """Images that every node runs but kubeadm doesn't pull on workers. They are pulled ahead of time."""
+    images = [settings.pause_image, settings.kube_proxy_image, *pod_network.of(settings).images(settings)]
+    if host.role == "worker" or not settings.workers:
+        images.append(settings.nginx.image)
+    return tuple(images)

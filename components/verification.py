@@ -13,7 +13,7 @@ import pulumi
 from components.control_plane import ControlPlane
 from components.host import PreparedHost
 from components.remote import plain_output
-from model import ipvs, steps
+from model import ipvs, pod_network, steps
 from model.settings import Host, Settings
 
 
@@ -104,6 +104,7 @@ class Verification(pulumi.ComponentResource):
             "SCHEDULER": settings.proxy.scheduler,
             "REQUESTS": str(settings.verification.requests),
             "WAIT_SECONDS": str(settings.verification.wait_seconds),
+            "POD_NETWORK": pod_network.of(settings).lines,
         }
 
 

@@ -9,7 +9,7 @@ import pulumi
 from components.bootstrap_token import BootstrapToken
 from components.control_plane import ControlPlane
 from components.host import PreparedHost
-from model import kubeadm, steps
+from model import kubeadm, pod_network, steps
 from model.settings import Settings
 
 
@@ -66,6 +66,7 @@ class Worker(pulumi.ComponentResource):
                 "CONFIG": config,
                 "KUBELET": kubeadm.kubelet_config(settings),
                 "PROXY": kubeadm.proxy_config(settings),
+                "POD_NETWORK": pod_network.of(settings).lines,
             },
             opts=pulumi.ResourceOptions(
                 depends_on=[machine.ready, control_plane.init],

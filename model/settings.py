@@ -10,11 +10,10 @@ addresses and networks are checked strings.
 
 from __future__ import annotations
 
-import re
 import types
 import typing
 from enum import Enum
-from ipaddress import IPv4Address, IPv4Network
+from ipaddress import IPv4Network
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -569,14 +568,6 @@ class Settings(Section):
         """kube-proxy's image, which a reset also uses to clean up a host."""
         return f"{self.cluster.image_repository}/kube-proxy:v{self.cluster.kubernetes_version}"
 
-    def node_images(self, host: Host) -> tuple[str, ...]:
-        """Images that every node runs but kubeadm doesn't pull on workers. They are pulled ahead of time."""
-        flannel = self.network.flannel
-        images = [self.pause_image, self.kube_proxy_image, flannel.image, flannel.cni_plugin_image]
-        if host.role == "worker" or not self.workers:
-            images.append(self.nginx.image)
-        return tuple(images)
-
     @property
     def nginx_spread(self) -> int:
         """Number of hosts over which nginx's pods must be spread: as many as can run them, at least one."""
@@ -590,23 +581,6 @@ class Settings(Section):
             for host in self.workers or self.hosts
             if not any(taint.endswith((":NoSchedule", ":NoExecute")) for taint in host.taints)
         )
-
-    @property
-    def flannel_interface_regex(self) -> str:
-        """The regular expression (Go's RE2) that selects flannel's interface.
-
-        Without the setting, it matches the /24 blocks of the hosts' addresses, so that adding a host in a
-        known block changes nothing. If such a block overlaps the pod or service subnet, whose addresses are
-        also on a node's interfaces, it matches exactly the hosts' addresses instead.
-        """
-        if self.network.flannel.interface_regex is not None:
-            return self.network.flannel.interface_regex
-        blocks = sorted({IPv4Network(f"{host.address}/24", strict=False) for host in self.hosts})
-        inside = [IPv4Network(subnet) for subnet in (self.network.pod_subnet, self.network.service_subnet)]
-        if any(block.overlaps(network) for block in blocks for network in inside):
-            addresses = sorted(IPv4Address(host.address) for host in self.hosts)
-            return _alternatives([re.escape(str(address)) for address in addresses], "")
-        return _alternatives([re.escape(str(block[0]).rpartition(".")[0]) for block in blocks], r"\.[0-9]+")
 
     def package_repository(self, package_format: Literal["deb", "rpm"]) -> str:
         """The package repository's URL with its placeholders filled in and a slash at the end."""
@@ -681,7 +655,3 @@ def value_at(settings: Settings, path: str) -> Any:
 # PauseVersion in kubeadm's constants (cmd/kubeadm/app/constants) at v1.34.4, v1.35.1, v1.36.3 and v1.37.2.
 _PAUSE = {"1.34": "3.10.1", "1.35": "3.10.1", "1.36": "3.10.2", "1.37": "3.10.2"}
 _NEWEST_PAUSE = "3.10.2"
-
-
-def _alternatives(patterns: list[str], end: str) -> str:
-    return f"^{patterns[0]}{end}$" if len(patterns) == 1 else f"^({'|'.join(patterns)}){end}$"

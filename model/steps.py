@@ -63,7 +63,7 @@ def _names(text: str) -> frozenset[str]:
 CLAIM = Step(
     "claim",
     lambda settings: settings.step_timeouts.inspect,
-    _names("ROLE ADDRESS NODE_PORT MODE SCHEDULER VERSION MANAGE IGNORED_CHECKS"),
+    _names("ROLE ADDRESS NODE_PORT MODE SCHEDULER VERSION MANAGE IGNORED_CHECKS POD_NETWORK"),
     delete_limit=lambda settings: settings.step_timeouts.reset,
     changes=True,
     owned=True,
@@ -71,7 +71,7 @@ CLAIM = Step(
 KERNEL = Step(
     "kernel",
     lambda settings: settings.step_timeouts.prepare,
-    _names("MODE SCHEDULER BACKEND"),
+    _names("MODE SCHEDULER NETWORK_MODULES"),
     changes=True,
     owned=True,
     repairs=True,
@@ -79,7 +79,7 @@ KERNEL = Step(
 FIREWALL = Step(
     "firewall",
     lambda settings: settings.step_timeouts.prepare,
-    _names("FIREWALL ROLE ADDRESS POD_SUBNET"),
+    _names("FIREWALL ROLE ADDRESS POD_SUBNET POD_NETWORK"),
     changes=True,
     owned=True,
     repairs=True,
@@ -95,7 +95,7 @@ PACKAGES = Step(
 RUNTIME = Step(
     "runtime",
     lambda settings: settings.step_timeouts.prepare,
-    _names("SANDBOX_IMAGE MIRRORS IMAGES"),
+    _names("SANDBOX_IMAGE MIRRORS IMAGES POD_NETWORK"),
     changes=True,
     owned=True,
     repairs=True,
@@ -103,7 +103,7 @@ RUNTIME = Step(
 INIT = Step(
     "init",
     lambda settings: settings.step_timeouts.init,
-    _names("CONFIG PATCHES CERT_SANS CERTIFICATE_DAYS KUBELET PROXY DISABLE_EVICTION"),
+    _names("CONFIG PATCHES CERT_SANS CERTIFICATE_DAYS KUBELET PROXY DISABLE_EVICTION POD_NETWORK"),
     delete_limit=lambda settings: settings.step_timeouts.reset,
     changes=True,
     owned=True,
@@ -112,7 +112,7 @@ INIT = Step(
 JOIN = Step(
     "join",
     lambda settings: settings.step_timeouts.join,
-    _names("CONFIG KUBELET PROXY"),
+    _names("CONFIG KUBELET PROXY POD_NETWORK"),
     delete_limit=lambda settings: settings.step_timeouts.reset,
     changes=True,
     owned=True,
@@ -161,7 +161,8 @@ EXPECTED_SERVICES = Step(
 VERIFICATION = Step(
     "verification",
     lambda settings: settings.step_timeouts.verification + settings.verification.wait_seconds,
-    _names("EXPECTED CLUSTER_ENDPOINT NODE_ENDPOINT ENDPOINTS MODE SCHEDULER REQUESTS WAIT_SECONDS"),
+    _names("EXPECTED CLUSTER_ENDPOINT NODE_ENDPOINT ENDPOINTS MODE SCHEDULER REQUESTS WAIT_SECONDS")
+    | {"POD_NETWORK"},
     formerly="proof",
 )
 # No resource runs these two; `tools/check.py` and `tools/show.py` do.

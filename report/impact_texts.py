@@ -47,7 +47,9 @@ STEPS: Mapping[str, Mapping[str, ImpactText]] = {
     "kernel": {
         "MODE": ImpactText(Level.QUIET, "kernel modules for the new proxy mode are loaded on {hosts}"),
         "SCHEDULER": ImpactText(Level.QUIET, "the kernel module for the new scheduler is loaded on {hosts}"),
-        "BACKEND": ImpactText(Level.QUIET, "kernel modules for flannel's new backend are loaded on {hosts}"),
+        "NETWORK_MODULES": ImpactText(
+            Level.QUIET, "kernel modules for the pod network are loaded on {hosts}"
+        ),
     },
     "firewall": {"FIREWALL": ImpactText(Level.IN_PLACE, "Firewall rules change on {hosts}")},
     "packages": {

@@ -6,7 +6,7 @@
 # state, so `destroy` always finds the host.
 #
 # Values: OWNER, ROLE, ADDRESS, NODE_PORT, MODE, SCHEDULER, VERSION, MANAGE (see packages.sh), IGNORED_CHECKS (kubeadm's
-# preflight checks that this host may fail, one per line).
+# preflight checks that this host may fail, one per line), POD_NETWORK.
 
 source lib/step.sh
 source lib/record.sh

@@ -1,9 +1,10 @@
 # shellcheck shell=bash
 # The host's firewall: `open` the cluster's ports, `disable` the firewall, or `leave` it alone.
 # Each rule is noted before it is added, so that exactly these rules are removed later.
-# Values: FIREWALL, ROLE, ADDRESS, POD_SUBNET.
+# Values: FIREWALL, ROLE, ADDRESS, POD_SUBNET, POD_NETWORK.
 
 source lib/firewalld.sh
+source lib/pod_network.sh
 
 create() {
   need_record
@@ -31,8 +32,9 @@ disable_firewall() {
 }
 
 open_firewall() {
-  # kubelet, NodePorts, and flannel's VXLAN.
-  local ports=(10250/tcp 30000-32767/tcp 30000-32767/udp 8472/udp)
+  # kubelet and NodePorts.
+  local ports=(10250/tcp 30000-32767/tcp 30000-32767/udp)
+  mapfile -t -O "${#ports[@]}" ports < <(pod_network port)
   # The API server.
   [[ $ROLE == worker ]] || ports+=(6443/tcp)
   if unit_active firewalld; then
@@ -59,15 +61,16 @@ warn_of_other_rules() {
 
 # Changes both the stored and the active rules; a reload instead would drop active rules that the user hasn't stored.
 open_firewalld() {
-  local zone zones scope port
+  local zone zones scope port interface
   zones=$(cluster_zones)
   for scope in permanent runtime; do
     for zone in $zones; do
       for port in "$@"; do firewalld_add "$scope" "$zone" Port "${port%/*}" "${port#*/}"; done
     done
     # The pods' own traffic. Restricting it is up to network policies.
-    firewalld_add "$scope" trusted Interface cni0
-    firewalld_add "$scope" trusted Interface flannel.1
+    while read -r interface; do
+      firewalld_add "$scope" trusted Interface "$interface"
+    done < <(pod_network interface)
     firewalld_add "$scope" trusted Source "$POD_SUBNET"
   done
   say "firewalld allows the cluster's ports and the pod network"

@@ -1,6 +1,6 @@
 # shellcheck shell=bash
 # Prepares the kernel: modules, sysctls, no swap, and permissive SELinux if it is there.
-# Values: MODE and SCHEDULER (kube-proxy's), BACKEND (flannel's).
+# Values: MODE and SCHEDULER (kube-proxy's), NETWORK_MODULES (the pod network's, separated by blanks).
 
 source lib/step.sh
 
@@ -21,7 +21,9 @@ create() {
 load_modules() {
   local modules=(overlay br_netfilter nf_conntrack) module
   [[ $MODE != ipvs ]] || modules+=(ip_vs "ip_vs_$SCHEDULER")
-  [[ $BACKEND != vxlan ]] || modules+=(vxlan)
+  local -a network
+  read -ra network <<<"$NETWORK_MODULES"
+  modules+=("${network[@]}")
   {
     echo "# kubeadm-ipvs: containers, bridged pod traffic, IPVS and its scheduler"
     printf '%s\n' "${modules[@]}"

@@ -1,10 +1,11 @@
 # shellcheck shell=bash
 # Configures containerd for kubelet: systemd's cgroups, kubeadm's sandbox image, the CNI plugins of Kubernetes'
 # packages, and the registry mirrors. Then pulls images.
-# Values: SANDBOX_IMAGE, MIRRORS (lines `registry url url…`), IMAGES (one per line).
+# Values: SANDBOX_IMAGE, MIRRORS (lines `registry url url…`), IMAGES (one per line), POD_NETWORK.
 
 source lib/step.sh
 source lib/containerd.sh
+source lib/pod_network.sh
 
 readonly CONTAINERD_CONFIG=$ROOT/etc/containerd/config.toml
 readonly BOOT_FILE=$ROOT/etc/tmpfiles.d/kubeadm-ipvs.conf
@@ -111,15 +112,15 @@ put_crictl_config() {
     put_file "$CRICTL_CONFIG" 0644
 }
 
-# No pod's network survives a boot, but the CNI plugins' files do. After a power cut one of them may be empty. Flannel's
+# No pod's network survives a boot, but the CNI plugins' files do. After a power cut one of them may be empty. flannel's
 # plugin then can't delete the pod's network: the pod never starts again, and its address stays allocated
 # (flannel-io/flannel#1662).
 remove_pod_networks_at_boot() {
-  put_file "$BOOT_FILE" 0644 <<'CONF' || :
+  put_file "$BOOT_FILE" 0644 <<CONF || :
 # kubeadm-ipvs: the CNI plugins' files about pods of the previous boot
-R! /var/lib/cni/flannel
-R! /var/lib/cni/networks/cbr0
-R! /var/lib/cni/results/cbr0-*
+R! /var/lib/cni/$(pod_network cni-state)
+R! /var/lib/cni/networks/$(pod_network cni-network)
+R! /var/lib/cni/results/$(pod_network cni-network)-*
 CONF
 }
 

@@ -5,7 +5,7 @@
 #
 # Values: EXPECTED (lines, see below), MODE, SCHEDULER, CLUSTER_ENDPOINT (address:port of the application's ClusterIP
 # service), NODE_ENDPOINT (this host's address:NodePort), ENDPOINTS (every host's address:NodePort, one per line),
-# REQUESTS, WAIT_SECONDS.
+# REQUESTS, WAIT_SECONDS, POD_NETWORK.
 #
 # Lines for IPVS: `address 10.96.0.1` (on kube-ipvs0), `virtual TCP 10.96.0.1:443 rr`,
 # `real TCP 10.96.0.1:443 192.168.166.101:6443 Masq`, `set KUBE-CLUSTER-IP`. Lines for iptables and nftables:
@@ -13,6 +13,7 @@
 
 source lib/http.sh
 source lib/ipvs.sh
+source lib/pod_network.sh
 
 locking() { false; }
 
@@ -116,8 +117,8 @@ check_answers() {
     [[ -n $endpoint ]] || continue
     wait_for "$WAIT_SECONDS" "an answer from $endpoint" request "$endpoint" ||
       fail "$endpoint doesn't answer with 200 from $HOST after $WAIT_SECONDS s" \
-        "check the firewalls between the hosts: the NodePort range (TCP) and 8472/udp must be open; see \
-docs/troubleshooting.md"
+        "check the firewalls between the hosts: the NodePort range (TCP) and $(pod_network port | xargs) must be \
+open; see docs/troubleshooting.md"
   done <<<"$addresses"
   say "$(wc -l <<<"$addresses") addresses answer"
 }

@@ -35,3 +35,10 @@ def _hosts(count: int) -> list[dict[str, Any]]:
         }
         for number, name in enumerate(("master", "node1", "node2")[:count])
     ]
+
+
+def with_addresses(raw: dict[str, Any], *addresses: str) -> dict[str, Any]:
+    """Give the hosts other addresses."""
+    for host, address in zip(raw["hosts"], addresses, strict=True):
+        host["address"] = address
+    return raw

@@ -7,6 +7,7 @@ import shlex
 import subprocess
 from pathlib import Path
 
+from model.pod_network import FLANNEL
 from model.steps import body
 
 # Tests may run as any user.
@@ -45,7 +46,8 @@ def with_code(script: str, code: str, **values: str) -> str:
         code: Shell code; the text calls its function `create`, or the script's own.
         values: The step's values.
     """
-    assignments = "".join(f"{name}={shlex.quote(value)}\n" for name, value in values.items())
+    given = {"POD_NETWORK": FLANNEL.lines, **values}
+    assignments = "".join(f"{name}={shlex.quote(value)}\n" for name, value in given.items())
     return f'{body(script)}{_NO_ROOT_CHECK}{code}\n{assignments}STEP=$2 HOST=$3\nrun_step "$1" </dev/null\n'
 
 

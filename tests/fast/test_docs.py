@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from components.host import node_images
 from lab import ports
 from lab.__main__ import _parser as lab_parser
 from model.settings import PREFIX
@@ -80,7 +81,7 @@ def test_air_gap_page_lists_default_images() -> None:
     page = (PROJECT / "docs/air-gap.md").read_text()
     host = {"name": "a", "role": "control-plane", "address": "10.0.0.11", "ssh": {"hostKey": KEY}}
     settings = load({"hosts": [host]}, PROJECT)
-    for image in settings.node_images(settings.control_plane):
+    for image in node_images(settings, settings.control_plane):
         assert image in page, f"docs/air-gap.md doesn't list {image}"
 
 

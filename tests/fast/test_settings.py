@@ -7,7 +7,6 @@ import copy
 import hashlib
 import hmac
 import json
-import re
 import runpy
 import socket
 import struct
@@ -30,6 +29,7 @@ from model.settings import PREFIX, Settings, fields
 from model.settings_file import RENAMED, load
 from model.settings_problems import Location, Problem, SettingsError, path_of
 from tests.fast import graph
+from tests.fast.sample_settings import with_addresses
 
 Raw = dict[str, Any]
 PROJECT = Path(__file__).resolve().parents[2]
@@ -668,14 +668,6 @@ def test_the_sandbox_image_matches_kubeadms_minor(raw: Raw, tmp_path: Path, vers
     assert settings.kube_proxy_image == f"mirror.example:5000/k8s/kube-proxy:v{version}"
 
 
-def test_only_hosts_that_run_nginx_need_its_image(raw: Raw, tmp_path: Path) -> None:
-    settings = load(raw, tmp_path)
-    assert settings.nginx.image not in settings.node_images(settings.control_plane)
-    assert settings.nginx.image in settings.node_images(settings.workers[0])
-    alone = load(raw | {"hosts": raw["hosts"][:1]}, tmp_path)
-    assert alone.nginx.image in alone.node_images(alone.control_plane)
-
-
 @pytest.mark.parametrize(("effect", "spread"), [("NoSchedule", 1), ("NoExecute", 1), ("PreferNoSchedule", 2)])
 def test_tainted_workers_dont_count_for_nginxs_spread(
     raw: Raw, tmp_path: Path, effect: str, spread: int
@@ -699,36 +691,6 @@ def test_nginx_is_spread_over_all_usable_workers(
     raw["hosts"] = raw["hosts"][:hosts]
     raw["nginx"] = {"replicas": replicas}
     assert load(raw, tmp_path).nginx_spread == spread
-
-
-def with_addresses(raw: Raw, *addresses: str) -> Raw:
-    for host, address in zip(raw["hosts"], addresses, strict=True):
-        host["address"] = address
-    return raw
-
-
-def test_flannels_interface_matches_the_hosts_address_blocks(raw: Raw, tmp_path: Path) -> None:
-    settings = load(raw, tmp_path)
-    assert settings.flannel_interface_regex == r"^192\.168\.166\.[0-9]+$"
-    pattern = re.compile(settings.flannel_interface_regex)
-    assert all(pattern.search(host.address) for host in settings.hosts)
-    for other in ("10.0.2.15", "127.0.0.1", "10.96.0.1", "192.168.16.61", "1192.168.166.1"):
-        assert not pattern.search(other), other
-
-    raw = with_addresses(raw, "10.1.1.5", "10.2.3.4", "10.2.3.5")
-    assert load(raw, tmp_path).flannel_interface_regex == r"^(10\.1\.1|10\.2\.3)\.[0-9]+$"
-
-
-def test_flannels_interface_matches_whole_addresses_if_blocks_overlap(raw: Raw, tmp_path: Path) -> None:
-    raw = with_addresses(raw, "10.1.1.5", "10.1.1.10", "10.1.1.6")
-    raw["network"] = {"serviceSubnet": "10.1.1.128/25"}
-    settings = load(raw, tmp_path)
-    assert settings.flannel_interface_regex == r"^(10\.1\.1\.5|10\.1\.1\.6|10\.1\.1\.10)$"
-
-
-def test_flannels_interface_may_be_set(raw: Raw, tmp_path: Path) -> None:
-    raw["network"] = {"flannel": {"interfaceRegex": "^eth1$"}}
-    assert load(raw, tmp_path).flannel_interface_regex == "^eth1$"
 
 
 # From ssh-keygen. cryptography can write such a key only with the package bcrypt, but reads it without.

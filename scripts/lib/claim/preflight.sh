@@ -1,10 +1,11 @@
 # shellcheck shell=bash
 # Checks whether a host can be a node of the cluster. The check_* functions add to the array `problems`, so that all
 # problems are reported at once.
-# Values: ROLE, ADDRESS, NODE_PORT, MODE, SCHEDULER, VERSION, MANAGE, IGNORED_CHECKS (see claim.sh).
+# Values: ROLE, ADDRESS, NODE_PORT, MODE, SCHEDULER, VERSION, MANAGE, IGNORED_CHECKS, POD_NETWORK (see claim.sh).
 
 source lib/step.sh
 source lib/packages.sh
+source lib/pod_network.sh
 
 # Refuses a node of another cluster, and a node of this stack under another name or with another role. The latter's
 # own claim would be deleted after this one was made, and restoring the host would undo all later steps.
@@ -52,7 +53,8 @@ check_system() {
   # On older kernels kube-proxy refuses nftables (pkg/proxy/nftables, v1.37.2).
   [[ $MODE != nftables ]] || ((major > 5 || (major == 5 && minor >= 13))) ||
     problems+=("kernel $release is too old for proxy.mode nftables: 5.13 or later is needed")
-  local modules=(nf_conntrack br_netfilter overlay vxlan) module
+  local modules=(nf_conntrack br_netfilter overlay) module
+  mapfile -t -O "${#modules[@]}" modules < <(pod_network module)
   [[ $MODE != ipvs ]] || modules+=(ip_vs "ip_vs_$SCHEDULER")
   for module in "${modules[@]}"; do
     [[ -d /sys/module/$module ]] || modinfo "$module" >/dev/null 2>&1 ||

@@ -3,13 +3,14 @@
 
 source lib/step.sh
 source lib/packages.sh
+source lib/pod_network.sh
 source lib/reset/kernel.sh
 
 # Files that later steps may write, remove or hide.
 readonly RECORDED_FILES=(
   /etc/containerd /etc/containerd/config.toml /etc/containerd/certs.d /etc/crictl.yaml /etc/selinux/config
   /etc/default/kubelet /etc/sysconfig/kubelet /etc/cni /opt/cni /etc/kubernetes
-  /var/lib/kubelet /var/lib/etcd /var/lib/cni /var/lib/containerd /run/flannel
+  /var/lib/kubelet /var/lib/etcd /var/lib/cni /var/lib/containerd
   /opt/containerd /usr/libexec/kubernetes /etc/firewalld
   /etc/ssl /etc/ssl/certs /etc/pki /etc/ca-certificates /usr/share/ca-certificates /usr/local/share/ca-certificates
 )
@@ -64,7 +65,7 @@ record_files() {
   local path
   : >present
   : >absent
-  for path in "${RECORDED_FILES[@]}"; do
+  for path in "${RECORDED_FILES[@]}" $(pod_network folder); do
     if [[ -e $ROOT$path ]]; then echo "$path" >>present; else echo "$path" >>absent; fi
   done
   sed -nE 's#^/(etc/(containerd/.*|crictl\.yaml|(selinux|default|sysconfig|cni|firewalld)(/.*)?))$#\1#p' present >copied

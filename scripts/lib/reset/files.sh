@@ -3,8 +3,9 @@
 
 source lib/step.sh
 source lib/record.sh
+source lib/pod_network.sh
 
-readonly NODE_FOLDERS=(/run/flannel /var/lib/kubelet /var/lib/etcd /etc/kubernetes)
+readonly NODE_FOLDERS=(/var/lib/kubelet /var/lib/etcd /etc/kubernetes)
 readonly PACKAGE_FOLDERS=(
   /etc/containerd /etc/crictl.yaml /var/lib/kubelet /var/lib/etcd
   /etc/kubernetes /var/lib/containerd /opt/containerd /usr/libexec/kubernetes
@@ -16,19 +17,21 @@ readonly CERTIFICATE_FOLDERS=(
 )
 
 # Removes the node's files, and its folders if they are new. In folders that are shared with others, removes only what
-# belongs to flannel's network.
+# belongs to the pod network.
 remove_node_files() {
-  local path
+  local path network
+  network=$(pod_network cni-network)
   # The folder /etc/cni/net.d stays as long as containerd does: containerd watches that very folder, and wouldn't see
   # the next node's network in a new one of the same name.
-  rm -f "$ROOT/etc/cni/net.d/10-flannel.conflist"
-  rm -rf "$ROOT"/var/lib/cni/{flannel,networks/cbr0} "$ROOT"/var/lib/cni/results/{cbr0,cni-loopback}-*
+  rm -f "$ROOT/etc/cni/net.d/$(pod_network cni-config)"
+  rm -rf "$ROOT/var/lib/cni/$(pod_network cni-state)" "$ROOT/var/lib/cni/networks/$network" \
+    "$ROOT/var/lib/cni/results/$network"-* "$ROOT"/var/lib/cni/results/cni-loopback-*
   remove_if_empty /var/lib/cni
   # What kubeadm reset removes, in case it failed. The claim has checked that none of this existed before.
   rm -rf "$ROOT"/etc/kubernetes/{manifests,pki}/* \
     "$ROOT"/etc/kubernetes/{admin,super-admin,bootstrap-kubelet,kubelet,controller-manager,scheduler}.conf \
     "$ROOT"/var/lib/kubelet/{pki,config.yaml,instance-config.yaml,kubeadm-flags.env}
-  for path in "${NODE_FOLDERS[@]}"; do
+  for path in "${NODE_FOLDERS[@]}" $(pod_network folder); do
     if was_absent "$path"; then
       rm -rf --one-file-system "$ROOT$path"
     else
@@ -37,7 +40,7 @@ remove_node_files() {
       [[ $path != */etcd ]] || rm -rf "$ROOT$path/member"
     fi
   done
-  rm -rf "$ROOT/opt/cni/bin/flannel" "$ROOT"/var/log/{pods,containers}/kube-*
+  rm -rf "$ROOT/opt/cni/bin/$(pod_network cni-plugin)" "$ROOT"/var/log/{pods,containers}/kube-*
 }
 
 # remove_if_empty FOLDER: unless the folder existed before, removes the empty folders in it, and the folder itself if

@@ -1,7 +1,9 @@
 # shellcheck shell=bash
-# Removes what Kubernetes, kube-proxy, flannel and CNI add to the kernel's network: virtual servers, rules, sets, links.
+# Removes what Kubernetes, kube-proxy, the pod network and CNI add to the kernel's network: virtual servers, rules,
+# sets, links.
 
 source lib/step.sh
+source lib/pod_network.sh
 
 # Keeps virtual servers that the host had before, and the kinds that kube-proxy never makes: by firewall mark, by IPv6.
 remove_ipvs_services() {
@@ -48,26 +50,28 @@ remove_iptables_rules() {
         nft delete table "$family" "$table"
       fi
     done
-    for table in kube-proxy flannel-ipv4 flannel-ipv6; do
+    for table in kube-proxy $(pod_network table); do
       if nft list table "$family" "$table" >/dev/null 2>&1; then nft delete table "$family" "$table"; fi
     done
   done
 }
 
-# Filters iptables-save: drops Kubernetes' and flannel's chains and the rules that jump to them. Other users of CNI
-# (nerdctl, podman) share CNI's chains for published ports, so of those only the ones of our network are dropped, and
-# the common ones if nothing jumps to them any more.
+# Filters iptables-save: drops Kubernetes' and the pod network's chains and the rules that jump to them. Other users of
+# CNI (nerdctl, podman) share CNI's chains for published ports, so of those only the ones of our network are dropped,
+# and the common ones if nothing jumps to them any more.
 without_kubernetes() {
-  awk '
+  awk -v prefixes="$(pod_network chain | paste -sd '|')" -v network="$(pod_network cni-network)" '
     { lines[NR] = $0 }
-    / name: \\"cbr0\\"/ && target($0) ~ /^CNI-/ && target($0) !~ /^CNI-HOSTPORT-/ { pods[target($0)] }
+    index($0, " name: \\\"" network "\\\"") && target($0) ~ /^CNI-/ && target($0) !~ /^CNI-HOSTPORT-/ {
+      pods[target($0)]
+    }
     END {
       for (i = 1; i <= NR; i++) if (target(lines[i]) ~ /^CNI-DN-/ && !(target(lines[i]) in pods)) others = 1
       for (i = 1; i <= NR; i++) if (!ours(chain_of(lines[i])) && !ours(target(lines[i]))) print lines[i]
     }
     function ours(chain) {
       if (chain in pods) return 1
-      return chain ~ /^(KUBE|FLANNEL)-/ || (!others && chain ~ /^CNI-HOSTPORT-/)
+      return chain ~ "^(KUBE|" prefixes ")-" || (!others && chain ~ /^CNI-HOSTPORT-/)
     }
     # `:CHAIN …` or `-A CHAIN …`, the latter with counters before it.
     function chain_of(line) {
@@ -91,7 +95,7 @@ remove_ipsets() {
 
 remove_links() {
   local link namespace
-  for link in kube-ipvs0 flannel.1 flannel-v6.1 cni0 nodelocaldns; do remove_link "$link"; done
+  for link in kube-ipvs0 nodelocaldns $(pod_network link); do remove_link "$link"; done
   for namespace in "$ROOT"/run/netns/cni-*; do
     # No process is left in ours. podman's namespaces have the same kind of name, but processes in them.
     if [[ ! -e $namespace ]] ||

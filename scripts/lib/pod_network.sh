@@ -1,0 +1,8 @@
+# shellcheck shell=bash
+# What the pod network adds to a host.
+# Value: POD_NETWORK (lines `kind value`; model/pod_network.py describes the kinds).
+
+source lib/step.sh
+
+# pod_network KIND: the values of a kind, one per line.
+pod_network() { sed -n "s/^$1 //p" <<<"$POD_NETWORK"; }

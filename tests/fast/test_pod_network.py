@@ -1,0 +1,75 @@
+"""The pod network's parts in the cluster and on its hosts."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from model.pod_network import FLANNEL, flannel_interface_regex
+from model.settings_file import load
+from model.steps import SCRIPTS
+from tests.fast.sample_settings import raw_settings, with_addresses
+from tests.fast.shell import part
+
+Raw = dict[str, Any]
+
+
+@pytest.fixture
+def raw(tmp_path: Path) -> Raw:
+    return raw_settings(tmp_path)
+
+
+def test_flannels_interface_matches_the_hosts_address_blocks(raw: Raw, tmp_path: Path) -> None:
+    settings = load(raw, tmp_path)
+    assert flannel_interface_regex(settings) == r"^192\.168\.166\.[0-9]+$"
+    pattern = re.compile(flannel_interface_regex(settings))
+    assert all(pattern.search(host.address) for host in settings.hosts)
+    for other in ("10.0.2.15", "127.0.0.1", "10.96.0.1", "192.168.16.61", "1192.168.166.1"):
+        assert not pattern.search(other), other
+
+    raw = with_addresses(raw, "10.1.1.5", "10.2.3.4", "10.2.3.5")
+    assert flannel_interface_regex(load(raw, tmp_path)) == r"^(10\.1\.1|10\.2\.3)\.[0-9]+$"
+
+
+def test_flannels_interface_matches_whole_addresses_if_blocks_overlap(raw: Raw, tmp_path: Path) -> None:
+    raw = with_addresses(raw, "10.1.1.5", "10.1.1.10", "10.1.1.6")
+    raw["network"] = {"serviceSubnet": "10.1.1.128/25"}
+    settings = load(raw, tmp_path)
+    assert flannel_interface_regex(settings) == r"^(10\.1\.1\.5|10\.1\.1\.6|10\.1\.1\.10)$"
+
+
+def test_flannels_interface_may_be_set(raw: Raw, tmp_path: Path) -> None:
+    raw["network"] = {"flannel": {"interfaceRegex": "^eth1$"}}
+    assert flannel_interface_regex(load(raw, tmp_path)) == "^eth1$"
+
+
+def test_shell_reads_every_kind(tmp_path: Path) -> None:
+    kinds = dict.fromkeys(line.partition(" ")[0] for line in FLANNEL.lines.splitlines())
+    code = "create() { for kind in " + " ".join(kinds) + "; do pod_network $kind | xargs; done; }"
+    assert part("lib/pod_network.sh", code, tmp_path).splitlines() == [
+        " ".join(line.partition(" ")[2] for line in FLANNEL.lines.splitlines() if line.startswith(f"{kind} "))
+        for kind in kinds
+    ]
+
+
+def test_names_match_the_manifest() -> None:
+    manifest = (SCRIPTS.parent / "manifests" / FLANNEL.manifest).read_text()
+    [config] = re.findall(r"cni-conf\.json: \|\n((?: {4,}.*\n)+)", manifest)
+    assert json.loads(config)["name"] == FLANNEL.cni_network
+    assert f"/etc/cni/net.d/{FLANNEL.cni_config}" in manifest
+
+
+# A second pod network must be an addition of files.
+def test_scripts_name_no_pod_network() -> None:
+    names = re.compile(r"flannel|cbr0|cni0|8472", re.IGNORECASE)
+    found = [
+        f"{script.relative_to(SCRIPTS)}: {line.strip()}"
+        for script in sorted(SCRIPTS.rglob("*.sh"))
+        for line in script.read_text().splitlines()
+        if names.search(line) and not line.lstrip().startswith("#")
+    ]
+    assert found == []
