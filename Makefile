@@ -22,11 +22,11 @@ help: ## list the commands
 
 .PHONY: up
 up: .bootstrap ## create the lab and its cluster
-	@$(run) -m tools.up
+	@$(run) -m tools up
 
 .PHONY: test
 test: .bootstrap ## run all checks and all tests: fast, engine, lab
-	@$(run) -m tools.lint
+	@$(run) -m tools lint
 	@$(run) -m lab requirements --install --family rpm --browser
 	@$(run) -m tools install
 	@$(run) -m pytest $(PYTEST_ARGS)
@@ -45,27 +45,27 @@ reference: .bootstrap ## run the lab tests under QEMU with Debian's own kernel
 
 .PHONY: down
 down: .bootstrap ## destroy the cluster and remove the lab
-	@$(run) -m tools.down
+	@$(run) -m tools down
 
 .PHONY: show
 show: .bootstrap ## show each host's virtual servers (ARGS: --live, --watch, --html FILE)
-	@$(env) $(run) -m tools.show --stack $(STACK) $(ARGS)
+	@$(env) $(run) -m tools show --stack $(STACK) $(ARGS)
 
 .PHONY: timeline
 timeline: .bootstrap ## show where the time of the last up or down went (ARGS: --html FILE)
-	@$(env) $(run) -m tools.timeline --stack $(STACK) $(ARGS)
+	@$(env) $(run) -m tools timeline --stack $(STACK) $(ARGS)
 
 .PHONY: check
 check: .bootstrap ## compare the hosts with how they were set up; fails if they differ (STACK=dev)
-	@$(env) $(run) -m tools.check --stack $(STACK)
+	@$(env) $(run) -m tools check --stack $(STACK)
 
 .PHONY: preview
 preview: .bootstrap ## show what `pulumi up` would change (STACK=dev)
-	@$(run) -m tools.preview --stack $(STACK)
+	@$(run) -m tools preview --stack $(STACK)
 
 .PHONY: policy
 policy: .bootstrap ## preview with the policy pack; fails if a mandatory rule is broken (STACK=dev)
-	@$(run) -m tools.policy --stack $(STACK) $(ARGS)
+	@$(run) -m tools policy --stack $(STACK) $(ARGS)
 
 .PHONY: destroy
 destroy: .bootstrap ## destroy the cluster and restore its hosts; the lab stays (STACK=dev)
@@ -79,7 +79,7 @@ prune: .bootstrap ## delete unused files from the cache
 
 .PHONY: lint
 lint: .bootstrap ## run ruff, mypy, shellcheck, actionlint, go vet
-	@$(run) -m tools.lint
+	@$(run) -m tools lint
 
 .PHONY: check-code
 check-code: lint
@@ -95,7 +95,7 @@ engine: .bootstrap ## run the tests with the real engine (minutes; more if it ha
 
 .PHONY: docs
 docs: .bootstrap ## regenerate docs/settings.md and docs/stack.schema.json
-	@$(run) -m tools.reference
+	@$(run) -m tools docs
 
 .PHONY: format
 format: .bootstrap ## fix and format the Python files with ruff

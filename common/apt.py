@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from common.errors import UserError
 from common.progress import Progress
 
-# A user's PATH often lacks the sbin folders, but the programs needed from there run as any user.
+# A user's PATH often lacks the sbin folders, but any user can run the programs that are needed from there.
 _SBIN = "/usr/local/sbin:/usr/sbin:/sbin"
 _LOCK_SECONDS = 300.0
 _LOCK_PAUSE_SECONDS = 3.0
@@ -26,7 +26,7 @@ def as_root(argv: Sequence[str]) -> list[str]:
     """The command line that runs `argv` as root.
 
     Raises:
-        UserError: This user isn't root, and sudo isn't installed.
+        UserError: The user isn't root, and sudo isn't installed.
     """
     if os.geteuid() == 0:
         return list(argv)
@@ -40,11 +40,11 @@ def apt_get(progress: Progress, argv: Sequence[str]) -> None:
     """Run apt-get as root, waiting while another program holds apt's locks.
 
     Args:
-        progress: Receives the command and any wait.
+        progress: Reports the command and any wait.
         argv: The arguments of apt-get.
 
     Raises:
-        UserError: apt-get fails, or this user can't become root.
+        UserError: apt-get fails, or the user can't become root.
     """
     progress.say(f"apt-get {' '.join(argv)}")
     lock = f"DPkg::Lock::Timeout={_LOCK_SECONDS:.0f}"
@@ -60,7 +60,7 @@ def apt_get(progress: Progress, argv: Sequence[str]) -> None:
         if "Could not get lock" not in output or time.monotonic() > deadline:
             last = "\n".join(output.splitlines()[-15:])
             raise UserError(
-                f"apt-get {' '.join(argv)} failed:\n{last}", "fix the error above, or run it by hand"
+                f"apt-get {' '.join(argv)} failed:\n{last}", "fix the error above and run this again"
             )
         progress.say("another program is using apt; trying again")
         time.sleep(_LOCK_PAUSE_SECONDS)

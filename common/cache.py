@@ -1,4 +1,4 @@
-"""Cache folders, found by key: each is complete or absent, and is verified every time it is used."""
+"""Cache folders, found by key. Each is either complete or absent, and is verified on every use."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ def cached(
 ) -> Path:
     """The folder `<cache>/<kind>/<key>`, made if it is missing or damaged.
 
-    Two processes that want the same folder wait for each other. The folder appears complete or not at all.
+    If two processes need the same folder, one waits for the other. The folder appears complete or not at all.
 
     Args:
         kind: The folder in the cache that holds all folders of this kind.
@@ -82,7 +82,7 @@ def cached(
         resume: Pass `make` the folder of an interrupted run instead of an empty one.
 
     Raises:
-        UserError: `make` raises it.
+        UserError: `make` fails.
     """
     parent = paths.cache_dir() / kind
     parent.mkdir(parents=True, exist_ok=True)
@@ -91,10 +91,10 @@ def cached(
         if folder.exists():
             problem = damage(folder)
             if problem is None:
-                # Pruning removes entries by the time of their last use.
+                # Record the use: pruning keeps the most recently used entries.
                 os.utime(folder)
                 return folder
-            progress.say(f"{folder}: {problem}; making it again")
+            progress.say(f"{folder}: {problem}; rebuilding it")
             shutil.rmtree(folder)
         if partial.exists() and not resume:
             shutil.rmtree(partial)
@@ -107,7 +107,7 @@ def cached(
 
 
 def prune(kind: str, keep: Iterable[str]) -> list[str]:
-    """Remove a kind's folders, except those to keep and those that are being made right now.
+    """Remove a kind's folders, except those to keep and those that another process is making.
 
     Returns:
         The keys of the removed folders.

@@ -1,4 +1,4 @@
-"""The exception for failures that the user can do something about."""
+"""The exception for errors that are shown to the user without a traceback."""
 
 from __future__ import annotations
 
@@ -6,11 +6,11 @@ from __future__ import annotations
 class UserError(Exception):
     """An expected failure: what failed, where and why, and what to do next.
 
-    Command-line programs print it and exit with status 1, without a traceback.
+    Command-line programs print it and exit with status 1.
 
     Attributes:
         what: What failed, where, and the cause; one or more lines.
-        next_move: What the user can do about it; empty if there is nothing to suggest.
+        next_move: What the user can do about it; may be empty.
     """
 
     def __init__(self, what: str, next_move: str = "") -> None:

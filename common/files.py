@@ -41,7 +41,7 @@ def copy_sparse(source: Path, target: Path) -> None:
     done = subprocess.run(argv, capture_output=True, text=True, check=False)
     if done.returncode != 0:
         draft.unlink(missing_ok=True)
-        raise UserError(f"cannot copy {source}: {done.stderr.strip()}", "free some disk space and try again")
+        raise UserError(f"can't copy {source}: {done.stderr.strip()}", "free some disk space and try again")
     draft.replace(target)
 
 
@@ -66,7 +66,7 @@ def locked(path: Path, progress: Progress, what: str) -> Iterator[None]:
 
     Args:
         path: The lock file; created if it doesn't exist.
-        progress: Where the wait is reported.
+        progress: Reports the wait.
         what: What the lock protects, such as `lab default`.
     """
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -1,6 +1,6 @@
-"""Builds Go programs from modules at exact versions, each version once.
+"""Builds Go programs from modules at exact versions, and caches the results.
 
-Each target has a wrapper module: a go.mod that names exact versions, the go.sum that pins their contents,
+Each target has a wrapper module: a go.mod that selects exact versions, a go.sum that pins their contents,
 and a file that imports the programs. Results are stored in `<cache>/go/<key>/`, where the key is a hash of
 the wrapper module and the build flags, and are verified each time they are used. An interrupted build
 resumes: finished programs are kept in `<key>.partial`, compiled packages in Go's own build cache.
@@ -30,7 +30,7 @@ WRAPPERS = Path(__file__).parent / "go"
 USUAL_PLACES = ("usr/local/go/bin/go", "usr/lib/go-*/bin/go", "snap/bin/go")
 
 _FORMAT = 1  # increase it when a change to this module changes the result of a build
-_TOOLCHAINS_SINCE = (1, 21)  # the first Go that can download a newer toolchain
+_TOOLCHAINS_SINCE = (1, 21)  # the first version that can download a newer toolchain
 _APT_PACKAGES = tuple(f"golang-1.{minor}-go" for minor in range(29, 20, -1))
 
 
@@ -50,7 +50,7 @@ class Target:
     Attributes:
         name: The name of the wrapper module's folder.
         programs: Go package by file name.
-        ldflags: Flags for the linker, beside `-s -w`.
+        ldflags: Flags for the linker, in addition to `-s -w`.
         tags: Build tags.
         static_c: Link C libraries statically. Without it cgo is disabled.
         files: Files to copy from modules, by file name.
@@ -104,8 +104,8 @@ PULUMI = Target(
     name="pulumi",
     programs={"pulumi": "github.com/pulumi/pulumi/pkg/v3/cmd/pulumi"},
     ldflags=("-X github.com/pulumi/pulumi/sdk/v3/go/common/version.Version=v3.259.0",),
-    # The language host runs this script to start Python programs. The script must be in the language host's
-    # folder and come from the engine's version.
+    # The language host starts Python programs with this script, which must be in the language host's folder
+    # and match the engine's version.
     files={
         "pulumi-language-python-exec": ModuleFile(
             "github.com/pulumi/pulumi/sdk/v3", "python/cmd/pulumi-language-python-exec", 0o755
@@ -129,7 +129,7 @@ def go_version(module: Path) -> tuple[int, ...]:
     """The oldest Go version that a module's go.mod allows.
 
     Raises:
-        UserError: The go.mod names no Go version.
+        UserError: The go.mod has no go directive.
     """
     found = re.search(r"^go (\d+(?:\.\d+)*)$", (module / "go.mod").read_text(), re.MULTILINE)
     if not found:
@@ -141,7 +141,7 @@ def build(target: Target, progress: Progress) -> Path:
     """The folder with the target's programs and files, taken from the cache or built.
 
     Raises:
-        UserError: There is no usable Go, a module can't be downloaded, or the build fails.
+        UserError: Go isn't available, a module can't be downloaded, or the build fails.
     """
     scope = progress.scope(target.name)
 
@@ -161,7 +161,7 @@ def build_first(targets: Sequence[Target], progress: Progress) -> tuple[Target, 
         progress: Reports each target that is skipped.
 
     Raises:
-        UserError: None of them can be built. The message is about the last one.
+        UserError: None of them can be built; the message is about the last one.
     """
     for target in targets[:-1]:
         try:

@@ -65,13 +65,13 @@ def lab_dir(name: str = DEFAULT_LAB) -> Path:
 
 
 def lab_command(words: str, name: str = DEFAULT_LAB) -> str:
-    """A `python3 -m lab` command line for one lab, to suggest in error messages.
+    """A `.venv/bin/python -m lab` command line for one lab, to suggest in error messages.
 
     Args:
         words: The subcommand with its arguments, such as `up`.
         name: The lab.
     """
-    return f"python3 -m lab {words}" + ("" if name == DEFAULT_LAB else f" --name {name}")
+    return f".venv/bin/python -m lab {words}" + ("" if name == DEFAULT_LAB else f" --name {name}")
 
 
 def stack_name(name: str = DEFAULT_LAB) -> str:

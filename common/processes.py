@@ -11,9 +11,9 @@ from common.errors import UserError
 
 
 def running(pid_file: Path, mark: str) -> int | None:
-    """The pid in a file, if that process runs and its command line has the word `mark`.
+    """The pid in a file, if that process is running and its command line has the word `mark`.
 
-    Without the mark, a pid that was reused since, for instance after a reboot, would be mistaken for it.
+    Without the mark, any process that has been given the same pid since, such as after a reboot, would match.
     """
     try:
         pid = int(pid_file.read_text())
@@ -24,7 +24,7 @@ def running(pid_file: Path, mark: str) -> int | None:
 
 
 def alive(pid: int) -> bool:
-    """Whether a process runs; a zombie doesn't."""
+    """Whether a process is running; a zombie isn't."""
     try:
         # The state follows the process name, which is in parentheses and may contain anything. The
         # command line can't be used instead: it is empty for a moment while a program starts.
@@ -71,5 +71,5 @@ def end(pid_file: Path, mark: str, seconds: float = 10.0) -> None:
             if wait_end(pid, seconds):
                 break
         else:
-            raise UserError(f"cannot stop process {pid} ({mark})")
+            raise UserError(f"can't stop process {pid} ({mark})")
     pid_file.unlink(missing_ok=True)

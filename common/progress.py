@@ -2,8 +2,8 @@
 
     [  12.3s] image: installing packages
 
-Lines go to standard error, so standard output stays a command's result. The output is the same in a
-terminal and in a log file. `Progress` is thread-safe.
+Lines go to standard error, so standard output has only the command's result. The output is the same in
+a terminal and in a log file. `Progress` is thread-safe.
 """
 
 from __future__ import annotations
@@ -65,7 +65,7 @@ class Progress:
     def step(self, name: str, *, every: float = 30.0) -> Iterator[Progress]:
         """Announce a step, write a reminder while it runs, and report how long it took.
 
-        The end isn't reported for a step that takes less than half a second and succeeds.
+        The end of a successful step that takes less than half a second isn't reported.
 
         Args:
             name: What is being done, such as `image: installing packages`.

@@ -1,7 +1,7 @@
-"""Plain tables for people, laid out by Rich.
+"""Plain-text tables, laid out by Rich.
 
-The output is the same in a terminal and in a file: no colours, no borders, nothing wrapped or cut, no
-trailing spaces. Tests and documentation can quote it.
+The output is the same in a terminal and in a file, so tests and documentation can quote it: no colours,
+borders or trailing spaces, nothing wrapped or truncated.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-_UNLIMITED = 100_000  # columns; Rich fits a table into the width of its console
+_UNLIMITED = 100_000  # columns; Rich fits tables to the width of its console
 
 
 def lines(rows: Sequence[Sequence[str]], *, right: Collection[int] = (), indent: int = 0) -> list[str]:
@@ -32,7 +32,7 @@ def lines(rows: Sequence[Sequence[str]], *, right: Collection[int] = (), indent:
     for column in range(len(rows[0])):
         table.add_column(justify="right" if column in right else "left", no_wrap=True)
     for row in rows:
-        # As Text, a cell is shown as it is: Rich would interpret brackets in a string as markup.
+        # In a plain string, Rich would interpret brackets as markup.
         table.add_row(*(Text(cell) for cell in row))
     stream = io.StringIO()
     console = Console(file=stream, width=_UNLIMITED, color_system=None, force_terminal=False)
@@ -43,10 +43,10 @@ def lines(rows: Sequence[Sequence[str]], *, right: Collection[int] = (), indent:
 def table(
     headings: Sequence[str], rows: Sequence[Sequence[str]], *, right: Collection[int] = (), indent: int = 0
 ) -> str:
-    """A table with a line of headings, without a line break at its end. See `lines`."""
+    """A table with a heading line, without a trailing newline. See `lines`."""
     return "\n".join(lines([headings, *rows], right=right, indent=indent))
 
 
 def shortened(text: str, width: int) -> str:
-    """The text, cut to `width` characters with `...` at its end if it is longer."""
+    """The text, truncated to `width` characters with `...` at the end if it is longer."""
     return text if len(text) <= width else f"{text[: width - 3]}..."

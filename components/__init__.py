@@ -1,1 +1,1 @@
-"""Pulumi resources: a component for each concept of the field, composed by `cluster`."""
+"""Pulumi components, one for each concept (host, control plane, worker, ...), composed in `cluster`."""

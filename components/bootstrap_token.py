@@ -33,7 +33,7 @@ class BootstrapToken:
 
     Attributes:
         hooks: Hooks to bind to the join.
-        known: Resolves when the hooks have what they need; the join must take an input from it.
+        known: Resolves when the hooks have what they need; one of the join's inputs must depend on it.
     """
 
     def __init__(
@@ -48,7 +48,7 @@ class BootstrapToken:
             self.known = pulumi.Output.all(kubeconfig, token).apply(self._keep)
         creating = pulumi.ResourceHook(f"{worker}-create-token", self._create)
         revoking = pulumi.ResourceHook(f"{worker}-revoke-token", self._revoke)
-        # An update joins as well, if the node was reset by hand.
+        # An update also joins, if the node was reset by hand.
         self.hooks = pulumi.ResourceHookBinding(
             before_create=[creating],
             after_create=[revoking],
@@ -74,7 +74,7 @@ def create(kubeconfig: str, token: str, worker: str, minutes: int) -> None:
     """Make `token` valid for `minutes` from now, whether or not it is valid already.
 
     Raises:
-        BootstrapTokenError: The API server is unreachable or refused.
+        BootstrapTokenError: The API server is unreachable or refused the request.
     """
     revoke(kubeconfig, token)
     body = token_secret(token, worker, datetime.now(UTC) + timedelta(minutes=minutes))
@@ -85,7 +85,7 @@ def revoke(kubeconfig: str, token: str) -> None:
     """Make `token` invalid, if it isn't already.
 
     Raises:
-        BootstrapTokenError: The API server is unreachable or refused.
+        BootstrapTokenError: The API server is unreachable or refused the request.
     """
     path = f"{SECRETS}/bootstrap-token-{token.partition('.')[0]}"
     _request(kubeconfig, "DELETE", path, None, accepted=(200, 202, 404))
@@ -130,12 +130,10 @@ def _request(
 
 
 def _tls(config: Kubeconfig) -> ssl.SSLContext:
-    """A TLS context with the cluster's CA and the client's certificate.
-
-    The ssl module reads a client key from a file only: one that nobody else can read, removed right away.
-    """
+    """A TLS context with the cluster's CA and the client's certificate."""
     context = ssl.create_default_context(cadata=config.ca)
     if config.client_certificate and config.client_key:
+        # The ssl module loads a client key only from a file. Nobody else can read this one.
         with tempfile.TemporaryDirectory(prefix="kubeadm-ipvs-") as folder:
             pair = Path(folder) / "client.pem"
             pair.touch(mode=0o600)

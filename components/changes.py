@@ -1,8 +1,8 @@
-"""Refuses a change that a running cluster can't take, and warns of one that replaces the cluster.
+"""Refuses changes that are impossible on a running cluster, and warns of those that replace it.
 
-The cluster's component records as its inputs whatever can't change in place, so the engine knows the previous
-values. Its hook runs before any other resource is registered, in previews too. A refused change has therefore
-touched nothing, however the run was started.
+The inputs of the cluster component are the values that can't change in place, so the engine knows the
+previous ones. Its hook runs before any other resource is registered, in previews too, so a refused change
+touches nothing, however the run was started.
 """
 
 from __future__ import annotations
@@ -19,30 +19,30 @@ _NAME = "the control plane's name"
 
 
 class RefusedChangeError(Exception):
-    """A change that this program can't make; the text gives the reason and the next move."""
+    """A change that this program can't make; the message gives the reason and the next move."""
 
 
 def identity(settings: Settings) -> dict[str, str]:
-    """The values, by setting, whose change replaces the cluster.
+    """The values that can't change without replacing the cluster, by setting.
 
     - Settings marked `Effect.NEW_CLUSTER`: pod and service subnets, whose addresses are in every node, pod
       and certificate; the DNS domain, which is in every pod's resolv.conf and the API server's certificate.
-    - The first control plane's name and address, which etcd's member and every kubeconfig contain.
+    - The control plane's name and address, which etcd's member and every kubeconfig contain.
     """
-    first = settings.control_plane
+    control_plane = settings.control_plane
     return {
         **{
             path: value_at(settings, path)
             for path, field in fields().items()
             if effect_of(field) is Effect.NEW_CLUSTER
         },
-        _NAME: first.name,
-        "the control plane's address": first.address,
+        _NAME: control_plane.name,
+        "the control plane's address": control_plane.address,
     }
 
 
 def cluster_inputs(settings: Settings) -> dict[str, str]:
-    """The inputs of the cluster's component: its identity and its version."""
+    """The inputs of the cluster component: its identity and its version."""
     return {VERSION: settings.cluster.kubernetes_version, **identity(settings)}
 
 

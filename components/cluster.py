@@ -41,7 +41,7 @@ class ClusterArgs:
 class Cluster(pulumi.ComponentResource):
     """Hosts, control plane, workers, pod network, application and verification.
 
-    There are no barriers. Each host is prepared as soon as it answers. Init waits only for the control
+    There are no barriers. Each host is prepared as soon as it is reachable. `init` waits only for the control
     plane's own preparation. A worker joins when it is prepared and the API is up. The pod network is applied
     as soon as the API is up. The application waits until all nodes are Ready, because its pods can't start
     earlier and the control plane is busiest while nodes join.
@@ -50,7 +50,7 @@ class Cluster(pulumi.ComponentResource):
         kubeconfig: The administrator's kubeconfig; secret.
         tables: The virtual servers in each host's kernel, by host name.
         node_ports: The application's URL on each host.
-        verified: The attempt at a verification that succeeded.
+        verified: The verification attempt that succeeded.
     """
 
     def __init__(self, name: str, args: ClusterArgs, opts: pulumi.ResourceOptions | None = None) -> None:
@@ -72,19 +72,19 @@ class Cluster(pulumi.ComponentResource):
         owner = owner_id.output
 
         first = settings.control_plane
-        machines = {first.name: PreparedHost(first.name, PreparedHostArgs(settings, first, owner), child)}
-        control_plane = ControlPlane("control-plane", ControlPlaneArgs(settings, machines[first.name]), child)
+        prepared = {first.name: PreparedHost(first.name, PreparedHostArgs(settings, first, owner), child)}
+        control_plane = ControlPlane("control-plane", ControlPlaneArgs(settings, prepared[first.name]), child)
         for host in settings.workers:
             deregister = control_plane.deregister(host)
-            machines[host.name] = PreparedHost(
+            prepared[host.name] = PreparedHost(
                 host.name, PreparedHostArgs(settings, host, owner, outlived_by=[deregister]), child
             )
         provider = kubernetes.Provider(
             name,
             kubeconfig=control_plane.kubeconfig,
             # Constant, because a new kubeconfig of the same cluster must not replace every object; a new
-            # cluster replaces them anyway (`replace_with`). If the engine finds before a new `init` that this
-            # provider must be replaced, it stops the plugin that it needs later (Pulumi 3.259).
+            # cluster replaces them anyway (`replace_with`). If this provider had to be replaced together with
+            # `init`, the engine would stop its plugin before it deletes the objects (Pulumi 3.259).
             cluster_identifier=owner,
             # Otherwise the objects of a dead cluster could never be removed from the state.
             delete_unreachable=True,
@@ -109,7 +109,7 @@ class Cluster(pulumi.ComponentResource):
             child,
         )
         workers = [
-            Worker(f"{host.name}-worker", WorkerArgs(settings, machines[host.name], control_plane), child)
+            Worker(f"{host.name}-worker", WorkerArgs(settings, prepared[host.name], control_plane), child)
             for host in settings.workers
         ]
         joined = {first.name: control_plane.init}
@@ -122,7 +122,7 @@ class Cluster(pulumi.ComponentResource):
             )
             for host in settings.hosts
         ]
-        proxies = ProxyMode("proxy", ProxyModeArgs(settings, machines, joined), child)
+        proxies = ProxyMode("proxy", ProxyModeArgs(settings, prepared, joined), child)
         nginx = Manifest(
             "nginx",
             ManifestArgs(
@@ -138,7 +138,7 @@ class Cluster(pulumi.ComponentResource):
             "verification",
             VerificationArgs(
                 settings,
-                machines,
+                prepared,
                 control_plane,
                 subject=_subject(settings, joined.values(), network, nginx),
                 verified=args.verified,

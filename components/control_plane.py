@@ -19,11 +19,11 @@ class ControlPlaneArgs:
 
     Attributes:
         settings: The environment.
-        machine: The prepared host that becomes the control plane.
+        prepared: The prepared host that becomes the control plane.
     """
 
     settings: Settings
-    machine: PreparedHost
+    prepared: PreparedHost
 
 
 class ControlPlane(pulumi.ComponentResource):
@@ -36,16 +36,16 @@ class ControlPlane(pulumi.ComponentResource):
         runner: Runs steps on the control plane for other components.
         kubeconfig: The administrator's kubeconfig with the address that people use; secret.
         admin_kubeconfig: The step that reads the cluster's identity. Resources `deleted_with` it are left
-            alone when the cluster is removed or replaced. `init` wouldn't do: the engine treats resources
-            that depend on it as deleted, but `init` itself too late.
+            alone when the cluster is removed or replaced. `init` itself wouldn't work, because the engine
+            marks it as deleted too late (docs/decisions/0006).
         ca_hash: `sha256:…` of the cluster's CA certificate, which identifies the cluster.
     """
 
     def __init__(self, name: str, args: ControlPlaneArgs, opts: pulumi.ResourceOptions | None = None) -> None:
         super().__init__("kubeadm-ipvs:index:ControlPlane", name, None, opts)
-        settings, machine = args.settings, args.machine
-        self.host = machine.host
-        self.runner = machine.runner
+        settings, prepared = args.settings, args.prepared
+        self.host = prepared.host
+        self.runner = prepared.runner
         self.init = self.runner.step(
             steps.INIT,
             self,
@@ -61,15 +61,15 @@ class ControlPlane(pulumi.ComponentResource):
                 "DISABLE_EVICTION": "true" if settings.drain.disable_eviction else "",
             },
             opts=pulumi.ResourceOptions(
-                depends_on=[machine.ready],
-                deleted_with=machine.claim,
-                replace_with=[machine.claim],
+                depends_on=[prepared.ready],
+                deleted_with=prepared.claim,
+                replace_with=[prepared.claim],
                 protect=settings.production or None,
             ),
         )
         # The deregister steps are `deleted_with` this resource: it is deleted with the cluster, and nothing
-        # else depends on it. A step or this component wouldn't do, because the engine counts their children
-        # as well and each worker would wait until the next one is restored (docs/decisions/0021).
+        # else depends on it. A step or this component wouldn't work: the engine also counts a component's
+        # children, so each worker would wait until the next one is restored (docs/decisions/0021).
         self._nodes = pulumi.ComponentResource(
             "kubeadm-ipvs:index:NodeList", "node-list", None, pulumi.ResourceOptions(parent=self)
         )

@@ -59,7 +59,7 @@ class PreparedHost(pulumi.ComponentResource):
         return self.runner.step(
             steps.CLAIM,
             self,
-            # A different address means a different machine, which none of the steps has seen.
+            # A different address means a different machine, on which no step has run.
             triggers=[host.address],
             values={
                 "ROLE": host.role,
@@ -72,7 +72,7 @@ class PreparedHost(pulumi.ComponentResource):
                 "IGNORED_CHECKS": "\n".join(settings.preflight.ignore),
                 "POD_NETWORK": pod_network.of(settings).lines,
             },
-            # In production workers still come and go, but losing the control plane loses the cluster.
+            # Workers may still come and go in production; losing the control plane means losing the cluster.
             opts=pulumi.ResourceOptions(
                 protect=(settings.production and host.role == "control-plane") or None,
                 depends_on=list(self._args.outlived_by),

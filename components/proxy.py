@@ -19,12 +19,12 @@ class ProxyModeArgs:
 
     Attributes:
         settings: The environment.
-        machines: The prepared hosts by name.
+        prepared: The prepared hosts by name.
         nodes: The command that made each host a node (init or join), by the host's name.
     """
 
     settings: Settings
-    machines: Mapping[str, PreparedHost]
+    prepared: Mapping[str, PreparedHost]
     nodes: Mapping[str, remote.Command]
 
 
@@ -47,7 +47,7 @@ class ProxyMode(pulumi.ComponentResource):
         for host in settings.hosts:
             node = args.nodes[host.name]
             self.steps.append(
-                args.machines[host.name].runner.step(
+                args.prepared[host.name].runner.step(
                     steps.PROXY,
                     self,
                     triggers=[node.id],

@@ -1,9 +1,9 @@
-"""The one place that speaks SSH: every `remote.Command` of the program is made here.
+"""The only place that creates a `remote.Command`: runs a step on a host over SSH.
 
-The whole script of a step is sent on standard input instead of in the command, because the provider repeats
-the command in every error and the host shows it in its process list. `model/steps.py` composes the text. The
-command holds only limit, verb, step and host, so an error reads
-`running "timeout … bash -s -- create kernel node1"`, followed by what the step printed.
+The whole script of a step is sent on standard input instead of in the command, because the command appears in
+every error of the provider and in the host's process list. `model/steps.py` composes the text. The command
+contains only time limit, verb, step and host, so an error reads `running "timeout … bash -s -- create kernel
+node1"`, followed by what the step printed.
 
 This relies on the following behaviour of pulumi-command 1.2.1:
 
@@ -67,7 +67,8 @@ class Runner:
             parent: The component that owns the command.
             values: All of the step's values by name.
             triggers: Values whose change replaces the resource (delete, then create).
-            repair: The host's `repair` setting, for a step that follows a repair without repairing anything.
+            repair: The host's `repair` setting, for a step that must run again after a repair but repairs
+                nothing.
             deletes: False if deleting this host's resource runs nothing.
             opts: Dependencies and the like. Parent, aliases, delete_before_replace and the SSH access check
                 are set here.
@@ -75,7 +76,7 @@ class Runner:
             name: The resource's name, if it isn't `HOST-STEP`.
 
         Raises:
-            ValueError: `values` aren't the step's.
+            ValueError: `values` don't match the step's declared values.
         """
         given: dict[str, pulumi.Input[str]] = dict(values or {})
         if given.keys() != step.values:
@@ -91,7 +92,7 @@ class Runner:
             text = pulumi.Output.all(**given).apply(lambda resolved: script_text(step, resolved))
 
         host = about or self._host.name
-        previous = f"{host}-{step.formerly}" if step.formerly else None
+        previous = f"{host}-{step.previous_name}" if step.previous_name else None
         name = name or f"{host}-{step.name}"
         limit = step.limit(self._settings)
 
@@ -167,7 +168,7 @@ def plain_output(command: remote.Command) -> pulumi.Output[str]:
 
 
 def _connection(settings: Settings, host: Host) -> remote.ConnectionArgs:
-    """The SSH connection to a host, with a pinned host key and a limit on dialling."""
+    """The SSH connection to a host, with a pinned host key and limited connection attempts."""
     key_file = settings.ssh.private_key_file
     address, port = settings.ssh_endpoint(host)
     return remote.ConnectionArgs(

@@ -1,8 +1,8 @@
 """Checks SSH access to a host before the first step runs on it.
 
-The provider redials whatever the failure, a refused key included, and waits forever for a server that
-accepts a connection and then stays silent. So a hook runs before the first step on a host: it waits for a
-host that is booting, and fails at once, with the reason, where waiting can't help.
+The provider retries after any failure, even a rejected key, and waits forever for a server that accepts a
+connection and then stays silent. So a hook runs before the first step on a host. It waits for a host that is
+booting, and fails at once, with the reason, if waiting can't help.
 """
 
 from __future__ import annotations
@@ -64,7 +64,7 @@ async def wait(settings: Settings, host: Host) -> None:
     """Wait until the host accepts the login and runs commands as root.
 
     Raises:
-        UnreachableError: It doesn't within `ssh.wait_seconds`, or waiting can't help.
+        UnreachableError: The host isn't usable within `ssh.waitSeconds`, or waiting can't help.
     """
     dead_socket = ssh_agent.unreachable_socket()
     if dead_socket:

@@ -1,4 +1,4 @@
-"""The user's SSH agent. The command provider asks it whenever the environment names one."""
+"""The user's SSH agent, which the command provider uses whenever SSH_AUTH_SOCK is set."""
 
 from __future__ import annotations
 

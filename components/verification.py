@@ -23,15 +23,15 @@ class VerificationArgs:
 
     Attributes:
         settings: The environment.
-        machines: The prepared hosts by name; each is verified.
-        control_plane: The control plane, which is asked for the expected services.
-        subject: A text that changes with whatever is behind the services; a change starts a new verification.
+        prepared: The prepared hosts by name; each is verified.
+        control_plane: The control plane, from which the expected services are read.
+        subject: A fingerprint of everything behind the services. If it changes, every host is verified again.
         verified: `Verification.verified` after the last completed run, or None.
         depends_on: Resources that must exist first.
     """
 
     settings: Settings
-    machines: Mapping[str, PreparedHost]
+    prepared: Mapping[str, PreparedHost]
     control_plane: ControlPlane
     subject: pulumi.Input[str]
     verified: pulumi.Input[str | None]
@@ -67,8 +67,8 @@ class Verification(pulumi.ComponentResource):
                     f"{service} {count}" for service, count in ipvs.expected_services(settings).items()
                 ),
                 "WAIT_SECONDS": str(settings.verification.wait_seconds),
-                # Changes whenever the verification must run again, also after a run in which a host failed:
-                # kernels are compared with the services at that time, not with an earlier list.
+                # Changes whenever the verification must run again, including after a failed one: kernels are
+                # compared with the services at that time, not with an earlier list.
                 "SUBJECT": attempt,
             },
             opts=pulumi.ResourceOptions(
@@ -80,7 +80,7 @@ class Verification(pulumi.ComponentResource):
         services = plain_output(expected_services)
         self.tables: dict[str, pulumi.Output[list[dict[str, Any]]]] = {}
         for host in settings.hosts:
-            verification = args.machines[host.name].runner.step(
+            verification = args.prepared[host.name].runner.step(
                 steps.VERIFICATION,
                 self,
                 triggers=[cluster.init.id],
@@ -108,17 +108,18 @@ class Verification(pulumi.ComponentResource):
         }
 
 
-def attempt_at(verified: str | None, asked: Sequence[Any]) -> str:
-    """The name of an attempt: a digest of what is verified, and a random word.
+def attempt_at(verified: str | None, subject: Sequence[Any]) -> str:
+    """The ID of a verification attempt: a digest of what is verified, and a random word.
 
-    It stays the same once that has been verified. Until then each run is a new attempt, because a failed one
-    leaves its list of services in the state and the list may be outdated by now (docs/decisions/0022).
+    A successful attempt keeps its ID until its subject changes. After a failed one, each run is a new
+    attempt, because the state still has the list of services that the failed one used, and that list may be
+    outdated (docs/decisions/0022).
 
     Args:
         verified: The last successful attempt, if any.
-        asked: Everything that the verification depends on.
+        subject: Everything that the verification depends on.
     """
-    digest = hashlib.sha256(repr(asked).encode()).hexdigest()[:16]
+    digest = hashlib.sha256(repr(subject).encode()).hexdigest()[:16]
     return verified if verified and verified.startswith(f"{digest} ") else f"{digest} {secrets.token_hex(4)}"
 
 

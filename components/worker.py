@@ -19,12 +19,12 @@ class WorkerArgs:
 
     Attributes:
         settings: The environment.
-        machine: The prepared host that joins.
+        prepared: The prepared host that joins.
         control_plane: The control plane of the cluster that it joins.
     """
 
     settings: Settings
-    machine: PreparedHost
+    prepared: PreparedHost
     control_plane: ControlPlane
 
 
@@ -42,8 +42,8 @@ class Worker(pulumi.ComponentResource):
 
     def __init__(self, name: str, args: WorkerArgs, opts: pulumi.ResourceOptions | None = None) -> None:
         super().__init__("kubeadm-ipvs:index:Worker", name, None, opts)
-        settings, machine, control_plane = args.settings, args.machine, args.control_plane
-        self.host = host = machine.host
+        settings, prepared, control_plane = args.settings, args.prepared, args.control_plane
+        self.host = host = prepared.host
         token = control_plane.runner.step(
             steps.TOKEN,
             self,
@@ -57,7 +57,7 @@ class Worker(pulumi.ComponentResource):
         config = pulumi.Output.all(token.stdout, control_plane.ca_hash, bootstrap_token.known).apply(
             lambda values: kubeadm.join_config(settings, host, values[0], values[1])
         )
-        self.join = machine.runner.step(
+        self.join = prepared.runner.step(
             steps.JOIN,
             self,
             # A new cluster needs a new join.
@@ -69,9 +69,9 @@ class Worker(pulumi.ComponentResource):
                 "POD_NETWORK": pod_network.of(settings).lines,
             },
             opts=pulumi.ResourceOptions(
-                depends_on=[machine.ready, control_plane.init],
-                deleted_with=machine.claim,
-                replace_with=[machine.claim, control_plane.init],
+                depends_on=[prepared.ready, control_plane.init],
+                deleted_with=prepared.claim,
+                replace_with=[prepared.claim, control_plane.init],
                 hooks=bootstrap_token.hooks,
             ),
         )

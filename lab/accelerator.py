@@ -1,9 +1,9 @@
 """Choose what runs the hosts: KVM, else User Mode Linux, else emulation.
 
 An accessible /dev/kvm doesn't always work, and some systems block what User Mode Linux needs. So each one
-is tried by booting the lab's own kernel and initramfs, which does some work and powers the machine off
-(`lab.trial` in guest-init.sh). Any failure counts: a guest that hangs, a failed assertion in QEMU, a "KVM
-internal error" after which QEMU keeps running. The result is cached per kernel, QEMU version and /dev/kvm.
+is tested by booting the lab's kernel with its initramfs, which does some work and powers off (`lab.trial`
+in guest-init.sh). Any failure counts: a guest that hangs, a failed assertion in QEMU, a "KVM internal
+error" after which QEMU keeps running. The result is cached until something that can affect it changes.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from lab.hardware import Accelerator
 from lab.qemu import BINARY, MACHINE, accelerator_arguments
 
 PASSED = "lab: trial passed"
-TRIAL_SECONDS = 20.0  # a working accelerator takes one
+TRIAL_SECONDS = 20.0  # a working accelerator takes about one second
 VARIABLE = "KUBEADM_IPVS_ACCELERATOR"
 _ALL: tuple[Accelerator, ...] = typing.get_args(Accelerator)
 _QEMU = "qemu"
@@ -68,7 +68,7 @@ def uml_trial(base: Path, seconds: float = TRIAL_SECONDS) -> str | None:
     """Boot the User Mode Linux kernel once.
 
     Args:
-        base: The lab's folder with the kernel and its initramfs.
+        base: The lab's `base` folder, with the kernel and its initramfs.
         seconds: How long the guest may take before it counts as hanging and is killed.
 
     Returns:
@@ -90,18 +90,18 @@ def _trial(command: Sequence[str], program: str, seconds: float) -> str | None:
             check=False,
         )
     except subprocess.TimeoutExpired as expired:
-        line = _telling_line(expired.stdout or b"")
+        line = _error_line(expired.stdout or b"")
         return f"the guest hung for {seconds:.0f}s" + (f" ({line})" if line else "")
     except OSError as error:
         return str(error)
     text = done.stdout.decode(errors="replace")
     if done.returncode == 0 and PASSED in text:
         return None
-    return _telling_line(done.stdout) or f"{program} exited with status {done.returncode}"
+    return _error_line(done.stdout) or f"{program} exited with status {done.returncode}"
 
 
-def _telling_line(output: bytes) -> str:
-    """The most informative line: an error of KVM or QEMU, a kernel panic, else the last one."""
+def _error_line(output: bytes) -> str:
+    """The most informative line: an error from KVM or QEMU, a kernel panic, or else the last line."""
     lines = [line.strip() for line in output.decode(errors="replace").splitlines() if line.strip()]
     for mark in ("KVM internal error", "emulation failure", "Kernel panic", "lab: ", "qemu-system"):
         for line in lines:
@@ -118,7 +118,7 @@ def _provide_uml(base: Path, progress: Progress) -> None:
 
 
 def _cache_key(kernel: Path, device: Path) -> str:
-    """A key that changes with anything that can change the result."""
+    """A key that changes with anything that can affect the result."""
     from lab import uml_files
 
     try:
@@ -150,10 +150,10 @@ def choose(
     KUBEADM_IPVS_ACCELERATOR=kvm, uml or tcg chooses without a trial. `qemu` means KVM or emulation, by trial.
 
     Args:
-        base: The lab's folder with kernel and initramfs. If User Mode Linux is chosen, its files are added.
-        progress: Where trials and builds are reported.
+        base: The lab's `base` folder, with kernel and initramfs. User Mode Linux's files are added if needed.
+        progress: Reports trials and builds.
         disks: The accelerator that the hosts' existing disks belong to, if there are any. QEMU can't read
-            User Mode Linux's disks, or the other way round.
+            User Mode Linux's disks, and vice versa.
         device: The KVM device, replaced in tests.
         binary: QEMU, replaced in tests.
 
@@ -167,7 +167,7 @@ def choose(
         )
     if forced and disks and (forced == "uml") != (disks == "uml"):
         raise UserError(
-            f"{VARIABLE}={forced} doesn't fit the lab's hosts, which have disks of {disks}",
+            f"{VARIABLE}={forced} doesn't fit the lab's hosts, which have {disks} disks",
             f"unset it, or create the lab again: {lab_command('down', base.parent.name)}, then up",
         )
     for accelerator in _ALL:
@@ -219,7 +219,7 @@ def _cached(path: Path, key: str) -> Decision | None:
 
 
 def _uml_problem(base: Path, progress: Progress) -> str | None:
-    """Put User Mode Linux's files into the lab's folder; returns why that failed, or None."""
+    """Put User Mode Linux's files into the lab's folder; return why that failed, or None."""
     try:
         _provide_uml(base, progress)
     except UserError as error:
@@ -233,7 +233,7 @@ def _kvm_problem(base: Path, progress: Progress, device: Path, binary: str) -> s
     if not device.exists():
         return f"{device} doesn't exist"
     if not os.access(device, os.R_OK | os.W_OK):
-        return f"you have no access to {device} (join the group kvm)"
-    with progress.step("accelerator: trying KVM with a test boot"):
+        return f"you have no access to {device} (join the kvm group)"
+    with progress.step("accelerator: booting a trial guest with KVM"):
         problem = kvm_trial(base / "vmlinuz", base / "initrd", binary=binary)
     return f"a trial boot with KVM failed: {problem}" if problem else None

@@ -1,10 +1,10 @@
 #!/bin/busybox sh
 # shellcheck shell=sh
-# The init of the lab's initramfs, which otherwise holds busybox and the root disk's modules. An initramfs
-# with udev takes an emulated host ten seconds or more; this one takes less than one.
+# The init of the lab's initramfs, which also has busybox and the root disk's modules. An initramfs with udev
+# takes an emulated host ten seconds or more; this one takes less than one.
 #
-# With `lab.trial` on the kernel's command line it checks that the accelerator can run a guest, reports that
-# on the console and powers the machine off. Otherwise it mounts the root disk, seeds a host that has no
+# With `lab.trial` on the kernel's command line it checks that the accelerator can run a guest, reports the
+# result on the console and powers off. Otherwise it mounts the root disk, seeds a host that has no
 # identity yet from the seed disk, and starts systemd. Under User Mode Linux it also makes network cards and
 # /proc/cpuinfo look as they do elsewhere, and installs the kernel's modules.
 
@@ -28,7 +28,7 @@ label() {
 }
 
 if grep -qw lab.trial /proc/cmdline; then
-    # Do some real work: an accelerator may start a guest and then fail on an instruction.
+    # Do some real work: a broken accelerator may start a guest and fail later, at some instruction.
     i=0
     while [ "$i" -lt 20 ]; do
         sha256sum /bin/busybox >/sum || die "trial failed"

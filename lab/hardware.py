@@ -27,13 +27,13 @@ class Machine:
     accelerator: Accelerator
     kernel: Path
     initrd: Path
-    network_id: int  # 0 to 255, part of the MAC addresses so that labs don't share any
+    network_id: int  # 0 to 255, derived from the lab's folder; part of the MAC addresses
     family: Family = "deb"
     lab_memory: int = 0  # MiB that all hosts of the lab may use together
 
     @property
     def forwards(self) -> dict[int, int]:
-        """Maps ports of 127.0.0.1 to the host's TCP ports they are forwarded to."""
+        """Maps ports of 127.0.0.1 to the host's TCP ports."""
         ports = {
             self.ports.ssh[self.host.index]: SSH_PORT,
             self.ports.node_port[self.node_port_index]: NODE_PORT,
@@ -43,7 +43,7 @@ class Machine:
         return ports
 
     def mac(self, card: int) -> str:
-        """The MAC address of a network card, unique per lab, host and card; card 0 is NAT, 1 is the LAN."""
+        """The MAC address of a network card; card 0 is connected to NAT, card 1 to the LAN."""
         # 0x52 has the bit for locally administered addresses.
         return f"52:54:{self.network_id:02x}:00:{card:02x}:{self.host.index + 1:02x}"
 

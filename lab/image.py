@@ -2,7 +2,7 @@
 
 `<cache>/image/<key>/` holds `disk.raw`, `vmlinuz`, `initrd` and `packages.txt`, with their checksums in
 `manifest.json`. The key is a digest of all inputs. The base system, without the lab's files and container
-images, is cached separately, so that rebuilding after a change to those takes seconds.
+images, is cached separately, so that a rebuild after a change to those takes seconds.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ _RPM_PACKAGES = (
 )  # fmt: skip
 _PACKAGES: dict[Family, tuple[str, ...]] = {"deb": PACKAGES, "rpm": _RPM_PACKAGES}
 
-# Files that no test needs. They would double the time that writing a disk takes.
+# Files that no test needs and that would double the time to write a disk.
 _DPKG_OPTIONS = (
     "path-exclude=/usr/share/doc/*",
     "path-exclude=/usr/share/man/*",
@@ -42,7 +42,7 @@ _DPKG_OPTIONS = (
     "path-exclude=/usr/share/info/*",
 )
 
-# sudo drops the environment. Variables are passed by name, so that no proxy password is in a command line.
+# sudo drops the environment. Naming the variables keeps proxy passwords out of the command line.
 _KEEP_PROXIES = ("--preserve-env=http_proxy,https_proxy,no_proxy",)
 
 DISK_BYTES = 8 << 30
@@ -53,7 +53,7 @@ _RESULTS = ("disk.raw", "vmlinuz", "initrd", "packages.txt")
 
 @dataclass(frozen=True)
 class Image:
-    """A complete image; its files are never changed, only linked to."""
+    """A complete image. Its files are never changed, only linked to."""
 
     key: str
     folder: Path
@@ -81,7 +81,7 @@ def as_root(progress: Progress, *, labels: bool = False) -> list[str]:
     is reported.
 
     Args:
-        progress: Where the use of sudo is reported.
+        progress: Reports the use of sudo.
         labels: The command writes SELinux labels, which a user namespace doesn't allow.
 
     Raises:
@@ -180,7 +180,7 @@ def ensure_base(release: str, family: Family, progress: Progress) -> Path:
         draft.unlink(missing_ok=True)
         options = [f"--dpkgopt={option}" for option in _DPKG_OPTIONS]
         privilege = as_root(progress)
-        # mmdebstrap creates its own user namespace; it couldn't inside of ours.
+        # mmdebstrap creates its own user namespace, which it can't do inside ours.
         rootless = os.geteuid() != 0 and "sudo" not in privilege[0]
         command = [
             requirements.program("mmdebstrap"),
@@ -217,7 +217,7 @@ def _remove_builds(progress: Progress) -> None:
     """Remove the folders of interrupted builds. The caller holds the lock, so no build is running."""
     for work in _cache().glob("work-*"):
         plan = work / "plan.json"
-        # Built with sudo or by root, not in a user namespace, so the files belong to root.
+        # A build with sudo or by root, unlike one in a user namespace, leaves files that belong to root.
         outside = plan.exists() and json.loads(plan.read_text())["owner"] != [0, 0]
         privilege = [requirements.program("sudo")] if outside and os.geteuid() != 0 else as_root(progress)
         _run([*privilege, "rm", "-rf", str(work)], "removing an interrupted build")
@@ -227,8 +227,8 @@ def prune(used: set[str], progress: Progress, *, everything: bool) -> None:
     """Remove old images and base systems, and the folders of interrupted builds.
 
     Args:
-        used: The keys of the labs' images, which are kept together with the newest one.
-        progress: Where waiting for a build is reported.
+        used: The keys of the labs' images, which are kept, like the newest one.
+        progress: Reports waiting for a build.
         everything: Remove all of them; labs have their own links to their images.
     """
     with (
@@ -251,7 +251,7 @@ def prune(used: set[str], progress: Progress, *, everything: bool) -> None:
 def ensure_image(release: str, preload: tuple[Path, ...], family: Family, progress: Progress) -> Image:
     """The image for a release with these container images, built unless it is cached and undamaged.
 
-    It can be interrupted at any point: a complete image is moved into place atomically.
+    Interrupting it is safe: a complete image is moved into place atomically.
 
     Raises:
         UserError: The image can't be built.

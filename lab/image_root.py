@@ -2,8 +2,8 @@
 
 `lab.image` starts it as `python -m lab.image_root PLAN`, where PLAN is a JSON file (see `Plan`). It unpacks
 the base system, copies the lab's files over it, has containerd import the images to preload, and writes the
-disk, the kernel and the initramfs. It uses only the standard library, and runs in its own mount and process
-namespaces, so that its mounts and processes disappear with it.
+disk, the kernel and the initramfs. It uses only the standard library. It runs in its own mount and PID
+namespaces, so its mounts and processes disappear with it.
 """
 
 from __future__ import annotations
@@ -130,7 +130,7 @@ def run(argv: list[str], *, text: str | None = None) -> str:
     """Run a program and return its standard output.
 
     Raises:
-        UserError: It isn't installed or fails; the message has the last lines of its output.
+        UserError: It isn't installed or fails; the message includes the last lines of its output.
     """
     environment = dict(os.environ, LC_ALL="C.UTF-8", PATH=f"{os.environ.get('PATH', '')}:{_SBIN}")
     try:
@@ -267,8 +267,8 @@ def cpio_newc(entries: list[tuple[str, int, bytes]]) -> bytes:
     """A cpio archive in the format of an initramfs.
 
     Args:
-        entries: Name, mode with file type, and content of each; a link's content is its target, and a
-            folder's is empty.
+        entries: Name, mode including the file type, and content. A link's content is its target; a folder's
+            is empty.
     """
     out = bytearray()
     for number, (name, mode, content) in enumerate([*entries, ("TRAILER!!!", 0, b"")], start=1):
@@ -344,7 +344,7 @@ DEBIAN = System(
 
 
 def make(plan: Plan, system: System) -> None:
-    """Build everything in the plan; the results are complete when it returns.
+    """Write the disk, the kernel, the initramfs and the list of packages to the plan's `out` folder.
 
     Raises:
         UserError: A program fails, or the base system isn't as expected.

@@ -1,9 +1,9 @@
 """The part of building the rpm family's image that needs root; extends `lab.image_root`.
 
-`lab.image` starts it as `python -m lab.image_rpm PLAN`. The base system is Debian's. Over SSH it passes for
-one of the rpm family: os-release identifies it as one, RPM's database is in the family's location and lists
-what the base system provides, dnf is installed, and SELinux is enforcing with every file labelled. As on a
-fresh server of the family, there is no container runtime.
+`lab.image` starts it as `python -m lab.image_rpm PLAN`. The base system is Debian, but over SSH it looks like
+a host of the rpm family: os-release identifies it as one, RPM's database is in the family's location and
+lists what the base system provides, dnf is installed, and SELinux is enforcing with every file labelled. As
+on a fresh server of the family, there is no container runtime.
 """
 
 from __future__ import annotations

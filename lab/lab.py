@@ -43,11 +43,11 @@ class Lab:
 
     @classmethod
     def load(cls, name: str = DEFAULT_LAB, progress: Progress | None = None) -> Self:
-        """The lab of a name; nothing is read or created yet.
+        """The lab with a name; nothing is read or created yet.
 
         Args:
             name: The lab's name.
-            progress: Where progress is reported; standard error by default.
+            progress: Reports to standard error by default.
 
         Raises:
             UserError: The name isn't a valid lab name.
@@ -56,7 +56,7 @@ class Lab:
 
     @property
     def exists(self) -> bool:
-        """Whether the lab was created and not taken down since."""
+        """Whether the lab has been created and not removed since."""
         return record.record_path(self.name).exists()
 
     @property
@@ -87,7 +87,7 @@ class Lab:
     def _vm(self, host: str) -> Vm:
         vms = {vm.host.name: vm for vm in create_vms(self.folder, self._record())}
         if host not in vms:
-            raise UserError(f"the lab '{self.name}' has no host '{host}'", f"its hosts: {', '.join(vms)}")
+            raise UserError(f"the lab '{self.name}' has no host '{host}'", f"use one of {', '.join(vms)}")
         return vms[host]
 
     def up(
@@ -102,7 +102,7 @@ class Lab:
     ) -> LabStatus:
         """Create the lab, or the parts of it that are missing; a lab that is up isn't changed.
 
-        Without an option, an existing lab keeps its own, and a new one gets the default.
+        An option that isn't given keeps its value in an existing lab and gets the default in a new one.
 
         Args:
             count: The number of hosts.
@@ -151,7 +151,7 @@ class Lab:
             vm.stop()
 
     def down(self) -> None:
-        """Stop hosts and servers, and remove disks, keys and snapshots; does nothing without a lab.
+        """Stop hosts and servers, and remove disks, keys and snapshots; do nothing if there is no lab.
 
         Raises:
             UserError: A process can't be stopped.
@@ -161,14 +161,14 @@ class Lab:
                 self._progress.say(f"lab {self.name}: does not exist")
                 return
             with self._progress.step(f"lab {self.name}: stopping hosts and services, removing disks"):
-                # Found by their pid files rather than in the record, which may be damaged.
+                # Find them by their pid files: the record may be damaged.
                 for kind in (QemuVm, UmlVm):
                     for pid_file in self.folder.glob(f"*/{kind.pid_file}"):
                         processes.end(pid_file, guest_name(self.name, pid_file.parent.name))
                 network.stop(self.folder)
                 for name in ("packages", "registry"):
                     services.stop(self.folder, name)
-                # Rename first: if the removal is interrupted, `prune` finishes it.
+                # Rename the folder first: if the removal is interrupted, `prune` finishes it.
                 trash = paths.labs_dir() / f".removed-{self.name}-{os.getpid()}"
                 self.folder.replace(trash)
                 shutil.rmtree(trash)

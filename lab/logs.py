@@ -13,7 +13,7 @@ from lab.record import Record
 from lab.status import lab_status
 from lab.vms import create_vms, for_each
 
-# By file name: the command line whose output it gets.
+# File name -> the command line whose output it gets.
 _COMMANDS: dict[str, str] = {
     "journal.txt": "journalctl --no-pager --boot -o short-precise",
     "units.txt": "systemctl --no-pager --failed; systemctl --no-pager list-units --type=service",

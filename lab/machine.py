@@ -66,7 +66,7 @@ class Vm(ABC):
     def pid(self) -> int | None:
         """The pid of the program that runs the guest; None if the guest isn't running."""
         found = processes.running(self.folder / self.pid_file, self._mark)
-        # Another state folder may hold a lab of the same name, so compare the working directory too.
+        # A lab in another state folder may have the same name, so compare the working directory too.
         if found is not None and _working_folder(found) != self.folder.resolve():
             return None
         return found
@@ -90,7 +90,7 @@ class Vm(ABC):
         """Start the guest unless it is running.
 
         Raises:
-            UserError: The program exits at once; the message has its output.
+            UserError: The program exits at once; the message includes its output.
         """
 
     @abstractmethod
@@ -106,7 +106,7 @@ class Vm(ABC):
         """Resume the guest if its CPUs are stopped.
 
         Raises:
-            UserError: The cause of the pause is still there.
+            UserError: The reason for the pause still exists.
         """
 
     @abstractmethod
@@ -114,7 +114,7 @@ class Vm(ABC):
         """Reboot the guest and return once it has shut down; the caller must call `start` next.
 
         Raises:
-            UserError: The guest doesn't accept the command, or isn't down in time.
+            UserError: The guest isn't running, or doesn't shut down in time.
         """
 
     @abstractmethod
@@ -195,19 +195,19 @@ class Vm(ABC):
 
         Args:
             seconds: How long to wait.
-            progress: Where success is reported.
-            cancelled: Ends the wait early, because another host failed.
+            progress: Reports success.
+            cancelled: Ends the wait early when another host fails.
 
         Raises:
-            UserError: The server doesn't come up; the message has the console's last lines.
+            UserError: The server doesn't come up; the message includes the console's last lines.
         """
         started = time.monotonic()
         log = self.folder / self.log_file
-        while not ssh.greets(self.ssh_port):
+        while not ssh.sends_banner(self.ssh_port):
             if cancelled.is_set():
                 return
             if self.pid is None:
-                raise self._boot_error(f"{self.program} of {self.host.name} exited: {tail(log, 3)}")
+                raise self._boot_error(f"{self.program} for {self.host.name} exited: {tail(log, 3)}")
             fatal = self._fatal_line()
             if fatal is not None:
                 raise self._boot_error(f"{self.host.name} doesn't boot: {fatal}")
@@ -223,11 +223,11 @@ class Vm(ABC):
 
         Args:
             seconds: How long to wait.
-            progress: Where success is reported.
-            cancelled: Ends the wait early, because another host failed.
+            progress: Reports success.
+            cancelled: Ends the wait early when another host fails.
 
         Raises:
-            UserError: The host doesn't become ready; the message has the console's last lines.
+            UserError: The host doesn't become ready; the message includes the console's last lines.
         """
         started = time.monotonic()
         self.wait_ssh(seconds, progress, cancelled)
@@ -255,14 +255,14 @@ class Vm(ABC):
         return note.exists() and note.read_text() == str(self.pid)
 
     def _final_state(self, deadline: float, cancelled: threading.Event) -> str:
-        """systemd's state at the end of the boot; a login that fails on a busy host is retried."""
+        """systemd's state at the end of the boot. A login that fails because the host is busy is retried."""
         command = ["systemctl", "is-system-running", "--wait"]
         while True:
             left = max(60.0, deadline - time.monotonic())
             try:
                 return ssh.run(self.lab_folder, self.ssh_port, command, timeout=left).stdout.strip()
             except UserError as error:
-                # A wrong host key or a rejected login key won't change on retry.
+                # Retrying doesn't help with a wrong host key or a rejected login key.
                 permanent = "verification failed" in error.what or "Permission denied" in error.what
                 if permanent or self.pid is None or time.monotonic() > deadline:
                     raise self._boot_error(f"{self.host.name}: SSH login failed: {error.what}") from None
@@ -271,11 +271,11 @@ class Vm(ABC):
 
     @property
     def _known_packages_key(self) -> Path:
-        """The packages' key that the guest is known to have."""
+        """The file with the package repository's key that the guest is known to have."""
         return self.folder / "packages.known"
 
     def forget_packages_key(self) -> None:
-        """Drop the record of the guest's packages' key: a restored snapshot may have another one."""
+        """Forget which repository key the guest has: a restored snapshot may have a different one."""
         self._known_packages_key.unlink(missing_ok=True)
 
     def install_packages_key(self, key: str) -> None:
@@ -306,17 +306,16 @@ class Vm(ABC):
         return UserError(
             f"{what}\nlast lines of the console ({console}):\n{tail(console, _CONSOLE_LINES)}",
             f"{lab_command('down', self.machine.lab)}, then up again; "
-            "if it fails at the same point, the console shows why",
+            "if it fails again, the console shows why",
         )
 
     @property
-    def answers(self) -> bool:
+    def responds(self) -> bool:
         """Whether the guest is running and its SSH server sends its banner.
 
-        The host key was checked at boot; checking it again needs a login, which takes an emulated host
-        seconds.
+        This doesn't check the host key again: that needs a login, which takes an emulated host seconds.
         """
-        return self.pid is not None and ssh.greets(self.ssh_port)
+        return self.pid is not None and ssh.sends_banner(self.ssh_port)
 
     def set_clock(self) -> None:
         """Set the guest's clock to this machine's: a restored guest still has the snapshot's time."""

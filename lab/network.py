@@ -80,10 +80,10 @@ def start(lab_folder: Path, program: Path, vms: Sequence[Vm], progress: Progress
         lab_folder: The lab's folder.
         program: The lab-network binary.
         vms: All hosts of the lab.
-        progress: Where powered-off hosts are reported.
+        progress: Reports powered-off hosts.
 
     Raises:
-        UserError: It doesn't start; the message has its output.
+        UserError: It doesn't start; the message includes its output.
     """
     if pid(lab_folder) is not None:
         return

@@ -13,10 +13,10 @@ Role = Literal["control-plane", "worker"]
 Family = Literal["deb", "rpm"]
 RELEASES = ("trixie", "bookworm")
 FAMILIES: tuple[Family, ...] = ("deb", "rpm")
-# The rpm family needs the versions of dnf and of the SELinux policy in this release.
+# The rpm family needs this release's versions of dnf and of the SELinux policy.
 _RPM_RELEASE = "trixie"
 
-# kubeadm wants two CPUs for a control plane. With one emulated CPU the API server takes minutes to become
+# kubeadm requires two CPUs for a control plane. With one emulated CPU the API server takes minutes to become
 # healthy; a worker boots faster with one.
 _MEMORY: dict[Role, int] = {"control-plane": 3072, "worker": 2048}
 _CPUS: dict[Role, int] = {"control-plane": 2, "worker": 1}

@@ -1,6 +1,6 @@
-"""A lab's ports on 127.0.0.1: fixed for the default lab, free ones for any other.
+"""A lab's ports on 127.0.0.1: fixed ones for the default lab, free ones for any other.
 
-Conflicts are reported, with the process that has the port, before anything starts.
+Conflicts are reported before anything starts, with the process that uses the port.
 """
 
 from __future__ import annotations
@@ -69,7 +69,7 @@ def free(count: int, reserved: Iterable[int]) -> Ports:
     except StopIteration:
         raise UserError(
             f"not enough free ports between {_SEARCH.start} and {_SEARCH.stop}",
-            "remove a lab that you don't need: python3 -m lab down --name NAME",
+            "remove a lab that you don't need: .venv/bin/python -m lab down --name NAME",
         ) from None
     return Ports(
         ssh=tuple(numbers[:count]),
@@ -90,7 +90,7 @@ def _free_ports(taken: set[int]) -> Iterator[int]:
 def can_bind(port: int) -> bool:
     """Whether a TCP server could listen on this port of 127.0.0.1 now."""
     with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as probe:
-        # As QEMU and the lab's servers do, so that connections in TIME_WAIT don't count.
+        # QEMU and the lab's servers set this too, so connections in TIME_WAIT don't block a port.
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             probe.bind((LOOPBACK, port))
@@ -153,7 +153,7 @@ def check_free(wanted: dict[int, str]) -> None:
         wanted: Maps ports to their purpose.
 
     Raises:
-        UserError: Ports are in use; the message has each one with its owner.
+        UserError: Ports are in use; the message lists each one with its owner.
     """
     lines = [
         f"port {port} of {LOOPBACK} ({purpose}) is in use by {owner(port)}"

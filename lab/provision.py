@@ -24,7 +24,7 @@ from lab.vms import create_vms
 
 Source = Literal["auto", "build", "upstream"]
 
-# Room for packages, image and mirror while they are built, and for the hosts' disks to grow.
+# Space to build packages, image and mirror, and for the hosts' disks to grow.
 _DISK_NEEDED = 6 << 30  # bytes
 
 
@@ -35,7 +35,7 @@ def provide(folder: Path, record: Record, source: Source, progress: Progress) ->
         folder: The lab's folder.
         record: The lab's record.
         source: Where packages and images come from.
-        progress: Where builds and downloads are reported.
+        progress: Reports builds and downloads.
 
     Returns:
         The completed record, which is also saved.
@@ -51,8 +51,8 @@ def provide(folder: Path, record: Record, source: Source, progress: Progress) ->
     check_ports(folder, record)
     _check_room(folder, record, progress)
     with ThreadPoolExecutor(1) as background:
-        # In parallel: the base system is mostly downloading and unpacking, the mirror mostly compiling.
-        # The base is needed to build the image and the RPMs.
+        # In parallel: the base system is mostly downloaded and unpacked, the mirror mostly compiled. Only the
+        # image and the RPMs need the base system.
         needed = family == "rpm" or not _has_image(folder)
         base = background.submit(ensure_base, release, family, progress) if needed else None
         mirror = ensure_mirror(progress, source=source, debian_release=release)
@@ -66,7 +66,7 @@ def provide(folder: Path, record: Record, source: Source, progress: Progress) ->
         _link_image(folder, ensure_image(release, preload, family, progress))
     record = dataclasses.replace(record, image=(folder / "base/complete").read_text())
     if not any(vm.pid for vm in create_vms(folder, record)):
-        # All hosts of a lab use the same accelerator, because they are saved and restored together.
+        # All hosts of a lab use the same accelerator because they are saved and restored together.
         decision = choose(folder / "base", progress, disks=_disks(folder, record))
         progress.say(f"accelerator: {decision.accelerator} ({decision.reason})")
         record = dataclasses.replace(
@@ -92,7 +92,7 @@ def provide(folder: Path, record: Record, source: Source, progress: Progress) ->
 def _check_room(folder: Path, record: Record, progress: Progress) -> None:
     """Check the free disk space, and report if memory is short.
 
-    A lab that has its image and mirror only has to be started again, so it may use what is left.
+    For a lab that already has its image and mirror, too little disk space is only reported.
 
     Raises:
         UserError: There isn't enough space to build what is missing.
@@ -107,14 +107,15 @@ def _check_room(folder: Path, record: Record, progress: Progress) -> None:
         elif free < _DISK_NEEDED:
             raise UserError(
                 f"{place} has {free >> 30} GiB left, and the lab needs {_DISK_NEEDED >> 30} GiB",
-                "free some disk space (python3 -m lab prune), or set XDG_STATE_HOME and XDG_CACHE_HOME",
+                "free some disk space (.venv/bin/python -m lab prune), or set XDG_STATE_HOME and "
+                "XDG_CACHE_HOME",
             )
     wanted = sum(vm.host.memory for vm in create_vms(folder, record) if vm.pid is None)
     lines = Path("/proc/meminfo").read_text().splitlines()
     available = next(int(line.split()[1]) >> 10 for line in lines if line.startswith("MemAvailable:"))
     if available < wanted:
         progress.say(
-            f"memory: the hosts may use {wanted} MiB, but only {available} MiB are available; "
+            f"memory: the hosts may use {wanted} MiB, but only {available} MiB is available; "
             "if hosts are slow or get killed, stop other programs, or use --memory or --count"
         )
 
@@ -124,7 +125,7 @@ def _has_image(folder: Path) -> bool:
 
 
 def _link_image(folder: Path, image: Image) -> None:
-    """Link the image into the lab, which doesn't need the cache afterwards."""
+    """Link the image into the lab's folder, so that the lab doesn't depend on the cache."""
     base = folder / "base"
     base.mkdir(exist_ok=True)
     for source in (image.disk, image.kernel, image.initrd):

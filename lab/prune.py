@@ -1,4 +1,4 @@
-"""Remove from the cache what no lab and no current version needs."""
+"""Remove cache entries that neither a lab nor the current code needs."""
 
 from __future__ import annotations
 
@@ -15,12 +15,13 @@ from lab import image, record
 def prune(progress: Progress, *, everything: bool = False) -> None:
     """Remove old images and mirrors, and what interrupted builds left behind.
 
-    Mirrors that existing labs serve are kept, with the key that signs them. Labs have their own links to
-    their images. Builds that are in progress are left alone or waited for.
+    Mirrors that existing labs serve are kept, with the key that signs them. Builds in progress are left alone
+    or waited for.
 
     Args:
-        progress: Where the result is reported.
-        everything: Remove the whole cache except what existing labs serve.
+        progress: Reports the result.
+        everything: Remove the whole cache except what existing labs serve. Labs have their own links to their
+            images, so the cache's copies are removed too.
 
     Raises:
         UserError: A lab's record is damaged, so it isn't known what that lab serves.
@@ -39,7 +40,7 @@ def prune(progress: Progress, *, everything: bool = False) -> None:
         kinds = ("mirror", "rpm", "go", "debian", "kernel")
         for kind in kinds:
             cache.prune(kind, _served_keys(folder / kind, served))
-        # The next command that needs one of the others creates it again.
+        # Other entries are created again when a command needs them.
         kept = {"image", *kinds, *(["signing"] if served else [])}
         for path in folder.iterdir():
             if path.name not in kept:

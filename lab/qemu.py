@@ -9,9 +9,8 @@ from lab.ports import LOOPBACK
 BINARY = "qemu-system-x86_64"
 DISK = "disk"  # block node of the root disk, which holds the snapshots
 
-# Without KVM. String instructions are emulated byte by byte, so code that prefers them (erms, fsrm) runs
-# two to three times slower; wide vectors are slow as well. Without svm and vmx the guest doesn't load
-# KVM's own modules.
+# Emulated string instructions work byte by byte, so code that prefers them (erms, fsrm) runs two to three
+# times slower. Wide vectors are slow as well. Without svm and vmx the guest doesn't load KVM's modules.
 _TCG = ("-accel", "tcg,thread=multi,tb-size=1024", "-cpu", "max,-erms,-fsrm,-avx2,-avx,-svm,-vmx")
 _KVM = ("-accel", "kvm", "-cpu", "host")
 
@@ -28,11 +27,11 @@ _KERNEL_ARGUMENTS = (
     f"modprobe.blacklist={_NO_MODULES}"
 )
 
-# Without KVM, setting a timer is a write to the emulated interrupt controller, under the emulator's one
-# lock: a sixth of a control plane's time. Go's runtime sleeps for microseconds all the time; with timers
-# as coarse as the tick (4 ms) it wakes up half as often, and the tick itself needs no timer set. Waking a
+# Without KVM, setting a timer means writing to the emulated interrupt controller under QEMU's global lock,
+# which took a sixth of a control plane's time. Go's runtime constantly sleeps for microseconds. With timers
+# as coarse as the tick (4 ms) it wakes up half as often, and the tick itself doesn't need a timer. Waking a
 # thread on another emulated CPU takes half a millisecond; GOMAXPROCS=1 keeps each Go program on one CPU.
-# This setting covers systemd's services (containerd, kubelet); the stack file has one for the control
+# This setting covers systemd's services (containerd, kubelet); `lab.stackfile` has one for the control
 # plane's components. The measurements are in docs/decisions/0019-emulated-go-on-one-cpu.md.
 _EMULATED_ARGUMENTS = " highres=off nohz=off systemd.setenv=GOMAXPROCS=1"
 

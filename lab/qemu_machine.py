@@ -20,8 +20,8 @@ from lab.qmp import Qmp
 
 # Saving or loading a guest of a few GiB takes seconds, longer on a busy disk.
 _SNAPSHOT_SECONDS = 600.0
-# Under contention a worker gets two thirds of the control plane's CPU share. With one third (nice 5), the
-# workers of a lab of three starved: their kubelets took minutes to start a container.
+# Under contention a worker gets two thirds of the control plane's CPU share. With one third (nice 5), both
+# workers of a lab with three hosts starved: their kubelets took minutes to start a container.
 _WORKERS_NICENESS = 2
 # Free space needed to resume a guest that QEMU paused on a full disk; with less it would pause again.
 _ROOM_TO_RESUME = 1 << 30  # bytes
@@ -74,20 +74,20 @@ class QemuVm(Vm):
                 start_new_session=True,  # so that Ctrl-C in the terminal doesn't stop it
             )
         if scheduling:
-            # With autogrouping, Linux schedules whole sessions against each other and applies nice values
-            # only within one. The session's group has its own nice value.
+            # With autogrouping, Linux applies nice values only within a session. Between sessions, the nice
+            # values of their autogroups count.
             with contextlib.suppress(OSError):
                 Path(f"/proc/{process.pid}/autogroup").write_text(str(_WORKERS_NICENESS))
         deadline = time.monotonic() + 60
         while not (self.folder / "qmp.sock").exists() or self.pid is None:
             if process.poll() is not None or time.monotonic() > deadline:
-                raise UserError(f"QEMU of {self.host.name} didn't start:\n{tail(log, 10)}")
+                raise UserError(f"QEMU for {self.host.name} didn't start:\n{tail(log, 10)}")
             time.sleep(0.02)
 
     def _scheduling(self) -> tuple[str, ...]:
         """The command prefix that gives emulated workers a lower CPU priority than the control plane.
 
-        Workers depend on the control plane, and it is the part that breaks when it is slow.
+        The workers depend on the control plane, which is also what fails first when it is slow.
         """
         if self.machine.accelerator == "kvm" or self.host.role == "control-plane":
             return ()
@@ -132,7 +132,7 @@ class QemuVm(Vm):
         iotlb_to_section); a new process avoids that.
 
         Raises:
-            UserError: The guest isn't running, or isn't down in time.
+            UserError: The guest isn't running, or doesn't shut down in time.
         """
         pid = self.pid
         if pid is None:
@@ -173,7 +173,7 @@ class QemuVm(Vm):
 
     def load(self, tag: str) -> None:
         """Restore memory and disk; the guest stays paused."""
-        # The guest will have the packages' key from the time of the snapshot.
+        # The guest will have the repository key from the time of the snapshot.
         self.forget_packages_key()
         with Qmp(self.folder, timeout=_SNAPSHOT_SECONDS) as qmp:
             qmp.job(

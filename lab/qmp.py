@@ -1,4 +1,4 @@
-"""A small client for QEMU's machine protocol (QMP): pause guests, save and load snapshots."""
+"""A small client for the QEMU Machine Protocol (QMP): pause guests, save and load snapshots."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ class Qmp:
             self.execute("qmp_capabilities")
         except OSError as error:
             self._socket.close()
-            raise UserError(f"QEMU of {self._name} doesn't respond: {error}") from None
+            raise UserError(f"QEMU for {self._name} doesn't respond: {error}") from None
         finally:
             os.close(descriptor)
 
@@ -69,15 +69,17 @@ class Qmp:
                 if "return" in answer:
                     return answer["return"]
                 if "error" in answer:
-                    raise UserError(f"QEMU of {self._name} rejected {command}: {answer['error'].get('desc')}")
+                    raise UserError(
+                        f"QEMU for {self._name} rejected {command}: {answer['error'].get('desc')}"
+                    )
         except OSError as error:
-            raise UserError(f"QEMU of {self._name} doesn't respond to {command}: {error}") from None
-        raise UserError(f"QEMU of {self._name} exited during {command}")
+            raise UserError(f"QEMU for {self._name} doesn't respond to {command}: {error}") from None
+        raise UserError(f"QEMU for {self._name} exited during {command}")
 
     def job(self, command: str, job_id: str, seconds: float, **arguments: Any) -> None:
         """Run a command that starts a job, and wait for the job to finish.
 
-        A job of the same ID that a killed run left behind is waited for and dismissed first: QEMU keeps
+        If a killed run left a job with this ID behind, wait for that job and dismiss it first: QEMU keeps
         finished jobs until they are dismissed.
 
         Args:
@@ -95,10 +97,10 @@ class Qmp:
         self.execute(command, job_id=job_id, **arguments)
         job = self._concluded(job_id, command, deadline)
         if job is None:
-            raise UserError(f"QEMU of {self._name} has lost the job of {command}")
+            raise UserError(f"QEMU for {self._name} lost the job that {command} started")
         self.execute("job-dismiss", id=job_id)
         if "error" in job:
-            raise UserError(f"{command} of {self._name} failed: {job['error']}")
+            raise UserError(f"{command} failed for {self._name}: {job['error']}")
 
     def _concluded(self, job_id: str, command: str, deadline: float) -> dict[str, Any] | None:
         """Wait for a job to finish and return it; None if no job has that ID."""
@@ -108,7 +110,7 @@ class Qmp:
             if job is None or job["status"] == "concluded":
                 return job
             if time.monotonic() > deadline:
-                raise UserError(f"{command} of {self._name} timed out")
+                raise UserError(f"{command} timed out for {self._name}")
             time.sleep(0.1)
 
     def snapshots(self, node: str) -> list[str]:

@@ -17,13 +17,13 @@ from lab.hardware import Accelerator
 from lab.options import Options
 from lab.ports import Ports
 
-# Fields and values in records of earlier versions.
+# Old names of fields and values, which records written by earlier versions contain.
 _RENAMED = {"site": "mirror", "site_root": "mirror_root", "dnf": "rpm"}
 
 
 @dataclass(frozen=True)
 class Record:
-    """What a lab was created with; `up` fills in the optional fields step by step."""
+    """The properties of a lab. `up` fills in those with defaults step by step."""
 
     options: Options
     ports: Ports
@@ -64,7 +64,7 @@ def _ports(raw: dict[str, Any]) -> Ports:
 
 
 def record_path(name: str) -> Path:
-    """The file of a lab's record."""
+    """The path of a lab's record."""
     return paths.lab_dir(name) / "lab.json"
 
 
@@ -84,12 +84,12 @@ def load(name: str) -> Record:
 
 
 def load_or_create(name: str, wanted: dict[str, Any], progress: Progress) -> Record:
-    """The record of a lab; a new one, with ports chosen, if the lab doesn't exist.
+    """The record of a lab. For a new lab, choose its ports and save a new record.
 
     Args:
         name: The lab.
-        wanted: The options that the user has set, by their names in `Options`.
-        progress: Where a wait for another process is reported.
+        wanted: The options that the user has set, by name in `Options`.
+        progress: Reports a wait for another process.
 
     Raises:
         UserError: The lab exists with other options, an option is invalid, or a port is in use.
@@ -119,7 +119,7 @@ def choose_ports(name: str, count: int, progress: Progress) -> Ports:
     Args:
         name: The lab; the default lab has fixed ports.
         count: The number of hosts.
-        progress: Where labs with a damaged record are reported.
+        progress: Reports labs with a damaged record.
 
     Raises:
         UserError: A fixed port is in use, or there aren't enough free ones.
@@ -131,7 +131,7 @@ def choose_ports(name: str, count: int, progress: Progress) -> Ports:
     reserved: set[int] = set()
     for path in paths.labs_dir().glob("*/lab.json"):
         try:
-            # Only the ports: another version of this program may have written the rest differently.
+            # Read only the ports: another version of this program may have written the rest differently.
             other = _ports(json.loads(path.read_text()))
         except (OSError, ValueError, TypeError, KeyError) as error:
             progress.say(f"can't read {path}, so its ports aren't reserved: {error}")

@@ -60,7 +60,7 @@ REQUIREMENTS = (
     *MIRROR,
     Requirement("/usr/share/keyrings/debian-archive-keyring.gpg", "debian-archive-keyring"),
 )
-# For users other than root: user namespaces with more than one user.
+# For users other than root: user namespaces with more than one user ID.
 ROOTLESS = (Requirement("newuidmap", "uidmap"),)
 # For compiling the User Mode Linux kernel, used if KVM isn't available.
 UML = (
@@ -86,7 +86,7 @@ def program(name: str) -> str:
     """The path of a program that must be installed.
 
     Raises:
-        UserError: It isn't; the message names its package.
+        UserError: It isn't installed; the message names its package.
     """
     path = find(name)
     if path is None:
@@ -96,7 +96,7 @@ def program(name: str) -> str:
 
 
 def wanted(family: Family = "deb") -> tuple[Requirement, ...]:
-    """What the current user needs for labs of a family."""
+    """The requirements for a family's labs, for the current user."""
     rootless = () if os.geteuid() == 0 else ROOTLESS
     return (*REQUIREMENTS, *rootless, *(RPM if family == "rpm" else ()))
 
@@ -140,14 +140,14 @@ def browser() -> str | None:
 
 
 def browser_package(progress: Progress) -> tuple[str, ...]:
-    """The package of that browser; empty if one is installed or apt doesn't have one."""
+    """The package to install for a browser; empty if one is installed or apt has no suitable package."""
     if browser():
         return ()
     if os_release().get("ID") != "debian":
         # Ubuntu's package of that name installs a snap, which needs snapd and the snap store.
         progress.say(
-            "requirements: chromium isn't installed, and only Debian has a package of it; "
-            "the tests of HTML pages will skip the browser"
+            "requirements: chromium isn't installed, and only Debian has a package for it; "
+            "tests that need a browser will be skipped"
         )
         return ()
     return ("chromium",)
@@ -157,14 +157,15 @@ def check(family: Family = "deb") -> None:
     """Check that everything is installed.
 
     Raises:
-        UserError: Something is missing; the message has every program with its package.
+        UserError: Something is missing; the message lists everything with its package.
     """
     absent = missing(family)
     if absent:
         choice = "" if family == "deb" else f" --family {family}"
         lines = "\n".join(f"{r.what} isn't installed (package {r.package})" for r in absent)
         packages = " ".join(dict.fromkeys(r.package for r in absent))
-        raise UserError(lines, f"python3 -m lab requirements --install{choice}, or: apt install {packages}")
+        command = f".venv/bin/python -m lab requirements --install{choice}"
+        raise UserError(lines, f"{command}, or: apt install {packages}")
 
 
 def qemu_version() -> tuple[int, str] | None:
@@ -183,7 +184,7 @@ def os_release(path: Path = Path("/etc/os-release")) -> dict[str, str]:
     return {key: value.strip('"') for key, value in pairs}
 
 
-def kvm_opens() -> bool:
+def can_open_kvm() -> bool:
     """Whether the current user can open /dev/kvm, which doesn't guarantee that a guest runs."""
     return os.access("/dev/kvm", os.R_OK | os.W_OK)
 
@@ -199,7 +200,7 @@ def _wants_backports(packages: Sequence[str]) -> bool:
     version = qemu_version()
     if version is None:
         return bool(set(packages) & set(_QEMU_PACKAGES))
-    return version[0] < _OLD_QEMU and not kvm_opens()
+    return version[0] < _OLD_QEMU and not can_open_kvm()
 
 
 @contextlib.contextmanager
@@ -226,7 +227,7 @@ def _systemctl(verb: str) -> None:
     if done.returncode != 0:
         raise UserError(
             f"systemctl {verb} docker-registry.service failed: {done.stderr.strip()}",
-            "the lab needs only the program, not its service: fix the error above and run this again",
+            "fix the error above and run this again; the lab needs the program without its service",
         )
 
 
@@ -234,7 +235,7 @@ def install(progress: Progress, extra: Sequence[str] = (), family: Family = "deb
     """Install what is missing, as root or with sudo.
 
     Args:
-        progress: Where the installation is reported.
+        progress: Reports the installation.
         extra: More packages that the caller knows to be missing.
         family: The hosts' family.
 

@@ -1,6 +1,6 @@
 """Convert Debian package metadata to RPM's: versions, names, dependencies, and the spec file.
 
-It starts no programs and uses only the standard library, because `lab.image_rpm` runs it as root.
+It doesn't run other programs and uses only the standard library, because `lab.image_rpm` runs it as root.
 """
 
 from __future__ import annotations

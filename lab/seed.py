@@ -17,7 +17,7 @@ GATEWAY = "10.0.2.2"  # this machine's address in QEMU's user network
 
 @dataclass(frozen=True)
 class Identity:
-    """The settings in which one host differs from another."""
+    """The settings that differ between hosts."""
 
     name: str
     address: str  # IPv4 on the LAN
@@ -29,10 +29,10 @@ class Identity:
     packages_key: str  # its armored public key
     release: str
     family: Family = "deb"
-    # Gives systemd longer timeouts.
+    # Whether systemd needs longer timeouts.
     emulated: bool = False
-    # Gives pods a larger CPU share than systemd's services. On an emulated control plane, kubelet and
-    # containerd would otherwise take half of the CPU from etcd and the API server.
+    # Whether pods get a larger CPU share than systemd's services. On an emulated control plane, kubelet and
+    # containerd would otherwise take half of the CPU time from etcd and the API server.
     pods_first: bool = False
 
 

@@ -33,7 +33,7 @@ storage:
   filesystem:
     rootdirectory: {data}
   maintenance:
-    # The folder is complete and shared by labs; nobody pushes to it.
+    # Labs share the folder, and nothing pushes to it.
     readonly:
       enabled: true
     uploadpurging:
@@ -125,10 +125,10 @@ def up_to_date(lab_folder: Path, service: Service) -> bool:
 
 
 def start(lab_folder: Path, service: Service) -> None:
-    """Start the server; replace a running one that serves another folder or isn't healthy.
+    """Start the server, replacing one that serves a different folder or isn't healthy.
 
     Raises:
-        UserError: It doesn't become healthy in time; the message has the last lines of its log.
+        UserError: It doesn't become healthy in time; the message includes the end of its log.
     """
     if up_to_date(lab_folder, service):
         return

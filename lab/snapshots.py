@@ -15,10 +15,10 @@ from lab.vms import create_vms, for_each, wait_for_all
 
 
 def check_tag(tag: str) -> None:
-    """Check that a tag is valid; QEMU takes digits alone for a snapshot's number.
+    """Check that a tag is valid. QEMU would take digits alone for a snapshot's number.
 
     Raises:
-        UserError: It isn't.
+        UserError: The tag isn't valid.
     """
     if not tag or not all(c.isascii() and (c.isalnum() or c in "-_.") for c in tag) or tag.isdigit():
         raise UserError(
@@ -70,12 +70,12 @@ def restore(folder: Path, record: Record, tag: str, progress: Progress) -> None:
             services.start(folder, service)
         start_network(folder, record, vms, progress)
         try:
-            # Stop all hosts before restoring any, so that none talks to another host's old state.
+            # Stop all hosts before restoring any, so that no restored host talks to one in its old state.
             for_each(vms, lambda vm: vm.prepare_load())
             for_each(vms, lambda vm: vm.load(tag))
         finally:
             for_each(vms, lambda vm: vm.resume())
-        # Wait for SSH only: the saved state is wanted even if it has failed services.
+        # Don't wait for a healthy host: the saved state may include failed services.
         wait_for_all(vms, Vm.wait_ssh, progress)
         for_each(vms, lambda vm: vm.mark_booted())
         for_each(vms, lambda vm: vm.set_clock())

@@ -68,7 +68,7 @@ def run(
             [*command(folder, port), line],
             input=input or "",
             capture_output=True,
-            # A log may contain arbitrary bytes.
+            # The output may contain arbitrary bytes.
             encoding="utf-8",
             errors="replace",
             timeout=timeout,
@@ -81,7 +81,7 @@ def run(
     return done
 
 
-def greets(port: int, timeout: float = 5.0) -> bool:
+def sends_banner(port: int, timeout: float = 5.0) -> bool:
     """Whether an SSH server sends its banner, which costs the host much less than a login.
 
     A successful connection isn't enough: QEMU accepts one to a forwarded port even if nothing listens in

@@ -21,14 +21,14 @@ def is_up(folder: Path, record: Record) -> bool:
         return False
     if not all(services.up_to_date(folder, service) for service in record.services()):
         return False
-    return all(for_each(vms, lambda vm: vm.answers))
+    return all(for_each(vms, lambda vm: vm.responds))
 
 
 def check_ports(folder: Path, record: Record) -> None:
     """Check that no other process uses the lab's ports.
 
     Raises:
-        UserError: Ports are in use; the message has each one with its owner.
+        UserError: Ports are in use; the message lists each one with its owner.
     """
     wanted = record.ports.tcp()
     has_network = network.pid(folder) is not None
@@ -64,9 +64,9 @@ def start(folder: Path, record: Record, progress: Progress) -> None:
             vm.unpause(progress.scope("hosts"))
             vm.start()
         wait_for_all(booting, Vm.wait_ready, progress)
-        # A host that has been ready may have failed services by now; that is the user's business.
+        # A host that has been ready before may have failed services by now; that isn't the lab's concern.
         wait_for_all(booted, Vm.wait_ssh, progress)
-    # A new cache means a new signing key, which hosts that were seeded before don't have.
+    # A new cache has a new signing key, which hosts seeded before that don't have.
     key = (folder / "packages.asc").read_text()
     for_each(vms, lambda vm: vm.install_packages_key(key))
 

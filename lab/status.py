@@ -58,7 +58,7 @@ class LabStatus:
     accelerator: str
     accelerator_reason: str
     image: str  # the image's key
-    packages_from: str  # whether the mirror was built or downloaded, and why
+    packages_from: str  # "built" or "upstream", followed by the reason
     api: str  # `host:port`, forwarded to the control plane's API server
     node_ports: tuple[str, ...]  # URLs, each forwarded to port 30080 of a host
     hosts: tuple[HostStatus, ...]
@@ -110,7 +110,7 @@ def host_status(vm: Vm) -> HostStatus:
     state: HostState
     if pid is None:
         state = "stopped"
-    elif ssh.greets(vm.ssh_port, _BANNER_SECONDS[vm.machine.accelerator]):
+    elif ssh.sends_banner(vm.ssh_port, _BANNER_SECONDS[vm.machine.accelerator]):
         state = "ready"
     elif vm.paused_reason():
         state = "paused"

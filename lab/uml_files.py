@@ -15,23 +15,23 @@ from lab.network import PROGRAM
 
 
 def key() -> str:
-    """A key that changes when the files would be built differently."""
+    """A key that changes when a rebuild would produce different files."""
     return f"{kernel.key()}-{targets.LAB_NETWORK.key}"
 
 
 def provide(base: Path, progress: Progress) -> None:
-    """Put the files into a lab's folder, building them if needed; the lab doesn't need the cache afterwards.
+    """Put the files into a lab's folder, so that the lab doesn't depend on the cache; build them if needed.
 
     Args:
         base: The lab's `base` folder, which holds the image's `initrd`.
-        progress: Where builds are reported.
+        progress: Reports builds.
 
     Raises:
         UserError: A file can't be built.
     """
     built = kernel.ensure(progress)
     network = gobuild.build(targets.LAB_NETWORK, progress)
-    # The kernel reads concatenated initramfs archives. The image's own modules stay unused.
+    # The kernel reads concatenated initramfs archives. The modules in the image's initramfs stay unused.
     modules = cpio_newc([("modules.tar", stat.S_IFREG | 0o644, (built / kernel.MODULES).read_bytes())])
     draft = base / f".{uml.INITRD}.draft"
     draft.write_bytes((base / "initrd").read_bytes() + modules)

@@ -49,7 +49,7 @@ def cpu_of(index: int, cpus: tuple[int, ...]) -> int:
 def memory_folder(lab_folder: Path, needed: int, mounts: Path = Path("/proc/self/mounts")) -> Path:
     """A tmpfs with room for the memory of all the lab's hosts; the lab's folder if none is large enough.
 
-    A guest is killed when it can't get another page, so all memory must be available from the start.
+    A guest is killed if it can't get another page, so all memory must be available from the start.
     Memory that running hosts already use counts as available.
 
     Args:
@@ -70,7 +70,7 @@ def memory_folder(lab_folder: Path, needed: int, mounts: Path = Path("/proc/self
 
 
 def _touched(pid: int) -> int:
-    """MiB in use of a guest's memory file, which is the largest unlinked file that it has open."""
+    """MiB allocated in a guest's memory file, the largest unlinked file that the process has open."""
     largest = 0
     with contextlib.suppress(OSError):
         for link in Path(f"/proc/{pid}/fd").iterdir():
@@ -92,7 +92,7 @@ def _pinned(cpu: int) -> Iterator[None]:
 
 
 def _has_become(pid: int, mark: str) -> bool:
-    """Whether a process runs the kernel: no longer the shell, nor between the two with no command line."""
+    """Whether a process is the kernel by now: it starts as a shell, then briefly has no command line."""
     try:
         words = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
     except OSError:
@@ -137,11 +137,11 @@ class UmlVm(Vm):
         deadline = time.monotonic() + _START_SECONDS
         while not _has_become(process.pid, self._mark):
             if process.poll() is not None or time.monotonic() > deadline:
-                raise UserError(f"User Mode Linux of {self.host.name} didn't start:\n{tail(log, 10)}")
+                raise UserError(f"User Mode Linux for {self.host.name} didn't start:\n{tail(log, 10)}")
             time.sleep(0.02)
 
     def paused_reason(self) -> str | None:
-        """`stopped` if the guest's process is stopped; None if it runs or isn't started."""
+        """`stopped` if the guest's process is stopped; None if it is running or hasn't been started."""
         pid = self.pid
         if pid is None:
             return None
@@ -152,16 +152,16 @@ class UmlVm(Vm):
         return "stopped" if states == {"T"} else None
 
     def unpause(self, progress: Progress) -> None:
-        """Resume a guest that an interrupted snapshot left stopped."""
+        """Resume a guest that an interrupted snapshot left paused."""
         if self.paused_reason():
             progress.say(f"{self.host.name}: was paused; resuming it")
             self.resume()
 
     def shut_down_for_reboot(self, seconds: float) -> None:
-        """Reboot the guest in place: this kernel keeps its process.
+        """Reboot the guest in place: the kernel's process survives a reboot.
 
         Raises:
-            UserError: The guest isn't running, or isn't down in time.
+            UserError: The guest isn't running, or doesn't reboot in time.
         """
         pid = self.pid
         if pid is None:
@@ -176,7 +176,7 @@ class UmlVm(Vm):
             if not processes.alive(pid):
                 return  # the caller starts it again
             with contextlib.suppress(UserError):
-                if ssh.greets(self.ssh_port) and self._boot_id() != before:
+                if ssh.sends_banner(self.ssh_port) and self._boot_id() != before:
                     return
             time.sleep(0.25)
         raise UserError(f"{self.host.name} hasn't rebooted after {seconds:.0f}s")
@@ -197,7 +197,7 @@ class UmlVm(Vm):
             time.sleep(0.01)
 
     def resume(self) -> None:
-        """Continue the guest's process, or start it if `prepare_load` ended it."""
+        """Continue the guest's process, or start it if `prepare_load` stopped it."""
         if self.pid is None:
             self.start()
         else:
@@ -228,10 +228,10 @@ class UmlVm(Vm):
         copy_sparse(self._snapshot(tag), self.folder / self.disk_file)
 
     def snapshots(self) -> list[str]:
-        """The tags of the disk's copies."""
+        """The tags of the copies of the disk."""
         return sorted(path.stem for path in (self.folder / "snapshots").glob("*.cow"))
 
     def resident(self) -> int | None:
-        """MiB in use of the memory file, which includes the memory of the guest's processes."""
+        """MiB allocated in the memory file, which includes the memory of the guest's processes."""
         pid = self.pid
         return None if pid is None else _touched(pid)

@@ -21,7 +21,7 @@ from lab.uml_machine import UmlVm
 
 T = TypeVar("T")
 
-# From power-on until systemd is done; with builds running at the same time, emulation takes several minutes.
+# Limits from power-on until systemd is done. An emulated boot takes several minutes while builds are running.
 BOOT_SECONDS: dict[Accelerator, float] = {"kvm": 180.0, "uml": 300.0, "tcg": 1200.0}
 
 
@@ -57,7 +57,7 @@ def create_vms(lab_folder: Path, record: Record) -> tuple[Vm, ...]:
 
 
 def for_each(vms: Sequence[Vm], action: Callable[[Vm], T]) -> list[T]:
-    """Run an action for all hosts in parallel; raises the first failure when all are done."""
+    """Run an action for all hosts in parallel; when all are done, raise the first failure."""
     with ThreadPoolExecutor(max(1, len(vms))) as pool:
         return list(pool.map(action, vms))
 
@@ -72,7 +72,7 @@ def wait_for_all(
     Args:
         vms: The hosts.
         wait: `Vm.wait_ready` or `Vm.wait_ssh`.
-        progress: Where hosts that are up are reported.
+        progress: Reports hosts that are up.
     """
     failed = threading.Event()
 

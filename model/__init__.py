@@ -1,1 +1,1 @@
-"""What can be known without a machine: settings, kubeadm's files, manifests, IPVS tables. All pure."""
+"""Settings and everything computed from them, without Pulumi and without contacting a host."""

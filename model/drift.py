@@ -39,7 +39,7 @@ def differences(printed: str, now: datetime) -> tuple[Difference, ...]:
     """The differences in the step's output, including certificates that expire within `CERTIFICATE_DAYS`.
 
     Raises:
-        ValueError: The step printed a line of another form.
+        ValueError: A line has an unexpected form.
     """
     found = []
     for line in printed.splitlines():

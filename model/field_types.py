@@ -296,9 +296,8 @@ def _host_key(value: str) -> str:
         )
     if value.split()[0] not in knownhosts.PREFERENCE:
         raise ValueError(
-            f"is a key of the type {value.split()[0]}, which can't be pinned, because current SSH servers "
-            "don't offer the signature that it would need; write the host's "
-            f"{' or '.join(knownhosts.PREFERENCE[:2])} key"
+            f"is a key of type {value.split()[0]}, which can't be pinned: current SSH servers don't offer "
+            f"the signature that it needs; write the host's {' or '.join(knownhosts.PREFERENCE[:2])} key"
         )
     return " ".join(value.split()[:2])
 
@@ -312,7 +311,7 @@ def _regex(value: str) -> str:
     # equivalent of Python's `\Z` is `\z`.
     if not value or re.search(r"\(\?(=|!|<=|<!|P=|>|\()|\\[1-9Z]|[*+?}]\+", value):
         raise ValueError(
-            f"is {value!r}, but flannel doesn't support look-around, back-references, `\\Z` and possessive "
+            f"is {value!r}, but flannel doesn't support look-around, back-references, `\\Z` or possessive "
             "quantifiers; write a simpler expression: `^eth1$`"
         )
     return value
@@ -335,7 +334,7 @@ def _labels(value: dict[str, str]) -> dict[str, str]:
 
 
 def _kubelet_may_set(key: str, prefix: str) -> None:
-    """Reject labels with which kubelet doesn't start (k8s.io/kubelet, well_known_labels.go)."""
+    """Reject labels that keep kubelet from starting (k8s.io/kubelet, well_known_labels.go)."""
     reserved = any(
         prefix == domain or prefix.endswith("." + domain) for domain in ("kubernetes.io", "k8s.io")
     )
@@ -378,7 +377,7 @@ def _environment(value: dict[str, str]) -> dict[str, str]:
                 f"has the variable {name!r}; write letters, digits and `_`, not beginning with a digit"
             )
         if not content.isprintable():
-            raise ValueError(f"has a value of several lines for {name}; write one line")
+            raise ValueError(f"has a value for {name} that isn't one printable line; write one line")
     return value
 
 
@@ -566,7 +565,7 @@ LogFiles = Annotated[int, BeforeValidator(_integer), Between(2, 1_000, "a whole 
 Port = Annotated[int, BeforeValidator(_integer), Between(1, 65535, "a port")]
 NodePort = Annotated[int, BeforeValidator(_integer), Between(30000, 32767, "a node port")]
 Positive = Annotated[int, BeforeValidator(_integer), Between(1, 1_000_000, "a whole number")]
-# A step waits for a minute less than this, and then has that minute for the rest of its work.
+# A step waits a minute less than this, so that it has that minute for the rest of its work.
 RolloutSeconds = Annotated[int, BeforeValidator(_integer), Between(120, 1_000_000, "seconds")]
 ResyncSeconds = Annotated[int, BeforeValidator(_integer), Between(1, 3600, "seconds")]
 TokenMinutes = Annotated[int, BeforeValidator(_integer), Between(1, 1440, "minutes")]

@@ -324,7 +324,8 @@ def _node(settings: Settings, host: Host) -> dict[str, Any]:
         # No step passes --ignore-preflight-errors, whose names kubeadm would add to these.
         **({"ignorePreflightErrors": ignored} if ignored else {}),
         "imagePullPolicy": "IfNotPresent",
-        # Set from the start, so that no pod is scheduled before. The `node` step makes later changes.
+        # Set at registration, so that no pod is scheduled before they apply. The `node` step makes later
+        # changes.
         **({"taints": [_taint(taint) for taint in taints]} if taints else {}),
     }
 

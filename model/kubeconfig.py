@@ -62,7 +62,7 @@ class Kubeconfig:
             raise KubeconfigError("the kubeconfig's cluster has no server")
         for method in ("exec", "auth-provider", "username"):
             if user.get(method):
-                raise KubeconfigError(f"the kubeconfig's user logs in by {method}, which isn't supported")
+                raise KubeconfigError(f"the kubeconfig's user logs in with {method}, which isn't supported")
         token = user.get("token")
         if not token and user.get("tokenFile"):
             token = _read("tokenFile", user["tokenFile"]).strip()

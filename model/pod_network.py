@@ -1,7 +1,7 @@
 """Everything that is specific to the pod network, in one place.
 
-flannel is the only one. Adding another one takes a second instance of `PodNetwork`, a manifest and settings.
-The steps get what they need as the value POD_NETWORK, which scripts/lib/pod_network.sh reads.
+flannel is the only one. Adding another takes a second instance of `PodNetwork`, a manifest and settings. The
+steps get what they need as the value POD_NETWORK, which scripts/lib/pod_network.sh reads.
 """
 
 from __future__ import annotations
@@ -20,12 +20,12 @@ class PodNetwork:
     """A pod network's parts in the cluster and on its hosts.
 
     Attributes:
-        name: In resource names.
+        name: Its name in resource names.
         manifest: Its file in `manifests/`.
-        parameters: Values of the manifest's placeholders, by the settings.
-        images: Images that every node runs, by the settings.
-        modules: Kernel modules to load, by the settings.
-        all_modules: Kernel modules that some setting needs; a host must have all of them.
+        parameters: Computes the values of the manifest's placeholders.
+        images: Computes the images that every node runs.
+        modules: Computes the kernel modules to load.
+        all_modules: Kernel modules that any settings may need; a host must have all of them.
         ports: Ports between the hosts, such as `8472/udp`.
         interfaces: Interfaces with the pods' own traffic, which firewalls must trust.
         links: Interfaces that remain when the network is removed.

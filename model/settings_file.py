@@ -36,7 +36,7 @@ RENAMED: Mapping[Location, str] = {
     ("registry", "imageRepository"): "cluster.imageRepository",
     ("registry", "mirrors"): "runtime.mirrors",
 }
-"""Settings that had another name in an earlier version, with their present name."""
+"""Settings that were renamed, with their current names."""
 
 _FILE_SETTINGS = (("ssh", "privateKeyFile"), ("ssh", "knownHostsFile"), ("packages", "key"))
 
@@ -211,7 +211,7 @@ def _report_unknown(known: list[str], value: Any, location: Location, findings: 
         _report_unknown([], value[name], (*location, name), findings)
     if moved and len(moved) == len(value):
         return
-    # Names are often mistyped: other case, snake_case, one wrong letter.
+    # Names are often mistyped: wrong case, snake_case, one wrong letter.
     by_lower_case = {name.lower(): name for name in known}
     mistyped = str(location[-1]).replace("_", "").replace("-", "").lower()
     near = difflib.get_close_matches(mistyped, list(by_lower_case), n=1, cutoff=0.6)

@@ -17,7 +17,7 @@ from model.settings import Settings
 SCRIPTS = Path(__file__).resolve().parent.parent / "scripts"
 
 KILL_AFTER_SECONDS = 20
-"""How long a step may report its progress after SIGTERM before it is killed."""
+"""How long a step has to report the failure after SIGTERM before it is killed."""
 
 # Deleting a node also runs kubectl before and after the drain, on an API server that may be busy.
 _AROUND_DRAIN_SECONDS = 300
@@ -41,7 +41,7 @@ class Step:
         repairs: Whether the host's `repair` setting runs it again.
         secret: Whether its values or output are secret: never logged, and encrypted in the state.
         script: Its file in `scripts/steps/`, without the suffix; the step's name if empty.
-        formerly: Its name in earlier versions of the program, which states still contain.
+        previous_name: Its name in earlier versions of the program, which states may still contain.
     """
 
     name: str
@@ -53,7 +53,7 @@ class Step:
     repairs: bool = False
     secret: bool = False
     script: str = ""
-    formerly: str = ""
+    previous_name: str = ""
 
 
 def _names(text: str) -> frozenset[str]:
@@ -135,7 +135,7 @@ NODE = Step(
     delete_limit=lambda settings: settings.step_timeouts.drain + _AROUND_DRAIN_SECONDS,
     changes=True,
     owned=True,
-    formerly="member",
+    previous_name="member",
 )
 DEREGISTER = Step(
     "deregister",
@@ -143,11 +143,11 @@ DEREGISTER = Step(
     _names("NODE"),
     delete_limit=lambda _: _DEREGISTER_SECONDS,
     owned=True,
-    formerly="registration",
+    previous_name="registration",
 )
 # The next three source no other script, so that their text never changes: the provider, and with it every
 # object, is built from their output and must stay known in previews when other scripts change. The first two
-# print the same. A repair can renew the administrator's certificate, so it runs `kubeconfig` again. It
+# print the same file. A repair can renew the administrator's certificate, so it runs `kubeconfig` again. It
 # doesn't run `admin`, so the cluster's CA stays known in that preview.
 KUBECONFIG = Step("kubeconfig", lambda _: _PRINT_SECONDS, repairs=True, secret=True, script="admin")
 ADMIN = Step("admin", lambda _: _PRINT_SECONDS, secret=True)
@@ -156,14 +156,14 @@ EXPECTED_SERVICES = Step(
     "expected_services",
     lambda settings: settings.step_timeouts.verification + settings.verification.wait_seconds,
     _names("SERVICES WAIT_SECONDS SUBJECT"),
-    formerly="look",
+    previous_name="look",
 )
 VERIFICATION = Step(
     "verification",
     lambda settings: settings.step_timeouts.verification + settings.verification.wait_seconds,
     _names("EXPECTED CLUSTER_ENDPOINT NODE_ENDPOINT ENDPOINTS MODE SCHEDULER REQUESTS WAIT_SECONDS")
     | {"POD_NETWORK"},
-    formerly="proof",
+    previous_name="proof",
 )
 # No resource runs these two; `tools/check.py` and `tools/show.py` do.
 CHECK = Step("check", lambda _: 0, _names("STACK VERSION MANAGE FIREWALL MODE SCHEDULER SERVICE_ADDRESS"))
@@ -193,7 +193,7 @@ STEPS: Mapping[str, Step] = {
 }
 """All steps by name."""
 
-_FORMER_NAMES = {step.formerly: step for step in STEPS.values() if step.formerly}
+_PREVIOUS_NAMES = {step.previous_name: step for step in STEPS.values() if step.previous_name}
 _SOURCE = re.compile(r"^source (\S+)\n", re.MULTILINE)
 _CALL = "STEP=$2 HOST=$3\n"
 _VALUE = r"""[\w@%+=:,./-]*|(?:'[^']*'|"'")+"""
@@ -266,4 +266,4 @@ def values_of(text: str) -> dict[str, str] | None:
 def step_of(command: str) -> Step | None:
     """The step that a command runs, even if an earlier version of the program wrote the command."""
     found = _COMMAND.search(command)
-    return None if found is None else STEPS.get(found[1]) or _FORMER_NAMES.get(found[1])
+    return None if found is None else STEPS.get(found[1]) or _PREVIOUS_NAMES.get(found[1])

@@ -15,13 +15,13 @@ _NODE_PREFIX = 24
 
 @dataclass(frozen=True)
 class View:
-    """One host.
+    """One host's IPVS configuration.
 
     Attributes:
         host: The host's name.
         virtuals: Its virtual servers, sorted.
         addresses: Addresses on its kube-ipvs0 interface.
-        mode: The mode that its kube-proxy reports, or "unknown"; empty if it wasn't asked.
+        mode: The mode that its kube-proxy reports, or "unknown"; empty if it wasn't read.
     """
 
     host: str
@@ -146,7 +146,7 @@ def change(before: Mapping[Key, Counts], after: Mapping[Key, Counts], seconds: f
     return Change(seconds, grown)
 
 
-# -- for people
+# -- presentation
 
 
 def nothing_balanced(view: View) -> str:

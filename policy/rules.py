@@ -253,11 +253,11 @@ def secrets(_: Environment, resource: Resource) -> Iterator[str]:
 
 
 def single_control_plane(environment: Environment, resource: Resource) -> Iterator[str]:
-    """Production doesn't depend on a single machine."""
+    """Production doesn't depend on a single host."""
     if resource.type == CLUSTER and environment.production and environment.control_planes < 2:
         yield (
-            "one host runs etcd and the API server: while it is down, nothing can be changed, and without a "
-            "backup its loss is the loss of the cluster -> back up etcd; this program can't create a second "
+            "one host runs etcd and the API server: while it is down, nothing can be changed, and losing it "
+            "without a backup means losing the cluster -> back up etcd; this program can't create a second "
             "control plane yet"
         )
 

@@ -1,4 +1,4 @@
-"""Judges the changes of a preview: what each does to the cluster, and how much is at stake."""
+"""Assesses the changes in a preview: what each one does to the cluster, and how much is at stake."""
 
 from __future__ import annotations
 
@@ -30,19 +30,19 @@ def impacts(changes: Sequence[Change], host_order: Sequence[str]) -> list[Impact
         changes: The changes of one environment.
         host_order: Host names in the order of the settings; other hosts follow by name.
     """
-    judge = _Judge(changes, host_order)
+    assessment = _Assessment(changes, host_order)
     found = [
-        *judge.cluster(),
-        *judge.hosts(),
-        *judge.protection(),
-        *judge.objects(),
-        *judge.steps(),
-        *judge.others(),
+        *assessment.cluster(),
+        *assessment.hosts(),
+        *assessment.protection(),
+        *assessment.objects(),
+        *assessment.steps(),
+        *assessment.others(),
     ]
     return sorted(found, key=lambda impact: -impact.level)
 
 
-class _Judge:
+class _Assessment:
     def __init__(self, changes: Sequence[Change], host_order: Sequence[str]) -> None:
         names = {change.host for change in changes if change.step and change.host}
         self._host_order = [*host_order, *sorted(names - set(host_order), key=natural)]

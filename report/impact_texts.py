@@ -1,6 +1,6 @@
-"""What each changed value of a step does to a running cluster, in words for a reviewer.
+"""Describes, for reviewers, the impact of each changed step value on a running cluster.
 
-`report/impact.py` picks the texts; docs/decisions/0015-the-reports-words.md explains the table.
+`report/impact.py` picks the texts; docs/decisions/0015-report-texts.md explains the table.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ class Level(IntEnum):
 
 @dataclass(frozen=True)
 class ImpactText:
-    """What happens on some hosts.
+    """The impact of a change on some hosts.
 
     Attributes:
         text: A sentence without its period. `{hosts}` becomes `node1` or `3 nodes`; `{old}` and `{new}`

@@ -1,8 +1,8 @@
 """Renders the comment on a pull request: what a change does to each environment, as Markdown.
 
 A reviewer should understand it in ten seconds. It shows the impacts, the broken policy rules, the settings
-that differ and the resources. Of a resource's inputs it shows only what these name, and masks that: scripts
-and keys stay out of comments.
+that differ and the resources. It shows only those inputs of a resource that these mention, and masks them:
+scripts and keys stay out of comments.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from report.text import conjunction, count, fenced, mask, natural, shorten
 MAX_CHARACTERS = 60_000
 """The size of a page: GitHub accepts 65,536 characters in a comment, GitLab a million."""
 DESTRUCTIVE_LABEL = "destructive"
-"""The label with which a pull request's author confirms that something is to be destroyed."""
+"""The label that confirms that a pull request's destructive change is intended."""
 
 _LINE_LIMITS = (2000, 400, 100, 25, 0)  # lines of each folded list, tried until the page is short enough
 _MAX_UNFOLDED_LINES = 40  # lines of impacts and findings once the folded lists are empty
@@ -46,7 +46,7 @@ _TITLES = {
     Level.IN_PLACE: "changes in place",
     Level.QUIET: "no visible effect",
 }
-# The engine's own words around an error of the program or of a hook.
+# The engine's own text around an error of the program or of a hook.
 _PREFIX = re.compile(r'^(error: )?(Preview failed: )?((before|after) hook "[^"]*" failed: )?')
 _UNINFORMATIVE = re.compile(r"^error: (preview failed|an unhandled error occurred: program exited with .*)$")
 _REFUSED = 'before hook "changes" failed'
@@ -116,7 +116,7 @@ class Page:
 
 @dataclass(frozen=True)
 class _Section:
-    """An environment as the template shows it; every list is already cut."""
+    """An environment as the template shows it; every list is already shortened."""
 
     name: str
     title: str
@@ -136,7 +136,7 @@ def render(
 
     Args:
         environments: The environments that it touches, in any order.
-        approved: Whether its author confirmed that it is destructive.
+        approved: Whether the pull request has the label `destructive`.
         max_characters: The size of the page. Folded lists are cut first, then whole environments are dropped.
     """
     ordered = sorted(environments, key=lambda environment: natural(environment.name))

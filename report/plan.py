@@ -11,8 +11,8 @@ from model.steps import step_of, values_of
 
 CLUSTER = "kubeadm-ipvs:index:Cluster"
 COMMAND = "command:remote:Command"
-REMEMBERED = "pulumi:index:Stash"
-"""The type of the resources that record what a step was last asked to do (components/remote.py)."""
+STASH = "pulumi:index:Stash"
+"""The type of the resources that store a step's desired value (components/remote.py)."""
 
 # The one step that isn't about a single host, by its current and its earlier resource name.
 _CLUSTER_WIDE = ("expected-services", "promises")
@@ -33,7 +33,7 @@ class Change:
 
     Attributes:
         op: create, update, replace or delete; `same` if only its protection changes; otherwise the engine's
-            own word.
+            own term.
         name: The resource's Pulumi name.
         type: The resource's Pulumi type.
         old: The inputs before the change, empty for a new resource.
@@ -50,7 +50,7 @@ class Change:
 
     @property
     def host(self) -> str:
-        """The host that a step runs on; meaningless for other resources."""
+        """The host that a step is for; meaningless for other resources."""
         return "" if self.name in _CLUSTER_WIDE else self.name.rpartition("-")[0]
 
     @property
@@ -87,7 +87,7 @@ class Change:
 def changes_in(plan: Mapping[str, Any]) -> list[Change]:
     """The changes in a parsed preview, one for each resource, in the engine's order.
 
-    Records of what a step was asked to do are left out: the step itself is in the list.
+    The stored desired values of steps are left out: the steps themselves are in the list.
     """
     found: dict[str, Change] = {}
     for entry in plan.get("steps") or []:
@@ -99,7 +99,7 @@ def changes_in(plan: Mapping[str, Any]) -> list[Change]:
         # The engine reports `same` even if the protection changes.
         if entry["op"] == "same" and protected[0] == protected[1]:
             continue
-        if state.get("type") == REMEMBERED:
+        if state.get("type") == STASH:
             continue
         # A replacement comes in several steps.
         earlier = found.get(entry["urn"])

@@ -32,7 +32,7 @@ class Finding:
 
     @property
     def fix(self) -> str:
-        """How to fix it; empty if the rule doesn't tell."""
+        """How to fix it; empty if the rule doesn't give a fix."""
         return self.text.partition(_SEPARATOR)[2]
 
     def __str__(self) -> str:
@@ -41,7 +41,7 @@ class Finding:
 
 
 def finding_in(event: Mapping[str, Any]) -> Finding | None:
-    """Read the violation from one of the engine's events (`EngineEvent`); None if it is another event."""
+    """Read the violation from one of the engine's events (`EngineEvent`); None for other events."""
     policy = event.get("policyEvent")
     if policy is None:
         return None

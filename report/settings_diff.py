@@ -28,7 +28,7 @@ def settings_diff(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[s
         if old.get(path, _ABSENT) == new.get(path, _ABSENT):
             continue
         setting, default = _find(path, known)
-        # The impacts cover a host that comes or goes as a whole.
+        # The impacts cover a host that is added or removed as a whole.
         host = re.match(r"hosts\[.*?\]", path)
         in_both = host is None or all(any(p.startswith(host[0]) for p in values) for values in (old, new))
         effect = _effect(setting) if setting and in_both else ""

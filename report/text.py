@@ -19,7 +19,7 @@ _SECRETS = (
     (re.compile(r"(?<=://)[^/\s@\"']+(?=@)"), "[secret]"),
     # A bootstrap token.
     (re.compile(r"\b[a-z0-9]{6}\.[a-z0-9]{16}\b"), "[secret]"),
-    # Ciphertext of Pulumi: not readable, only noise.
+    # Pulumi's ciphertext is only noise to a reader.
     (re.compile(r"\bv1:[A-Za-z0-9+/=]+:[A-Za-z0-9+/=]+"), "[secret]"),
     (re.compile(r"(?i)((?:password|passphrase|token|secret)\s*[=:]\s*)[^\s,;'\"]+"), r"\1[secret]"),
 )

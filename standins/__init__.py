@@ -1,1 +1,1 @@
-"""Stand-ins for Pulumi's provider plugins, for machines that can't download the real ones."""
+"""Stand-ins for Pulumi's provider plugins, for systems that can't download the real ones."""

@@ -1,4 +1,4 @@
-"""Stand-in for Pulumi's provider `command`: the resource `command:remote:Command`, over SSH.
+"""Stand-in for Pulumi's `command` provider: the resource `command:remote:Command`, over SSH.
 
 Behaviour matches pulumi-command 1.2.1 (`provider/pkg/provider/remote`) as far as this program relies on it;
 `tests/engine/test_conformance_command.py` runs the same scenarios against both. Known differences: a hanging
@@ -81,7 +81,7 @@ class _Hop:
         """Build asyncssh's arguments for this hop.
 
         Raises:
-            Failure: A key can't be read or the agent doesn't respond: retrying won't help.
+            Failure: A key can't be read, or the agent doesn't respond; retrying won't help.
         """
         options: dict[str, Any] = {
             "username": self.user,
@@ -120,7 +120,7 @@ class _Hop:
 
 
 def _reason(error: BaseException) -> str:
-    """Explain a failed handshake, with the messages of Go's SSH client where they are known."""
+    """Explain a failed handshake, in the words of Go's SSH client where they are known."""
     if isinstance(error, asyncssh.HostKeyNotVerifiable):
         return f"ssh: handshake failed: ssh: host key mismatch ({error.reason})"
     if isinstance(error, asyncssh.PermissionDenied):
@@ -172,7 +172,7 @@ class _Output:
 
 
 class CommandPlugin(Plugin):
-    """The provider `command`."""
+    """The `command` provider."""
 
     NAME: ClassVar[str] = "command"
 
@@ -217,9 +217,9 @@ class CommandPlugin(Plugin):
     async def diff(
         self, urn: Urn, object_id: str, state: dict[str, Any], old: dict[str, Any], new: dict[str, Any]
     ) -> Changes:
-        """Report every changed input; adding or removing `triggers` replaces.
+        """Report every changed input. Adding or removing `triggers` replaces the resource.
 
-        For a change within the list the engine replaces, because the SDK sets
+        After a change within the list, the engine replaces it on its own, because the SDK sets
         `replace_on_changes=["triggers[*]"]`.
         """
         paths = values.difference(old, new)
@@ -275,7 +275,7 @@ class CommandPlugin(Plugin):
     async def read(
         self, urn: Urn, object_id: str, state: dict[str, Any], inputs: dict[str, Any]
     ) -> tuple[str, dict[str, Any], dict[str, Any]]:
-        """Return the state as it is: a command can't be read back."""
+        """Return the state unchanged: there is nothing to read for a command."""
         return object_id, state, inputs
 
     # -- running
@@ -309,8 +309,8 @@ class CommandPlugin(Plugin):
             connection.close()
 
     async def _accepts(self, connection: asyncssh.SSHClientConnection, key: str, value: str) -> bool:
-        # asyncssh sends variables without waiting for the server's reply; a second command in its own session
-        # shows whether one arrived.
+        # asyncssh sends variables without waiting for the server's reply. A command in a separate session
+        # shows whether the server accepted one.
         shown = await connection.run(f'printf %s "${key}"', env={key: value}, stdin=asyncssh.DEVNULL)
         return shown.stdout == value
 
@@ -330,7 +330,7 @@ class CommandPlugin(Plugin):
             raise Failure(f"ssh: rejected: {error.reason}") from error
 
         async def feed() -> bool:
-            """Send stdin; whether the server accepted all of it."""
+            """Send stdin, and return whether the server accepted all of it."""
             try:
                 if state.get("stdin"):
                     process.stdin.write(state["stdin"].encode())
@@ -363,8 +363,8 @@ class CommandPlugin(Plugin):
             raise Failure(
                 f"{error}: running {quote(command)}:\n{output.both.decode(errors='replace')}"
             ) from error
-        # A successful command that didn't read all of its stdin fails. So it does in Pulumi's plugin, unless
-        # that isn't waiting for SSH's window when the command ends.
+        # A command that exits with 0 before reading all of its stdin counts as failed. Pulumi's plugin does
+        # the same if it is waiting for SSH window space when the command ends.
         outcome = _outcome(process.exit_status, process.exit_signal) or ("" if fed else "EOF")
         if outcome:
             raise Failure(f"{outcome}: running {quote(command)}:\n{output.both.decode(errors='replace')}")

@@ -1,7 +1,7 @@
-"""A small Kubernetes API client for the stand-in for the `kubernetes` plugin.
+"""A small Kubernetes API client for the `kubernetes` stand-in.
 
-The `kubernetes` package isn't used because it writes client keys to files, and a plugin that the engine kills
-would leave them behind. Here a key is on disk only while the TLS context reads it.
+The `kubernetes` package isn't used because it writes client keys to files, which would stay behind when the
+engine kills the plugin. Here a key is on disk only while the TLS context reads it.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ class ApiError(Exception):
 
     @property
     def namespace_missing(self) -> bool:
-        """Whether the object's namespace is what is missing."""
+        """Whether the request failed because the object's namespace doesn't exist."""
         return self.code == 404 and self.details.get("kind") == "namespaces"
 
 
@@ -61,7 +61,7 @@ class NoSuchKind(Exception):
 
 @dataclass(frozen=True)
 class Kind:
-    """Where a kind's objects are in the API."""
+    """Where the API has a kind's objects."""
 
     prefix: str  # `/api/v1` or `/apis/GROUP/VERSION`
     plural: str
@@ -133,7 +133,7 @@ class Api:
     ) -> Object:
         """Send a request, and retry if the connection breaks or the server is too busy.
 
-        A POST isn't repeated once it was sent, because the server may have handled it.
+        A POST isn't repeated if the connection breaks after it was sent: the server may have handled it.
 
         Raises:
             ApiError: The server rejected the request.
@@ -168,7 +168,7 @@ class Api:
         raise AssertionError("the last attempt returns or raises")
 
     def kind(self, api_version: str, kind: str, *, fresh: bool = False) -> Kind:
-        """Look a kind up in the server's API discovery.
+        """Look up a kind in the server's API discovery.
 
         Args:
             api_version: Such as `apps/v1`.

@@ -19,7 +19,7 @@ UNSUPPORTED: Final = frozenset(
         "v1/ReplicationController",
     }
 )
-"""Kinds that Pulumi's own plugin waits for and the stand-in can't."""
+"""Kinds that Pulumi's plugin can wait for and the stand-in can't."""
 
 
 def unready(api: Api, live: Object) -> str | None:
@@ -99,7 +99,7 @@ def _service(api: Api, live: Object) -> str | None:
 
 
 def _pods(api: Api, owner: Object) -> str:
-    """Summarize what the owner's pods are waiting for."""
+    """Summarize why the owner's pods aren't running."""
     labels = (owner["spec"].get("selector") or {}).get("matchLabels") or {}
     if not labels:
         return ""
@@ -110,7 +110,7 @@ def _pods(api: Api, owner: Object) -> str:
             query={"labelSelector": ",".join(f"{key}={value}" for key, value in sorted(labels.items()))},
         )
     except ApiError:
-        return ""  # without permission to list pods, the counts must do
+        return ""  # no permission to list pods: the message has only the counts
     reasons = set()
     for pod in found.get("items") or []:
         status = pod.get("status") or {}

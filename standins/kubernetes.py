@@ -1,12 +1,12 @@
-"""Stand-in for Pulumi's provider `kubernetes`: applies objects on the server side and waits for them.
+"""Stand-in for Pulumi's `kubernetes` provider: uses server-side apply and waits until objects are ready.
 
 Behaviour and state match pulumi-kubernetes since 4.29 (`provider/pkg`) as far as this program relies on them,
 so a stack can switch between the two. `tests/engine/test_conformance_kubernetes.py` runs the same scenarios
 against both. Known differences:
 
 - Conditions are polled instead of watched.
-- A Service is ready as soon as its pods are; Pulumi's plugin waits ten more seconds.
-- Kinds and annotations that the program doesn't use are rejected.
+- A Service is ready as soon as its pods are; Pulumi's plugin waits another ten seconds.
+- Unsupported options, kinds and annotations are rejected.
 """
 
 from __future__ import annotations
@@ -114,7 +114,7 @@ class _Options:
 
 
 class KubernetesPlugin(Plugin):
-    """The provider `kubernetes`."""
+    """The `kubernetes` provider."""
 
     NAME: ClassVar[str] = "kubernetes"
 
@@ -128,7 +128,7 @@ class KubernetesPlugin(Plugin):
     # -- the provider itself
 
     async def diff_config(self, old: dict[str, Any], new: dict[str, Any]) -> Changes:
-        """Replace for another cluster: another `clusterIdentifier`, or kubeconfig if there is none."""
+        """Replace the provider if `clusterIdentifier` or, without one, the kubeconfig's cluster changed."""
         old, new = reveal(old), reveal(new)
         changed = {
             key: "update"
@@ -148,7 +148,7 @@ class KubernetesPlugin(Plugin):
         return Changes(changed)
 
     async def configure(self, config: dict[str, Any]) -> None:
-        """Connect to the cluster. An unreachable one only fails later operations."""
+        """Connect to the cluster. If it is unreachable, only the operations that need it fail."""
         config = reveal(config)
         self._options = _Options.of(config)
         if not self._options.server_side_apply:
@@ -198,7 +198,7 @@ class KubernetesPlugin(Plugin):
                     annotations[_AUTONAMED] = "true"
             if metadata.get("namespace") is None:
                 if self._api is None:
-                    # Without a server nothing tells whether the kind is namespaced: keep what it had.
+                    # Only the server knows whether the kind is namespaced. Keep the previous namespace.
                     previous = (reveal(old).get("metadata") or {}).get("namespace")
                     if previous is not None:
                         metadata["namespace"] = previous
@@ -214,7 +214,7 @@ class KubernetesPlugin(Plugin):
                 )
             )
         failures += [
-            (f'metadata.annotations["{annotation}"]', "the stand-in doesn't support it")
+            (f'metadata.annotations["{annotation}"]', "the stand-in doesn't support this annotation")
             for annotation in _UNSUPPORTED_ANNOTATIONS
             if _annotation(plain, annotation) is not None
         ]
@@ -223,7 +223,7 @@ class KubernetesPlugin(Plugin):
     async def diff(
         self, urn: Urn, object_id: str, state: dict[str, Any], old: dict[str, Any], new: dict[str, Any]
     ) -> Changes:
-        """Compare with the inputs of the last apply or refresh."""
+        """Compare the new inputs with those of the last apply or refresh."""
         before = _plain(state.get("__inputs") or old)
         after = _plain(new)
         replacing = (*_IDENTITY, *self._replacing(after))
@@ -238,7 +238,7 @@ class KubernetesPlugin(Plugin):
     async def create(
         self, urn: Urn, new: dict[str, Any], timeout: float, preview: bool
     ) -> tuple[str, dict[str, Any]]:
-        """Create the object and wait for it. With upsert, apply it instead, over an existing one."""
+        """Create the object and wait for it. With `upsertExistingObjects`, an existing object is updated."""
         if preview and (self._api is None or has_unknown(new)):
             return "", new
         api = self._connected()
@@ -462,7 +462,7 @@ class KubernetesPlugin(Plugin):
         try:
             return (await asyncio.to_thread(api.kind, api_version, kind)).namespaced
         except NoSuchKind:
-            return True  # a custom resource without a definition yet: Pulumi's own plugin guesses the same
+            return True  # a custom resource before its definition exists; Pulumi's plugin assumes the same
         except (ApiError, Unreachable) as error:
             raise Failure(str(error)) from error
 
@@ -486,7 +486,7 @@ class KubernetesPlugin(Plugin):
             return True
         managed = (live or {}).get("metadata", {}).get("managedFields") or []
         if preview:
-            # Field managers are only corrected before a real update.
+            # A preview doesn't correct the field managers, as a real update does.
             return live is None or any(
                 entry.get("operation") == "Update" and entry.get("manager") in _CREATE_MANAGERS
                 for entry in managed
@@ -518,7 +518,7 @@ class KubernetesPlugin(Plugin):
                     api.request, "POST", path, wanted, query={**query, "fieldManager": _CREATE_MANAGER}
                 )
             except (NoSuchKind, ApiError) as error:
-                # A namespace or a definition that it needs may be about to appear.
+                # The namespace or custom resource definition may not have been created yet.
                 retry = isinstance(error, NoSuchKind) or error.code == 404
                 if preview or not retry or attempt == _CREATE_RETRIES:
                     raise
@@ -535,7 +535,7 @@ class KubernetesPlugin(Plugin):
     async def _await_ready(
         self, api: Api, urn: Urn, kind: Kind, wanted: Object, live: Object, timeout: float
     ) -> tuple[Object, str | None]:
-        """Wait until the object is ready. Returns it with the reason if it isn't ready in time."""
+        """Wait until the object is ready; return it, with a reason if it isn't ready in time."""
         if _annotation(wanted, _SKIP_AWAIT) == "true":
             return live, None
         metadata = live["metadata"]
@@ -554,14 +554,14 @@ class KubernetesPlugin(Plugin):
         return last, f"'{metadata['name']}' timed out waiting to be Ready: {missing}" if missing else None
 
     async def _poll(self, urn: Urn, probe: Callable[[], str | None], seconds: float) -> str | None:
-        """Poll until the probe returns None; after the timeout, return its last answer."""
+        """Poll until the probe returns None; after the timeout, return its last result."""
         deadline = time.monotonic() + seconds
         pause, logged = _FIRST_POLL, ""
         while True:
             try:
                 missing = await asyncio.to_thread(probe)
             except (ApiError, Unreachable) as error:
-                # The server may restart in the meantime.
+                # The server may be restarting.
                 missing = str(error)
             if missing is None:
                 return None
@@ -610,7 +610,7 @@ def _without_nulls(value: Any) -> Any:
 
 
 def _plain(value: Mapping[str, Any]) -> Object:
-    """Convert property values to an API object: no secrets, nulls, state fields or floats for integers."""
+    """Convert property values to an API object: reveal secrets, drop nulls and state fields, restore ints."""
     plain: Object = whole(_without_nulls(reveal(dict(value))))
     return {key: item for key, item in plain.items() if key not in _STATE_ONLY}
 
@@ -656,7 +656,7 @@ def _explain(error: ApiError, manager: str) -> str:
 
 
 def _mark_secrets(found: Mapping[str, Any], pattern: Mapping[str, Any]) -> dict[str, Any]:
-    """Mark the values secret that are secret in `pattern`, and always the data of a Secret."""
+    """Mark values as secret where `pattern` has a secret, and always a Secret's data."""
     marked = dict(found)
     if marked.get("kind") == "Secret":
         for field in ("data", "stringData"):
@@ -710,7 +710,7 @@ def _declared(live: Object) -> Object:
 
 
 def _take_over_fields(api: Api, path: str, live: Object, manager: str) -> Object:
-    """Transfer the fields set at creation to our apply manager; otherwise a removed field would stay."""
+    """Transfer the fields set at creation to our apply manager, so that apply can remove them later."""
     entries: list[Object] = copy.deepcopy(live["metadata"].get("managedFields") or [])
     transferred = [
         entry

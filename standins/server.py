@@ -1,7 +1,7 @@
 """The base of both stand-ins: Pulumi's provider protocol over gRPC, and the engine's log.
 
-The engine starts a plugin with its own address as the argument, reads the port that the plugin prints, and
-interrupts the plugin when it is done. A plugin exits on its own if its engine dies.
+The engine starts a plugin with the engine's address as the argument, reads the port that the plugin prints,
+and sends SIGINT at the end. A plugin exits on its own if its engine dies.
 """
 
 # The protocol's definition (pulumi/pulumi, proto/pulumi/provider.proto) names and documents its methods.
@@ -65,7 +65,7 @@ class InitFailed(Failure):
         state: Mapping[str, values.Value],
         inputs: Mapping[str, values.Value] | None = None,
     ) -> None:
-        """Keep what goes into the state.
+        """Keep the details that the engine records.
 
         Args:
             reason: What is still missing.
@@ -144,7 +144,7 @@ class Plugin(provider_pb2_grpc.ResourceProviderServicer):
     NAME: ClassVar[str]
 
     def __init__(self, engine_address: str) -> None:
-        """Remember where the engine's log is.
+        """Create the plugin; it connects to the engine with its first log message.
 
         Args:
             engine_address: `HOST:PORT`, or empty to discard log messages, as in tests.
@@ -159,7 +159,7 @@ class Plugin(provider_pb2_grpc.ResourceProviderServicer):
     async def check(
         self, urn: Urn, old: dict[str, Any], new: dict[str, Any]
     ) -> tuple[dict[str, Any], list[tuple[str, str]]]:
-        """Fill in defaults: the inputs, and their faults as (property, reason)."""
+        """Fill in defaults; return the inputs and their problems as (property, reason)."""
         raise NotImplementedError
 
     async def diff(
@@ -171,13 +171,13 @@ class Plugin(provider_pb2_grpc.ResourceProviderServicer):
     async def create(
         self, urn: Urn, new: dict[str, Any], timeout: float, preview: bool
     ) -> tuple[str, dict[str, Any]]:
-        """Create the resource: its ID and state. `timeout` is in seconds, 0 for the default."""
+        """Create the resource; return its ID and state. `timeout` is in seconds; 0 means the default."""
         raise NotImplementedError
 
     async def read(
         self, urn: Urn, object_id: str, state: dict[str, Any], inputs: dict[str, Any]
     ) -> tuple[str, dict[str, Any], dict[str, Any]]:
-        """Read the current ID (empty if the resource is gone), state and inputs."""
+        """Return the current ID (empty if the resource is gone), state and inputs."""
         raise NotImplementedError
 
     async def update(
@@ -197,7 +197,7 @@ class Plugin(provider_pb2_grpc.ResourceProviderServicer):
         raise NotImplementedError
 
     async def check_config(self, new: dict[str, Any]) -> tuple[dict[str, Any], list[tuple[str, str]]]:
-        """Check the provider's own inputs: the inputs, and their faults."""
+        """Check the provider's own inputs; return them and their problems."""
         return new, []
 
     async def diff_config(self, old: dict[str, Any], new: dict[str, Any]) -> Changes:

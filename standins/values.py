@@ -123,7 +123,7 @@ def _map(value: Value, change: Callable[[Value], Value]) -> Value:
 
 
 def has_unknown(value: Value) -> bool:
-    """Whether `value` is or contains an unknown, also within secrets."""
+    """Whether `value` is or contains an unknown, including inside secrets."""
     return any(isinstance(item, Unknown) for item in _leaves(value))
 
 
@@ -152,7 +152,7 @@ def _leaves(value: Value) -> Iterator[Value]:
 
 
 def whole(number: Value) -> Value:
-    """Convert floats without a fraction to `int`, at every depth: Kubernetes' JSON has both."""
+    """Convert floats without a fraction to `int`, at every depth. Kubernetes distinguishes them."""
 
     def change(item: Value) -> Value:
         return int(item) if isinstance(item, float) and math.isfinite(item) and item == int(item) else item
@@ -171,9 +171,9 @@ def path(prefix: str, part: str | int) -> str:
 
 
 def difference(old: Mapping[str, Value], new: Mapping[str, Value], prefix: str = "") -> dict[str, str]:
-    """Compare two property maps: each changed path, with `add`, `delete` or `update`.
+    """Compare two property maps; return each changed path with `add`, `delete` or `update`.
 
-    A secret is compared as a whole, as in the engine: its path ends at the secret.
+    As in the engine, a secret is compared as a whole, so no path leads into one.
     """
     found: dict[str, str] = {}
     for key in sorted(set(old) | set(new)):

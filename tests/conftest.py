@@ -6,8 +6,8 @@ marker from their folder: `engine` in `tests/engine`, `lab` in `tests/lab`.
 `--deadline-minutes N` ends the run after N minutes. It reports the test that was running and tears down all
 fixtures. In CI, a run that is killed from outside would leave virtual machines behind and report nothing.
 
-`@pytest.mark.takes(minutes=N)` is how long a test, including whatever must run after it, took on the slowest
-machine so far. The test is skipped if less time is left before the deadline.
+`@pytest.mark.takes(minutes=N)` states how long a test took on the slowest computer so far, including
+everything that must run after it. The test is skipped if less time is left before the deadline.
 """
 
 from __future__ import annotations
@@ -31,9 +31,9 @@ from common.progress import Progress
 PROJECT = Path(__file__).resolve().parent.parent
 ARTIFACTS = PROJECT / ".artifacts"
 ORDER = ("fast", "engine", "lab")
-# With a status that isn't pytest's own, the failures so far wouldn't be summarized.
+# With a status other than pytest's own, pytest wouldn't summarize the failures so far.
 INTERRUPTED = pytest.ExitCode.INTERRUPTED
-MOST_COLLECTIONS = 3
+MAX_COLLECTIONS = 3
 
 LogCollector = Callable[[Path], object]
 _collectors: pytest.StashKey[dict[str, LogCollector]] = pytest.StashKey()
@@ -86,8 +86,8 @@ def pytest_configure(config: pytest.Config) -> None:
         for nodeid in config.stash[_current]:
             _collect(config, nodeid)
         pytest.exit(
-            f"out of time: the deadline of {minutes:g} minutes passed {where()}; the stacks above show what"
-            " it was waiting for, or raise --deadline-minutes",
+            f"out of time: the deadline of {minutes:g} minutes passed {where()}; see the stacks above for"
+            " what it was waiting for, or raise --deadline-minutes",
             INTERRUPTED,
         )
 
@@ -98,12 +98,12 @@ def pytest_configure(config: pytest.Config) -> None:
         started: float | None = config.getoption("--deadline-from")
         elapsed = 0.0 if started is None else time.time() - started
         signal.signal(signal.SIGALRM, too_late)
-        # Not 0, which would turn the timer off, if the deadline has passed already.
+        # 0 would turn the timer off if the deadline has already passed.
         signal.setitimer(signal.ITIMER_REAL, max(minutes * 60 - elapsed, 0.001))
 
 
 def _isolate_environment() -> None:
-    """Remove settings that would make tests act outside of their folders or this machine.
+    """Remove settings with which tests would act outside their folders or on other computers.
 
     A Git hook has its repository in the environment, the user's Git configuration may have hooks, and a proxy
     must not be used for the tests' own servers.
@@ -129,8 +129,8 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
         return
     left = _minutes_left()
     if left < takes.kwargs["minutes"]:
-        # The deadline would interrupt it, and nothing after it would run; in the lab, the most important
-        # tests come last. Without a deadline, as in `make test`, nothing is skipped.
+        # The deadline would interrupt it, and no later test would run; the most important lab test is the
+        # last one. Without a deadline, as in `make test`, nothing is skipped.
         pytest.skip(f"needs up to {takes.kwargs['minutes']} minutes, and {left:.0f} minutes are left")
 
 
@@ -167,7 +167,7 @@ def pytest_runtest_makereport(
 def _collect(config: pytest.Config, nodeid: str) -> None:
     """Run all registered log collectors for a failed test."""
     # Collecting from slow hosts takes long, the first failures are the most useful, and teardown needs time.
-    if not config.stash[_collectors] or len(config.stash[_collected]) >= MOST_COLLECTIONS:
+    if not config.stash[_collectors] or len(config.stash[_collected]) >= MAX_COLLECTIONS:
         return
     folder = ARTIFACTS / re.sub(r"[^\w.-]+", "_", nodeid.removeprefix("tests/"))
     if folder in config.stash[_collected]:  # its setup or call failed before its teardown

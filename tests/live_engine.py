@@ -9,7 +9,7 @@ from pathlib import Path
 
 
 class Engine:
-    """A Pulumi run whose events are followed, so that a test can interfere at a chosen moment.
+    """A Pulumi run whose events a test can follow, to interfere at a chosen moment.
 
     Attributes:
         lines: The output so far.
@@ -34,9 +34,9 @@ class Engine:
         self.finished: list[str] = []
 
     def events(self) -> Iterator[str]:
-        """`started` or `finished` for every step of a resource that changes.
+        """Follow the run; yield `started` or `finished` for every step of a changed resource.
 
-        Steps of Pulumi's own resources are left out, because they take no time.
+        Pulumi's own resources are left out, because their steps take no time.
         """
         assert self._process.stdout is not None
         for line in self._process.stdout:

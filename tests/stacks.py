@@ -1,4 +1,4 @@
-"""The committed stack files, and a home directory with the files that they name."""
+"""The committed stack files, and a home directory with the files that they refer to."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ SIGNING_KEY = "-----BEGIN PGP PUBLIC KEY BLOCK-----\n"
 
 
 def tracked(*patterns: str) -> list[Path]:
-    """The files that git tracks, by their paths in the checkout."""
+    """The files that git tracks, as paths relative to the checkout."""
     argv = ["git", "ls-files", "-z", "--", *patterns]
     listed = subprocess.run(argv, cwd=PROJECT, check=True, capture_output=True, text=True).stdout
     return [Path(name) for name in listed.split("\0") if name]
@@ -53,7 +53,7 @@ def settings_of(stack: str) -> dict[str, Any]:
 
 
 def extended(stack: str) -> list[dict[str, Any]]:
-    """The settings in the file that a stack extends; all variants if the lab writes that file."""
+    """The settings that a stack extends; one entry per accelerator if the lab writes them."""
     file = settings_of(stack).get("extends")
     if file is None:
         return []
@@ -69,7 +69,7 @@ def extended(stack: str) -> list[dict[str, Any]]:
 
 
 def make_home(folder: Path, stack: str) -> None:
-    """Create the files that a stack's settings name in the home directory. None of them is committed."""
+    """Create the files in the home directory that a stack's settings refer to; they aren't committed."""
     own = settings_of(stack)
     if str(own.get("extends", "")).startswith("~/"):
         file = folder / str(own["extends"]).removeprefix("~/")

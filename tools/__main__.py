@@ -1,50 +1,37 @@
-"""`python -m tools`: get Pulumi and its plugins, and print the environment to run them in."""
+"""The command line of the tools: `python -m tools`."""
 
 from __future__ import annotations
 
-import argparse
 import sys
+from collections.abc import Sequence
 
-from common import tables
-from common.errors import UserError
-from common.progress import Progress
-from tools import env, stack
+from common import cli
 
-
-def main(arguments: list[str] | None = None) -> int:
-    """The command line's entry point; returns the exit status."""
-    parser = argparse.ArgumentParser(prog="python -m tools", description=__doc__)
-    commands = parser.add_subparsers(dest="command", required=True)
-    commands.add_parser(
-        "env", help='print shell commands that set the environment: eval "$(python -m tools env)"'
-    )
-    commands.add_parser("install", help="download or build missing programs")
-    commands.add_parser("doctor", help="show the programs in use, their versions and where they come from")
-    make = commands.add_parser(
-        "stack", help="create a stack in the local backend, if necessary, and select it"
-    )
-    make.add_argument("name")
-    make.add_argument("--existing", action="store_true", help="fail if the stack doesn't exist")
-    chosen = parser.parse_args(arguments)
-    progress = Progress()
-    try:
-        tools = env.toolbox(progress, ask_upstream=chosen.command == "install")
-        if chosen.command == "env":
-            print(env.exports(tools))
-        elif chosen.command == "stack":
-            stack.ensure(chosen.name, tools, progress, make=not chosen.existing)
-        else:
-            print(table(tools))
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    return 0
+commands = cli.LazyGroup(
+    {
+        "up": "tools.up:command",
+        "down": "tools.down:command",
+        "show": "tools.show:command",
+        "timeline": "tools.timeline:command",
+        "check": "tools.check:command",
+        "preview": "tools.preview:command",
+        "policy": "tools.policy:command",
+        "report": "tools.report:command",
+        "stack": "tools.programs:stack_command",
+        "env": "tools.programs:env_command",
+        "install": "tools.programs:install_command",
+        "doctor": "tools.programs:doctor_command",
+        "docs": "tools.reference:command",
+        "lint": "tools.lint:command",
+        "ci": "tools.ci:commands",
+    },
+    "Create clusters, inspect and check them, and run the steps of CI.",
+)
 
 
-def table(tools: env.Toolbox) -> str:
-    """The programs with their versions and sources."""
-    rows = [(tool.name, tool.version, tool.source, str(tool.path)) for tool in tools.all]
-    return tables.table(("PROGRAM", "VERSION", "SOURCE", "PATH"), rows)
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run a command; returns the exit status."""
+    return cli.run(commands, "python -m tools", arguments)
 
 
 if __name__ == "__main__":

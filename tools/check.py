@@ -1,4 +1,4 @@
-"""`python -m tools.check --stack NAME`, or `make check`: what on the hosts differs from how they were set up.
+"""`python -m tools check --stack NAME`, or `make check`: what on the hosts differs from how they were set up.
 
 Logs in to every host in the stack's settings and reads; changes nothing. The exit status is meant for
 schedulers: 0 no differences, 2 differences, 1 a host couldn't be checked or the settings are invalid (all
@@ -10,16 +10,16 @@ setting `repair` is such a change: the host's steps run again and fix the differ
 
 from __future__ import annotations
 
-import argparse
 import asyncio
 import json
 import subprocess
-import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from datetime import UTC, datetime
 
-from common import tables
+import click
+
+from common import cli, tables
 from common.errors import UserError
 from common.paths import project_dir
 from model import drift, steps
@@ -116,30 +116,18 @@ def _next_move(stack: str, hosts: Sequence[str]) -> str:
     )
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """The command line's entry point; returns the exit status."""
-    parser = argparse.ArgumentParser(
-        prog="python -m tools.check", description=(__doc__ or "").splitlines()[0]
-    )
-    parser.add_argument("--stack", required=True, help="the stack's name, such as dev")
-    parser.add_argument("--json", action="store_true", help="print differences and failures as JSON")
-    chosen = parser.parse_args(argv)
-    try:
-        settings = settings_of(chosen.stack)
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    checked, failed = asyncio.run(check(settings, chosen.stack))
-    if chosen.json:
+@click.command()
+@cli.stack_option
+@click.option("--json", "as_json", is_flag=True, help="Print differences and failures as JSON.")
+def command(stack: str, *, as_json: bool) -> int:
+    """Show what on the hosts differs from how they were set up."""
+    checked, failed = asyncio.run(check(settings_of(stack), stack))
+    if as_json:
         hosts = {host: [asdict(difference) for difference in found] for host, found in checked.items()}
         print(json.dumps({"differences": hosts, "notChecked": failed}, indent=2))
     else:
         print(table(checked, failed), end="")
     differing = [host for host, found in checked.items() if found]
-    if differing and not chosen.json:
-        print(_next_move(chosen.stack, differing), end="")
+    if differing and not as_json:
+        print(_next_move(stack, differing), end="")
     return 1 if failed else 2 if differing else 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

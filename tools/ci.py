@@ -1,4 +1,4 @@
-"""`python -m tools.ci`: the steps of the workflows in .github/workflows and docs/examples/gitlab-ci.yml.
+"""`python -m tools ci`: the steps of the workflows in .github/workflows and docs/examples/gitlab-ci.yml.
 
 Every committed `Pulumi.<name>.yaml` is an environment, except the lab's, because no runner reaches a lab. The
 job's variables say where its state is and how it is encrypted (PULUMI_BACKEND_URL or PULUMI_ACCESS_TOKEN,
@@ -7,7 +7,6 @@ PULUMI_CONFIG_PASSPHRASE). This project's local backend is never used.
 
 from __future__ import annotations
 
-import argparse
 import json
 import os
 import re
@@ -15,12 +14,14 @@ import subprocess
 import sys
 import tempfile
 import textwrap
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import click
 import yaml
 
+from common import cli
 from common.errors import UserError
 from common.paths import DEFAULT_LAB, project_dir, stack_name
 from common.progress import Progress
@@ -31,7 +32,7 @@ from report.page import DESTRUCTIVE_LABEL, MAX_CHARACTERS
 from report.policy_findings import findings_in
 from report.text import count
 from tools import engine, env, forge, policy, provider_plugins, watch
-from tools.__main__ import table
+from tools.programs import table
 from tools.report import findings_text
 
 # Files that no cluster depends on. A change anywhere else touches every environment: an unnecessary preview
@@ -240,7 +241,7 @@ def preview_errors(stdout: str, stderr: str) -> str:
 
 
 def report_arguments(root: Path, base: str, previews: Path, labels: Sequence[str]) -> list[str]:
-    """The arguments of `python -m tools.report` for the environments touched since `base`.
+    """The arguments of `python -m tools report` for the environments touched since `base`.
 
     An environment without any file in `previews` counts as failed. The list is empty if no environment is
     touched.
@@ -283,7 +284,7 @@ def _settings_at(root: Path, commit: str, stack: str) -> str:
 
 
 def report(root: Path, base: str, head: str, previews: Path, labels: Sequence[str]) -> int:
-    """Create or update the comment on the pull request; returns the status of `tools.report`.
+    """Create or update the comment on the pull request; returns the status of `tools report`.
 
     Args:
         root: The checkout.
@@ -302,10 +303,10 @@ def report(root: Path, base: str, head: str, previews: Path, labels: Sequence[st
         _comment(service, head, "This change touches no environment.", only_update=True)
         return 0
     page = previews / "report.md"
-    argv = [sys.executable, "-m", "tools.report", *arguments, "--output", str(page)]
+    argv = [sys.executable, "-m", "tools", "report", *arguments, "--output", str(page)]
     status = subprocess.run(argv, cwd=root, check=False).returncode
     if not page.exists():
-        raise UserError(f"tools.report wrote no report and exited with status {status}")
+        raise UserError(f"`tools report` wrote no report and exited with status {status}")
     _comment(service, head, page.read_text())
     return status
 
@@ -344,7 +345,7 @@ def up(root: Path, stack: str, newest: str) -> None:
 
 
 def check(root: Path, stack: str, output: Path) -> int:
-    """Check for drift and write the result to `STACK.json`; returns the status of `tools.check`.
+    """Check for drift and write the result to `STACK.json`; returns the status of `tools check`.
 
     Raises:
         UserError: Pulumi can't be installed.
@@ -352,7 +353,7 @@ def check(root: Path, stack: str, output: Path) -> int:
     progress = Progress()
     tools = env.toolbox(progress, ask_upstream=True)
     done = subprocess.run(
-        [sys.executable, "-m", "tools.check", "--stack", stack],
+        [sys.executable, "-m", "tools", "check", "--stack", stack],
         cwd=root,
         env=pulumi_environment(tools),
         stdin=subprocess.DEVNULL,
@@ -419,65 +420,39 @@ def _has(root: Path, commit: str, path: str = "") -> bool:
     return subprocess.run(argv, cwd=root, capture_output=True, check=False).returncode == 0
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m tools.ci", description=(__doc__ or "").splitlines()[0])
-    commands = parser.add_subparsers(dest="command", required=True)
-
-    def command(name: str, text: str) -> argparse.ArgumentParser:
-        return commands.add_parser(name, help=text, description=text)
-
-    command("environments", "Print all environments as JSON.")
-    command("settings", "Check the settings of every environment, without keys and state.")
-    touched_parser = command("touched", "Print the environments that a change touches as JSON.")
-    report_parser = command("report", "Create or update the comment on the pull request.")
-    for parsed in (touched_parser, report_parser):
-        parsed.add_argument("--base", required=True, help="the commit before the change")
-    report_parser.add_argument("--head", required=True, help="the pull request's newest commit")
-    report_parser.add_argument("--previews", required=True, type=Path, help="the folder that preview wrote")
-    report_parser.add_argument("--labels", default="", help="the pull request's labels, separated by commas")
-    preview_parser = command("preview", "Write an environment's preview, or its errors, to a folder.")
-    up_parser = command("up", "Update an environment to the committed state.")
-    check_parser = command("check", "Check for drift and write the result to a folder.")
-    for parsed in (preview_parser, up_parser, check_parser):
-        parsed.add_argument("--stack", required=True)
-    for parsed in (preview_parser, up_parser):
-        parsed.add_argument(
-            "--since", metavar="BASE", help="do nothing unless the change since this commit touches the stack"
-        )
-    for parsed in (preview_parser, check_parser):
-        parsed.add_argument("--output", required=True, type=Path)
-    up_parser.add_argument("--newest", required=True, help="the current head of the deployed branch")
-    issue_parser = command("issue", "Create, update or close the drift issue.")
-    issue_parser.add_argument("--findings", required=True, type=Path, help="the folder that check wrote")
-    return parser
+@click.group(cls=cli.Group)
+def commands() -> None:
+    """Run a step of a CI workflow."""
 
 
-def _run(chosen: argparse.Namespace, root: Path) -> int:
-    since = getattr(chosen, "since", None)
-    if since is not None and chosen.stack not in touched(root, since):
-        print(f"The change since {since} doesn't touch {chosen.stack}")
-        return 0
-    match chosen.command:
-        case "environments":
-            print(json.dumps(environments(root)))
-        case "touched":
-            print(json.dumps(touched(root, chosen.base)))
-        case "settings":
-            return _print_problems({stack: settings_problems(root, stack) for stack in environments(root)})
-        case "preview":
-            return 0 if preview(root, chosen.stack, chosen.output) else 1
-        case "report":
-            return report(root, chosen.base, chosen.head, chosen.previews, chosen.labels.split(","))
-        case "up":
-            up(root, chosen.stack, chosen.newest)
-        case "check":
-            return check(root, chosen.stack, chosen.output)
-        case "issue":
-            issue(root, chosen.findings)
-    return 0
+_base = click.option("--base", required=True, metavar="COMMIT", help="The commit before the change.")
+_since = click.option(
+    "--since", metavar="COMMIT", help="Do nothing unless the change since this commit touches the stack."
+)
 
 
-def _print_problems(problems: Mapping[str, Sequence[str]]) -> int:
+def _folder(option: str, text: str) -> Callable[[Any], Any]:
+    return click.option(option, required=True, type=click.Path(path_type=Path), metavar="FOLDER", help=text)
+
+
+@commands.command("environments")
+def _print_environments() -> None:
+    """Print all environments as JSON."""
+    print(json.dumps(environments(project_dir())))
+
+
+@commands.command("touched")
+@_base
+def _print_touched(base: str) -> None:
+    """Print the environments that a change touches as JSON."""
+    print(json.dumps(touched(project_dir(), base)))
+
+
+@commands.command("settings")
+def _check_settings() -> int:
+    """Check every environment's settings, without keys and state."""
+    root = project_dir()
+    problems = {stack: settings_problems(root, stack) for stack in environments(root)}
     for stack, found in problems.items():
         print(f"Pulumi.{stack}.yaml: {count(len(found), 'problem') if found else 'ok'}")
         for problem in found:
@@ -485,15 +460,52 @@ def _print_problems(problems: Mapping[str, Sequence[str]]) -> int:
     return 1 if any(problems.values()) else 0
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command; an expected failure becomes a message and status 1."""
-    chosen = _parser().parse_args(argv)
-    try:
-        return _run(chosen, project_dir())
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
+@commands.command("preview")
+@cli.stack_option
+@_folder("--output", "The folder for the preview or its errors.")
+@_since
+def _preview(stack: str, output: Path, since: str | None) -> int:
+    """Write an environment's preview, or its errors, to a folder."""
+    return 0 if _is_untouched(stack, since) or preview(project_dir(), stack, output) else 1
 
 
-if __name__ == "__main__":
-    sys.exit(main())
+@commands.command("report")
+@_base
+@click.option("--head", required=True, metavar="COMMIT", help="The pull request's newest commit.")
+@_folder("--previews", "The folder that `preview` wrote.")
+@click.option("--labels", default="", help="The pull request's labels, separated by commas.")
+def _report(base: str, head: str, previews: Path, labels: str) -> int:
+    """Create or update the comment on the pull request."""
+    return report(project_dir(), base, head, previews, labels.split(","))
+
+
+@commands.command("up")
+@cli.stack_option
+@click.option("--newest", required=True, metavar="COMMIT", help="The current head of the deployed branch.")
+@_since
+def _up(stack: str, newest: str, since: str | None) -> None:
+    """Update an environment to the committed state."""
+    if not _is_untouched(stack, since):
+        up(project_dir(), stack, newest)
+
+
+@commands.command("check")
+@cli.stack_option
+@_folder("--output", "The folder for the result.")
+def _check(stack: str, output: Path) -> int:
+    """Check for drift and write the result to a folder."""
+    return check(project_dir(), stack, output)
+
+
+@commands.command("issue")
+@_folder("--findings", "The folder that `check` wrote.")
+def _issue(findings: Path) -> None:
+    """Create, update or close the drift issue."""
+    issue(project_dir(), findings)
+
+
+def _is_untouched(stack: str, since: str | None) -> bool:
+    if since is None or stack in touched(project_dir(), since):
+        return False
+    print(f"The change since {since} doesn't touch {stack}")
+    return True

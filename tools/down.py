@@ -5,10 +5,9 @@ If the lab's hosts don't run, there is nothing to restore: their disks and the s
 
 from __future__ import annotations
 
-import argparse
 import subprocess
-import sys
-from collections.abc import Sequence
+
+import click
 
 from common.errors import UserError
 from common.paths import DEFAULT_LAB, project_dir, stack_name
@@ -81,7 +80,7 @@ def down(lab_name: str, progress: Progress, *, force: bool = False) -> None:
                 raise UserError(
                     error.what,
                     "the lab is still running: fix the cause above and run the same command again, or remove"
-                    f" the lab without a destroy: `python -m tools.down --lab {lab_name} --force`",
+                    f" the lab without a destroy: `.venv/bin/python -m tools down --lab {lab_name} --force`",
                 ) from error
         else:
             progress.say("the lab's hosts don't run: there is nothing to restore")
@@ -89,22 +88,9 @@ def down(lab_name: str, progress: Progress, *, force: bool = False) -> None:
     lab.down()
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """The command line's entry point; returns the exit status."""
-    parser = argparse.ArgumentParser(prog="python -m tools.down", description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--lab", default=DEFAULT_LAB, help="the lab, with its stack (default: %(default)s)")
-    parser.add_argument("--force", action="store_true", help="remove the lab without `pulumi destroy`")
-    chosen = parser.parse_args(argv)
-    try:
-        down(chosen.lab, Progress(), force=chosen.force)
-    except UserError as error:
-        print(f"\nerror: {error}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        print("\ninterrupted; run the same command again to continue", file=sys.stderr)
-        return 130
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())
+@click.command()
+@click.option("--lab", default=DEFAULT_LAB, metavar="NAME", help=f"The lab (default: {DEFAULT_LAB}).")
+@click.option("--force", is_flag=True, help="Remove the lab without `pulumi destroy`.")
+def command(lab: str, *, force: bool) -> None:
+    """Destroy the cluster, restore its hosts and remove the lab."""
+    down(lab, Progress(), force=force)

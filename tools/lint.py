@@ -1,4 +1,4 @@
-"""`python -m tools.lint`, or `make lint`: static checks of the code.
+"""`python -m tools lint`, or `make lint`: static checks of the code.
 
 Runs ruff (linter and formatter), mypy in strict mode, shellcheck, actionlint for the workflows, go vet for
 the lab's network, and GitLab's schema for the example pipeline. All of them run even if one fails. The exit
@@ -13,6 +13,8 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+
+import click
 
 from common import gobuild, paths
 from common.errors import UserError
@@ -125,8 +127,9 @@ def run(check: Check, root: Path) -> Outcome:
     return Outcome(check, done.returncode, done.stdout, time.monotonic() - started)
 
 
-def main() -> int:
-    """Run the checks in parallel and print their results."""
+@click.command()
+def command() -> int:
+    """Run all static checks of the code."""
     root = project_dir()
     failed = False
     all_checks = [*checks(root)]
@@ -144,7 +147,3 @@ def main() -> int:
                 # ruff format --check --quiet prints nothing.
                 print(outcome.output.rstrip() or "some files aren't formatted -> run make format", flush=True)
     return 1 if failed else 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -1,4 +1,4 @@
-"""`python -m tools.policy`: a stack's preview with the policy pack in `policy/`.
+"""`python -m tools policy`: a stack's preview with the policy pack in `policy/`.
 
 The pack runs in its own Python environment in the cache, created once for each lock file: pulumi-policy needs
 an older protobuf than the program (docs/decisions/0016-the-policy-packs-own-environment.md).
@@ -6,7 +6,6 @@ an older protobuf than the program (docs/decisions/0016-the-policy-packs-own-env
 
 from __future__ import annotations
 
-import argparse
 import hashlib
 import os
 import shlex
@@ -16,7 +15,9 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from common import paths
+import click
+
+from common import cli, paths
 from common.errors import UserError
 from common.files import locked, write_atomic
 from common.progress import Progress
@@ -103,20 +104,9 @@ def run(name: str, more: Sequence[str], progress: Progress) -> int:
     return preview.run(name, ["--policy-pack", str(PACK), *more], tools, variables, progress)
 
 
-def main(arguments: list[str] | None = None) -> int:
-    """Run the preview; returns the exit status."""
-    parser = argparse.ArgumentParser(
-        prog="python -m tools.policy", description=(__doc__ or "").splitlines()[0]
-    )
-    parser.add_argument("--stack", required=True)
-    parser.add_argument("more", nargs="*", help="arguments for pulumi preview, after --")
-    chosen = parser.parse_args(arguments)
-    try:
-        return run(chosen.stack, chosen.more, Progress())
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-
-
-if __name__ == "__main__":
-    sys.exit(main())
+@click.command()
+@cli.stack_option
+@click.argument("more", nargs=-1, type=click.UNPROCESSED, metavar="[-- OPTIONS OF PULUMI PREVIEW]")
+def command(stack: str, more: tuple[str, ...]) -> int:
+    """Preview a stack and check it with the policy pack."""
+    return run(stack, more, Progress())

@@ -1,14 +1,13 @@
-"""`python -m tools.preview`: what `pulumi up` would change in a stack."""
+"""`python -m tools preview`: what `pulumi up` would change in a stack."""
 
 from __future__ import annotations
 
-import argparse
 import subprocess
-import sys
 from collections.abc import Sequence
 
-from common import paths
-from common.errors import UserError
+import click
+
+from common import cli, paths
 from common.progress import Progress
 from tools import env, stack
 
@@ -33,19 +32,10 @@ def run(
         return subprocess.run(argv, cwd=paths.project_dir(), env=environment, check=False).returncode
 
 
-def main(arguments: list[str] | None = None) -> int:
-    """Run the preview; returns the exit status."""
-    parser = argparse.ArgumentParser(prog="python -m tools.preview", description=__doc__)
-    parser.add_argument("--stack", required=True)
-    chosen = parser.parse_args(arguments)
+@click.command()
+@cli.stack_option
+def command(stack: str) -> int:
+    """Show what `pulumi up` would change in a stack."""
     progress = Progress()
-    try:
-        tools = env.toolbox(progress, ask_upstream=True)
-        return run(chosen.stack, ["--diff"], tools, env.environment(tools), progress)
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-
-
-if __name__ == "__main__":
-    sys.exit(main())
+    tools = env.toolbox(progress, ask_upstream=True)
+    return run(stack, ["--diff"], tools, env.environment(tools), progress)

@@ -1,4 +1,4 @@
-"""`python -m tools.reference`, or `make docs`: generates the settings reference and the schema for editors.
+"""`python -m tools docs`, or `make docs`: generates the settings reference and the schema for editors.
 
 Writes docs/settings.md, and docs/stack.schema.json, with which editors complete and check stack files (JSON
 schema draft 7, which all editors support). The settings are defined in model/settings.py, the names of their
@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
+import click
 from pydantic.fields import FieldInfo
 
 from common.paths import project_dir
@@ -150,11 +151,8 @@ def pages() -> dict[Path, str]:
     }
 
 
-def main() -> None:
-    """Write the files."""
+@click.command()
+def command() -> None:
+    """Generate the settings reference and the schema for editors."""
     for file, text in pages().items():
         file.write_text(text, encoding="utf-8")
-
-
-if __name__ == "__main__":
-    main()

@@ -1,4 +1,4 @@
-"""`python -m tools.report`: a report on what a change does to each environment, for its pull request.
+"""`python -m tools report`: a report on what a change does to each environment, for its pull request.
 
 It is made from `pulumi preview --json` of each environment, or from the errors of a failed preview.
 docs/reviewing.md explains how to read it.
@@ -9,23 +9,23 @@ Exit status: 1 if a preview failed or a mandatory policy rule is broken, 3 if th
 
 from __future__ import annotations
 
-import argparse
 import json
-import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import click
 import yaml
 from pydantic import TypeAdapter, ValidationError
 
+from common import cli
 from common.errors import UserError
 from common.paths import project_dir
 from model.settings_file import config_of, written
 from report.page import Environment, render
 from report.policy_findings import Finding
 
-FAILED, DESTRUCTIVE = 1, 3
+DESTRUCTIVE = 3
 _FINDINGS = TypeAdapter(list[Finding])
 
 
@@ -55,7 +55,7 @@ def environments(
         Environment(
             name=name,
             plan=_plan(previews[name]) if name in previews else None,
-            errors=_read(errors[name]) if name in errors else "",
+            errors=cli.read_text(errors[name]) if name in errors else "",
             before=_settings(before[name], root) if name in before else None,
             after=_settings(root / f"Pulumi.{name}.yaml", root),
             findings=_findings(policy[name]) if name in policy else (),
@@ -65,7 +65,7 @@ def environments(
 
 
 def _plan(file: Path) -> dict[str, Any]:
-    text = _read(file)
+    text = cli.read_text(file)
     try:
         # The engine may print warnings before the JSON.
         plan = json.loads(text[max(text.find("{\n"), 0) :])
@@ -83,10 +83,10 @@ def findings_text(findings: Sequence[Finding]) -> str:
 
 def _findings(file: Path) -> list[Finding]:
     try:
-        return _FINDINGS.validate_json(_read(file))
+        return _FINDINGS.validate_json(cli.read_text(file))
     except ValidationError as error:
         raise UserError(
-            f"{file} has no findings of the policy pack", "pass the file that `tools.ci preview` writes"
+            f"{file} has no findings of the policy pack", "pass the file that `tools ci preview` writes"
         ) from error
 
 
@@ -95,67 +95,53 @@ def _settings(file: Path, root: Path) -> dict[str, Any]:
     if not file.exists():
         return {}
     try:
-        return written(config_of(_read(file)), root)
+        return written(config_of(cli.read_text(file)), root)
     except yaml.YAMLError:
         return {}
 
 
-def _read(file: Path) -> str:
-    try:
-        return file.read_text(encoding="utf-8")
-    except OSError as error:
-        raise UserError(f"{file} can't be read: {error.strerror}") from error
+class _StackFile(click.ParamType[tuple[str, Path], str]):
+    name = "STACK=FILE"
+
+    def convert(
+        self, value: str, param: click.Parameter | None, ctx: click.Context | None
+    ) -> tuple[str, Path]:
+        name, _, file = value.partition("=")
+        if not name or not file:
+            self.fail(f"{value} isn't STACK=FILE", param, ctx)
+        return name, Path(file)
 
 
-def _pair(text: str) -> tuple[str, Path]:
-    name, found, file = text.partition("=")
-    if not found or not name or not file:
-        raise argparse.ArgumentTypeError(f"{text} isn't STACK=FILE")
-    return name, Path(file)
+def _files(option: str, text: str) -> Callable[[Any], Any]:
+    return click.option(option, type=_StackFile(), multiple=True, help=f"{text} (repeatable).")
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="python -m tools.report", description=(__doc__ or "").partition(": ")[2].splitlines()[0]
-    )
-
-    def files(option: str, text: str) -> None:
-        parser.add_argument(option, metavar="STACK=FILE", type=_pair, action="append", default=[], help=text)
-
-    files("--preview", "the output of `pulumi preview --json`; can be repeated for several stacks")
-    files("--errors", "the errors of a stack's failed preview")
-    files("--settings-before", "the stack file before the change")
-    files("--policy", "the findings of the policy pack in a stack's preview")
-    parser.add_argument(
-        "--allow-destructive", action="store_true", help="don't fail if the change is destructive"
-    )
-    parser.add_argument("--output", type=Path, metavar="FILE", help="write to this file, not to the terminal")
-    return parser
-
-
-def main(argv: Sequence[str] | None = None) -> int:
-    """Write the report; an expected failure becomes a message and status 1."""
-    chosen = _parser().parse_args(argv)
-    try:
-        found = environments(
-            project_dir(),
-            dict(chosen.preview),
-            dict(chosen.errors),
-            dict(chosen.settings_before),
-            dict(chosen.policy),
-        )
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return FAILED
-    page = render(found, approved=chosen.allow_destructive)
-    if chosen.output is None:
+@click.command()
+@_files(
+    "--preview",
+    "The output of `pulumi preview --json`",
+)
+@_files("--errors", "The errors of a failed preview")
+@_files("--settings-before", "The stack file before the change")
+@_files("--policy", "The findings of the policy pack")
+@click.option("--allow-destructive", is_flag=True, help="Don't fail if the change is destructive.")
+@click.option("--output", type=click.Path(path_type=Path), metavar="FILE", help="Write the report to a file.")
+def command(
+    preview: Sequence[tuple[str, Path]],
+    errors: Sequence[tuple[str, Path]],
+    settings_before: Sequence[tuple[str, Path]],
+    policy: Sequence[tuple[str, Path]],
+    *,
+    allow_destructive: bool,
+    output: Path | None,
+) -> int:
+    """Write a report on what a change does to each environment."""
+    found = environments(project_dir(), dict(preview), dict(errors), dict(settings_before), dict(policy))
+    page = render(found, approved=allow_destructive)
+    if output is None:
         print(page.text, end="")
     else:
-        chosen.output.write_text(page.text, encoding="utf-8")
+        cli.write_text(output, page.text)
     if page.has_failed:
-        return FAILED
-    return DESTRUCTIVE if page.is_destructive and not chosen.allow_destructive else 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())
+        return cli.FAILED
+    return DESTRUCTIVE if page.is_destructive and not allow_destructive else 0

@@ -1,4 +1,4 @@
-"""`python -m tools.show --stack NAME`, or `make show`: the IPVS virtual servers of each host.
+"""`python -m tools show --stack NAME`, or `make show`: the IPVS virtual servers of each host.
 
 By default they are shown as of the last verification, from the stack's outputs, without contacting the hosts.
 --live reads each host's kernel now, --watch does so repeatedly. --html FILE writes a page.
@@ -6,7 +6,6 @@ By default they are shown as of the last verification, from the stack's outputs,
 
 from __future__ import annotations
 
-import argparse
 import asyncio
 import json
 import shutil
@@ -20,6 +19,9 @@ from datetime import datetime
 from pathlib import Path
 from typing import TextIO
 
+import click
+
+from common import cli
 from common.errors import UserError
 from model import ipvs, steps, traffic
 from model.settings import Settings
@@ -184,10 +186,10 @@ async def watch(
         await pause(WATCH_SECONDS)
 
 
-async def _live(settings: Settings, chosen: argparse.Namespace) -> Snapshot:
+async def _live(settings: Settings, *, watching: bool) -> Snapshot:
     async with AsyncExitStack() as open_readers:
         readers = [await open_readers.enter_async_context(Reader(settings, host)) for host in settings.hosts]
-        if chosen.watch:
+        if watching:
             await watch(lambda: read(readers), _nodes(settings), sys.stdout)
         return await read(readers)
 
@@ -211,49 +213,39 @@ def _page(snapshot: Snapshot, settings: Settings, stack: str, when: str) -> str:
     )
 
 
-def _run(chosen: argparse.Namespace) -> int:
-    if not (chosen.live or chosen.watch or chosen.html):
-        if chosen.json:
-            print(_output(chosen.stack), end="")
-        else:
-            print(text_of(last_verification(chosen.stack), {}), end="")
+@click.command()
+@cli.stack_option
+@click.option("--live", is_flag=True, help="Read each host's kernel now.")
+@click.option("--watch", "watching", is_flag=True, help="Read every two seconds, until Ctrl-C.")
+@click.option(
+    "--html", type=click.Path(path_type=Path), metavar="FILE", help="Write an HTML page instead of text."
+)
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+def command(stack: str, *, live: bool, watching: bool, html: Path | None, as_json: bool) -> int:
+    """Show the IPVS virtual servers of each host."""
+    if watching + (html is not None) + as_json > 1:
+        raise click.UsageError("--watch, --html and --json can't be combined")
+    if not (live or watching or html):
+        print(_output(stack) if as_json else text_of(last_verification(stack), {}), end="")
         return 0
-    settings = settings_of(chosen.stack)
-    if chosen.live or chosen.watch:
-        snapshot = asyncio.run(_live(settings, chosen))
+    settings = settings_of(stack)
+    if live or watching:
+        try:
+            snapshot = asyncio.run(_live(settings, watching=watching))
+        except KeyboardInterrupt:
+            if watching:
+                return 0
+            raise
         when = f"read from the hosts' kernels on {datetime.now():%F at %T}"
     else:
-        snapshot, when = last_verification(chosen.stack), "as of the last verification"
+        snapshot, when = last_verification(stack), "as of the last verification"
     for host, why in snapshot.failed.items():
         print(_failure(host, why), file=sys.stderr)
-    if chosen.html:
-        chosen.html.write_text(_page(snapshot, settings, chosen.stack, when), encoding="utf-8")
-        print(f"wrote {chosen.html}")
-    elif chosen.json:
+    if html:
+        cli.write_text(html, _page(snapshot, settings, stack, when))
+        print(f"wrote {html}")
+    elif as_json:
         print(json.dumps({view.host: ipvs.rows(view.virtuals) for view in snapshot.views}, indent=2))
     else:
         print(text_of(replace(snapshot, failed={}), _nodes(settings)), end="")
     return 1 if snapshot.failed else 0
-
-
-def main(argv: Sequence[str] | None = None) -> int:
-    """The command line's entry point; returns the exit status, 1 if a host can't be read."""
-    parser = argparse.ArgumentParser(prog="python -m tools.show", description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--stack", required=True, help="the stack's name, such as dev")
-    parser.add_argument("--live", action="store_true", help="read each host's kernel now")
-    output = parser.add_mutually_exclusive_group()
-    output.add_argument("--watch", action="store_true", help="read every two seconds, until Ctrl-C")
-    output.add_argument("--html", type=Path, metavar="FILE", help="write an HTML page instead of text")
-    output.add_argument("--json", action="store_true", help="print JSON")
-    chosen = parser.parse_args(argv)
-    try:
-        return _run(chosen)
-    except (UserError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

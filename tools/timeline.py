@@ -1,4 +1,4 @@
-"""`python -m tools.timeline --stack NAME`, or `make timeline`: where the last run's time went.
+"""`python -m tools timeline --stack NAME`, or `make timeline`: where the last run's time went.
 
 Draws a bar for each resource that the last `up` or `destroy` changed, by host, and marks the critical path.
 `make up` and `make down` keep the events of their runs (`tools/runs.py`). For any other run, --log reads the
@@ -7,13 +7,12 @@ output of `pulumi up --json` or the file of `--event-log FILE`.
 
 from __future__ import annotations
 
-import argparse
 import shutil
-import sys
-from collections.abc import Sequence
 from pathlib import Path
 
-from common import tables
+import click
+
+from common import cli, tables
 from common.errors import UserError
 from common.paths import project_dir
 from tools import runs, timeline_page
@@ -95,31 +94,21 @@ def last(stack: str) -> Timeline:
     )
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """The command line's entry point; returns the exit status."""
-    parser = argparse.ArgumentParser(
-        prog="python -m tools.timeline", description=(__doc__ or "").splitlines()[0]
-    )
-    parser.add_argument("--stack", required=True, help="the stack's name, such as dev")
-    parser.add_argument("--log", type=Path, metavar="FILE", help="read another run's events from FILE")
-    parser.add_argument("--html", type=Path, metavar="FILE", help="write an HTML page instead of text")
-    chosen = parser.parse_args(argv)
-    try:
-        if chosen.log:
-            known = runs.dependencies(chosen.stack, project_dir())
-            run = read(chosen.log.read_text(encoding="utf-8"), chosen.stack, known)
-        else:
-            run = last(chosen.stack)
-        if chosen.html:
-            chosen.html.write_text(timeline_page.page(run), encoding="utf-8")
-            print(f"wrote {chosen.html}")
-        else:
-            print(chart(run, shutil.get_terminal_size().columns), end="")
-    except (UserError, OSError, UnicodeDecodeError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    return 0
+_file = click.Path(path_type=Path)
 
 
-if __name__ == "__main__":
-    sys.exit(main())
+@click.command()
+@cli.stack_option
+@click.option("--log", type=_file, metavar="FILE", help="Read the events of another run from this file.")
+@click.option("--html", type=_file, metavar="FILE", help="Write an HTML page instead of text.")
+def command(stack: str, log: Path | None, html: Path | None) -> None:
+    """Show where the time of the last run went."""
+    if log:
+        run = read(cli.read_text(log), stack, runs.dependencies(stack, project_dir()))
+    else:
+        run = last(stack)
+    if html:
+        cli.write_text(html, timeline_page.page(run))
+        print(f"wrote {html}")
+    else:
+        print(chart(run, shutil.get_terminal_size().columns), end="")

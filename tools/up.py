@@ -7,16 +7,16 @@ changes nothing and takes seconds, and an interrupted run continues where it was
 
 from __future__ import annotations
 
-import argparse
 import http.client
 import subprocess
 import sys
 import time
 import urllib.request
-from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
+
+import click
 
 from common.errors import UserError
 from common.paths import DEFAULT_LAB, lab_dir, project_dir, stack_file, stack_name
@@ -25,8 +25,8 @@ from lab import requirements
 from lab.lab import Lab
 from lab.status import LabStatus
 from tools import env, runs, stack, watch
-from tools.__main__ import table
 from tools.env import Toolbox
+from tools.programs import table
 
 _ANSWER_SECONDS = 120.0  # from the end of `pulumi up`, whose verification has already received an answer
 _REQUEST_SECONDS = 20.0
@@ -58,7 +58,8 @@ def check_state_dir(lab_name: str) -> None:
     if folder.resolve() != named.resolve():
         raise UserError(
             f"{stack_file(lab_name).name} expects the lab in {named}, but XDG_STATE_HOME puts it in {folder}",
-            "unset XDG_STATE_HOME, or use a lab with its own stack file: python -m tools.up --lab mine",
+            "unset XDG_STATE_HOME, or use a lab with its own stack file: "
+            ".venv/bin/python -m tools up --lab mine",
         )
 
 
@@ -114,7 +115,8 @@ def answer(url: str, deadline: float) -> str:
             if time.monotonic() > deadline:
                 raise UserError(
                     f"{url} doesn't answer: {error}",
-                    "nginx answered inside the lab; check the port forwards with `python -m lab status`",
+                    "nginx answered inside the lab; check the port forwards with "
+                    "`.venv/bin/python -m lab status`",
                 ) from None
             time.sleep(0.5)
 
@@ -174,7 +176,7 @@ def show(lab_stack: str, environment: dict[str, str]) -> None:
     Raises:
         UserError: The stack's outputs can't be shown.
     """
-    argv = [sys.executable, "-m", "tools.show", "--stack", lab_stack]
+    argv = [sys.executable, "-m", "tools", "show", "--stack", lab_stack]
     sys.stdout.flush()
     if subprocess.run(argv, cwd=project_dir(), env=environment, check=False).returncode != 0:
         raise UserError(
@@ -182,21 +184,8 @@ def show(lab_stack: str, environment: dict[str, str]) -> None:
         )
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """The command line's entry point; returns the exit status."""
-    parser = argparse.ArgumentParser(prog="python -m tools.up", description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--lab", default=DEFAULT_LAB, help="the lab, with its stack (default: %(default)s)")
-    chosen = parser.parse_args(argv)
-    try:
-        up(chosen.lab, Progress())
-    except UserError as error:
-        print(f"\nerror: {error}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        print("\ninterrupted; run the same command again to continue", file=sys.stderr)
-        return 130
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())
+@click.command()
+@click.option("--lab", default=DEFAULT_LAB, metavar="NAME", help=f"The lab (default: {DEFAULT_LAB}).")
+def command(lab: str) -> None:
+    """Create the lab and its cluster, or continue an interrupted run."""
+    up(lab, Progress())

@@ -28,7 +28,7 @@ from pulumi.runtime.proto import events_pb2_grpc
 from common import tables
 from common.errors import UserError
 from common.progress import Progress
-from report.plan import REMEMBERED
+from report.plan import STASH
 from report.policy_findings import finding_in
 from tools.runs import Record
 
@@ -172,7 +172,7 @@ class Watcher:
         step = event["metadata"]
         if event.get("planning", False) or step["op"] not in DONE:
             return
-        if step["type"] == REMEMBERED and step["op"] in _COUNTED:
+        if step["type"] == STASH and step["op"] in _COUNTED:
             self._stashes["replace" if step["op"] == "create-replacement" else step["op"]] += 1
         if not is_custom(step):
             return

@@ -23,11 +23,11 @@ def need(name: str) -> str:
     """The path of a required program.
 
     Raises:
-        UserError: It isn't installed. The next move names its package.
+        UserError: It isn't installed; the message names its package.
     """
     path = find(name)
     if path is None:
-        raise UserError(f"the program {name} isn't installed", f"apt install {PACKAGES.get(name, name)}")
+        raise UserError(f"{name} isn't installed", f"apt install {PACKAGES.get(name, name)}")
     return path
 
 
@@ -38,7 +38,7 @@ _C_HEADERS = Path("/usr/include/stdio.h")
 
 
 def missing_packages(*, building: bool = True) -> tuple[str, ...]:
-    """The Debian packages that making a mirror needs and that aren't installed, apart from Go.
+    """The missing Debian packages that are needed to make a mirror, apart from Go.
 
     Args:
         building: Include those that only a build from source needs.
@@ -53,10 +53,10 @@ def missing_packages(*, building: bool = True) -> tuple[str, ...]:
 
 
 def check(*, building: bool) -> None:
-    """Fail before the long work begins, rather than at the step that needs a missing program.
+    """Check for missing programs before the long work begins.
 
     Raises:
-        UserError: Packages are missing. The message names all of them.
+        UserError: Packages are missing; the message names all of them.
     """
     packages = missing_packages(building=building)
     if packages:
@@ -84,7 +84,7 @@ def run(
         environment: Variables to set in addition to the current ones.
 
     Raises:
-        UserError: The program isn't installed or fails. The message ends with its last lines of output.
+        UserError: The program isn't installed or fails; the message includes the end of its output.
     """
     program = need(str(argv[0]))
     done = subprocess.run(

@@ -34,8 +34,8 @@ class Packages:
     """Downloaded packages.
 
     Attributes:
-        folder: The folder with all of them.
-        sets: By name, each set's packages and their dependencies.
+        folder: The folder with all packages.
+        sets: Each set's packages and their dependencies, by the set's name.
     """
 
     folder: Path
@@ -57,11 +57,11 @@ def sources(release: str) -> str:
 
 
 def fetch(release: str, sets: dict[str, tuple[str, ...]], progress: Progress) -> Packages:
-    """Sets of packages with their dependencies, from the cache or from Debian's mirror.
+    """Provide sets of packages with their dependencies, from the cache or from Debian's mirror.
 
     Args:
         release: Debian's release, by code name.
-        sets: Package names by name of the set.
+        sets: The package names of each set, by the set's name.
         progress: Reports the download.
 
     Raises:
@@ -121,8 +121,8 @@ def fetch_backport(release: str, choose: Callable[[list[str]], str], prefix: str
 
     Args:
         release: Debian's release, by code name.
-        choose: Picks a package from the available ones whose names start with `prefix`.
-        prefix: Limits the choice.
+        choose: Picks a name from the available ones that start with `prefix`.
+        prefix: The start of the package's name.
         folder: Receives the package file. A file left by an interrupted run is kept if its checksum is right.
 
     Returns:

@@ -1,6 +1,6 @@
 """Debian packages of Kubernetes, with upstream's names, versions and files, made from programs built here.
 
-They have no maintainer scripts. Whoever installs them must enable and start the kubelet, as with upstream's
+They have no maintainer scripts. After installing them, enable and start the kubelet, as with upstream's
 packages.
 """
 

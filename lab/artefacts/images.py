@@ -22,7 +22,7 @@ _FILES = Path(__file__).parent / "files"
 
 @dataclass(frozen=True)
 class Tags:
-    """The tags that kubeadm of one minor release requires and that don't follow from its version."""
+    """The tags that a minor release of kubeadm requires and that can't be derived from its version."""
 
     etcd: str
     coredns: str
@@ -34,13 +34,13 @@ FLANNEL_TAG = f"v{targets.FLANNEL_VERSION}"
 FLANNEL_CNI_TAG = "v1.9.1-flannel1"
 NGINX_TAG = "1.29"
 
-# The Debian packages in each layer, by the layer's name. Their dependencies are added to it too.
+# The Debian packages in each layer, by the layer's name. Their dependencies are included as well.
 DEBIAN_SETS: dict[str, tuple[str, ...]] = {
     "shell": ("busybox-static",),
     "net": ("iptables", "ipset", "nftables", "conntrack", "kmod"),
     "nginx": ("nginx",),
 }
-# Dependencies that the programs don't load. A layer leaves out the packages that match its pattern.
+# Dependencies that the programs don't load: a layer omits the packages that match its pattern.
 _EXCLUDED_PACKAGES = {
     "shell": r"(?!busybox-static$).*",
     "net": r"gcc-.*-base|openssl-provider-legacy|debconf|perl-base",

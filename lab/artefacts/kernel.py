@@ -1,9 +1,9 @@
 """Builds the User Mode Linux kernel of the lab's hosts from Debian's source package.
 
 `<cache>/kernel/<key>/` holds the kernel (an executable), its modules as a tar archive, and its complete
-configuration. The key is a hash of `uml-kernel.config`, `uml-kernel.patch` and the build's format version. It
-doesn't include the source package's version, so a newer package causes no rebuild. An interrupted build
-resumes.
+configuration. The key is a hash of the options in `uml-kernel.config`, the changes in `uml-kernel.patch` and
+the build's format version. It doesn't include the source package's version, so a newer package causes no
+rebuild. An interrupted build resumes.
 """
 
 from __future__ import annotations
@@ -32,15 +32,17 @@ PROGRAM, MODULES = "linux", "modules.tar"
 _FORMAT = "1"  # increase it when a change to this module changes the result of a build
 _RELEASE = "trixie"
 _PREFIX = "linux-source-"
-# The tested series. User Mode Linux supports seccomp since 6.16, and SMP, which the cpuset controller needs,
-# since 6.19.
+# The tested series. User Mode Linux has supported seccomp since 6.16 and SMP, which the cpuset controller
+# needs, since 6.19.
 _SERIES = (7, 2)
 _FILES = 1390  # approximate number of compiled files, for progress lines
 
 
 def key() -> str:
-    """The kernel's cache key."""
-    return digest_of(_FORMAT, CONFIG.read_bytes(), PATCH.read_bytes(), os.uname().machine)[:16]
+    """The kernel's cache key. It ignores comments, because a kernel takes minutes to build."""
+    options = [line for line in CONFIG.read_text().splitlines() if line.startswith(("CONFIG_", "# CONFIG_"))]
+    changes = PATCH.read_text().partition("\n--- ")[2]
+    return digest_of(_FORMAT, "\n".join(options), changes, os.uname().machine)[:16]
 
 
 def ensure(progress: Progress) -> Path:
@@ -140,16 +142,16 @@ def _unpack(package: Path, source: Path) -> None:
 
 
 def check_config(made: str) -> None:
-    """Check that the generated configuration has all options of `CONFIG`: Kconfig drops them silently.
+    """Check that the generated configuration has all options in `CONFIG`. Kconfig silently drops some.
 
     Raises:
-        UserError: Options are missing. The message names all of them.
+        UserError: Options are missing; the message names all of them.
     """
     present = set(made.splitlines())
-    required = [line for line in CONFIG.read_text().splitlines() if line.startswith("CONFIG_")]
+    required = [line for line in CONFIG.read_text().splitlines() if line.startswith(("CONFIG_", "# CONFIG_"))]
     missing = [line for line in required if line not in present]
     if missing:
-        raise UserError(f"this kernel source doesn't accept options of {CONFIG.name}: {', '.join(missing)}")
+        raise UserError(f"this kernel source doesn't accept options in {CONFIG.name}: {', '.join(missing)}")
 
 
 @contextmanager

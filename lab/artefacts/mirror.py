@@ -32,8 +32,8 @@ Source = Literal["auto", "build", "upstream"]
 KUBERNETES_VERSION = "1.37.2"
 DEBIAN_RELEASE = "trixie"
 
-# The packages that the program may install from the distribution. A test's host has ufw instead of firewalld.
-# The mirror also holds their dependencies.
+# The packages that the program may install from the distribution, and ufw, which a test uses instead of
+# firewalld. The mirror also holds their dependencies.
 HOST_PACKAGES = (
     "ca-certificates",
     "conntrack",
@@ -56,7 +56,7 @@ _HOST_SET = "hosts"
 
 _CONTENTS = "contents.json"
 
-# The Go targets that exist in one version only, unlike Kubernetes and CoreDNS.
+# The Go targets with a single version, unlike Kubernetes and CoreDNS.
 _REST = (targets.CRICTL, targets.CNI_PLUGINS, targets.CNI_PLUGIN_FLANNEL, targets.ETCD, targets.FLANNEL)
 
 # The modules that determine a mirror's contents. Their source is part of its cache key.
@@ -217,7 +217,7 @@ def _build(spec: _Spec, folder: Path, progress: Progress) -> list[Item]:
     references = images.references(spec.kubernetes)  # fails for an unknown release, before the long work
     sets = {_HOST_SET: HOST_PACKAGES, **images.DEBIAN_SETS}
     pause = folder / "pause"
-    # Each Go build uses all processors. Only the download and one small compilation run beside it.
+    # Each Go build uses all CPUs, so only the download and one small compilation run in parallel.
     with ThreadPoolExecutor(max_workers=2) as pool:
         download = pool.submit(debian.fetch, spec.debian, sets, progress)
         compiled = pool.submit(images.compile_pause, pause)
@@ -301,7 +301,7 @@ def _package_items(made: Sequence[Path], source: str) -> list[Item]:
 
 
 def _in_parallel(*work: Callable[[], list[Item]]) -> list[Item]:
-    """Run functions in parallel. Once all have ended, the first failure is raised."""
+    """Run functions in parallel; when all are done, raise the first failure."""
     with ThreadPoolExecutor(max_workers=len(work)) as pool:
         futures = [pool.submit(part) for part in work]
     return [item for future in futures for item in future.result()]
@@ -385,20 +385,3 @@ def prune(progress: Progress, in_use: Iterable[Path]) -> None:
 
 def _used(folder: Path) -> float:
     return folder.stat().st_mtime
-
-
-def table(mirror: Mirror) -> str:
-    """The mirror's contents as a table for the terminal."""
-    rows = [("", "WHAT", "VERSION", "SIZE", "SECONDS", "SOURCE")]
-    for item in mirror.items:
-        seconds = "" if item.seconds is None else f"{item.seconds:.0f}"
-        rows.append((item.kind, item.what, item.version, f"{item.size / 1e6:.1f} MB", seconds, item.source))
-    widths = [max(len(row[column]) for row in rows) for column in range(5)]
-    return "".join(
-        "  ".join(
-            cell.rjust(width) if column in (3, 4) else cell.ljust(width)
-            for column, (cell, width) in enumerate(zip(row, [*widths, 0], strict=True))
-        ).rstrip()
-        + "\n"
-        for row in rows
-    )

@@ -217,7 +217,7 @@ class Layout:
                 tree.write(buffered)
                 buffered.flush()
                 process.stdin.close()
-            except BrokenPipeError:  # zstd ended early; its status is checked below
+            except BrokenPipeError:  # zstd exited early; its status is checked below
                 broken = True
             except BaseException:
                 process.kill()

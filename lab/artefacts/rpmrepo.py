@@ -1,4 +1,4 @@
-"""Makes signed RPM repositories for labs whose hosts belong to the rpm family.
+"""Makes signed RPM repositories for labs of the rpm family.
 
 `kubernetes/v<minor>/rpm/` has the layout of pkgs.k8s.io. `rpm/<release>/` stands in for the distribution's
 own repository and holds everything else that the program installs. The RPMs are converted from the mirror's
@@ -24,8 +24,8 @@ from lab.artefacts.command import need, run
 from lab.artefacts.mirror import Mirror
 
 KIND = "rpm"  # the folder in the cache
-# What the packages step installs from the distribution, by Debian's names. The repository also holds their
-# dependencies.
+# The packages that the program installs from the distribution, by their Debian names. The repository also
+# holds their dependencies.
 _HOST_PACKAGES = (
     "conntrack", "containerd", "ethtool", "ipset", "iptables", "ipvsadm", "kmod", "nftables", "runc", "socat",
 )  # fmt: skip

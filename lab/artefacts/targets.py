@@ -66,7 +66,7 @@ def _coredns(version: str) -> Target:
     return Target(name=f"coredns-{version}", programs=programs, wrappers=WRAPPERS)
 
 
-# kubeadm 1.37 asks for 1.14.6, but some Go proxies don't have all of its modules. 1.13.1 reads the same
+# kubeadm 1.37 requires 1.14.6, but some Go proxies don't have all of its modules. 1.13.1 reads the same
 # Corefile, so it is the fallback. The image's labels name the version that was built.
 COREDNS = (_coredns("1.14.6"), _coredns("1.13.1"))
 

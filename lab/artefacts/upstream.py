@@ -25,7 +25,7 @@ _FETCH_SECONDS = 60.0
 
 @dataclass(frozen=True)
 class Endpoints:
-    """Upstream's addresses. Others are for tests, and for mirrors of upstream."""
+    """Upstream's addresses. Tests, and setups with a mirror of upstream, use different ones."""
 
     packages: str = "https://pkgs.k8s.io/core:/stable:/v{minor}/deb"
     registries: Mapping[str, str] = field(
@@ -110,7 +110,7 @@ def parse_index(text: str) -> list[Listed]:
 
 
 def choose(index: Sequence[Listed], kubernetes_version: str) -> list[Listed]:
-    """The packages that a mirror needs: those of the release, and the newest of the others.
+    """The packages that a mirror needs: Kubernetes' own in the given version, the others' newest.
 
     Raises:
         UserError: The index lacks one of them.
@@ -131,7 +131,7 @@ def choose(index: Sequence[Listed], kubernetes_version: str) -> list[Listed]:
 
 
 def _numbers(entry: Listed) -> list[int]:
-    """The numbers in a package's version, which sort versions by age."""
+    """The numbers in a package's version, to compare versions by."""
     return [int(part) for part in re.findall(r"\d+", entry.version)]
 
 

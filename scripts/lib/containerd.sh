@@ -11,7 +11,8 @@ readonly OWN_MARKER='# kubeadm-ipvs'
 # The host's own /etc/crictl.yaml may point to another runtime.
 cri() { crictl --runtime-endpoint "$CONTAINERD" --image-endpoint "$CONTAINERD" "$@"; }
 
-# remove_mirrors [KEPT]: removes our mirrors, except those of the registries that the lines of KEPT begin with.
+# remove_mirrors [KEPT]: removes the mirrors that this program wrote, except those of registries in KEPT, whose lines
+# have the form of MIRRORS: `registry url…`.
 remove_mirrors() {
   local file registry
   for file in "$CONTAINERD_CERTS"/*/hosts.toml; do

@@ -36,7 +36,7 @@ firewalld_zone() {
 }
 
 # firewalld_add SCOPE ZONE KIND ARGUMENT...: KIND is Port (with port and protocol), Interface or Source.
-# What the user has configured already isn't noted, so restoring the host leaves it in place.
+# Anything that was already configured isn't recorded, so restoring the host leaves it in place.
 firewalld_add() {
   local scope=$1 zone=$2 kind=$3 signature=s
   shift 3

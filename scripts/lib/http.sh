@@ -1,5 +1,5 @@
 # shellcheck shell=bash
-# HTTP requests without a client program.
+# HTTP requests in plain bash, without curl or wget.
 
 source lib/step.sh
 

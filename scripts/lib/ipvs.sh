@@ -1,5 +1,5 @@
 # shellcheck shell=bash
-# The kernel's IPVS tables. Reads only.
+# The kernel's IPVS tables. Read-only.
 
 source lib/step.sh
 
@@ -9,8 +9,8 @@ ipvs_active() { [[ -e $ROOT/sys/class/net/kube-ipvs0 ]]; }
 # Prints a line for each address, virtual server, real server and set, in the form that verification.sh describes.
 ipvs_entries() {
   ip -4 -o address show dev kube-ipvs0 2>/dev/null | awk '{sub("/.*", "", $4); print "address " $4}' || :
-  # -A -t 10.96.0.1:443 -s rr; -a -t 10.96.0.1:443 -r 192.168.166.101:6443 -m -w 1. A real server with weight 0 was
-  # removed but still has connections.
+  # Lines: `-A -t 10.96.0.1:443 -s rr` and `-a -t 10.96.0.1:443 -r 192.168.166.101:6443 -m -w 1`.
+  # A real server with weight 0 was removed but still has connections.
   ipvsadm -Sn | awk '
     function protocol(flag) { return flag == "-u" ? "UDP" : flag == "--sctp-service" ? "SCTP" : "TCP" }
     $1 == "-A" { print "virtual", protocol($2), $3, $5 }

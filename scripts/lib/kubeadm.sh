@@ -1,24 +1,24 @@
 # shellcheck shell=bash
-# Running kubeadm, for init and join. Two marks tell a finished node from an unfinished one:
+# Runs kubeadm, for init and join. Two marker files distinguish finished nodes from unfinished ones:
 #
-# node.started: from before kubeadm's first change until the node is removed.
-# node.done: kubeadm succeeded. A node that is started but not done is removed and made again.
+# node.started: exists from before kubeadm's first change until the node is removed.
+# node.done: kubeadm succeeded. A node that is started but not done is removed and created again.
 #
-# Values: KUBELET and PROXY, the cluster's configuration of kubelet and kube-proxy. What this node runs with is stored
-# in kubelet.yaml and proxy.yaml, so that a later run notices a change.
+# Values: KUBELET and PROXY, the cluster's configuration of kubelet and kube-proxy. The node's current configuration is
+# stored in kubelet.yaml and proxy.yaml, so that a later run detects a change.
 
 source lib/step.sh
 source lib/reset/kubeadm.sh
 source lib/http.sh
 
-# Fails if the node is finished already.
+# Returns 1 if the node is already finished. Removes an unfinished node first.
 begin_node() {
   need_record
   [[ ! -e $HOME_DIR/node.done ]] || return 1
   if [[ -e $HOME_DIR/node.started ]]; then
     say "removing the unfinished node of an interrupted run"
     reset_node
-    # If somebody ran kubeadm reset by hand, the folder in which containerd watches for the node's network is gone.
+    # After a `kubeadm reset` by hand, the folder that containerd watches for the node's network may be gone.
     systemctl restart containerd
     node_removed=true
   fi
@@ -28,11 +28,11 @@ node_removed=
 
 mark() { : | put_file "$HOME_DIR/$1" 0600 || :; }
 
-# run_kubeadm ATTEMPTS ARGUMENT...: prints kubeadm's phases as they pass and, on failure, the end of its log.
+# run_kubeadm ATTEMPTS ARGUMENT...: prints kubeadm's phases as they run and, on failure, the end of its log.
 #
 # In two cases the unfinished node is removed and kubeadm runs again: the API server was too slow (kubeadm gives some
-# requests 10 s and doesn't retry them), or the cluster still counts a node as Ready whose kubelet this step has just
-# stopped. The cluster notices that after at most 50 s; those runs don't count as attempts.
+# requests 10 s and doesn't retry them), or the cluster still lists the node as Ready because this step has only just
+# stopped its kubelet. The cluster notices that after at most 50 s; these runs don't count as attempts.
 run_kubeadm() {
   local attempts=$1 attempt status still_ready_until=$((SECONDS + 180)) reason
   shift

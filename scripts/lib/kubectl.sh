@@ -7,7 +7,7 @@ source lib/step.sh
 export KUBECONFIG=$ROOT/etc/kubernetes/admin.conf
 
 # kube ARGUMENT...: kubectl, retried for up to two minutes while there is no connection. A busy API server may need
-# longer than the 10 s that a TLS handshake is given.
+# longer than kubectl's 10 s for a TLS handshake.
 kube() {
   local deadline=$((SECONDS + ${NO_CONNECTION_SECONDS:-120})) status output
   while :; do
@@ -21,13 +21,13 @@ kube() {
 }
 readonly NO_CONNECTION='TLS handshake timeout|was refused|connection refused|i/o timeout|unexpected EOF|Client\.Timeout'
 
-# Whether the cluster has the node. Without a cluster it doesn't. If the API server doesn't reply, that is a failure:
-# the node may exist.
+# Whether the cluster has the node; false without a cluster. Fails if the API server doesn't respond, because the node
+# may exist.
 node_exists() {
   local found
   [[ -e $KUBECONFIG ]] || return 1
   found=$(kube --request-timeout=30s get node "$NODE" --ignore-not-found -o name) ||
-    fail "can't find out from the API server whether the node $NODE exists" \
+    fail "can't ask the API server whether the node $NODE exists" \
       "check journalctl -u kubelet on $HOST, then run the same command again"
   [[ -n $found ]]
 }

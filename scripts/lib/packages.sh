@@ -18,13 +18,13 @@ package_family() {
   fi
 }
 
-# Completes an interrupted dpkg run; until then dpkg refuses to do anything else. If another package manager is
-# running (a new machine's first updates), waits for it: apt-get can do that itself, dpkg can't.
+# Completes an interrupted dpkg run; until then dpkg refuses to do anything else. Waits if another package manager is
+# running, such as for a new host's first updates: apt-get can do that itself, dpkg can't.
 finish_dpkg() {
   local dpkg_error=
   wait_for 300 "another package manager" dpkg_finished && [[ -z $dpkg_error ]] ||
     fail "dpkg can't complete an interrupted run: $(tail -n 1 <<<"$dpkg_error")" \
-      "run dpkg --configure -a on $HOST to see all of it"
+      "run dpkg --configure -a on $HOST to see the full output"
 }
 
 # Also succeeds if waiting wouldn't help: `dpkg_error` then says why.

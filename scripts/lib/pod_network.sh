@@ -1,5 +1,5 @@
 # shellcheck shell=bash
-# What the pod network adds to a host.
+# The pod network's parts on a host.
 # Value: POD_NETWORK (lines `kind value`; model/pod_network.py describes the kinds).
 
 source lib/step.sh

@@ -10,7 +10,7 @@ was_absent() { grep -qx "$1" "$RECORD/absent"; }
 # Whether files.tar has a copy of the file.
 file_recorded() { grep -qx "${1#/}" < <(tar -tf "$RECORD/files.tar"); }
 
-# restore_file PATH: puts the recorded file back, or removes it if there was none.
+# restore_file PATH: restores the recorded file, or removes the current one if there was none.
 restore_file() {
   if was_absent "$1"; then
     rm -rf "$ROOT$1"

@@ -136,7 +136,7 @@ need_record() {
     "restore that folder from a backup, or reinstall the host: without the record it can't be restored"
 }
 
-# Bootstrap tokens, certificate keys, and passwords in proxy URLs, all of which kubeadm prints.
+# Hides bootstrap tokens, certificate keys and passwords in proxy URLs, all of which kubeadm prints.
 redact() {
   sed -uE 's#://[^/@ "]+@#://[password]@#g; s/[a-z0-9]{6}\.[a-z0-9]{16}/[token]/g;
     s/[0-9a-f]{64}([^0-9a-f]|$)/[key]\1/g'
@@ -149,7 +149,8 @@ unit_active() { systemctl is-active --quiet "$1"; }
 
 is_root() { ((EUID == 0)); }
 
-# The defaults of a step; its own file may define these functions again.
+# Defaults, which a step's own file may redefine.
+#
 # Read-only steps that may wait for long don't take the lock.
 locking() { true; }
 # Steps that download from the Internet keep the login's proxy settings. The others connect to the cluster's own
@@ -171,8 +172,8 @@ run_step() {
   if locking; then
     exec 9>"$LOCK"
     until flock -w 20 9; do
-      say "an earlier run is still at work on this host; waiting for it to end"
-      ((SECONDS < LOCK_SECONDS)) || fail "another run is still at work on this host" \
+      say "an earlier step is still running on this host; waiting for it to end"
+      ((SECONDS < LOCK_SECONDS)) || fail "another step is still running on this host" \
         "wait for it to end (fuser -v $LOCK shows it), then run the same command again"
     done
   fi
@@ -181,7 +182,7 @@ run_step() {
 }
 
 # check_owner VERB: refuses a host that belongs to another stack. A delete leaves such a host alone and succeeds.
-# OWNER and the file hold `STACK ID`; earlier versions of this program wrote the stack's name only.
+# OWNER and the file contain `STACK ID`; earlier versions of this program wrote the stack's name only.
 check_owner() {
   local owner
   [[ -n ${OWNER:-} && -f $HOME_DIR/owner ]] || return 0

@@ -1,7 +1,7 @@
 # shellcheck shell=bash
-# Finds what on a host differs from how it was set up. Reads only, and takes seconds: it doesn't query the cluster.
+# Finds differences between a host and its setup. Read-only; takes seconds, because it doesn't query the cluster.
 #
-# Prints a line `WHAT<tab>SET UP AS<tab>FOUND` for each difference, and each certificate as
+# Prints a line `SUBJECT<tab>EXPECTED<tab>FOUND` for each difference, and each certificate as
 # `certificate<tab>PATH<tab>BASE64 IN ONE LINE`. The caller decides which certificates expire too soon.
 #
 # Values: STACK, VERSION, MANAGE, FIREWALL, MODE, SCHEDULER, SERVICE_ADDRESS (the API's: 10.96.0.1).
@@ -103,7 +103,7 @@ check_packages() {
       found=$(dpkg-query -W -f '${Version}' "$package" 2>/dev/null || :)
       grep -qx "$package" <<<"$held" || differs "package $package" held "not held"
     else
-      # Held by the repository's file, which check_files has checked.
+      # Held by the repository's file, which check_files checks.
       found=$(rpm -q --qf '%{VERSION}-%{RELEASE}' "$package" 2>/dev/null) || found=
     fi
     [[ $found == "$VERSION"-* ]] || differs "package $package" "$VERSION" "$found"

@@ -34,14 +34,14 @@ create() {
   fi
   rm -rf "$REMOVED_HOME"
   record_state
-  # Even if the record exists: an interrupted run may have made it without getting as far as this.
+  # Even if the record exists: the run that created it may have been interrupted before this point.
   printf '%s\n' "$HOST" | put_file "$HOME_DIR/name" 0600 || :
   printf '%s\n' "$ROLE" | put_file "$HOME_DIR/role" 0600 || :
   printf '%s\n' "$OWNER" | put_file "$HOME_DIR/owner" 0600 || :
   say "claimed"
 }
 
-# A containerd that this program installed is removed, with everything that runs on it.
+# A containerd that this program installed is removed together with everything that it runs.
 refuse_foreign_containers() {
   grep -qxE 'containerd(\.io)?' < <(noted packages-added) && unit_active containerd && have ctr || return 0
   local namespace found=()
@@ -56,7 +56,7 @@ ${found[*]}" "move or remove them (ctr -n ${found[0]} containers ls), then run a
 }
 
 # HOME_DIR gets this name before it is deleted, so an interrupted run never leaves half a record.
-readonly REMOVED_HOME=$HOME_DIR.given-back
+readonly REMOVED_HOME=$HOME_DIR.removed
 
 delete() {
   rm -rf "$REMOVED_HOME"
@@ -77,7 +77,7 @@ the node by hand, or reinstall the host"
   remove_packages
   restore_kernel
   restore_files
-  # Last, because a run after an interrupted one needs it again.
+  # Last, because a run after an interruption needs it.
   mv "$HOME_DIR" "$REMOVED_HOME"
   rm -rf "$REMOVED_HOME"
   say "the host is restored to its original state"

@@ -1,8 +1,8 @@
 # shellcheck shell=bash
 # Prints the services that are to be verified and their endpoints, as JSON. Runs on the control plane and waits until
 # each service has as many endpoints as it should.
-# Values: SERVICES (lines `namespace/name endpoints`), WAIT_SECONDS, SUBJECT (which attempt to verify what; not used
-# here, but a new one makes this step run again).
+# Values: SERVICES (lines `namespace/name endpoints`), WAIT_SECONDS, SUBJECT (the verification attempt; not used here,
+# but a new value makes this step run again).
 
 source lib/step.sh
 
@@ -12,13 +12,13 @@ export KUBECONFIG=$ROOT/etc/kubernetes/admin.conf
 create() {
   local detail='' objects='' nodes_checked=-$NODE_CHECK_SECONDS
   wait_for "$WAIT_SECONDS" "the services' endpoints" all_ready ||
-    fail "not ready after $WAIT_SECONDS s: ${detail:-the API server does not answer}" \
+    fail "not ready after $WAIT_SECONDS s: ${detail:-the API server does not respond}" \
       "run kubectl get pods -A -o wide to see which pod is missing"
   print_objects
 }
 
-# Prints what all_ready has read. On a busy cluster endpoints come and go: a second request could return a state that
-# lasts for a moment only, and every kernel would be compared with that.
+# Prints what all_ready has read. On a busy cluster endpoints come and go: a second request could return a momentary
+# state, and every kernel would be compared with that.
 print_objects() {
   awk '
     BEGIN { print "{\"items\": [" }
@@ -54,7 +54,7 @@ all_ready() {
       if (n[2] < n[1] || n[4] != n[3] || n[5] != n[3] || n[6] != n[3])
         missing(sprintf("the rollout of %s is in progress (%d of %d pods updated, %d available, %d in all)", $2, n[4],
           n[3], n[6], n[5]))
-      # Whoever runs the cluster may scale CoreDNS.
+      # Users may scale CoreDNS.
       if ($2 == "kube-system/coredns") scaled["kube-system/kube-dns"] = n[3]
     }
     $1 == "endpoints" { for (i = 3; i <= NF; i++) if ($i !~ /^false,/ && !seen[$2, $i]++) count[$2]++ }

@@ -1,6 +1,6 @@
 # shellcheck shell=bash
 # The host's firewall: `open` the cluster's ports, `disable` the firewall, or `leave` it alone.
-# Each rule is noted before it is added, so that exactly these rules are removed later.
+# Each rule is recorded before it is added, so that exactly these rules are removed later.
 # Values: FIREWALL, ROLE, ADDRESS, POD_SUBNET, POD_NETWORK.
 
 source lib/firewalld.sh
@@ -24,7 +24,7 @@ disable_firewall() {
     enabled=$(systemctl is-enabled "$unit" 2>/dev/null) || :
     active=$(systemctl is-active "$unit" 2>/dev/null) || :
     [[ $enabled == enabled || $active == active ]] || continue
-    # Only once: an interrupted run may have noted the unit and changed one of the two already.
+    # Only once: an interrupted run may have recorded the unit and already changed it.
     grep -q "^$unit " < <(noted firewalls-stopped) || note firewalls-stopped "$unit $enabled $active"
     say "stopping $unit"
     systemctl disable --quiet --now "$unit"

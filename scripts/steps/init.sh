@@ -1,20 +1,20 @@
 # shellcheck shell=bash
-# kubeadm init on the first control plane.
-# Values: CONFIG (kubeadm's documents), PATCHES (kubeadm's, lines `file<tab>JSON`), CERT_SANS (extra ones of the API
-# server, one per line), DISABLE_EVICTION (true or empty), CERTIFICATE_DAYS (a repair renews certificates that expire
-# within as many days), KUBELET and PROXY (see lib/kubeadm.sh).
+# kubeadm init on the control plane.
+# Values: CONFIG (kubeadm's documents), PATCHES (kubeadm's, lines `file<tab>JSON`), CERT_SANS (additional names in the
+# API server's certificate, one per line), DISABLE_EVICTION (true or empty), CERTIFICATE_DAYS (a repair renews
+# certificates that expire within this many days), KUBELET and PROXY (see lib/kubeadm.sh).
 
 source lib/kubeadm.sh
 source lib/containerd.sh
 
 readonly ADMIN=/etc/kubernetes/admin.conf
 
-# An update means that the cluster exists. On a host that was reinstalled, another init would make another cluster,
-# unknown to the workers.
+# An update means that the cluster exists. On a host that was reinstalled, another init would create a different
+# cluster, which the workers don't belong to.
 update() {
   [[ -e $HOME_DIR/node.done ]] ||
-    fail "the control plane is gone from $HOST: the host was reinstalled, and etcd's data are lost" \
-      "restore the host's disk from a backup, or make a new cluster: pulumi destroy, then pulumi up"
+    fail "the control plane is gone from $HOST: the host was reinstalled, and etcd's data is lost" \
+      "restore the host's disk from a backup, or create a new cluster: pulumi destroy, then pulumi up"
   create
 }
 
@@ -58,13 +58,13 @@ put_patches() {
 
 api_ready() { kubectl --kubeconfig "$ADMIN" --request-timeout=10s get --raw /readyz; }
 
-# The provider requests the binary form, which is built from the other one and takes longer.
+# The provider requests the schema's binary form, which is built from the other one and takes longer.
 schema_ready() {
   kubectl --kubeconfig "$ADMIN" --request-timeout=300s explain namespace --output=plaintext-openapiv2
 }
 
-# For node.sh's delete, which runs on this host with a text from an earlier run. The mark has the setting's old name
-# because such texts are still in states.
+# node.sh's delete runs on this host with the script and values of an earlier run, so it reads the setting from this
+# marker file. The file has the setting's old name because states still contain such scripts.
 store_disable_eviction() {
   if [[ -n $DISABLE_EVICTION ]]; then mark override-budgets; else rm -f "$HOME_DIR/override-budgets"; fi
 }
@@ -82,8 +82,8 @@ converge() {
 }
 
 # Renews all of kubeadm's certificates except the CAs if one expires soon. Doesn't need the API server, which may be
-# down because of them. The components read their certificates when they start; the mark makes the run after an
-# interrupted one restart them.
+# down because of them. The components read their certificates only when they start; after an interruption, the marker
+# file makes the next run restart them.
 renew_certificates() {
   local name containers
   if [[ ! -e $HOME_DIR/certificates.renewing ]]; then
@@ -105,15 +105,15 @@ renew_certificates() {
   rm -f "$HOME_DIR/certificates.renewing"
 }
 
-# Within as many days as in model/drift.py.
+# Whether a certificate expires within CERTIFICATE_DAYS.
 certificates_expire_soon() {
   local limit expiration
   limit=$(date -u -d "+$CERTIFICATE_DAYS days" +%FT%TZ)
   expiration=$(kubeadm certs check-expiration --config "$HOME_DIR/kubeadm.yaml" --output json \
     2>"$HOME_DIR/phase.log") || {
     tail -n 5 "$HOME_DIR/phase.log" >&2
-    fail "can't find out when the cluster's certificates expire" \
-      "the lines above name the file: restore it, or remove it so that kubeadm makes a new one"
+    fail "can't determine when the cluster's certificates expire" \
+      "the lines above name the file: restore it, or remove it so that kubeadm creates a new one"
   }
   tr ',' '\n' <<<"$expiration" | awk -v limit="$limit" '
     /"certificateAuthorities"/ {authorities = 1}
@@ -149,7 +149,7 @@ upload_proxy_config() {
     kubectl --kubeconfig "$ADMIN" --request-timeout=60s replace --filename - >/dev/null
 }
 
-# Makes a new certificate for the API server, which reloads it by itself. The old one is kept until then.
+# Creates a new certificate for the API server, which reloads it by itself. The old one is kept until then.
 converge_certificate() {
   local pki=/etc/kubernetes/pki name old=$HOME_DIR/certificate.old
   if [[ ! -e $old ]] && cmp -s <(printf '%s\n' "$CERT_SANS") "$HOME_DIR/certificate-names"; then return 0; fi
@@ -159,7 +159,7 @@ converge_certificate() {
   rm -f "$pki/apiserver.crt" "$pki/apiserver.key"
   kubeadm_phase init phase certs apiserver --config "$HOME_DIR/kubeadm.yaml" || {
     cp -p "$old/"apiserver.* "$pki/"
-    fail "can't make a new certificate for the API server; it still uses the old one" \
+    fail "can't create a new certificate for the API server; it still uses the old one" \
       "fix the cause above and run the same command again"
   }
   while read -r name; do

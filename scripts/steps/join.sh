@@ -7,7 +7,7 @@ source lib/kubeadm.sh
 readonly NODE_CREDENTIALS=$ROOT/etc/kubernetes/kubelet.conf
 
 create() {
-  # Workers only: what a control plane loses with this file can't be made again.
+  # Only workers can join again; a control plane that was reset has lost its data.
   if [[ -e $HOME_DIR/node.done && ! -e $NODE_CREDENTIALS ]]; then
     say "somebody has reset the node by hand; joining again"
     rm -f "$HOME_DIR/node.done"
@@ -18,7 +18,7 @@ create() {
     say "joined already"
     return
   fi
-  # These files contain the token. They go when kubeadm ends, however it ends.
+  # These files contain the token. They are removed when kubeadm ends, whatever the result.
   trap 'rm -f "$HOME_DIR/kubeadm.yaml" "$HOME_DIR/kubeadm.again.yaml"' EXIT
   printf '%s\n' "$CONFIG" | put_file "$HOME_DIR/kubeadm.yaml" 0600 || :
   run_kubeadm 5 join

@@ -1,6 +1,6 @@
 # shellcheck shell=bash
-# Prepares the kernel: modules, sysctls, no swap, and permissive SELinux if it is there.
-# Values: MODE and SCHEDULER (kube-proxy's), NETWORK_MODULES (the pod network's, separated by blanks).
+# Prepares the kernel: modules, sysctls, no swap, and SELinux, if present, in permissive mode.
+# Values: MODE and SCHEDULER (kube-proxy's), NETWORK_MODULES (the pod network's, separated by spaces).
 
 source lib/step.sh
 
@@ -82,8 +82,8 @@ stop_swap() {
 
 swaps() { awk 'NR > 1 {print $1}' "$ROOT/proc/swaps"; }
 
-# Keeps a unit from starting by a condition that isn't met, whatever requires the unit. A unit with a file in /etc can't
-# be masked: the mask would replace the file. The condition's file must be on the root file system, because /var may be
+# Keeps a unit from starting, whatever requires it, with a condition that isn't met. A unit with a file in /etc can't be
+# masked: the mask would replace the file. The condition's file must be on the root file system, because /var may be
 # mounted after swap is turned on.
 hold_unit() {
   local folder=$UNITS/$1.d

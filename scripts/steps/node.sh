@@ -1,6 +1,6 @@
 # shellcheck shell=bash
 # A node as the cluster sees it. Runs on the control plane. `create` waits until the node is Ready and sets its labels
-# and taints; `delete`, for a worker that leaves a cluster which stays, drains and removes it.
+# and taints; `delete` drains and removes a worker that leaves the cluster.
 # Values: NODE, LABELS (lines key=value), TAINTS (lines key=value:Effect), READY_SECONDS, DRAIN_SECONDS.
 
 source lib/kubectl.sh
@@ -26,7 +26,8 @@ create() {
 }
 
 # set_own VERB LINES PREVIOUS PRESENT: sets the labels or taints in LINES and removes the other ones in PREVIOUS, the
-# content of an annotation. Labels and taints that somebody else has set are left alone. PRESENT are the node's taints.
+# content of an annotation. Labels and taints that somebody else has set are left alone. PRESENT lists the node's
+# current taints.
 set_own() {
   local verb=$1 previous=$3 present=$4 annotation=kubeadm-ipvs/${1}s line name names=() arguments=()
   while read -r line; do
@@ -50,7 +51,7 @@ set_own() {
   kube annotate --overwrite node "$NODE" "$annotation=${names[*]}" >/dev/null
 }
 
-# Watches for all of the time; it ends early if the API server ends the watch.
+# Waits for the whole time in one call; wait_for repeats it if the API server ends the watch early.
 node_ready() { kubectl wait --for=condition=Ready --timeout="${READY_SECONDS}s" "node/$NODE"; }
 
 delete() {
@@ -58,7 +59,7 @@ delete() {
     say "the cluster has no node $NODE"
     return
   fi
-  # Pods on a node that doesn't respond never terminate, so a drain would wait in vain.
+  # Pods on a node that doesn't respond never terminate, so a drain would only time out.
   if [[ $(kube get node "$NODE" -o jsonpath="{$READY_CONDITION.status}") != True ]]; then
     say "$NODE doesn't respond: removing it without draining; its pods start on the other nodes"
     kube delete node "$NODE" --ignore-not-found >&2
@@ -66,13 +67,14 @@ delete() {
   fi
   say "draining $NODE (at most $DRAIN_SECONDS s)"
   local options=(--ignore-daemonsets --delete-emptydir-data --timeout="${DRAIN_SECONDS}s")
-  # init.sh makes this mark. This text is from the worker's last update, and the setting may have changed since.
+  # init.sh writes this marker file. This script is from the worker's last update, and the setting may have changed
+  # since.
   [[ ! -e $HOME_DIR/override-budgets ]] || options+=(--disable-eviction)
   kubectl drain "$NODE" "${options[@]}" >&2 || {
     kubectl uncordon "$NODE" >&2
     fail "$NODE can't be drained within $DRAIN_SECONDS s; it is back in service" \
       "see the pods named above. If a disruption budget blocks one, relax the budget or set drain.disableEviction; \
-delete pods that no controller would recreate yourself; then run the same command again"
+delete pods without a controller yourself. Then run the same command again"
   }
   kube delete node "$NODE" --ignore-not-found >&2
 }

@@ -39,8 +39,8 @@ create() {
   say "kubelet, kubeadm and kubectl $VERSION are installed and held"
 }
 
-# Upgrading a node takes more than new packages. The preview refuses another version, but `pulumi up --target` may run
-# without a preview of the whole.
+# Upgrading a node takes more than new packages. The preview refuses another version, but `pulumi up --target` can
+# bypass that check.
 refuse_upgrade() {
   local current
   [[ -e $HOME_DIR/node.done && -e $HOME_DIR/version ]] || return 0
@@ -92,7 +92,7 @@ install_deb() {
   finish_dpkg
   for package in "${tools[@]}"; do
     if ! deb_installed "$package"; then
-      # Docker's package of containerd has another name and contains runc.
+      # Docker's containerd package has another name and contains runc.
       if [[ $package == containerd || $package == runc ]] && have "$package"; then continue; fi
       wanted+=("$package")
     fi
@@ -183,7 +183,7 @@ apt_updated() {
   fi
 }
 
-# Notes the new packages before installing them, so that they can be removed even if this is interrupted.
+# Records the new packages before installing them, so that they can be removed even if this is interrupted.
 install_debs() {
   local options=(-y --no-install-recommends --allow-downgrades --allow-change-held-packages
     -o DPkg::Lock::Timeout=300 -o Dpkg::Options::=--force-confold -o Dpkg::Use-Pty=0)
@@ -209,7 +209,7 @@ install_rpm() {
   for package in "${tools[@]}"; do
     rpm -q --quiet --whatprovides "$package" || wanted+=("$package")
   done
-  # Docker's package of containerd has another name.
+  # Docker's containerd package has another name.
   if have containerd; then wanted=("${wanted[@]/#containerd/}"); fi
   put_key "$YUM_KEY" "${REPOSITORY_RPM}repodata/repomd.xml.key"
   put_file "$YUM_REPO" 0644 <<REPO || :
@@ -232,7 +232,7 @@ REPO
       wanted+=("$package-$VERSION-$REVISION")
   done
   have crictl || wanted+=("$CRI_PACKAGE")
-  # kubelet's dependency on it can be satisfied by other packages that claim to provide it, such as
+  # kubelet's dependency on kubernetes-cni can be satisfied by packages that claim to provide it, such as
   # containernetworking-plugins.
   [[ -x $CNI_PLUGIN ]] || wanted+=(kubernetes-cni)
   for package in "${wanted[@]}"; do [[ -z $package ]] || packages+=("$package"); done
@@ -261,7 +261,7 @@ install_rpms() {
   plan=$(dnf install "${options[@]/-y/--assumeno}" "$@" 2>&1) || :
   if grep -q 'No match for argument: containerd' <<<"$plan"; then
     fail "no repository of $HOST has containerd" \
-      "on Enterprise Linux add Docker's repository, whose containerd.io is used then, and run the same command again"
+      "on Enterprise Linux, add Docker's repository (its containerd.io is used), then run the same command again"
   fi
   grep -qE '^(Transaction Summary|Nothing to do)' <<<"$plan" || {
     tail -n 5 <<<"$plan" >&2

@@ -1,5 +1,5 @@
 # shellcheck shell=bash
-# Makes one host's kube-proxy use changed settings, and removes the previous mode's rules. In a new cluster kube-proxy
+# Applies changed settings to one host's kube-proxy, and removes the previous mode's rules. In a new cluster kube-proxy
 # has the right settings from the start.
 #
 # The new mode's rules are in place before the old ones are removed, so services are never without rules: connections
@@ -14,7 +14,7 @@ source lib/http.sh
 source lib/ipvs.sh
 source lib/reset/netfilter.sh
 
-# Workers have no administrator's credentials, but a node may delete its own pods.
+# Workers don't have the administrator's credentials, but a node may delete its own pods.
 export KUBECONFIG=/etc/kubernetes/kubelet.conf
 readonly METRICS=127.0.0.1:10249
 
@@ -28,16 +28,16 @@ create() {
   say "changing kube-proxy from ${live:-an unknown mode} to $MODE${SCHEDULER:+ ($SCHEDULER)}"
   restart_proxy
   wait_for "$READY_SECONDS" "kube-proxy in mode $MODE" mode_is_live ||
-    fail "kube-proxy isn't in mode $MODE after $READY_SECONDS s ($(live_mode || echo 'it does not answer'))" \
+    fail "kube-proxy isn't in mode $MODE after $READY_SECONDS s ($(live_mode || echo "it doesn't respond"))" \
       "check kubectl -n kube-system logs -l k8s-app=kube-proxy; the remaining hosts are unchanged"
   wait_for "$READY_SECONDS" "the rules of mode $MODE" rules_exist ||
-    fail "kube-proxy has made no rules in mode $MODE after $READY_SECONDS s" \
+    fail "kube-proxy has programmed no rules in mode $MODE after $READY_SECONDS s" \
       "check kubectl -n kube-system logs -l k8s-app=kube-proxy"
   remove_other_modes
   left=$(other_modes)
   [[ -z $left ]] ||
-    fail "rules of the previous mode exist: $(head -n 3 <<<"$left" | xargs)" \
-      "something on $HOST makes them again; remove it, then run the same command again"
+    fail "rules of the previous mode still exist: $(head -n 3 <<<"$left" | xargs)" \
+      "something on $HOST recreates them; remove it, then run the same command again"
   wait_for 120 "an answer from $NODE_ENDPOINT" request "$NODE_ENDPOINT" ||
     fail "nginx doesn't answer at $NODE_ENDPOINT in mode $MODE" \
       "change proxy.mode back and run again: this host is changed back, and the remaining ones are unchanged"
@@ -49,7 +49,7 @@ live_mode() { fetch "$METRICS" /proxyMode; }
 
 mode_is_live() { [[ $(live_mode) == "$MODE" ]]; }
 
-# kube-proxy reads its configuration only when it starts. The DaemonSet makes a new pod.
+# kube-proxy reads its configuration only when it starts. The DaemonSet creates a new pod.
 restart_proxy() {
   local pods
   pods=$(kubectl --request-timeout=30s -n kube-system get pods -l k8s-app=kube-proxy \
@@ -59,7 +59,7 @@ restart_proxy() {
   kubectl -n kube-system delete --timeout=180s $pods >/dev/null
 }
 
-# Whether kube-proxy has made the rules of the API's own service, which every cluster has.
+# Whether kube-proxy has programmed the API's own service, which every cluster has.
 rules_exist() {
   case $MODE in
     ipvs)

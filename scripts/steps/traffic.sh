@@ -1,6 +1,6 @@
 # shellcheck shell=bash
-# Prints what a host's kernel has balanced so far, for tools outside of a run. Reads only. Prints kube-proxy's mode and,
-# if IPVS is in use, the same report as the verification.
+# Prints kube-proxy's mode and, if IPVS is in use, the same report as the verification, for tools outside of a run.
+# Read-only.
 
 source lib/http.sh
 source lib/ipvs.sh

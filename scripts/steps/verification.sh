@@ -1,7 +1,7 @@
 # shellcheck shell=bash
 # Verifies one host: its kernel has the expected entries of kube-proxy's mode and no other mode's, and requests are
 # answered; in IPVS mode they are also distributed as the scheduler should. kube-proxy converges every few seconds, so
-# differences are errors only if they still exist at the time limit. Reads only.
+# differences are errors only if they still exist at the time limit. Read-only.
 #
 # Values: EXPECTED (lines, see below), MODE, SCHEDULER, CLUSTER_ENDPOINT (address:port of the application's ClusterIP
 # service), NODE_ENDPOINT (this host's address:NodePort), ENDPOINTS (every host's address:NodePort, one per line),
@@ -33,7 +33,7 @@ create() {
   done
   say "the kernel's tables match the cluster's services"
   check_answers
-  # The other modes choose endpoints at random, so a few requests show nothing.
+  # The other modes choose endpoints at random, so a few requests can't show how they are distributed.
   if [[ $MODE == ipvs ]]; then
     spread=$(check_spread "$CLUSTER_ENDPOINT"; check_spread "$NODE_ENDPOINT")
     ipvs_report "$spread"
@@ -101,7 +101,7 @@ ipvs_differences() {
   comm -13 <(sort -u <<<"$EXPECTED") <(printf '%s\n' "$found") | awk '
     NR == FNR { if ($1 == "virtual") expected[$2 " " $3] = 1; next }
     ($1 == "real" || $1 == "virtual") && (($2 " " $3) in expected) {
-      print "too many: " $0 }' <(printf '%s\n' "$EXPECTED") -
+      print "unexpected: " $0 }' <(printf '%s\n' "$EXPECTED") -
   rules=$(iptables-save 2>/dev/null)
   for set in KUBE-CLUSTER-IP KUBE-LOOP-BACK; do
     # kube-proxy makes no rule for an empty set, and the second one contains this host's own endpoints only.
@@ -133,9 +133,9 @@ connections() {
 # check_spread ENDPOINT: sends the requests and prints how many each real server got. Requests that other hosts'
 # verifications send meanwhile don't matter: rr distributes any sequence of requests evenly.
 #
-# The kernel updates its counters every two seconds, each real server's at another moment, and later on a busy host. So
-# this waits until its requests are counted. The count before may lack earlier requests for the same reason, hence the
-# three attempts.
+# The kernel updates its counters every two seconds, each real server's at a different moment, and later on a busy host.
+# So this waits until its requests are counted. The count before may lack earlier requests for the same reason, hence
+# the three attempts.
 check_spread() {
   local endpoint=$1 before counts='' attempt i
   for attempt in 1 2 3; do

@@ -1,7 +1,7 @@
-"""A short-lived Kubernetes control plane on 127.0.0.1: the real API, without machines.
+"""A short-lived Kubernetes control plane on 127.0.0.1: the real API, without hosts.
 
-It runs etcd, kube-apiserver and the controllers that deletion and readiness need. The programs are those that
-the lab builds for its images. Pods never run; `ApiServer.pods_ready` marks them as ready.
+It runs etcd, kube-apiserver and the controllers that deletion and readiness need, from the programs that the
+lab builds for its images. Pods never run; `ApiServer.pods_ready` marks them as ready.
 """
 
 from __future__ import annotations
@@ -10,7 +10,6 @@ import base64
 import json
 import secrets
 import shutil
-import socket
 import ssl
 import subprocess
 import tempfile
@@ -29,6 +28,7 @@ import yaml
 from common import gobuild, paths
 from common.progress import Progress
 from lab.artefacts import targets
+from tests.local_ports import free_ports
 
 KUBERNETES = "1.37.2"
 READY_SECONDS = 180
@@ -44,6 +44,7 @@ class Programs:
     kubectl: Path
 
 
+# The only node; nothing runs behind it.
 _NODE = "no-machine"
 _CONTROLLERS = (
     "daemonset-controller",
@@ -61,13 +62,13 @@ class ApiServer:
     """A running API server.
 
     Attributes:
-        authority: Its certificate in PEM format.
-        kubectl: The path of the kubectl program.
+        certificate: Its self-signed certificate in PEM format.
+        kubectl: The path to kubectl.
     """
 
     url: str
     token: str
-    authority: str
+    certificate: str
     process: subprocess.Popen[bytes]
     kubectl: Path
 
@@ -78,7 +79,7 @@ class ApiServer:
 
     def kubeconfig_for(self, url: str, cluster: str = "test") -> str:
         """A kubeconfig with all permissions, for a different URL or cluster name."""
-        data = base64.b64encode(self.authority.encode()).decode()
+        data = base64.b64encode(self.certificate.encode()).decode()
         return str(
             yaml.safe_dump(
                 {
@@ -111,7 +112,7 @@ class ApiServer:
             data=None if body is None else json.dumps(body).encode(),
             headers={"Authorization": f"Bearer {self.token}", "Content-Type": content_type},
         )
-        context = ssl.create_default_context(cadata=self.authority)
+        context = ssl.create_default_context(cadata=self.certificate)
         try:
             with urllib.request.urlopen(request, context=context, timeout=60) as response:
                 content: dict[str, Any] = json.loads(response.read())
@@ -122,7 +123,7 @@ class ApiServer:
             raise AssertionError(f"{method} {path}: {error.code} {error.read().decode()}") from error
 
     def apply(self, body: dict[str, Any], manager: str) -> None:
-        """Apply one object on the server's side, with a field manager's name."""
+        """Apply an object with server-side apply, as a field manager."""
         with tempfile.NamedTemporaryFile("w", suffix=".yaml") as kubeconfig:
             kubeconfig.write(self.kubeconfig)
             kubeconfig.flush()
@@ -147,7 +148,7 @@ class ApiServer:
         return name
 
     def forget_namespace(self, name: str) -> None:
-        """Delete a namespace, and finish the deletion in place of the controller that doesn't run here."""
+        """Delete a namespace at once, without waiting for the namespace controller."""
         path = f"/api/v1/namespaces/{name}"
         self.call("DELETE", path)
         self.call("PUT", f"{path}/finalize", {**self.call("GET", path), "spec": {"finalizers": []}})
@@ -168,8 +169,13 @@ class ApiServer:
                 return
             if not pod["spec"].get("nodeName"):
                 target = {"kind": "Node", "name": _NODE}
-                about = {"apiVersion": "v1", "kind": "Binding", "metadata": {"name": name}, "target": target}
-                self.call("POST", f"{path}/{name}/binding", about)
+                binding = {
+                    "apiVersion": "v1",
+                    "kind": "Binding",
+                    "metadata": {"name": name},
+                    "target": target,
+                }
+                self.call("POST", f"{path}/{name}/binding", binding)
             status = {
                 "phase": "Running",
                 "podIP": address,
@@ -208,7 +214,7 @@ def programs(progress: Progress, *, build: bool) -> Programs | None:
         build: Build programs that are missing.
 
     Returns:
-        None if programs are missing and `build` is false.
+        None if a program is missing and `build` is false.
     """
     names = ("etcd", "kube-apiserver", "kube-controller-manager", "kubectl")
     on_path = [shutil.which(name) for name in names]
@@ -229,7 +235,7 @@ def api_server(folder: Path, found: Programs) -> Iterator[ApiServer]:
         folder: Holds its data and logs.
         found: The programs.
     """
-    peer, client, port = _free_ports(3)
+    peer, client, port = free_ports(3)
     token = secrets.token_hex(16)
     (folder / "tokens.csv").write_text(f'{token},admin,admin,"system:masters"\n')
     subprocess.run(
@@ -268,7 +274,7 @@ def api_server(folder: Path, found: Programs) -> Iterator[ApiServer]:
                         f"--token-auth-file={folder / 'tokens.csv'}",
                         "--authorization-mode=RBAC",
                         # TaintNodesByCondition would taint the node until a kubelet reports it as ready, so
-                        # the DaemonSet controller would want no pods on it.
+                        # the DaemonSet controller would create no pods for it.
                         "--disable-admission-plugins=ServiceAccount,TaintNodesByCondition",
                         "--service-cluster-ip-range=10.0.0.0/16",
                         "--service-account-issuer=https://kubernetes.default.svc",
@@ -280,7 +286,7 @@ def api_server(folder: Path, found: Programs) -> Iterator[ApiServer]:
                 )
             )
             server = _ready(folder, port, token, running, found.kubectl)
-            # Create a node without a machine now, so that the controllers know it from the start.
+            # Before the controllers start, so that they know the node from the beginning.
             server.call("POST", "/api/v1/nodes", {"metadata": {"name": _NODE}})
             (folder / "kubeconfig").write_text(server.kubeconfig)
             with (folder / "controllers.log").open("wb") as controllers_log:
@@ -332,11 +338,3 @@ def _ready(
         time.sleep(0.2)
     tail = (folder / "apiserver.log").read_text(errors="replace")[-2000:]
     raise AssertionError(f"the API server isn't ready after {READY_SECONDS} s: {last}\n{tail}")
-
-
-def _free_ports(count: int) -> list[int]:
-    held = [socket.create_server(("127.0.0.1", 0)) for _ in range(count)]
-    ports = [one.getsockname()[1] for one in held]
-    for one in held:
-        one.close()
-    return ports

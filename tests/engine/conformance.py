@@ -1,7 +1,7 @@
-"""Programs for the conformance tests: what this program relies on in the provider plugins.
+"""Programs for the conformance tests: the behaviour of provider plugins that this project relies on.
 
-The same scenarios run against Pulumi's own plugins and the stand-ins, whichever `tools/provider_plugins.py`
-finds first. A test notes where the two are known to differ.
+The same scenarios run against Pulumi's own plugins or the stand-ins, whichever `tools/provider_plugins.py`
+finds first. Tests note known differences between the two.
 """
 
 from __future__ import annotations
@@ -66,8 +66,8 @@ def commands(stack: Stack, host: SshServer, text: str, **values: Any) -> Stack:
     """Write a program that runs commands on a host.
 
     Args:
-        stack: Gets the program.
-        host: Where `command(...)` connects to.
+        stack: Receives the program.
+        host: The host that `command(...)` connects to.
         text: The program. It may use `command(...)`, `connection(...)` and the dict `given`.
         values: More values for `given`.
     """
@@ -81,9 +81,9 @@ def objects(stack: Stack, cluster: ApiServer, namespace: str, text: str, **value
     """Write a program that creates objects in a cluster.
 
     Args:
-        stack: Gets the program.
-        cluster: What `provider(...)` connects to.
-        namespace: The namespace for `config_map(...)` and `deployment(...)`.
+        stack: Receives the program.
+        cluster: The cluster that `provider(...)` connects to.
+        namespace: The namespace of `config_map(...)` and `deployment(...)`.
         text: The program. It may use these functions and the dict `given`.
         values: More values for `given`.
     """

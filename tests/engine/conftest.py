@@ -30,9 +30,9 @@ def stand_ins(toolbox: env.Toolbox) -> set[str]:
 
 @pytest.fixture
 def stack(tmp_path: Path, toolbox: env.Toolbox) -> Stack:
-    """An empty stack, run by the real engine."""
+    """An empty stack for the real engine."""
     environment = env.environment(toolbox)
-    environment.pop("SSH_AUTH_SOCK", None)  # keep the developer's agent out of the tests
+    environment.pop("SSH_AUTH_SOCK", None)  # the developer's agent
     return make_stack(tmp_path / "pulumi", environment)
 
 

@@ -1,8 +1,8 @@
-"""States of stacks made by earlier versions, with placeholders for what differs between machines.
+"""States of stacks created by earlier versions, with placeholders for values that differ from run to run.
 
-`python -m tests.engine.exported_state FILE` makes a cluster with the program in this checkout (see
-`finished.py`) and writes its state. Run it before a change of resource names, and keep the file in
-`data/states/`: test_existing_stacks.py previews each of them with the current program.
+`python -m tests.engine.exported_state FILE` creates a cluster with the program in this checkout (see
+`finished.py`) and writes its state. Run it before you rename resources, and keep the file in `data/states/`:
+test_existing_stacks.py previews each of them with the current program.
 """
 
 from __future__ import annotations
@@ -26,22 +26,22 @@ FOLDER = Path(__file__).parent / "data" / "states"
 
 
 def export(made: Environment, cluster: ApiServer) -> bytes:
-    """The stack's state with placeholders, compressed. Its secrets are placeholders or random test values."""
+    """The stack's state, compressed. Its secrets are placeholders or random test values."""
     text = made.stack.call("stack", "export", "--show-secrets").stdout
     state = _replaced(json.loads(text), {value: name for name, value in _values(made, cluster).items()})
     state["deployment"].pop("secrets_providers", None)
     for resource in state["deployment"]["resources"]:
-        # Paths of the machine that made the state.
+        # These contain local paths.
         for name in ("sourcePosition", "stackTrace"):
             resource.pop(name, None)
     return lzma.compress(json.dumps(state, sort_keys=True).encode(), preset=9)
 
 
 def restore(file: Path, made: Environment, cluster: ApiServer) -> dict[str, Any]:
-    """Make a state the stack's own, and apply its objects to the API server.
+    """Import a state into the stack, and apply its Kubernetes objects to the API server.
 
     Returns:
-        The state as imported.
+        The imported state.
     """
     state: dict[str, Any] = _replaced(json.loads(lzma.decompress(file.read_bytes())), _values(made, cluster))
     salt = yaml.safe_load(made.file.read_text())["encryptionsalt"]
@@ -57,7 +57,7 @@ def restore(file: Path, made: Environment, cluster: ApiServer) -> dict[str, Any]
 
 
 def _values(made: Environment, cluster: ApiServer) -> dict[str, str | float]:
-    """Each placeholder's value in this environment, longer texts before those that are part of them."""
+    """The placeholders' values in this environment. A value that contains another comes before it."""
     server = cluster.url
     values: dict[str, str | float] = {
         # The provider strips the end of a step's output.
@@ -75,9 +75,9 @@ def _values(made: Environment, cluster: ApiServer) -> dict[str, str | float]:
 
 
 def _replaced(value: Any, replacements: dict[Any, Any]) -> Any:
-    """The same JSON value with texts and numbers replaced wherever they occur, also in JSON within texts."""
+    """A JSON value with strings and numbers replaced everywhere, including in JSON inside strings."""
     if isinstance(value, dict):
-        # A secret's plain value is enough; its ciphertext belongs to another stack's key.
+        # A secret's plain value is enough; its ciphertext is for another stack's key.
         return {key: _replaced(item, replacements) for key, item in value.items() if key != "ciphertext"}
     if isinstance(value, list):
         return [_replaced(item, replacements) for item in value]
@@ -102,7 +102,7 @@ def _replaced(value: Any, replacements: dict[Any, Any]) -> Any:
 
 
 def main() -> None:
-    """Write the state of a stack that this checkout's program makes."""
+    """Create a stack with this checkout's program and write its state."""
     folder = Path(tempfile.mkdtemp())
     for name in ("cluster", "environment"):
         (folder / name).mkdir()

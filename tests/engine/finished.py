@@ -1,7 +1,7 @@
-"""A stack as it is after the first `up`, made by the real engine and program without machines.
+"""A stack in the state after its first `up`, created by the real engine and program, without real hosts.
 
-The hosts are SSH servers that answer each step like a working host, and the Kubernetes objects go to a real
-API server. Previews of that stack show what the real engine and plugins make of a change.
+The hosts are SSH servers that respond to each step like a working host, and the Kubernetes objects go to a
+real API server. Previews of that stack show how the real engine and plugins handle a change.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ class Environment:
         spare: A host that isn't in the settings.
         calls: The steps that hosts ran so far, in order, such as `node1: delete claim node1`.
         failing: Hosts on which every step fails, and single steps that fail, written as in `calls`.
-        barriers: Steps, written as in `calls`, that only succeed if all of a barrier run at the same time.
+        barriers: Steps, written as in `calls`, that succeed only if all steps at their barrier run at once.
     """
 
     stack: Stack
@@ -79,12 +79,12 @@ class Environment:
 
 @contextmanager
 def environment(folder: Path, variables: dict[str, str], cluster: ApiServer) -> Iterator[Environment]:
-    """Make an environment without a cluster. Within the block, hosts respond and pods become ready.
+    """Create an environment without a cluster. Within the block, hosts respond and pods become ready.
 
     Args:
-        folder: Where to put it.
-        variables: Pulumi's environment. The developer's SSH agent is left out.
-        cluster: The API server in the control plane's kubeconfig.
+        folder: Holds the checkout, the backend and the hosts.
+        variables: Pulumi's environment variables. The developer's SSH agent is left out.
+        cluster: The API server that the control plane's kubeconfig names.
     """
     project = folder / "project"
     stacks.copy_checkout(project)

@@ -1,8 +1,7 @@
-"""A temporary SSH server on 127.0.0.1 that plays the part of a host in the engine tests.
+"""A temporary SSH server on 127.0.0.1 that acts as a host in the engine tests.
 
 It has a host key that can be pinned, accepts one login key, and records all commands. It runs them with
-`bash -c`, with its folder as working directory and HOME. Alternatively it runs nothing and returns output
-that the test supplies.
+`bash -c` in its folder, which is also HOME, or runs nothing and returns output that the test supplies.
 """
 
 from __future__ import annotations
@@ -31,7 +30,7 @@ class SshServer:
         host_key: The public host key, such as `ssh-ed25519 AAAA...`.
         private_key: The private key that may log in.
         commands: The commands so far, in order.
-        logins: User names, one for each connection.
+        logins: The user names of the logins so far, in order.
     """
 
     port: int
@@ -59,12 +58,14 @@ class CommandFailed(Exception):
 class _Server(asyncssh.SSHServer):
     def __init__(self, seen: SshServer) -> None:
         self._seen = seen
+        self._user = ""
 
     def begin_auth(self, username: str) -> bool:
+        self._user = username
         return True
 
     def auth_completed(self) -> None:
-        self._seen.logins.append("root")
+        self._seen.logins.append(self._user)
 
     def connection_requested(self, dest_host: str, dest_port: int, orig_host: str, orig_port: int) -> bool:
         return True  # allow direct-tcpip, so that the server can be a jump host
@@ -129,12 +130,6 @@ def private(key: asyncssh.SSHKey) -> str:
     return key.export_private_key().decode()
 
 
-def closed_port() -> int:
-    """A port of 127.0.0.1 on which nothing listens."""
-    with socket.create_server(("127.0.0.1", 0)) as taken:
-        return int(taken.getsockname()[1])
-
-
 def turn_one_away(port: int) -> None:
     """Accept one connection within a minute and close it at once, like a host that is still booting."""
     with socket.create_server(("127.0.0.1", port)) as server:
@@ -149,17 +144,17 @@ def ssh_agent(key: str) -> Iterator[str]:
     Yields:
         The path of its socket.
     """
-    # The length of a socket's path is limited, and pytest's folders may be too deep.
+    # A socket's path is limited in length, and pytest's folders may be too deep.
     with tempfile.TemporaryDirectory(prefix="agent-") as folder:
-        place = f"{folder}/agent"
-        argv = ["ssh-agent", "-D", "-a", place]
+        path = f"{folder}/agent"
+        argv = ["ssh-agent", "-D", "-a", path]
         with subprocess.Popen(argv, stdout=subprocess.PIPE, text=True) as agent:
             try:
                 # The agent prints its socket's path once it listens.
-                assert agent.stdout is not None and place in agent.stdout.readline()
-                variables = {**os.environ, "SSH_AUTH_SOCK": place}
+                assert agent.stdout is not None and path in agent.stdout.readline()
+                variables = {**os.environ, "SSH_AUTH_SOCK": path}
                 subprocess.run(["ssh-add", "-q", "-"], input=key, text=True, check=True, env=variables)
-                yield place
+                yield path
             finally:
                 agent.terminate()
 
@@ -176,7 +171,7 @@ def ssh_server(
 
     Args:
         folder: Where commands run. Created if necessary.
-        port: 0 selects a free port.
+        port: 0 for any free port.
         host_key: The server's key. A new one by default.
         login: The user's key. A new one by default.
         answer: Returns the commands' output. By default commands are run.

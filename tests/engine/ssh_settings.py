@@ -1,4 +1,4 @@
-"""Settings that lead to a test's SSH server."""
+"""Settings for a test's SSH server."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from tests.engine.ssh_server import SshServer
 
 
 def settings_for(server: SshServer, tmp_path: Path, *, user: str = "root", wait: int = 1) -> Settings:
-    """Settings with the server as the only host; its login key goes into `tmp_path`."""
+    """Settings with the server as the only host; its login key is written to `tmp_path`."""
     key = tmp_path / "login"
     key.write_text(server.private_key)
     ssh = HostSsh(host="127.0.0.1", port=server.port, host_key=server.host_key)

@@ -2,8 +2,8 @@
 
 Programs run like inline programs of the Automation API, in a process forked from one that has already
 imported the SDK: starting an interpreter and listing its packages takes longer than the run itself. They
-don't run in the test's process, because coroutines and threads left by a failed program disturbed later
-tests. Tests that need the language host set `Stack.language_host`.
+don't run in the test's process, because coroutines and threads left behind by a failed program disturbed
+later tests. Tests that need the language host set `Stack.language_host`.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from typing import Any
 
 from tests import stacks
 
-LIMIT_SECONDS = 300  # for one engine run; generous, because the machine may be busy
+LIMIT_SECONDS = 300  # for one engine run; generous, because the computer may be busy
 
 _processes = multiprocessing.get_context("forkserver")
 _processes.set_forkserver_preload(["__main__", "pulumi.automation", "pulumi_command", "pulumi_kubernetes"])
@@ -89,7 +89,7 @@ class Stack:
     folder: Path
     environment: dict[str, str]
     extra: dict[str, str] = field(default_factory=dict)  # more variables for the next runs
-    language_host: bool = False  # run programs in the language host, like a user's run
+    language_host: bool = False  # run programs in the language host, as for a user
     name: str = "test"
 
     def program(self, text: str) -> Stack:
@@ -113,8 +113,8 @@ class Stack:
         """Run `pulumi preview`."""
         return self._expected(self._run("preview", "--json", *arguments), fails)
 
-    def preview_as_written(self, *arguments: str) -> subprocess.CompletedProcess[str]:
-        """Run `pulumi preview` like a user, with the language host and plain output."""
+    def plain_preview(self, *arguments: str) -> subprocess.CompletedProcess[str]:
+        """Run `pulumi preview` as a user would, with the language host and readable output."""
         return self.call("preview", *arguments)
 
     def state(self) -> list[dict[str, Any]]:
@@ -125,7 +125,7 @@ class Stack:
         ]
 
     def forget(self, urn: str, *arguments: str) -> None:
-        """Remove a resource from the state; what it created stays."""
+        """Remove a resource from the state, but not what it created."""
         done = self.call("state", "delete", urn, *arguments, "--yes")
         assert done.returncode == 0, done.stderr
 
@@ -139,6 +139,7 @@ class Stack:
         return json.loads(self.call("stack", "output", name, "--json", "--show-secrets").stdout)
 
     def call(self, *arguments: str) -> subprocess.CompletedProcess[str]:
+        """Run any Pulumi command on the stack."""
         return subprocess.run(
             ["pulumi", *arguments, "--stack", self.name, "--non-interactive"],
             cwd=self.folder,
@@ -183,7 +184,7 @@ class Stack:
 
 
 def make_stack(folder: Path, environment: dict[str, str]) -> Stack:
-    """Make a new project with an empty stack."""
+    """Create a project with an empty stack."""
     project = folder / "project"
     project.mkdir(parents=True)
     (project / "Pulumi.yaml").write_text("name: conformance\nruntime: python\n")
@@ -191,7 +192,7 @@ def make_stack(folder: Path, environment: dict[str, str]) -> Stack:
 
 
 def make_stack_of(project: Path, environment: dict[str, str], name: str = "test") -> Stack:
-    """Make an empty stack for an existing project, with the backend next to the project's folder."""
+    """Create an empty stack for an existing project, with the backend next to the project's folder."""
     backend = project.parent / "backend"
     backend.mkdir()
     variables = {
@@ -214,7 +215,10 @@ def make_stack_of(project: Path, environment: dict[str, str], name: str = "test"
 
 
 def make_committed_stack(folder: Path, environment: dict[str, str], name: str) -> Stack:
-    """Make a committed stack, empty, in `folder/project`, with its settings' home files in `folder/home`."""
+    """Create an empty stack from a committed stack file, in a copy of the checkout.
+
+    The copy is `folder/project`. The files that its settings name in the home directory are in `folder/home`.
+    """
     project, home = folder / "project", folder / "home"
     stacks.copy_checkout(project)
     forget_state(project, name)
@@ -228,11 +232,18 @@ def make_committed_stack(folder: Path, environment: dict[str, str], name: str) -
 
 
 def forget_state(project: Path, name: str) -> None:
-    """Remove Pulumi's own lines from a stack's file: they belong to another state than the next command's."""
+    """Remove the lines that Pulumi wrote to a stack file; they belong to a different backend."""
     file = project / f"Pulumi.{name}.yaml"
     own = ("encryptionsalt:", "encryptedkey:", "secretsprovider:")
     lines = file.read_text().splitlines(keepends=True)
     file.write_text("".join(line for line in lines if not line.startswith(own)))
+
+
+def replace_in(file: Path, old: str, new: str) -> None:
+    """Replace a text that must be in the file."""
+    text = file.read_text()
+    assert old in text, f"{file} doesn't contain {old!r}"
+    file.write_text(text.replace(old, new))
 
 
 def _internal(kind: str) -> bool:

@@ -63,7 +63,7 @@ def joining(stack: Stack, host: SshServer, cluster: ApiServer) -> Stack:
 def test_retried_join_gets_a_valid_token_again(stack: Stack, host: SshServer, cluster: ApiServer) -> None:
     joining(stack, host, cluster).up(fails=True)
     assert valid_until(cluster) is not None
-    # As after a month, when the API server has removed it.
+    # As after a month: Kubernetes removes expired tokens.
     cluster.call("DELETE", SECRET)
     stack.up(fails=True)
     until = valid_until(cluster)
@@ -98,7 +98,7 @@ def test_token_can_be_renewed_and_revoked_repeatedly(cluster: ApiServer) -> None
     assert valid_until(cluster) is None
 
 
-def test_unreachable_api_server_is_named_without_the_token(cluster: ApiServer) -> None:
+def test_error_names_the_api_server_without_the_token(cluster: ApiServer) -> None:
     with pytest.raises(BootstrapTokenError, match=r"127\.0\.0\.1:1 is unreachable") as caught:
         create(cluster.kubeconfig_for("https://127.0.0.1:1"), TOKEN, "node1", 5)
     assert TOKEN not in str(caught.value)

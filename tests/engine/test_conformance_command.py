@@ -1,8 +1,6 @@
-"""What this program relies on in the resource `command:remote:Command`; see conformance.py."""
+"""Behaviour of the resource `command:remote:Command` that this project relies on; see conformance.py."""
 
 from __future__ import annotations
-
-import json
 
 from tests.engine.conformance import commands
 from tests.engine.ssh_server import SshServer
@@ -235,7 +233,7 @@ def test_preview_of_create_runs_nothing(stack: Stack, host: SshServer) -> None:
     )
     run = stack.preview()
     assert run.ops == ["create a", "create b"]
-    assert "stdout" not in json.dumps(run.step("a").state.get("outputs", {}).get("stdout", ""))
+    assert run.step("a").state.get("outputs", {}).get("stdout") != "x"
     assert host.commands == []
 
 

@@ -1,4 +1,4 @@
-"""What this program relies on in the SSH connections of `command:remote:Command`; see conformance.py."""
+"""Behaviour of `command:remote:Command`'s connections that this project relies on; see conformance.py."""
 
 from __future__ import annotations
 
@@ -13,7 +13,6 @@ import asyncssh
 from tests.engine.conformance import commands
 from tests.engine.ssh_server import (
     SshServer,
-    closed_port,
     private,
     public,
     ssh_agent,
@@ -21,6 +20,7 @@ from tests.engine.ssh_server import (
     turn_one_away,
 )
 from tests.engine.stack import Stack
+from tests.local_ports import closed_port
 
 
 def test_delete_uses_the_stored_connection(
@@ -85,7 +85,9 @@ def test_wrong_host_key_fails_before_anything_runs(stack: Stack, host: SshServer
     assert host.commands == []
 
 
-def test_connection_through_a_proxy(stack: Stack, host: SshServer, hosts: Callable[[str], SshServer]) -> None:
+def test_proxy_forwards_the_connection(
+    stack: Stack, host: SshServer, hosts: Callable[[str], SshServer]
+) -> None:
     proxy = hosts("proxy")
     commands(
         stack,
@@ -105,8 +107,8 @@ def test_connection_through_a_proxy(stack: Stack, host: SshServer, hosts: Callab
 
 
 def test_login_without_a_key_uses_the_agent(stack: Stack, host: SshServer) -> None:
-    with ssh_agent(host.private_key) as place:
-        stack.extra["SSH_AUTH_SOCK"] = place
+    with ssh_agent(host.private_key) as socket_path:
+        stack.extra["SSH_AUTH_SOCK"] = socket_path
         commands(
             stack, host, 'command("a", create="echo in >> log", connection=connection(private_key=None))\n'
         )

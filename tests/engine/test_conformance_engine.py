@@ -1,4 +1,4 @@
-"""What this program relies on in the engine with these plugins; see conformance.py."""
+"""Behaviour of the engine with these plugins that this project relies on; see conformance.py."""
 
 from __future__ import annotations
 
@@ -46,13 +46,13 @@ def test_failing_before_create_hook_prevents_the_create(stack: Stack, host: SshS
         host,
         """
         def mint(args):
-            raise Exception("no token to be had")
+            raise Exception("no token available")
 
         hooks = pulumi.ResourceHookBinding(before_create=[pulumi.ResourceHook("mint", mint)])
         command("a", create="echo create >> log", opts=pulumi.ResourceOptions(hooks=hooks))
         """,
     )
-    assert "no token to be had" in stack.up(fails=True).text
+    assert "no token available" in stack.up(fails=True).text
     assert host.commands == []
 
 

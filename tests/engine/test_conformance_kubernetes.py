@@ -1,4 +1,4 @@
-"""What this program relies on in objects of the provider `kubernetes`; see conformance.py."""
+"""Behaviour of the Kubernetes provider's objects that this project relies on; see conformance.py."""
 
 from __future__ import annotations
 
@@ -82,7 +82,7 @@ def test_existing_object_is_not_taken_over(
     )
     run = stack._run("up", "--yes", "--skip-preview", "--json")
     if run.status == 0 and "kubernetes" not in stand_ins:
-        pytest.skip("Pulumi's plugin before 4.29 takes existing objects over")
+        pytest.skip("Pulumi's plugin before 4.29 takes over existing objects")
     assert "already exists" in "\n".join(run.messages)
     assert cluster.call("GET", f"{path}/c")["data"] == {"a": "theirs"}
     assert stack.state() == []

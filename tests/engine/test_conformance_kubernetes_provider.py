@@ -1,11 +1,12 @@
-"""What this program relies on in the provider `kubernetes` itself; see conformance.py."""
+"""Behaviour of the Kubernetes provider itself that this project relies on; see conformance.py."""
 
 from __future__ import annotations
 
 from tests.engine.api_server import ApiServer
 from tests.engine.conformance import objects
-from tests.engine.ssh_server import SshServer, closed_port
+from tests.engine.ssh_server import SshServer
 from tests.engine.stack import Stack
+from tests.local_ports import closed_port
 
 
 def test_preview_plans_objects_with_unknown_kubeconfig(
@@ -55,13 +56,13 @@ def test_new_kubeconfig_without_identifier_replaces_objects(
     assert "replace c" in stack.preview().ops
 
 
-def test_unreachable_clusters_objects_stay_without_delete_unreachable(
+def test_objects_of_unreachable_cluster_need_delete_unreachable(
     stack: Stack, cluster: ApiServer, namespace: str
 ) -> None:
     text = 'config_map("c", options(delete_unreachable=FLAG), {"a": "1"})\n'
     gone = cluster.kubeconfig_for(f"https://127.0.0.1:{closed_port()}")
     objects(stack, cluster, namespace, text.replace("FLAG", "False")).up()
-    # Only the provider's settings change: the cluster "moves" to a closed port.
+    # Only the provider changes: the cluster "moves" to a closed port.
     objects(stack, cluster, namespace, text.replace("FLAG", "False"), kubeconfig=gone).up(
         "--target", "**cluster"
     )

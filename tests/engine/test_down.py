@@ -1,4 +1,4 @@
-"""`make down` after the lab has gone."""
+"""`make down` when the lab is already gone."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from common.progress import Progress
 from tools import down, env, stack
 
 
-def test_state_is_removed_if_the_lab_does_not_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_state_of_a_stopped_lab_is_removed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
     monkeypatch.setattr(down, "project_dir", lambda: tmp_path)
     (tmp_path / "Pulumi.yaml").write_text("name: kubeadm-ipvs\nruntime: python\n")

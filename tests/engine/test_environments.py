@@ -1,4 +1,4 @@
-"""The real engine can preview every committed stack, in a copy of the checkout."""
+"""The real engine previews every committed stack, in a copy of the checkout."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from tools import env
 
 
 @pytest.mark.parametrize("name", stacks.committed())
-def test_a_committed_stack_previews_as_a_new_cluster(
+def test_committed_stack_previews_as_a_new_cluster(
     name: str, toolbox: env.Toolbox, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     stack = make_committed_stack(tmp_path, env.environment(toolbox), name)
@@ -47,7 +47,7 @@ def test_file_backends_need_passphrase_or_key_service(toolbox: env.Toolbox, tmp_
     assert "unknown secrets provider" in init("--secrets-provider", "none").stderr
 
 
-def test_a_secret_setting_is_refused(toolbox: env.Toolbox, tmp_path: Path) -> None:
+def test_secret_setting_is_rejected(toolbox: env.Toolbox, tmp_path: Path) -> None:
     stack = make_committed_stack(tmp_path, env.environment(toolbox), "dev")
     secret = "http://me:hush@proxy.example.com:3128"
     path = "kubeadm-ipvs:cluster.extraEnvs.HTTPS_PROXY"

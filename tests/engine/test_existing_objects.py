@@ -1,4 +1,4 @@
-"""The program takes over existing manifest objects and fields that others have set."""
+"""The program takes over existing objects of its manifests, and fields that others have set."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from common.paths import project_dir
 from tests.engine.api_server import ApiServer
 from tests.engine.stack import Stack
 
-# As in flannel's DaemonSet, the API server adds a default to one of the fields, which conflicts with another
-# field manager. A PodTemplate runs nothing, so there is nothing to wait for.
+# As in flannel's DaemonSet, the API server adds a default to one of the fields, which then conflicts with
+# another field manager. A PodTemplate runs nothing, so there is nothing to wait for.
 PROGRAM = """
 import json, os, sys
 sys.path.insert(0, {project!r})

@@ -1,4 +1,4 @@
-"""A stack made by an earlier version: the current program replaces and deletes nothing in it."""
+"""The current program replaces and deletes nothing in a stack created by an earlier version."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from tests.engine.finished import Environment
 from tools import env
 
 STATES = sorted(exported_state.FOLDER.glob("*.json.xz"))
-# What is built from their output must stay known in a preview.
+# Other resources are built from the output of these steps, so it must stay known in a preview.
 UNCHANGED = (ADMIN, KUBECONFIG, TOKEN)
 
 
@@ -30,7 +30,7 @@ def existing(
 
 
 def planned(made: Environment) -> list[dict[str, Any]]:
-    """Every step of a preview that isn't `same`, those of providers and of the stack included."""
+    """All changes that a preview plans, including those to providers and the stack."""
     text = made.stack.call("preview", "--json").stdout
     plan = json.loads(text[text.index("{\n") :])
     return [step for step in plan["steps"] if step["op"] not in ("same", "refresh")]
@@ -40,7 +40,7 @@ def test_preview_updates_steps_and_nothing_else(existing: Environment) -> None:
     for step in planned(existing):
         name, state = step["urn"].rpartition("::")[2], step["newState"]
         if state["type"] == "pulumi:index:Stash":
-            # A different text of a step; replacing it touches nothing but the state.
+            # The record of a step's text; replacing it changes only the state.
             assert name.endswith("-desired"), name
         elif state["type"] != "pulumi:pulumi:Stack":
             assert step["op"] == "update", f"{step['op']} {name}"

@@ -1,4 +1,4 @@
-"""The order in which hosts leave a cluster, also with an unreachable one."""
+"""The order in which hosts are removed from a cluster, including unreachable ones."""
 
 from __future__ import annotations
 
@@ -25,9 +25,9 @@ def finished_cluster(
 ) -> Iterator[Environment]:
     """A finished cluster of three hosts."""
     folder = tmp_path_factory.mktemp("leaving")
-    with finished.environment(folder / "made", env.environment(toolbox), cluster) as there:
-        there.stack.up()
-        yield there
+    with finished.environment(folder / "made", env.environment(toolbox), cluster) as environment:
+        environment.stack.up()
+        yield environment
 
 
 @pytest.fixture
@@ -39,35 +39,37 @@ def copy(finished_cluster: Environment, tmp_path: Path) -> Environment:
     return finished_cluster.copy(tmp_path / "copy")
 
 
-def remove(there: Environment, host: str) -> None:
-    hosts = [entry for entry in there.settings["hosts"] if entry["name"] != host]
-    there.write({**there.settings, "hosts": hosts})
+def remove(environment: Environment, host: str) -> None:
+    hosts = [entry for entry in environment.settings["hosts"] if entry["name"] != host]
+    environment.write({**environment.settings, "hosts": hosts})
 
 
-def join_spare(there: Environment) -> None:
-    there.write({**there.settings, "hosts": [*there.settings["hosts"], there.spare]})
-    there.stack.up()
+def join_spare(environment: Environment) -> None:
+    environment.write({**environment.settings, "hosts": [*environment.settings["hosts"], environment.spare]})
+    environment.stack.up()
 
 
-def deletes(there: Environment) -> list[str]:
-    return [line for line in there.calls if ": delete " in line]
+def deletes(environment: Environment) -> list[str]:
+    return [line for line in environment.calls if ": delete " in line]
 
 
-def named(there: Environment, kind: str) -> set[str]:
+def named(environment: Environment, kind: str) -> set[str]:
     """The names of the resources in the state whose type starts with `kind`."""
     return {
-        entry["urn"].rpartition("::")[2] for entry in there.stack.state() if entry["type"].startswith(kind)
+        entry["urn"].rpartition("::")[2]
+        for entry in environment.stack.state()
+        if entry["type"].startswith(kind)
     }
 
 
-def left(there: Environment) -> set[str]:
+def remaining_steps(environment: Environment) -> set[str]:
     """The steps that are still in the state."""
-    return named(there, "command:remote:Command")
+    return named(environment, "command:remote:Command")
 
 
-def objects_replaced(there: Environment) -> set[str]:
-    """The operations of a run that replaces every Kubernetes object in the state."""
-    names = named(there, "kubernetes:")
+def objects_replaced(environment: Environment) -> set[str]:
+    """The operations that replace every Kubernetes object in the state."""
+    names = named(environment, "kubernetes:")
     assert len(names) > 5
     return {f"create-replacement {name}" for name in names}
 
@@ -80,7 +82,7 @@ def test_removed_worker_is_drained_restored_and_deregistered(copy: Environment) 
         "node2: delete claim node2",
         "master: delete deregister master",
     ]
-    assert not [name for name in left(copy) if name.startswith("node2-")]
+    assert not [name for name in remaining_steps(copy) if name.startswith("node2-")]
 
 
 def test_returning_worker_is_restored_and_deregistered(copy: Environment) -> None:
@@ -103,15 +105,15 @@ def test_lost_host_can_be_removed_from_state(copy: Environment) -> None:
     copy.calls.clear()
     copy.stack.up()
     assert deletes(copy) == ["master: delete deregister master"]
-    assert not [name for name in left(copy) if name.startswith("node2")]
+    assert not [name for name in remaining_steps(copy) if name.startswith("node2")]
     copy.stack.destroy()
-    assert left(copy) == set()
+    assert remaining_steps(copy) == set()
 
 
 def test_destroy_restores_each_host_once(copy: Environment) -> None:
     copy.stack.destroy()
     assert sorted(deletes(copy)) == [f"{host}: delete claim {host}" for host in ("master", "node1", "node2")]
-    assert left(copy) == set()
+    assert remaining_steps(copy) == set()
 
 
 def test_destroy_restores_all_workers_in_parallel(copy: Environment) -> None:
@@ -121,7 +123,7 @@ def test_destroy_restores_all_workers_in_parallel(copy: Environment) -> None:
     barrier = threading.Barrier(len(workers))
     copy.barriers.update({f"{host}: delete claim {host}": barrier for host in workers})
     copy.stack.destroy()
-    assert left(copy) == set()
+    assert remaining_steps(copy) == set()
 
 
 def test_new_cluster_skips_draining_and_deleting_objects(copy: Environment, cluster: ApiServer) -> None:
@@ -140,7 +142,7 @@ def test_new_cluster_skips_draining_and_deleting_objects(copy: Environment, clus
     assert copy.stack.up().ops == []
 
 
-def test_new_control_plane_address_makes_a_new_cluster(copy: Environment) -> None:
+def test_new_control_plane_address_creates_a_new_cluster(copy: Environment) -> None:
     settings = deepcopy(copy.settings)
     settings["hosts"][0]["address"] = "10.0.0.99"
     replaced = objects_replaced(copy)
@@ -151,7 +153,7 @@ def test_new_control_plane_address_makes_a_new_cluster(copy: Environment) -> Non
     assert copy.stack.up().ops == []
 
 
-def test_new_control_plane_host_gets_every_object(copy: Environment, cluster: ApiServer) -> None:
+def test_new_control_plane_host_recreates_every_object(copy: Environment, cluster: ApiServer) -> None:
     cluster.forget_namespace("kube-flannel")
     replaced = objects_replaced(copy)
     hosts = [{**copy.spare, "role": "control-plane"}, *copy.settings["hosts"][1:]]
@@ -163,16 +165,15 @@ def test_new_control_plane_host_gets_every_object(copy: Environment, cluster: Ap
     assert copy.stack.up().ops == []
 
 
-@pytest.mark.parametrize("unreachable", ["node1", "node3"])
-def test_unreachable_worker_delays_no_other_host(copy: Environment, unreachable: str) -> None:
-    """For an initial worker and for one that was added later."""
+@pytest.mark.parametrize("unreachable", ["node1", "node3"], ids=["initial worker", "added worker"])
+def test_unreachable_worker_does_not_block_other_hosts(copy: Environment, unreachable: str) -> None:
     join_spare(copy)
     copy.failing.add(unreachable)
     copy.stack.destroy(CONTINUE, fails=True)
     assert sorted(deletes(copy)) == [
         f"{host}: delete claim {host}" for host in finished.HOSTS if host != unreachable
     ]
-    assert left(copy) == {f"{unreachable}-claim", f"{unreachable}-deregister"}
+    assert remaining_steps(copy) == {f"{unreachable}-claim", f"{unreachable}-deregister"}
     copy.failing.clear()
     copy.calls.clear()
     copy.stack.destroy()

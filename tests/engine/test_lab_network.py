@@ -55,7 +55,7 @@ def frame(destination: bytes, source: bytes, text: bytes) -> bytes:
 
 @pytest.fixture
 def vms(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[Vm, ...]]:
-    """Three hosts that don't run, connected to a network that does."""
+    """Three VMs that don't run, on a network that does."""
     program = gobuild.build(targets.LAB_NETWORK, Progress()) / network.PROGRAM
     monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path))
     lab = Lab.load("net", QUIET)
@@ -63,7 +63,7 @@ def vms(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[Vm, .
     vms = create_vms(lab.folder, Record(Options(name="net"), free(3, ()), accelerator="uml"))
     for vm in vms:
         vm.folder.mkdir()
-    # A socket's path is limited to 107 characters.
+    # A socket's path can have at most 107 characters.
     monkeypatch.chdir(lab.folder)
     network.start(lab.folder, program, vms, QUIET)
     yield vms
@@ -77,7 +77,7 @@ def lan(*vms: Vm) -> list[Card]:
     for vm in vms:
         card = Card(Path(vm.host.name) / uml.LAN_SOCKET)
         for other in cards:
-            wait_until_heard(card, other)
+            wait_until_received(card, other)
         cards.append(card)
     for card in cards:
         with contextlib.suppress(TimeoutError):
@@ -86,8 +86,8 @@ def lan(*vms: Vm) -> list[Card]:
     return cards
 
 
-def wait_until_heard(sender: Card, receiver: Card) -> None:
-    """Send broadcasts until the receiver gets one, and drain the earlier ones."""
+def wait_until_received(sender: Card, receiver: Card) -> None:
+    """Send broadcasts until the receiver gets one; discard the earlier ones."""
     for number in range(50):
         sent = frame(BROADCAST, mac(99), b"%04d" % number + bytes(60))
         sender.send(sent)
@@ -110,7 +110,7 @@ def test_lan_delivers_broadcasts_to_all_and_unicast_once(vms: tuple[Vm, ...]) ->
     assert second.receive()[12:] == IPV4 + b"third" * 10, "only the first host received the answer"
 
 
-def test_hung_host_blocks_no_other(vms: tuple[Vm, ...]) -> None:
+def test_hung_host_does_not_block_others(vms: tuple[Vm, ...]) -> None:
     first, second, _ = lan(*vms)
     # Far more than fits into a socket's buffer. The third host reads nothing.
     for number in range(3000):
@@ -122,7 +122,7 @@ def test_hung_host_blocks_no_other(vms: tuple[Vm, ...]) -> None:
 def test_rebooted_host_replaces_its_old_connection(vms: tuple[Vm, ...]) -> None:
     other, before = lan(vms[1], vms[0])
     (after,) = lan(vms[0])
-    wait_until_heard(after, other)
+    wait_until_received(after, other)
     after.send(frame(BROADCAST, mac(1), b"back" * 20))
     assert other.receive().endswith(b"back" * 20)
     other.send(frame(mac(1), mac(2), b"welcome" * 20))

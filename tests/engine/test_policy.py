@@ -13,7 +13,7 @@ import pytest
 from common import paths
 from common.progress import Progress
 from tests import stacks
-from tests.engine.stack import LIMIT_SECONDS, Stack, forget_state, make_committed_stack
+from tests.engine.stack import LIMIT_SECONDS, Stack, forget_state, make_committed_stack, replace_in
 from tools import env, policy
 
 Copy = Callable[[str], Stack]
@@ -21,15 +21,15 @@ Copy = Callable[[str], Stack]
 
 @pytest.fixture
 def copy(toolbox: env.Toolbox, tmp_path: Path) -> Copy:
-    """Creates a committed stack in its own project, with an engine that can run the pack."""
+    """A function that creates a committed stack in a copy of the checkout. The engine runs the pack."""
     variables = policy.with_pack(env.environment(toolbox), Progress())
 
     return lambda name: make_committed_stack(tmp_path, variables, name)
 
 
 def preview(stack: Stack) -> tuple[subprocess.CompletedProcess[str], dict[str, str]]:
-    """Preview with the pack; returns the run and the level of each broken rule."""
-    done = stack.preview_as_written("--policy-pack", str(stack.folder / "policy"))
+    """Preview with the pack; return the run and the level of each broken rule."""
+    done = stack.plain_preview("--policy-pack", str(stack.folder / "policy"))
     return done, levels_in(done.stdout)
 
 
@@ -37,19 +37,13 @@ def levels_in(text: str) -> dict[str, str]:
     return {rule: level for level, rule in re.findall(r"\[(mandatory|advisory)\] +([a-z-]+) ", text)}
 
 
-def replace(file: Path, old: str, new: str) -> None:
-    text = file.read_text()
-    assert old in text
-    file.write_text(text.replace(old, new))
-
-
-def test_committed_production_keeps_the_mandatory_rules(copy: Copy, tmp_path: Path) -> None:
+def test_committed_prod_passes_the_mandatory_rules(copy: Copy, tmp_path: Path) -> None:
     stack = copy("prod")
-    # The command creates the stack again, in the project's own backend. Given what the copy's backend wrote
-    # to the stack file, it would refuse the stack because its state is elsewhere.
+    # The command creates the stack again, in the project's own backend. It would refuse a stack file that
+    # still has the lines of the copy's backend.
     forget_state(stack.folder, "prod")
     done = subprocess.run(
-        [str(stacks.PROJECT / ".venv/bin/python"), "-m", "tools.policy", "--stack", "prod"],
+        [str(stacks.PROJECT / ".venv/bin/python"), "-m", "tools", "policy", "--stack", "prod"],
         cwd=stack.folder,
         env={
             **os.environ,
@@ -76,9 +70,9 @@ def test_broken_mandatory_rules_fail_the_preview(copy: Copy) -> None:
     text, count = re.subn(written, "", file.read_text(), flags=re.MULTILINE)
     assert count == 1
     file.write_text(text)
-    replace(stack.folder / "Pulumi.prod.yaml", "replicas: 6", "replicas: 6\n    image: nginx:latest")
-    replace(stack.folder / "manifests/nginx.yaml", "kubeadm-ipvs/node-port", "example.com/other")
-    replace(stack.folder / "components/remote.py", "host_key=settings.host_key(host)", 'host_key=""')
+    replace_in(file, "replicas: 6", "replicas: 6\n    image: nginx:latest")
+    replace_in(stack.folder / "manifests/nginx.yaml", "kubeadm-ipvs/node-port", "example.com/other")
+    replace_in(stack.folder / "components/remote.py", "host_key=settings.host_key(host)", 'host_key=""')
 
     run, levels = preview(stack)
 
@@ -91,7 +85,7 @@ def test_broken_mandatory_rules_fail_the_preview(copy: Copy) -> None:
 
 def test_levels_outside_production(copy: Copy) -> None:
     stack = copy("staging")
-    replace(stack.folder / "manifests/nginx.yaml", "kubeadm-ipvs/node-port", "example.com/other")
+    replace_in(stack.folder / "manifests/nginx.yaml", "kubeadm-ipvs/node-port", "example.com/other")
     with (stack.folder / "__main__.py").open("a") as program:
         program.write('pulumi.export("password", "plain")\n')
         program.write('pulumi.export("token", pulumi.Output.secret("marked"))\n')
@@ -99,7 +93,7 @@ def test_levels_outside_production(copy: Copy) -> None:
     run, levels = preview(stack)
 
     assert run.returncode != 0
-    # The first is only a warning, so the preview continues and finds the second at its end.
+    # The first is only a warning, so the preview continues and finds the second at the end.
     assert levels == {"node-ports-documented": "advisory", "no-plain-secrets": "mandatory"}, run.stdout
     assert "output password of" in run.stdout
     assert "output token of" not in run.stdout + run.stderr

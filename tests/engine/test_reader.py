@@ -1,3 +1,5 @@
+"""Running steps on a host over one SSH connection."""
+
 from __future__ import annotations
 
 import asyncio
@@ -16,11 +18,11 @@ from tools.reader import Reader
 
 @pytest.fixture(autouse=True)
 def _short_steps(monkeypatch: pytest.MonkeyPatch) -> None:
-    # The tests set the step's script. The real scripts have tests of their own.
+    # These tests supply the step's script. The real scripts have their own tests.
     monkeypatch.setattr(reader, "script_text", lambda step, values: values["TEXT"])
 
 
-def test_one_login_serves_many_steps(host: SshServer, tmp_path: Path) -> None:
+def test_steps_share_one_login(host: SshServer, tmp_path: Path) -> None:
     settings = settings_for(host, tmp_path)
 
     async def outputs() -> list[str]:
@@ -45,7 +47,7 @@ def test_one_login_serves_many_steps(host: SshServer, tmp_path: Path) -> None:
             "first\nnode1: check: FAILED: why\nnode1: check: next: what to do",
             "node1: check: FAILED: why\nnode1: check: next: what to do",
         ),
-        ("first\nbash: last words", "bash: last words"),
+        ("first\nbash: last line", "bash: last line"),
         ("", "the step ended with status 3"),
     ],
 )

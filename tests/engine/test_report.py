@@ -1,7 +1,7 @@
-"""The report on changes, from previews of the real program by the real engine.
+"""The report on changes, from the real engine's previews of the real program.
 
-The stack is as after its first `up` (tests/engine/finished.py). The expected page for each kind of change is
-in data/report. To regenerate them, run this and review the difference:
+The stack is in the state after its first `up` (tests/engine/finished.py). The expected page for each kind of
+change is in data/report. To regenerate the pages, run this command and review the diff:
 
     GOLDEN=write .venv/bin/python -m pytest tests/engine/test_report.py
 """
@@ -24,6 +24,7 @@ from common.progress import Progress
 from tests.engine import finished
 from tests.engine.api_server import ApiServer
 from tests.engine.finished import NAME, Environment
+from tests.engine.stack import replace_in
 from tests.fast.recorded_run import TOKEN
 from tools import ci, env, policy
 
@@ -52,10 +53,7 @@ def swap_roles(written: dict[str, Any], _: Environment) -> None:
 
 def in_file(path: str, old: str, new: str) -> Edit:
     def edit(_: dict[str, Any], environment: Environment) -> None:
-        file = environment.stack.folder / path
-        text = file.read_text()
-        assert old in text
-        file.write_text(text.replace(old, new))
+        replace_in(environment.stack.folder / path, old, new)
 
     return edit
 
@@ -119,7 +117,7 @@ KINDS = {
 
 @dataclass(frozen=True)
 class Made:
-    """The environment before its first `up` and after, and the secrets in it."""
+    """The environment before and after its first `up`, and its secrets."""
 
     fresh: Environment
     finished: Environment
@@ -140,7 +138,7 @@ def made(
 
 
 def report(environment: Environment, before: str | None, *options: str) -> subprocess.CompletedProcess[str]:
-    """Preview like `tools.ci`, and report like a workflow's step."""
+    """Preview like `tools ci preview`, and report like a workflow's step."""
     stack = environment.stack
     previews = stack.folder.parent / "previews"
     succeeded = ci.write_preview(stack.folder, NAME, previews, stack.environment)
@@ -153,7 +151,7 @@ def report(environment: Environment, before: str | None, *options: str) -> subpr
         (previews / "before.yaml").write_text(before)
         arguments += ["--settings-before", f"{NAME}={previews / 'before.yaml'}"]
     return subprocess.run(
-        [sys.executable, "-m", "tools.report", *arguments, *options],
+        [sys.executable, "-m", "tools", "report", *arguments, *options],
         cwd=stack.folder,
         capture_output=True,
         text=True,
@@ -162,7 +160,7 @@ def report(environment: Environment, before: str | None, *options: str) -> subpr
 
 
 def normalized(text: str) -> str:
-    """Replace the ports and keys, which differ in each run."""
+    """Replace ports and keys, which differ from run to run."""
     text = re.sub(r"(ssh\.port: )\d+", r"\1PORT", text)
     return re.sub(r"ssh-ed25519 [A-Za-z0-9+/=]+", "ssh-ed25519 KEY", text)
 
@@ -172,11 +170,11 @@ def compare(name: str, text: str) -> None:
     if os.environ.get("GOLDEN") == "write":
         page.parent.mkdir(parents=True, exist_ok=True)
         page.write_text(normalized(text))
-    assert normalized(text) == page.read_text(), f"{page} differs; see the module's docstring"
+    assert normalized(text) == page.read_text(), f"{page} differs; to regenerate it, see {__file__}"
 
 
 @pytest.mark.parametrize("name", KINDS)
-def test_each_kind_of_change_has_its_page(name: str, made: Made, tmp_path: Path) -> None:
+def test_change_produces_the_expected_page(name: str, made: Made, tmp_path: Path) -> None:
     environment = made.finished.copy(tmp_path / "copy")
     before = environment.file.read_text()
     written = copy.deepcopy(environment.settings)
@@ -207,7 +205,7 @@ def test_rereading_the_cluster_changes_no_object(made: Made, tmp_path: Path) -> 
     planned, done = environment.stack.preview(), environment.stack.up()
     objects = {step.name for step in planned.steps if step.type.startswith("kubernetes:")}
     assert "update master-admin" in done.ops
-    # The preview only can't know whether the provider would write them differently.
+    # A preview can't tell whether the provider would write them differently.
     assert {step.op for step in planned.steps if step.name in objects} == {"update"}
     assert {step.op for step in done.steps if step.name in objects} == {"same"}
 

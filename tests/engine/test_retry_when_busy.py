@@ -1,4 +1,4 @@
-"""Retrying a failed creation, as decided by the object's error hook."""
+"""Retries of failed creations, which the object's error hook decides."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ ALLOCATED = "spec.ports[0].nodePort: Invalid value: 30080: provided port is alre
 
 
 def failing_with(stack: Stack, host: SshServer, *errors: str) -> Stack:
-    """Write a program with one command whose nth attempt fails with the nth error, while there is one."""
+    """Write a program whose command fails with each of the errors in turn, then succeeds."""
     lines = shlex.quote("\n".join(errors))
     command = f"""
 echo attempt >>log
@@ -59,6 +59,6 @@ def test_creation_is_retried_while_node_port_is_allocated(stack: Stack, host: Ss
     assert host.lines() == ["attempt"] * 4
 
 
-def test_other_failures_end_the_run(stack: Stack, host: SshServer) -> None:
+def test_other_failures_are_not_retried(stack: Stack, host: SshServer) -> None:
     failing_with(stack, host, "is invalid").up(fails=True)
     assert host.lines() == ["attempt"]

@@ -11,7 +11,7 @@ from common.paths import project_dir
 from tests.engine.ssh_server import SshServer
 from tests.engine.stack import Stack
 
-# Two real steps with a script of the test.
+# Two real steps, which run the test's script.
 PROGRAM = """
 import json, os, sys
 from pathlib import Path
@@ -76,10 +76,10 @@ def test_reverting_a_failed_change_restores_the_host(program: Stack, host: SshSe
     want(program, "good").up()
     want(program, "broken").up(fails=True)
     assert host.lines() == ["kernel good", "runtime good", "kernel broken", "runtime broken"]
-    back = want(program, "good").up()
+    reverted = want(program, "good").up()
     assert host.lines()[4:] == ["kernel good", "runtime good"]
-    assert "update node1-runtime" in back.ops
-    assert program.up().ops == [], "nothing else is left to do"
+    assert "update node1-runtime" in reverted.ops
+    assert program.up().ops == [], "nothing else remains to be done"
 
 
 def test_repeated_change_continues_at_the_failed_step(program: Stack, host: SshServer) -> None:

@@ -17,7 +17,6 @@ from components import ssh_access
 from model.settings import Settings
 from tests.engine.ssh_server import (
     SshServer,
-    closed_port,
     private,
     public,
     ssh_agent,
@@ -25,19 +24,20 @@ from tests.engine.ssh_server import (
     turn_one_away,
 )
 from tests.engine.ssh_settings import settings_for
+from tests.local_ports import closed_port
 
 
 def wait(settings: Settings) -> None:
     asyncio.run(ssh_access.wait(settings, settings.hosts[0]))
 
 
-def refusal(settings: Settings) -> str:
+def error_message(settings: Settings) -> str:
     with pytest.raises(ssh_access.UnreachableError) as caught:
         wait(settings)
     return str(caught.value)
 
 
-def other_key() -> asyncssh.SSHKey:
+def new_key() -> asyncssh.SSHKey:
     return asyncssh.generate_private_key("ssh-ed25519")
 
 
@@ -48,7 +48,7 @@ def silent_port() -> Iterator[int]:
         yield server.getsockname()[1]
 
 
-def test_accessible_host_passes_at_once(host: SshServer, tmp_path: Path) -> None:
+def test_accessible_host_is_accepted_at_once(host: SshServer, tmp_path: Path) -> None:
     began = time.monotonic()
     wait(settings_for(host, tmp_path))
     assert time.monotonic() - began < 3
@@ -69,7 +69,7 @@ def test_many_steps_log_in_once(host: SshServer, tmp_path: Path) -> None:
 
 def test_booting_host_is_waited_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ssh_access, "PAUSE_SECONDS", 0.1)
-    key, login = other_key(), other_key()
+    key, login = new_key(), new_key()
     port = closed_port()
     late = SshServer(port, tmp_path / "late", public(key), private(login))
     stop = threading.Event()
@@ -79,45 +79,45 @@ def test_booting_host_is_waited_for(tmp_path: Path, monkeypatch: pytest.MonkeyPa
         with ssh_server(tmp_path / "late", port, key, login):
             stop.wait(30)
 
-    start = Thread(target=serve)
-    start.start()
+    thread = Thread(target=serve)
+    thread.start()
     try:
         wait(settings_for(late, tmp_path, wait=20))
     finally:
         stop.set()
-        start.join()
+        thread.join()
 
 
 def test_unreachable_host_is_named_with_its_address(host: SshServer, tmp_path: Path) -> None:
     host.port = closed_port()
-    message = refusal(settings_for(host, tmp_path))
+    message = error_message(settings_for(host, tmp_path))
     assert f"node1: no SSH server answers at 127.0.0.1:{host.port} after" in message
     assert "refused" in message
 
 
-def test_silent_server_is_reported_as_silent(
+def test_server_that_sends_nothing_is_reported(
     host: SshServer, tmp_path: Path, silent_port: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(ssh_access, "HANDSHAKE_SECONDS", 0.5)
     host.port = silent_port
-    assert "accepts the connection but stays silent" in refusal(settings_for(host, tmp_path))
+    assert "accepts the connection but stays silent" in error_message(settings_for(host, tmp_path))
 
 
 def test_wrong_host_key_fails_at_once(host: SshServer, tmp_path: Path) -> None:
-    for key in (other_key(), asyncssh.generate_private_key("ecdsa-sha2-nistp256")):
+    for key in (new_key(), asyncssh.generate_private_key("ecdsa-sha2-nistp256")):
         host.host_key = public(key)
         began = time.monotonic()
-        message = refusal(settings_for(host, tmp_path, wait=60))
+        message = error_message(settings_for(host, tmp_path, wait=60))
         assert time.monotonic() - began < 30, "fails without waiting"
         assert "presents a host key other than the pinned one" in message
         assert key.get_fingerprint() in message
     assert host.commands == []
 
 
-def test_rejected_login_key_is_named_but_not_shown(host: SshServer, tmp_path: Path) -> None:
-    host.private_key = private(other_key())
+def test_rejected_login_keys_file_is_named_without_content(host: SshServer, tmp_path: Path) -> None:
+    host.private_key = private(new_key())
     began = time.monotonic()
-    message = refusal(settings_for(host, tmp_path, wait=60))
+    message = error_message(settings_for(host, tmp_path, wait=60))
     assert time.monotonic() - began < 30, "fails without waiting"
     assert f"rejects the login with {tmp_path / 'login'}" in message
     assert host.private_key.splitlines()[1] not in message
@@ -131,9 +131,9 @@ def test_login_without_key_file_uses_the_agent(
     with ssh_agent(host.private_key) as socket_path:
         monkeypatch.setenv("SSH_AUTH_SOCK", socket_path)
         wait(settings)
-    with ssh_agent(private(other_key())) as socket_path:
+    with ssh_agent(private(new_key())) as socket_path:
         monkeypatch.setenv("SSH_AUTH_SOCK", socket_path)
-        assert "rejects the login with the agent's keys" in refusal(settings)
+        assert "rejects the login with the agent's keys" in error_message(settings)
 
 
 def test_dead_agent_fails_before_the_provider_uses_it(
@@ -142,14 +142,14 @@ def test_dead_agent_fails_before_the_provider_uses_it(
     with ssh_agent(host.private_key) as socket_path:
         monkeypatch.setenv("SSH_AUTH_SOCK", socket_path)
         wait(settings_for(host, tmp_path))
-    message = refusal(settings_for(host, tmp_path, wait=60))
+    message = error_message(settings_for(host, tmp_path, wait=60))
     assert f"node1: no SSH agent listens on {socket_path}" in message
     assert "Unset SSH_AUTH_SOCK" in message
 
 
-def test_key_with_passphrase_is_referred_to_the_agent(host: SshServer, tmp_path: Path) -> None:
-    host.private_key = other_key().export_private_key("pkcs8-pem", passphrase="secret").decode()
-    assert "passphrase to an agent" in refusal(settings_for(host, tmp_path, wait=60))
+def test_key_with_passphrase_is_reported_with_the_fix(host: SshServer, tmp_path: Path) -> None:
+    host.private_key = new_key().export_private_key("pkcs8-pem", passphrase="secret").decode()
+    assert "passphrase to an agent" in error_message(settings_for(host, tmp_path, wait=60))
 
 
 def test_sudo_with_password_is_reported_with_the_fix(
@@ -161,7 +161,7 @@ def test_sudo_with_password_is_reported_with_the_fix(
     sudo.write_text("#!/bin/sh\necho 'sudo: a password is required' >&2\nexit 1\n")
     sudo.chmod(0o755)
     monkeypatch.setenv("PATH", f"{folder}:/usr/bin:/bin")
-    message = refusal(settings_for(host, tmp_path, user="ops", wait=60))
+    message = error_message(settings_for(host, tmp_path, user="ops", wait=60))
     assert "ops can't run commands as root: sudo: a password is required" in message
     assert "NOPASSWD" in message
     sudo.write_text("#!/bin/sh\nexec true\n")

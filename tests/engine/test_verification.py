@@ -1,4 +1,4 @@
-"""What a verification compares the kernels with."""
+"""The expected services, with which a verification compares the kernels."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 
 from tests.engine import finished
 from tests.engine.api_server import ApiServer
-from tests.fast.shell import part, put
+from tests.fast.shell import put, stdout_of
 from tools import env
 
 
@@ -16,21 +16,21 @@ def test_retried_verification_reads_expected_services_again(
     tmp_path: Path, toolbox: env.Toolbox, cluster: ApiServer
 ) -> None:
     """A restarted pod has a new address, so the endpoints of the failed attempt may never come back."""
-    with finished.environment(tmp_path, env.environment(toolbox), cluster) as there:
+    with finished.environment(tmp_path, env.environment(toolbox), cluster) as environment:
         verification = "node1: create verification node1"
-        there.failing.add(verification)
-        there.stack.up(fails=True)
-        there.failing.clear()
-        there.calls.clear()
-        there.stack.up()
-        assert there.calls == ["master: update expected_services master", verification]
-        there.calls.clear()
-        there.stack.up("--expect-no-changes")
-        assert there.calls == []
+        environment.failing.add(verification)
+        environment.stack.up(fails=True)
+        environment.failing.clear()
+        environment.calls.clear()
+        environment.stack.up()
+        assert environment.calls == ["master: update expected_services master", verification]
+        environment.calls.clear()
+        environment.stack.up("--expect-no-changes")
+        assert environment.calls == []
 
 
 def test_expected_services_prints_only_the_configured_services(tmp_path: Path, cluster: ApiServer) -> None:
-    """A single call of the real kubectl returns the services and their endpoint slices."""
+    """One call of the real kubectl returns the services and their endpoint slices."""
     namespace = cluster.namespace()
     ports = [{"name": "dns", "port": 53, "protocol": "UDP"}]
     for name in ("dns", "mine"):
@@ -49,7 +49,7 @@ def test_expected_services_prints_only_the_configured_services(tmp_path: Path, c
     put(tmp_path, "/etc/kubernetes/admin.conf", cluster.kubeconfig)
     kubectl = f'kubectl() {{ {cluster.kubectl} "$@"; }}'
     services = f"{namespace}/dns 2"
-    output = part("steps/expected_services.sh", kubectl, tmp_path, SERVICES=services, WAIT_SECONDS="20")
+    output = stdout_of("steps/expected_services.sh", kubectl, tmp_path, SERVICES=services, WAIT_SECONDS="20")
     by_kind = {item["kind"]: item for item in json.loads(output)["items"]}
     assert {kind: item["metadata"]["name"] for kind, item in by_kind.items()} == {
         "Service": "dns",

@@ -1,4 +1,4 @@
-"""The output of a real Pulumi run: progress, counts, causes of failure, times."""
+"""The output of a real Pulumi run: progress, counts, causes of failures, times."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def step(name, parent, create, opts=None):
         opts=pulumi.ResourceOptions.merge(pulumi.ResourceOptions(parent=parent), opts),
     )
 
-if given.get("refuse"):
+if given.get("invalid"):
     raise pulumi.RunError("hosts[0].address: not an address")
 claim = step("master-claim", Part("PreparedHost", "master"), "echo 'master: claim: checking' >&2")
 replaced = pulumi.ResourceOptions(replace_on_changes=["input"])
@@ -70,7 +70,7 @@ class Project:
         return env.environment(self.toolbox) | {"GIVEN": json.dumps({**connection, "init": "true", **given})}
 
     def pulumi(self, command: str, **given: object) -> tuple[watch.Watcher, list[str]]:
-        """Run a command; returns the results and the progress lines without their times."""
+        """Run a command; return the results and the progress lines without their times."""
         stream = io.StringIO()
         variables = self.variables(**given)
         try:
@@ -120,7 +120,7 @@ def test_replaced_stash_is_not_counted(project: Project) -> None:
     assert result.changes == {"update": 1}
 
 
-def test_run_without_changes(project: Project) -> None:
+def test_unchanged_stack_reports_nothing_to_change(project: Project) -> None:
     project.pulumi("up")
     result, lines = project.pulumi("up")
     assert "plan: nothing to change" in lines
@@ -167,7 +167,7 @@ def test_failed_step_is_named_with_its_cause(project: Project) -> None:
 
 def test_invalid_configuration_has_no_traceback(project: Project) -> None:
     with pytest.raises(UserError) as caught:
-        project.pulumi("up", refuse=True)
+        project.pulumi("up", invalid=True)
     assert "hosts[0].address: not an address" in caught.value.what
     assert "Traceback" not in str(caught.value)
     assert "plan:" not in caught.value.__notes__[0], "an incomplete plan isn't reported"
@@ -195,6 +195,6 @@ def test_run_is_recorded_without_resource_contents(project: Project) -> None:
     project.pulumi("destroy")
     gone = timeline.last("t")
     assert (gone.command, path_of(gone)) == ("destroy", path_of(made)[::-1])
-    assert gone.by_dependencies, "read before the state was empty"
+    assert gone.by_dependencies, "dependencies are read before the state is emptied"
     kept = "".join(file.read_text() for file in runs.folder("t").iterdir())
     assert "checking" not in kept and "BEGIN OPENSSH" not in kept and "sleep" not in kept

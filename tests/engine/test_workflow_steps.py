@@ -1,6 +1,6 @@
 """The workflows' steps, run as on a runner: in their own checkout, with the workflow's variables.
 
-Only GitHub and GitLab are simulated. The environment is `trial`, with its state in a folder.
+Only GitHub and GitLab are simulated. The environment is `trial`; its state is in a folder.
 """
 
 from __future__ import annotations
@@ -27,10 +27,10 @@ from tools import bootstrap, ci, env, lint
 
 LIMIT_SECONDS = 600
 PASSPHRASE = "open-sesame"
-NOT_HERE = {
+EXCLUDED = {
     "make engine": "runs these tests",
     ".ci/run": "runs these tests too",
-    "test ! -e /dev/kvm || sudo chmod a+rw /dev/kvm": "changes this machine",
+    "test ! -e /dev/kvm || sudo chmod a+rw /dev/kvm": "changes the computer",
     job("preview", "report")["steps"][0]["run"]: "covered by tests/fast/test_workflows.py",
 }
 SETTINGS = {
@@ -44,7 +44,7 @@ SETTINGS = {
 
 @dataclass
 class Runner:
-    """A checkout at a change, and the values of the workflow's expressions."""
+    """A checkout of a change, and the values of the workflow's expressions."""
 
     checkout: Path
     base: str
@@ -53,7 +53,7 @@ class Runner:
     variables: dict[str, str]
 
     def step(self, workflow: str, text: str, **more: str) -> subprocess.CompletedProcess[str]:
-        """Run the step of a workflow whose script contains this text, with the step's variables."""
+        """Run the workflow's step whose script contains this text, with the step's variables."""
         [(script, given)] = {
             (step["run"], tuple(step.get("env", {}).items()))
             for file, _, _, job in jobs()
@@ -157,30 +157,30 @@ def runner(tmp_path: Path, toolbox: env.Toolbox) -> Iterator[Runner]:
 
 
 def test_every_step_is_covered_or_excluded() -> None:
-    run_here = {
+    covered = {
         *("make lint", "make fast", "python3 tools/bootstrap.py"),
-        *(f".venv/bin/python -m tools.ci {name}" for name in ("settings", "preview", "report")),
-        *(f".venv/bin/python -m tools.ci {name}" for name in ("up", "check", "issue")),
-        *(f"environments=$(.venv/bin/python -m tools.ci {name}" for name in ("touched", "environments")),
+        *(f".venv/bin/python -m tools ci {name}" for name in ("settings", "preview", "report")),
+        *(f".venv/bin/python -m tools ci {name}" for name in ("up", "check", "issue")),
+        *(f"environments=$(.venv/bin/python -m tools ci {name}" for name in ("touched", "environments")),
     }
     steps = {step["run"] for _, _, _, job in jobs() for step in job["steps"] if "run" in step}
-    assert {step for step in steps if not step.startswith(tuple(run_here))} == set(NOT_HERE)
+    assert {step for step in steps if not step.startswith(tuple(covered))} == set(EXCLUDED)
 
 
-def test_bootstrap_lint_and_fast_steps(runner: Runner) -> None:
+def test_bootstrap_lint_and_fast_steps_succeed(runner: Runner) -> None:
     made = runner.step("preview", "tools/bootstrap.py")
     assert made.returncode == 0, made.stderr
-    # The files are the same as here, so mypy can reuse its cache.
+    # The files are the same as in this checkout, so mypy can reuse its cache.
     linted = runner.step("test", "make lint", MYPY_CACHE_DIR=str(PROJECT / ".mypy_cache"))
     assert linted.returncode == 0, linted.stdout + linted.stderr
-    # The tests themselves run elsewhere; this only collects them.
+    # This only collects the tests; running them is covered elsewhere.
     fast = runner.step("test", "make fast", PYTEST_ARGS="--collect-only --quiet")
     assert fast.returncode == 0, fast.stdout + fast.stderr
     assert "tests/fast/test_settings.py::" in fast.stdout
 
 
 def test_committed_settings_are_valid(runner: Runner) -> None:
-    done = runner.step("test", "tools.ci settings")
+    done = runner.step("test", "tools ci settings")
     assert done.returncode == 0, done.stdout
     assert "Pulumi.trial.yaml: ok" in done.stdout
 
@@ -198,18 +198,18 @@ def test_environments_are_passed_to_the_next_job(
 ) -> None:
     output = tmp_path / "output"
     output.touch()
-    done = runner.step(workflow, f"tools.ci {command}", GITHUB_OUTPUT=str(output))
+    done = runner.step(workflow, f"tools ci {command}", GITHUB_OUTPUT=str(output))
     assert done.returncode == 0, done.stderr
     name, _, value = output.read_text().strip().partition("=")
     assert (name, json.loads(value)) == ("environments", found)
 
 
 def test_preview_writes_its_file_for_the_report(runner: Runner) -> None:
-    done = runner.step("preview", "tools.ci preview")
+    done = runner.step("preview", "tools ci preview")
     assert done.returncode == 0, done.stderr
-    left = (runner.checkout / "previews/trial.json").read_text()
-    assert PASSPHRASE not in left + done.stdout + done.stderr
-    plan = json.loads(left)
+    written = (runner.checkout / "previews/trial.json").read_text()
+    assert PASSPHRASE not in written + done.stdout + done.stderr
+    plan = json.loads(written)
     assert plan["changeSummary"]["create"] > 20
     assert "wrr" in plan["config"]["kubeadm-ipvs:proxy"]
 
@@ -217,7 +217,7 @@ def test_preview_writes_its_file_for_the_report(runner: Runner) -> None:
 def test_failed_preview_writes_its_errors(runner: Runner) -> None:
     file = runner.checkout / "Pulumi.trial.yaml"
     file.write_text(file.read_text().replace("wrr", "wrong"))
-    done = runner.step("preview", "tools.ci preview")
+    done = runner.step("preview", "tools ci preview")
     assert done.returncode == 1
     errors = (runner.checkout / "previews/trial.errors").read_text()
     assert "proxy.scheduler: " in errors
@@ -225,7 +225,7 @@ def test_failed_preview_writes_its_errors(runner: Runner) -> None:
 
 
 def test_missing_stack_is_reported(runner: Runner) -> None:
-    assert runner.step("preview", "tools.ci preview", STACK="missing").returncode == 1
+    assert runner.step("preview", "tools ci preview", STACK="missing").returncode == 1
     assert "no stack named 'missing'" in (runner.checkout / "previews/missing.errors").read_text()
 
 
@@ -237,10 +237,10 @@ def test_broken_mandatory_rule_fails_preview_and_report(runner: Runner, service:
     with (runner.checkout / "__main__.py").open("a") as program:
         program.write('\nimport pulumi\n\npulumi.export("password", "plain")\n')
 
-    previewed = step("tools.ci preview", "preview prod")
+    previewed = step("tools ci preview", "preview prod")
     assert previewed.returncode == 1
     assert "policy no-plain-secrets rejects kubeadm-ipvs-trial" in previewed.stderr
-    reported = step("tools.ci report", "report")
+    reported = step("tools ci report", "report")
     assert reported.returncode == 1, reported.stderr
     [comment] = runner.service.comments
     assert "**This change violates mandatory policy rules in trial.**" in comment["body"]
@@ -252,8 +252,8 @@ def test_broken_mandatory_rule_fails_preview_and_report(runner: Runner, service:
 def test_broken_advisory_rule_is_a_warning(runner: Runner) -> None:
     manifest = runner.checkout / "manifests/nginx.yaml"
     manifest.write_text(manifest.read_text().replace("kubeadm-ipvs/node-port", "example.com/other"))
-    assert runner.step("preview", "tools.ci preview").returncode == 0
-    done = runner.step("preview", "tools.ci report")
+    assert runner.step("preview", "tools ci preview").returncode == 0
+    done = runner.step("preview", "tools ci report")
     assert done.returncode == 0, done.stderr
     [comment] = runner.service.comments
     assert (
@@ -263,9 +263,9 @@ def test_broken_advisory_rule_is_a_warning(runner: Runner) -> None:
 
 
 def test_report_updates_its_one_comment(runner: Runner) -> None:
-    assert runner.step("preview", "tools.ci preview").returncode == 0
+    assert runner.step("preview", "tools ci preview").returncode == 0
     for _ in range(2):
-        done = runner.step("preview", "tools.ci report")
+        done = runner.step("preview", "tools ci report")
         assert done.returncode == 0, done.stderr
     [comment] = runner.service.comments
     assert "trial" in comment["body"]
@@ -285,7 +285,7 @@ def test_gitlab_example_previews_and_reports(runner: Runner) -> None:
 def test_update_applies_the_committed_program(runner: Runner) -> None:
     # The real program needs hosts, so this uses a small one.
     (runner.checkout / "__main__.py").write_text("import pulumi\n\npulumi.export('merged', True)\n")
-    done = runner.step("up", "tools.ci up")
+    done = runner.step("up", "tools ci up")
     assert done.returncode == 0, done.stderr
     assert "trial: changed: 1 create" in done.stdout
     again = runner.gitlab("up prod")
@@ -295,20 +295,20 @@ def test_update_applies_the_committed_program(runner: Runner) -> None:
 
 def test_update_with_broken_mandatory_rule_changes_nothing(runner: Runner) -> None:
     (runner.checkout / "__main__.py").write_text("import pulumi\n\npulumi.export('password', 'plain')\n")
-    for done in (runner.step("up", "tools.ci up"), runner.gitlab("up prod")):
+    for done in (runner.step("up", "tools ci up"), runner.gitlab("up prod")):
         assert done.returncode == 1
         assert "policy no-plain-secrets rejects kubeadm-ipvs-trial" in done.stderr
         assert "trial: changed" not in done.stdout
     (runner.checkout / "__main__.py").write_text("")
-    fixed = runner.step("up", "tools.ci up")
+    fixed = runner.step("up", "tools ci up")
     assert "trial: changed: 1 create" in fixed.stdout, "the stack itself is new"
 
 
 def test_unreachable_hosts_are_in_the_issue(runner: Runner) -> None:
-    checked = runner.step("drift", "tools.ci check")
+    checked = runner.step("drift", "tools ci check")
     assert checked.returncode == 1
     assert "no SSH server answers at 127.0.0.1:1" in checked.stdout
-    done = runner.step("drift", "tools.ci issue")
+    done = runner.step("drift", "tools ci issue")
     assert done.returncode == 0, done.stderr
     [issue] = runner.service.issues
     assert "no SSH server answers at 127.0.0.1:1" in issue["body"]

@@ -1,4 +1,4 @@
-"""Shows a page in a real browser and measures its layout."""
+"""Opens a page in a real browser and checks its layout."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ import re
 import subprocess
 from pathlib import Path
 
-# Unlike a window, a frame can be as narrow as a phone; media queries use the frame's width. The script
-# reports content that is wider than the window, outside its drawing or box, or over other text.
+# Unlike a window, a frame can be as narrow as a phone, and media queries use the frame's width. The script
+# reports content that is wider than the window, outside its drawing or box, or on top of other text.
 _FRAME = """<!doctype html><body><pre id="result">not measured</pre>
 <iframe id="page" style="width:{width}px;height:800px;border:0" srcdoc="{page}"></iframe>
 <script>
@@ -42,13 +42,9 @@ addEventListener("load", () => {{
 
 
 def layout_problems(chromium: str, page: str, width: int, folder: Path) -> list[str]:
-    """The page's layout problems and console messages at a width in pixels.
+    """The layout problems of some HTML in a window of this width in pixels, and the console messages.
 
-    Args:
-        chromium: The browser's program.
-        page: The page's HTML.
-        width: The window's width.
-        folder: A folder for the browser's files.
+    The browser writes its files to `folder`.
     """
     outer = folder / "outer.html"
     outer.write_text(_FRAME.format(width=width, page=html.escape(page)))

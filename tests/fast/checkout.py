@@ -7,14 +7,14 @@ from pathlib import Path
 
 
 def git(root: Path, *arguments: str) -> str:
-    """Run git in the checkout; returns its output."""
+    """Run git in the checkout and return its output."""
     identity = ["-c", "user.name=me", "-c", "user.email=me@localhost", "-c", "commit.gpgsign=false"]
     argv = ["git", *identity, *arguments]
     return subprocess.run(argv, cwd=root, check=True, capture_output=True, text=True).stdout.strip()
 
 
 def commit(root: Path, **files: str | None) -> str:
-    """Write files and commit everything; returns the commit.
+    """Write files, commit everything, and return the commit's hash.
 
     Args:
         root: The checkout.

@@ -1,4 +1,4 @@
-"""Events of the engine, as a log contains them."""
+"""Engine events as an event log contains them."""
 
 from __future__ import annotations
 

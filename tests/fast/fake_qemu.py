@@ -1,4 +1,4 @@
-"""A stand-in for QEMU's side of QMP, as far as the lab uses it."""
+"""A fake QEMU that answers the QMP commands the lab uses."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ class FakeQemu:
 
     Attributes:
         status: The guest's status, as `query-status` returns it.
-        jobs: The remaining states of each job; every `query-jobs` moves a job to the next one.
+        jobs: The remaining states of each job; every `query-jobs` moves a job to its next state.
         rejected: Commands that return an error.
-        received: Commands that were received.
+        received: The commands so far, in order.
     """
 
     def __init__(self, folder: Path) -> None:

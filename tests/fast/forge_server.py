@@ -1,4 +1,4 @@
-"""A local server with the parts of GitHub's and GitLab's REST APIs that CI uses."""
+"""A fake forge on 127.0.0.1, with the parts of GitHub's and GitLab's REST APIs that CI uses."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ GITLAB_USER = {"id": 7}
 
 @dataclass
 class FakeForge:
-    """The data of the service; entries have the form of its API."""
+    """The forge's data, in the format of its API."""
 
     url: str = ""
     head: str = ""  # the pull request's current head commit

@@ -9,7 +9,7 @@ from typing import Any
 from google.protobuf.json_format import MessageToDict
 from pulumi.runtime import mocks, settings, stack
 
-from report.plan import REMEMBERED
+from report.plan import STASH
 
 STACK = "test"
 OWNER = f"{STACK} 4fd10a2b"  # as chosen by an earlier run
@@ -42,7 +42,7 @@ class _Mocks(mocks.Mocks):
         self._outputs = outputs
 
     def new_resource(self, args: mocks.MockResourceArgs) -> tuple[str | None, dict[Any, Any]]:
-        kept = {"output": OWNER} if args.typ == REMEMBERED else {}
+        kept = {"output": OWNER} if args.typ == STASH else {}
         return f"{args.name}-id", {**args.inputs, **kept, **self._outputs(args.name)}
 
     def call(self, args: mocks.MockCallArgs) -> tuple[dict[Any, Any], list[tuple[str, str]] | None]:
@@ -85,7 +85,7 @@ class Recorder(mocks.MockMonitor):
             new = self.names(request.dependencies) - found
             found |= new
             todo += new
-        return {other for other in found if self.requests[other].type != REMEMBERED}
+        return {other for other in found if self.requests[other].type != STASH}
 
 
 def run(

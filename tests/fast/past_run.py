@@ -12,7 +12,7 @@ from tests.fast.recorded_run import run
 from tests.fast.sample_settings import raw_settings
 
 BEGAN = 1_795_593_600  # seconds since 1970
-# Seconds that steps take in an emulated lab. The first name that a resource's name contains counts.
+# Seconds that steps take in an emulated lab. The first entry that is part of a resource's name applies.
 TOOK = (
     ("claim", 6.4), ("kernel", 9.1), ("firewall", 12.7), ("node2-packages", 96.3), ("packages", 88.2),
     ("runtime", 21.5), ("init", 142.6), ("admin", 2.3), ("token", 4.1), ("join", 58.9), ("node", 33.4),
@@ -20,11 +20,11 @@ TOOK = (
     ("Deployment", 41.7), ("DaemonSet", 5.3),
 )  # fmt: skip
 OBJECT = 1.9
-DELAY = 0.4  # seconds between a resource's last dependency and its beginning
+DELAY = 0.4  # seconds from the end of a resource's last dependency to its own beginning
 
 
 def up(tmp_path: Path, seconds: dict[str, float] | None = None) -> tuple[list[dict[str, Any]], list[str]]:
-    """The lines of an `up`'s record, and the names of the resources on its critical path.
+    """The record of an `up`, and the names of the resources on its critical path.
 
     Args:
         tmp_path: A folder for the settings' files.

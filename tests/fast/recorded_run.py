@@ -3,22 +3,18 @@
 from __future__ import annotations
 
 import base64
-import datetime as dt
 import functools
 import json
 from collections.abc import Callable
 from typing import Any
 
 import yaml
-from cryptography import x509
-from cryptography.hazmat.primitives import hashes, serialization
-from cryptography.hazmat.primitives.asymmetric import ec
-from cryptography.x509.oid import NameOID
 
 from components.cluster import Cluster, ClusterArgs
 from model.settings import Settings
 from model.steps import Step, step_of
 from tests.fast import graph
+from tests.fast.certificates import self_signed
 
 TOKEN = "abcdef.0123456789abcdef"
 
@@ -33,12 +29,12 @@ def run(
     """Run the program and return the resources that it registered.
 
     Args:
-        settings: The settings.
-        preview: Whether it is a preview.
+        settings: The cluster's settings.
+        preview: Run a preview.
         verified: The output `verified` of the previous run.
-        use: Called with the cluster in the program, for access to its outputs.
+        use: Receives the cluster while the program runs, for access to its outputs.
     """
-    kubeconfig()  # created once, before several threads ask for it
+    kubeconfig()  # fills the cache before several threads need it
 
     def program() -> None:
         cluster = Cluster("test", ClusterArgs(settings, graph.STACK, verified))
@@ -49,18 +45,18 @@ def run(
 
 
 def commands(recorded: graph.Recorder) -> dict[str, Any]:
-    """The remote commands by the resource's name."""
+    """The remote commands by resource name."""
     return {n: r for n, r in recorded.requests.items() if r.type == "command:remote:Command"}
 
 
 def steps_of(recorded: graph.Recorder) -> dict[str, Step]:
-    """The step of each command by the resource's name."""
+    """Each remote command's step, by resource name."""
     found = {name: step_of(recorded.inputs[name]["create"]) for name in commands(recorded)}
     return {name: step for name, step in found.items() if step is not None}
 
 
 def outputs(name: str) -> dict[str, Any]:
-    """What a command outputs, by the resource's name."""
+    """A remote command's outputs, for a resource name."""
     if name.endswith(("-admin", "-kubeconfig")):
         return {"stdout": kubeconfig(), "stderr": ""}
     if name.endswith("-token"):
@@ -72,17 +68,10 @@ def outputs(name: str) -> dict[str, Any]:
     return {"stdout": "", "stderr": ""}
 
 
-@functools.cache  # so that runs that are compared have the same certificate authority
+@functools.cache  # so that runs can be compared: all have the same certificate authority
 def kubeconfig() -> str:
     """An administrator's kubeconfig."""
-    key = ec.generate_private_key(ec.SECP256R1())
-    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "kubernetes")])
-    now = dt.datetime.now(dt.UTC)
-    ca = (
-        x509.CertificateBuilder(name, name, key.public_key(), 1, now, now + dt.timedelta(days=1))
-        .sign(key, hashes.SHA256())
-        .public_bytes(serialization.Encoding.PEM)
-    )
+    _, certificate = self_signed("kubernetes")
     return yaml.safe_dump(
         {
             "apiVersion": "v1",
@@ -94,7 +83,7 @@ def kubeconfig() -> str:
                     "name": "c",
                     "cluster": {
                         "server": "https://192.168.166.101:6443",
-                        "certificate-authority-data": base64.b64encode(ca).decode(),
+                        "certificate-authority-data": base64.b64encode(certificate).decode(),
                     },
                 }
             ],
@@ -104,7 +93,7 @@ def kubeconfig() -> str:
 
 
 def services_and_slices() -> str:
-    """Output of `kubectl get services,endpointslices -A -o json`."""
+    """The output of `kubectl get services,endpointslices -A -o json`."""
     items: list[dict[str, Any]] = []
     for namespace, name, address, port, node_port, endpoints in [
         ("default", "kubernetes", "10.96.0.1", 443, None, ["192.168.166.101"]),

@@ -1,4 +1,4 @@
-"""Previews for the tests of the report: steps as in `pulumi preview --json`, and what becomes of them."""
+"""Previews for the tests of the report: steps as in `pulumi preview --json`, and their impacts."""
 
 from __future__ import annotations
 
@@ -13,18 +13,18 @@ HOSTS = ["master", "node1", "node2"]
 
 
 def script(**values: str) -> dict[str, Any]:
-    """Inputs of a command with these values."""
+    """The inputs of a remote command with these values."""
     return {"stdin": script_text(STEPS["kernel"], values)}
 
 
 def step(name: str, op: str, old: Any = None, new: Any = None, kind: str = COMMAND) -> Any:
-    """An entry of a preview.
+    """One step of a preview.
 
     Args:
         name: The resource's name. A command's name ends with its step: `node1-proxy`.
         op: The operation.
-        old: The inputs before it; None for a new resource.
-        new: The inputs after it; None for a deleted resource.
+        old: The inputs before the change; None for a new resource.
+        new: The inputs after the change; None for a deleted resource.
         kind: The resource's type.
     """
     entry: dict[str, Any] = {"op": op, "urn": f"urn:pulumi:t::p::{kind}::{name}"}
@@ -49,14 +49,14 @@ def update_hidden(name: str) -> Any:
 
 
 def update_protection(name: str, before: bool, after: bool, op: str = "same") -> Any:
-    """An entry in which the resource's protection changes."""
+    """A step that changes the resource's protection."""
     entry = step(name, op, script(), script())
     entry["oldState"]["protect"], entry["newState"]["protect"] = before, after
     return entry
 
 
 def update_proxies(hosts: int = 3) -> list[Any]:
-    """Updates of kube-proxy's settings on some hosts."""
+    """Updates of kube-proxy's settings on the first hosts."""
     return [
         update(f"{host}-proxy", {"PROXY": "scheduler: rr"}, PROXY="scheduler: wrr") for host in HOSTS[:hosts]
     ]
@@ -70,10 +70,10 @@ REMOVED_WORKER = [
 
 
 def impact_texts_of(*steps: Any) -> list[str]:
-    """The texts of the impacts of these entries."""
+    """The texts of the impacts of these steps."""
     return [impact.text for impact in impacts(changes_in({"steps": list(steps)}), HOSTS)]
 
 
 def environment(name: str, *steps: Any, **more: Any) -> Environment:
-    """An environment whose preview has these entries."""
+    """An environment whose preview has these steps."""
     return Environment(name, {"steps": list(steps)}, **more)

@@ -1,4 +1,4 @@
-"""Settings of a cluster of three hosts, for tests that need any valid ones."""
+"""Valid settings of a three-host cluster, for tests that need any."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def raw_settings(tmp_path: Path, **sections: Any) -> dict[str, Any]:
 
 
 def settings_with(count: int = 3, **sections: Any) -> Settings:
-    """Settings of `count` hosts. They aren't loaded, so they have no host keys."""
+    """Settings with `count` hosts. They aren't loaded from a file, so they have no host keys."""
     return Settings.model_validate_json(json.dumps({"hosts": _hosts(count), **sections}))
 
 
@@ -38,7 +38,7 @@ def _hosts(count: int) -> list[dict[str, Any]]:
 
 
 def with_addresses(raw: dict[str, Any], *addresses: str) -> dict[str, Any]:
-    """Give the hosts other addresses."""
+    """Replace the hosts' addresses."""
     for host, address in zip(raw["hosts"], addresses, strict=True):
         host["address"] = address
     return raw

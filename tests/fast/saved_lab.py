@@ -14,10 +14,10 @@ QUIET = Progress(quiet=True)
 
 
 def saved_lab(name: str = "blue", *, options: dict[str, Any] | None = None, **record: Any) -> Lab:
-    """Save the record of a lab below XDG_STATE_HOME, which the caller has set.
+    """Save a lab's record in the state folder, which must be temporary (see conftest.py).
 
     Args:
-        name: The lab.
+        name: The lab's name.
         options: Fields of its `Options`.
         **record: Fields of its `Record`.
     """

@@ -1,4 +1,4 @@
-"""Runs the scripts below a temporary root folder, with the host's tools replaced by shell functions."""
+"""Runs scripts in a temporary root folder, with the host's tools replaced by shell functions."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ _NO_ROOT_CHECK = "is_root() { true; }\n"
 
 
 def home_of(root: Path) -> Path:
-    """The folder that this program has on a host; created if it doesn't exist."""
+    """This program's folder on the host; created if it doesn't exist."""
     home = root / "var/lib/kubeadm-ipvs"
     home.mkdir(parents=True, exist_ok=True)
     return home
 
 
 def record(root: Path, **files: str) -> Path:
-    """Creates the record of a host's original state; `packages_added=…` writes its file packages-added."""
+    """Create the record of the host's original state; `packages_added=…` writes its file packages-added."""
     folder = home_of(root) / "record"
     folder.mkdir(exist_ok=True)
     for name, text in files.items():
@@ -31,7 +31,7 @@ def record(root: Path, **files: str) -> Path:
 
 
 def put(root: Path, path: str, text: str = "") -> Path:
-    """Writes a file of the host."""
+    """Write a file on the host."""
     file = root / path.lstrip("/")
     file.parent.mkdir(parents=True, exist_ok=True)
     file.write_text(text)
@@ -39,11 +39,11 @@ def put(root: Path, path: str, text: str = "") -> Path:
 
 
 def with_code(script: str, code: str, **values: str) -> str:
-    """A script with everything it sources, then the test's code, which may replace any of its functions.
+    """A script with everything it sources, followed by the test's code, which may replace its functions.
 
     Args:
-        script: Its file below `scripts/`: `steps/claim.sh`, `lib/reset/files.sh`.
-        code: Shell code; the text calls its function `create`, or the script's own.
+        script: Its path in `scripts/`, such as `steps/claim.sh`.
+        code: Shell code. Its function `create` runs, or else the script's.
         values: The step's values.
     """
     given = {"POD_NETWORK": FLANNEL.lines, **values}
@@ -52,7 +52,7 @@ def with_code(script: str, code: str, **values: str) -> str:
 
 
 def bash(text: str, *arguments: str, root: Path, check: bool = True) -> subprocess.CompletedProcess[str]:
-    """Runs a text as sshd would: on standard input, with verb, step and host as arguments."""
+    """Run a text as sshd would: on standard input, with verb, step and host as arguments."""
     (root / "run").mkdir(exist_ok=True)
     home_of(root)
     return subprocess.run(
@@ -69,14 +69,14 @@ def bash(text: str, *arguments: str, root: Path, check: bool = True) -> subproce
 def run(
     script: str, code: str, root: Path, status: int = 0, /, *, verb: str = "create", **values: str
 ) -> subprocess.CompletedProcess[str]:
-    """Runs a script with the test's code and checks its exit status."""
+    """Run a script with the test's code and check its exit status."""
     done = bash(with_code(script, code, **values), verb, "step", "node1", root=root, check=False)
     assert done.returncode == status, done.stdout + done.stderr
-    # A pipeline with a part that finds nothing must not print a failure either.
+    # A successful script must not report failures, as a `grep` without a match could inside a pipeline.
     assert ("FAILED" in done.stderr) == bool(status), done.stderr
     return done
 
 
-def part(script: str, code: str, root: Path, /, **values: str) -> str:
-    """The standard output of a script with the test's code."""
+def stdout_of(script: str, code: str, root: Path, /, **values: str) -> str:
+    """Run a script with the test's code and return its standard output."""
     return run(script, code, root, **values).stdout

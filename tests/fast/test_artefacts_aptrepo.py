@@ -15,12 +15,9 @@ from lab.artefacts.aptrepo import Signer, write_index
 from lab.artefacts.debs import Deb, pack
 from lab.artefacts.upstream import parse_index
 
+pytestmark = pytest.mark.usefixtures("temporary_cache")
+
 QUIET = Progress(quiet=True)
-
-
-@pytest.fixture(autouse=True)
-def cache_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
 
 
 def repository(tmp_path: Path) -> Path:

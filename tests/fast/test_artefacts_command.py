@@ -1,4 +1,4 @@
-"""The programs that making a mirror needs."""
+"""The programs needed to create a mirror."""
 
 from __future__ import annotations
 

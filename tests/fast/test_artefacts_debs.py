@@ -1,4 +1,4 @@
-"""Debian packages of Kubernetes."""
+"""Building Kubernetes' Debian packages."""
 
 from __future__ import annotations
 

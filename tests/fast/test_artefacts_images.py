@@ -8,6 +8,7 @@ import pytest
 
 from common.errors import UserError
 from lab.artefacts import images
+from tests.fast.fake_programs import program
 
 
 def test_release_with_unknown_tags_is_refused() -> None:
@@ -16,8 +17,6 @@ def test_release_with_unknown_tags_is_refused() -> None:
 
 
 def test_image_that_only_kubeadm_knows_is_refused(tmp_path: Path) -> None:
-    kubeadm = tmp_path / "kubeadm"
-    kubeadm.write_text("#!/bin/sh\necho registry.k8s.io/pause:9.9\n")
-    kubeadm.chmod(0o755)
+    kubeadm = program(tmp_path / "kubeadm", "echo registry.k8s.io/pause:9.9")
     with pytest.raises(UserError, match=r"registry\.k8s\.io/pause:9\.9"):
         images.check_tags(kubeadm, "1.37.2")

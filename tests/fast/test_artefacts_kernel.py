@@ -1,4 +1,4 @@
-"""The build of User Mode Linux's kernel."""
+"""Building the kernel for User Mode Linux."""
 
 from __future__ import annotations
 
@@ -28,6 +28,23 @@ def test_tested_kernel_series_is_preferred(names: list[str], chosen: str) -> Non
 def test_old_kernel_sources_are_refused(names: list[str]) -> None:
     with pytest.raises(UserError, match=r"no source of Linux 7\.2 or later"):
         kernel.choose_package(names)
+
+
+def test_only_options_and_changes_decide_the_cache_key(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def key_with(config: str, patch: str) -> str:
+        for name, text in (("CONFIG", config), ("PATCH", patch)):
+            (tmp_path / name).write_text(text)
+            monkeypatch.setattr(kernel, name, tmp_path / name)
+        return kernel.key()
+
+    config, patch = kernel.CONFIG.read_text(), kernel.PATCH.read_text()
+    before = kernel.key()
+    assert key_with(f"# Another comment.\n{config}", f"Another reason.\n{patch}") == before
+    assert key_with(f"{config}CONFIG_OTHER=y\n", patch) != before
+    assert key_with(f"{config}# CONFIG_OTHER is not set\n", patch) != before
+    assert key_with(config, patch.replace("uml_ncpus > 1", "uml_ncpus > 2")) != before
 
 
 def test_option_dropped_by_kconfig_is_reported() -> None:

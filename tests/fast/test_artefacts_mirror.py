@@ -1,9 +1,8 @@
-"""Making a mirror: download or build, and pruning."""
+"""Creating a mirror: downloading, building, pruning."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -11,22 +10,15 @@ import pytest
 from common import cache, gobuild
 from common.errors import UserError
 from common.progress import Progress
+from lab.__main__ import mirror_text
 from lab.artefacts import command, debian, images, mirror, registry, upstream
 from lab.artefacts.debs import Deb, pack
-from tests.fast.upstream_server import FakeUpstream, closed_port, endpoints, fake_upstream, publish_packages
+from tests.fast.upstream_server import FakeUpstream, endpoints, publish_packages
+from tests.local_ports import closed_port
+
+pytestmark = pytest.mark.usefixtures("temporary_cache")
 
 QUIET = Progress(quiet=True)
-
-
-@pytest.fixture(autouse=True)
-def cache_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-
-
-@pytest.fixture
-def fake() -> Iterator[FakeUpstream]:
-    with fake_upstream() as fake:
-        yield fake
 
 
 @pytest.fixture
@@ -51,7 +43,7 @@ def publish_everything(fake: FakeUpstream, tmp_path: Path) -> None:
 
 
 @pytest.mark.usefixtures("debian_with_one_package")
-def test_auto_downloads_everything_and_keeps_its_choice(fake: FakeUpstream, tmp_path: Path) -> None:
+def test_auto_downloads_a_complete_upstream_once(fake: FakeUpstream, tmp_path: Path) -> None:
     publish_everything(fake, tmp_path)
     made = mirror.ensure_mirror(QUIET, "auto", endpoints=endpoints(fake))
     assert made.source == "upstream, because all of it is reachable"
@@ -63,7 +55,7 @@ def test_auto_downloads_everything_and_keeps_its_choice(fake: FakeUpstream, tmp_
     repositories = made.registry_data / "docker/registry/v2/repositories"
     assert (repositories / "coredns/coredns/_manifests/tags/v1.14.6/current/link").exists()
     assert [path.name for path in made.preload.iterdir()] == ["images.tar"]
-    assert "registry.k8s.io/kube-proxy:v1.37.2" in mirror.table(made)
+    assert "registry.k8s.io/kube-proxy:v1.37.2" in mirror_text(made)
     fake.requests.clear()
     assert mirror.ensure_mirror(QUIET, "auto", endpoints=endpoints(fake)) == made
     assert not fake.requests, "a cached mirror needs no requests"

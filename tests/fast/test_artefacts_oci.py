@@ -1,4 +1,4 @@
-"""Image layers, manifests and archives: reproducible, and free of traces of this machine."""
+"""Image layers, manifests and archives: reproducible, without traces of the build environment."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ def test_diff_id_is_the_uncompressed_digest(tmp_path: Path) -> None:
     assert layout.add(packed.read_bytes()) == layer.digest
 
 
-def test_debian_files_move_to_usr_except_excluded_ones(tmp_path: Path) -> None:
+def test_debian_files_move_to_usr_without_excluded_ones(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("x")
     paths = ("lib/x.so", "sbin/p", "usr/share/doc/some/c")
     deb = Deb("some", "1-1", "Some", dict.fromkeys(paths, tmp_path / "file"))

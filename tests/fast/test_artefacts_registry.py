@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -10,13 +9,7 @@ import pytest
 from common.errors import UserError
 from lab.artefacts import oci, registry
 from lab.artefacts.registry import Name
-from tests.fast.upstream_server import FakeUpstream, fake_upstream
-
-
-@pytest.fixture
-def fake() -> Iterator[FakeUpstream]:
-    with fake_upstream() as fake:
-        yield fake
+from tests.fast.upstream_server import FakeUpstream
 
 
 @pytest.mark.parametrize(

@@ -15,20 +15,17 @@ from lab.artefacts.aptrepo import Signer
 from lab.artefacts.debs import kubernetes_debs
 from lab.artefacts.debs import pack as pack_debs
 from lab.artefacts.rpmrepo import write_index
-from tests.fast.shell import home_of, part
+from tests.fast.shell import home_of, stdout_of
+
+pytestmark = pytest.mark.usefixtures("temporary_cache")
 
 QUIET = Progress(quiet=True)
-
-
-@pytest.fixture(autouse=True)
-def cache_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
 
 
 def require_rpm_tools() -> None:
     for program in ("rpmbuild", "rpmsign", "createrepo_c"):
         if requirements.find(program) is None:
-            pytest.skip(f"{program} is missing: python3 -m lab requirements --install --family rpm")
+            pytest.skip(f"{program} is missing: .venv/bin/python -m lab requirements --install --family rpm")
 
 
 def repository(tmp_path: Path) -> Path:
@@ -90,14 +87,14 @@ def test_index_and_rpms_verify_with_the_published_key(tmp_path: Path) -> None:
     assert {"primary", "filelists"} <= kinds
 
 
-def test_key_id_is_known_before_the_import(tmp_path: Path) -> None:
+def test_key_id_is_found_before_the_import(tmp_path: Path) -> None:
     require_rpm_tools()
     key = Signer(QUIET).public
     shown: list[str | Path] = ["gpg", "--homedir", tmp_path, "--batch", "--with-colons", "--show-keys", key]
     listed = subprocess.run(shown, capture_output=True, text=True, check=True).stdout
     identity = next(line.split(":")[4] for line in listed.splitlines() if line.startswith("pub:"))
     code = f"create() {{ rpm_keys {key}; }}\n"
-    name = part("steps/packages.sh", code, tmp_path, REPOSITORY_RPM="x").strip()
+    name = stdout_of("steps/packages.sh", code, tmp_path, REPOSITORY_RPM="x").strip()
     assert name.startswith(f"gpg-pubkey-{identity[-8:].lower()}-")
     assert not (home_of(tmp_path) / "keys").exists()
     rpm("--dbpath", tmp_path / "database", "--import", key)

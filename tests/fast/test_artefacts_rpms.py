@@ -8,13 +8,7 @@ from pathlib import Path
 
 from lab.artefacts import rpms
 from lab.artefacts.rpmrepo import Base
-
-
-def put(root: Path, name: str, text: str = "x") -> Path:
-    path = root / name
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(text)
-    return path
+from tests.fast.shell import put
 
 
 def test_files_move_to_the_rpm_familys_paths(tmp_path: Path) -> None:

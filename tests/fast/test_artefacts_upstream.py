@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import socket
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -11,20 +10,12 @@ import pytest
 from common.errors import UserError
 from common.progress import Progress
 from lab.artefacts import upstream
-from tests.fast.upstream_server import FakeUpstream, closed_port, endpoints, fake_upstream, publish_packages
+from tests.fast.upstream_server import FakeUpstream, endpoints, publish_packages
+from tests.local_ports import closed_port
+
+pytestmark = pytest.mark.usefixtures("temporary_cache")
 
 QUIET = Progress(quiet=True)
-
-
-@pytest.fixture(autouse=True)
-def cache_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-
-
-@pytest.fixture
-def fake() -> Iterator[FakeUpstream]:
-    with fake_upstream() as fake:
-        yield fake
 
 
 def fetch(fake: FakeUpstream, tmp_path: Path) -> dict[str, bytes]:

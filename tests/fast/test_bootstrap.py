@@ -1,3 +1,5 @@
+"""Creating the virtual environment."""
+
 from __future__ import annotations
 
 import importlib.util
@@ -49,7 +51,7 @@ def test_outdated_or_broken_environment_is_created_again(
 
 @pytest.fixture
 def no_ensurepip(monkeypatch: pytest.MonkeyPatch) -> list[list[str]]:
-    """Debian's Python without python3-venv. Returns the commands that are run."""
+    """Debian's Python without python3-venv; the value is the list of commands that ran."""
     commands: list[list[str]] = []
 
     def run(argv: list[str], **_: object) -> subprocess.CompletedProcess[str]:

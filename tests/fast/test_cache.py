@@ -13,12 +13,9 @@ from common import cache
 from common.errors import UserError
 from common.progress import Progress
 
+pytestmark = pytest.mark.usefixtures("temporary_cache")
+
 QUIET = Progress(quiet=True)
-
-
-@pytest.fixture(autouse=True)
-def cache_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
 
 
 class Maker:
@@ -65,7 +62,7 @@ def test_damaged_folder_is_made_again_and_reported(damage: str) -> None:
     output = io.StringIO()
     cache.cached("kind", "key", Progress(output), make)
     assert make.runs == 2
-    assert "making it again" in output.getvalue()
+    assert "rebuilding it" in output.getvalue()
     assert cache.damage(folder) is None
 
 

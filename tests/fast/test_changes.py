@@ -1,4 +1,4 @@
-"""Changes that the hook refuses or announces. The engine tests cover when the engine calls it."""
+"""Changes that the hook refuses or announces. The engine tests cover when the engine calls the hook."""
 
 from __future__ import annotations
 

@@ -1,10 +1,8 @@
-"""What the workflows decide: the environments to preview, their settings, and the text about drift."""
+"""The workflows' decisions: environments to preview, checks of their settings, the text about drift."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +15,11 @@ from model.settings import PREFIX
 from model.settings_file import written
 from report.page import MAX_CHARACTERS
 from tests.fast.checkout import commit, git
-from tests.fast.forge_server import GITHUB_BOT, GITLAB_USER, FakeForge, serving
+from tests.fast.fake_programs import toolbox
+from tests.fast.forge_server import GITHUB_BOT, GITLAB_USER, FakeForge
 from tests.stacks import HOST_KEY, PROJECT
 from tools import ci, env, lint
+from tools.__main__ import main
 from tools.engine import Tool
 from tools.provider_plugins import STAND_IN
 
@@ -34,13 +34,6 @@ def repository(tmp_path: Path) -> Path:
     (root / "Pulumi.lab-mine.yaml").write_text("config: {}\n")
     commit(root, Pulumi_yaml="name: a", Pulumi_dev_yaml="1", Pulumi_prod_yaml="1", Pulumi_staging_yaml="1")
     return root
-
-
-@pytest.fixture
-def service(monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeForge]:
-    monkeypatch.setenv("no_proxy", "127.0.0.1")
-    with serving() as service:
-        yield service
 
 
 def test_environments_are_committed_stacks_except_labs(repository: Path) -> None:
@@ -113,7 +106,7 @@ def test_cluster_code_affects_all_environments(path: str) -> None:
     assert ci.affects_all(path)
 
 
-def test_files_apart_from_clusters_exist() -> None:
+def test_files_that_affect_no_cluster_exist() -> None:
     known = {str(path.relative_to(PROJECT)) for path in lint.project_files(PROJECT)}
     assert known >= ci.APART_FILES
     assert all(any(path.startswith(folder) for path in known) for folder in ci.APART_FOLDERS)
@@ -136,7 +129,7 @@ def test_every_settings_problem_is_printed(
     bad = stack_file(proxy={"mode": "ipvz"}, ssh={"privateKeyFile": 5}, colour="red")
     commit(repository, Pulumi_prod_yaml=bad, Pulumi_staging_yaml=stack_file())
     monkeypatch.setattr(ci, "project_dir", lambda: repository)
-    assert ci.main(["settings"]) == 1
+    assert main(["ci", "settings"]) == 1
     output = capsys.readouterr().out
     assert "Pulumi.staging.yaml: ok" in output
     for path in ("proxy.mode", "ssh.privateKeyFile", "colour"):
@@ -148,7 +141,7 @@ def test_invalid_yaml_is_a_settings_problem(
 ) -> None:
     commit(repository, Pulumi_prod_yaml="a: [", Pulumi_staging_yaml=stack_file())
     monkeypatch.setattr(ci, "project_dir", lambda: repository)
-    assert ci.main(["settings"]) == 1
+    assert main(["ci", "settings"]) == 1
     output = capsys.readouterr().out
     assert "Pulumi.prod.yaml: 1 problem\n  isn't valid YAML: while parsing" in output
     assert "Pulumi.staging.yaml: ok" in output
@@ -166,21 +159,16 @@ def test_errors_come_from_json_or_raw_output() -> None:
     assert ci.preview_errors("{\n half", "error: killed") == "error: killed\n"
 
 
-def toolbox() -> env.Toolbox:
-    tool = Tool("pulumi", "3", "PATH", Path("/usr/bin/pulumi"))
-    return env.Toolbox(tool, tool, ())
-
-
 @pytest.fixture
 def stand_in(monkeypatch: pytest.MonkeyPatch) -> Tool:
     """A stand-in for a provider plugin, which every run in this test finds instead of Pulumi's own."""
     tool = Tool("pulumi-resource-command", "for 1", STAND_IN, Path("/cache/pulumi-resource-command"))
-    monkeypatch.setattr(env, "toolbox", lambda *_, **__: replace(toolbox(), plugins=(tool,)))
+    monkeypatch.setattr(env, "toolbox", lambda *_, **__: toolbox(tool))
     monkeypatch.delenv(ci.STAND_INS, raising=False)
     return tool
 
 
-def test_stand_ins_dont_preview_or_update_environments(
+def test_stand_ins_cant_preview_or_update_environments(
     repository: Path, tmp_path: Path, stand_in: Tool
 ) -> None:
     for run in (
@@ -237,8 +225,8 @@ def test_report_gets_the_files_of_every_preview(repository: Path, tmp_path: Path
     }
     assert (previews / "prod.before.yaml").read_text() == "old"
     assert "ended before Pulumi did" in (previews / "lost.errors").read_text()
-    meant = ci.report_arguments(repository, base, previews, ["bug", "destructive"])
-    assert meant == [*arguments, "--allow-destructive"]
+    approved = ci.report_arguments(repository, base, previews, ["bug", "destructive"])
+    assert approved == [*arguments, "--allow-destructive"]
 
 
 def test_settings_before_include_what_they_extended(repository: Path, tmp_path: Path) -> None:
@@ -297,7 +285,7 @@ def test_outdated_run_leaves_the_comment_alone(
 ) -> None:
     for name, value in getattr(service, kind)().items():
         monkeypatch.setenv(name, value)
-    monkeypatch.setenv("PYTHONPATH", str(PROJECT))  # tools.report runs in the checkout
+    monkeypatch.setenv("PYTHONPATH", str(PROJECT))  # `tools report` runs in the checkout
     base = head = git(repository, "rev-parse", "HEAD")
     if touches:
         head = commit(repository, Pulumi_prod_yaml="2")
@@ -311,7 +299,7 @@ def test_outdated_run_leaves_the_comment_alone(
     assert service.head in output
 
 
-def test_update_is_refused_if_newer_change_waits(
+def test_update_is_refused_after_a_newer_change(
     repository: Path,
 ) -> None:
     approved = git(repository, "rev-parse", "HEAD")
@@ -328,7 +316,7 @@ def test_untouched_environment_isnt_previewed(
     commit(repository, Pulumi_prod_yaml="2")
     monkeypatch.setattr(ci, "project_dir", lambda: repository)
     output = tmp_path / "previews"
-    assert ci.main(["preview", "--stack", "staging", "--output", str(output), "--since", base]) == 0
+    assert main(["ci", "preview", "--stack", "staging", "--output", str(output), "--since", base]) == 0
     assert "doesn't touch staging" in capsys.readouterr().out
     assert not output.exists()
 

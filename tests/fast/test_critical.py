@@ -1,3 +1,5 @@
+"""The critical path of a run."""
+
 from __future__ import annotations
 
 from pathlib import Path
@@ -105,7 +107,7 @@ def test_only_changes_have_bars() -> None:
     assert [(bar.name, bar.began, bar.ended) for bar in run.bars] == [("c", 0, 2)]
 
 
-def test_log_without_changes_is_refused() -> None:
+def test_file_without_events_is_refused() -> None:
     for text in ("", "Previewing update (dev)\n", '{"steps": []}\n', "[1]\n"):
         with pytest.raises(UserError, match="--event-log"):
             critical.read(text, "dev")

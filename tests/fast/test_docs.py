@@ -1,25 +1,25 @@
-"""The pages match the program: settings, examples, files, messages."""
+"""The pages match the program: settings, examples, files, commands, messages."""
 
 from __future__ import annotations
 
-import argparse
 import re
 import shutil
 from pathlib import Path
 
+import click
 import pytest
 import yaml
 
 from components.host import node_images
 from lab import ports
-from lab.__main__ import _parser as lab_parser
+from lab.__main__ import commands as lab_commands
 from model.settings import PREFIX
 from model.settings_file import load
-from tests.fast.test_reference import faults
+from tests.fast.pages import PAGES, schema_errors
+from tests.stacks import HOST_KEY, PROJECT
+from tools import ci
+from tools.__main__ import commands as tools_commands
 
-PROJECT = Path(__file__).resolve().parents[2]
-PAGES = [PROJECT / "README.md", PROJECT / "CONTRIBUTING.md", *sorted((PROJECT / "docs").rglob("*.md"))]
-KEY = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIJx1BZx8x1Ch1v0mVRy2F1S7ZrYHn3bQJtY4Q5o1V8pK"
 FOLDERS = "common|components|docs|environments|lab|manifests|model|policy|report|scripts|standins|tests|tools"
 
 # Messages of Pulumi, its providers and kubelet.
@@ -34,10 +34,10 @@ OTHER_PROGRAMS = (
     "provided port is already allocated",
 )
 
-# What a quoted message has in place of a value.
+# Example values in quoted messages, where the source inserts a value.
 EXAMPLE_VALUE = re.compile(
     r"\.\.\.|\b(?:\d+ problems|2|master|node2|dev|worker|control-plane|22101|SSH of host 0)\b|127\.0\.0\.1"
-    r"|but needs \w+"
+    r"|needs \w+(?=,)"
 )
 
 
@@ -58,13 +58,13 @@ def test_example_configuration_is_valid(
     (tmp_path / ".ssh").mkdir()
     (tmp_path / ".ssh/id_ed25519").write_text("-----BEGIN OPENSSH PRIVATE KEY-----\n")
     known = ["10.0.0.11", "10.0.0.12", "10.0.0.13", "[node2.example.com]:2222"]
-    (tmp_path / ".ssh/known_hosts").write_text("".join(f"{host} {KEY}\n" for host in known))
+    (tmp_path / ".ssh/known_hosts").write_text("".join(f"{host} {HOST_KEY}\n" for host in known))
     shutil.copytree(PROJECT / "environments", tmp_path / "environments")
     (tmp_path / "mirror.asc").write_text("-----BEGIN PGP PUBLIC KEY BLOCK-----\n")
     # Examples without hosts are parts of a stack file.
-    hosts = [{"name": "a", "role": "control-plane", "address": "10.0.0.11", "ssh": {"hostKey": KEY}}]
+    hosts = [{"name": "a", "role": "control-plane", "address": "10.0.0.11", "ssh": {"hostKey": HOST_KEY}}]
     settings = load({"hosts": hosts, **config}, tmp_path)
-    assert faults({"config": {PREFIX + name: value for name, value in config.items()}}) == []
+    assert schema_errors({"config": {PREFIX + name: value for name, value in config.items()}}) == []
     assert settings.control_plane.address == "10.0.0.11"
 
 
@@ -79,7 +79,7 @@ def test_pages_have_example_configurations() -> None:
 
 def test_air_gap_page_lists_default_images() -> None:
     page = (PROJECT / "docs/air-gap.md").read_text()
-    host = {"name": "a", "role": "control-plane", "address": "10.0.0.11", "ssh": {"hostKey": KEY}}
+    host = {"name": "a", "role": "control-plane", "address": "10.0.0.11", "ssh": {"hostKey": HOST_KEY}}
     settings = load({"hosts": [host]}, PROJECT)
     for image in node_images(settings, settings.control_plane):
         assert image in page, f"docs/air-gap.md doesn't list {image}"
@@ -91,12 +91,15 @@ def test_lab_page_lists_the_labs_ports() -> None:
         assert str(port) in page, f"docs/lab.md doesn't list {port}, {purpose}"
 
 
-def test_lab_commands_on_pages_exist() -> None:
-    [commands] = [a for a in lab_parser()._actions if isinstance(a, argparse._SubParsersAction)]
+@pytest.mark.parametrize(
+    ("name", "group"), [("lab", lab_commands), ("tools", tools_commands), ("tools ci", ci.commands)]
+)
+def test_commands_on_pages_exist(name: str, group: click.Group) -> None:
+    known = set(group.list_commands(click.Context(group)))
     for page in PAGES:
-        for words in re.findall(r"python -m lab ([a-z|-]+)", page.read_text().replace("\\|", "|")):
-            unknown = set(words.split("|")) - set(commands.choices)
-            assert not unknown, f"{page.relative_to(PROJECT)} mentions python -m lab {unknown}"
+        for words in re.findall(rf"python -m {name} ([a-z][a-z|-]*)", page.read_text().replace("\\|", "|")):
+            unknown = set(words.split("|")) - known
+            assert not unknown, f"{page.relative_to(PROJECT)} mentions python -m {name} {unknown}"
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
@@ -106,7 +109,7 @@ def test_files_mentioned_on_pages_exist(page: Path) -> None:
 
 
 def anchors(page: Path) -> set[str]:
-    """The anchors of a page's headings, as GitHub makes them."""
+    """The anchors of a page's headings, as GitHub generates them."""
     headings = re.findall(r"^#+ (.*)$", page.read_text(), re.MULTILINE)
     return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
 

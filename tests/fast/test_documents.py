@@ -1,4 +1,4 @@
-"""Reading manifests, and the manifests of the project."""
+"""Reading manifests, and the project's own manifests."""
 
 from __future__ import annotations
 
@@ -11,8 +11,9 @@ from typing import Any
 import pytest
 
 from model.documents import Document, ManifestError, Parameter, load, parse
+from tests.stacks import PROJECT
 
-MANIFESTS = Path(__file__).resolve().parents[2] / "manifests"
+MANIFESTS = PROJECT / "manifests"
 FLANNEL: dict[str, Parameter] = {
     "image": "registry.example/flannel:v1",
     "cni_plugin_image": "registry.example/flannel-cni-plugin:v1",
@@ -65,14 +66,14 @@ def test_documents_have_stable_names_types_and_order() -> None:
     ]
 
 
-def test_a_document_has_kind_version_and_namespace() -> None:
+def test_document_has_kind_version_and_namespace() -> None:
     document = load(MANIFESTS / "nginx.yaml", NGINX)[2]
     assert (document.kind, document.api_version) == ("Deployment", "apps/v1")
     assert document.namespace == "default"
     assert load(MANIFESTS / "flannel.yaml", FLANNEL)[0].namespace is None
 
 
-def test_an_unquoted_parameter_keeps_its_type() -> None:
+def test_unquoted_parameter_keeps_its_type() -> None:
     assert data("  {a: 1}".replace("{a: 1}", "a: ${n}\n  b: '${n}'\n  c: x${n}"), n=5) == {
         "a": 5,
         "b": "5",
@@ -81,7 +82,7 @@ def test_an_unquoted_parameter_keeps_its_type() -> None:
     assert data("  a: ${yes}\n  b: '${yes}'", yes=True) == {"a": True, "b": "true"}
 
 
-def test_a_parameter_cant_change_the_structure() -> None:
+def test_parameter_cant_change_the_structure() -> None:
     assert data("  a: ${x}", x="1\nb: {c: d}") == {"a": "1\nb: {c: d}"}
     assert data("  a: ${x}", x="${y}") == {"a": "${y}"}
 
@@ -103,12 +104,12 @@ def test_a_parameter_cant_change_the_structure() -> None:
         (CONFIG + "  a: b\n---\n" + CONFIG + "  a: c", {}, "more than once: ConfigMap/default/a"),
     ],
 )
-def test_an_unusable_manifest_is_named(text: str, parameters: dict[str, Parameter], words: str) -> None:
+def test_unusable_manifest_is_named(text: str, parameters: dict[str, Parameter], words: str) -> None:
     with pytest.raises(ManifestError, match=rf"^some\.yaml.*{words}"):
         parse(text, parameters, "some.yaml")
 
 
-def test_a_missing_manifest_is_named(tmp_path: Path) -> None:
+def test_missing_manifest_is_named(tmp_path: Path) -> None:
     with pytest.raises(ManifestError, match=re.escape(f"{tmp_path}/gone.yaml: can't be read")):
         load(tmp_path / "gone.yaml")
 
@@ -160,7 +161,7 @@ def test_flannels_configuration_has_network_and_backend() -> None:
     assert plugins == ["flannel", "portmap"]
 
 
-def test_a_changed_flannel_configuration_creates_new_pods() -> None:
+def test_changed_flannel_configuration_creates_new_pods() -> None:
     def template(**changes: Parameter) -> Any:
         objects = by_name(load(MANIFESTS / "flannel.yaml", FLANNEL | changes))
         return objects["DaemonSet/kube-flannel/flannel"]["spec"]["template"]

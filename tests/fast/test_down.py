@@ -1,3 +1,5 @@
+"""`make down` with a fake lab and engine."""
+
 from __future__ import annotations
 
 from contextlib import nullcontext
@@ -39,7 +41,7 @@ class BusyLab:
         self._calls.append("down")
 
 
-def test_busy_hosts_are_restored_before_the_lab_is_removed(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_busy_hosts_are_restored_before_lab_removal(monkeypatch: pytest.MonkeyPatch) -> None:
     calls: list[str] = []
     monkeypatch.setattr(Lab, "load", lambda *_: BusyLab(calls))
     monkeypatch.setattr(down, "exists", lambda _: True)

@@ -1,18 +1,13 @@
-"""Finding, showing and repairing differences between a host's state and its setup."""
+"""Finding, showing and repairing drift: differences between a host's state and its setup."""
 
 from __future__ import annotations
 
-import base64
 import datetime as dt
 import json
 from pathlib import Path
 from typing import Any
 
 import pytest
-from cryptography import x509
-from cryptography.hazmat.primitives import hashes, serialization
-from cryptography.hazmat.primitives.asymmetric import ec
-from cryptography.x509.oid import NameOID
 
 from common.errors import UserError
 from model import drift
@@ -20,25 +15,22 @@ from model.drift import Difference
 from model.settings import Settings
 from model.settings_file import load
 from model.steps import STEPS
+from tests.fast.certificates import self_signed
 from tests.fast.recorded_run import commands, run
 from tests.fast.sample_settings import raw_settings
-from tests.fast.shell import part, put, record
+from tests.fast.shell import put, record, stdout_of
 from tools import check
+from tools.__main__ import main
 from tools.reader import Reader
 
 NOW = dt.datetime(2026, 11, 25, tzinfo=dt.UTC)
-
-
 REPAIRING = {step.name for step in STEPS.values() if step.repairs}
 
 
 def certificate(days: float) -> str:
-    key = ec.generate_private_key(ec.SECP256R1())
-    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "kube-apiserver")])
-    end = NOW + dt.timedelta(days=days)
-    made = x509.CertificateBuilder(name, name, key.public_key(), 1, NOW - dt.timedelta(days=365), end)
-    der = made.sign(key, hashes.SHA256()).public_bytes(serialization.Encoding.DER)
-    return f"certificate\t/pki/apiserver.crt\t{base64.b64encode(der).decode()}"
+    _, pem = self_signed("kube-apiserver", end=NOW + dt.timedelta(days=days), days=365)
+    encoded = "".join(pem.decode().splitlines()[1:-1])
+    return f"certificate\t/pki/apiserver.crt\t{encoded}"
 
 
 def test_edited_and_missing_files_are_differences(tmp_path: Path) -> None:
@@ -56,14 +48,17 @@ create() {{
   check_files
 }}
 """
-    found = part("steps/check.sh", body, tmp_path).splitlines()
+    found = stdout_of("steps/check.sh", body, tmp_path).splitlines()
     assert [line.split("\t")[0] for line in found] == [f"{etc}/edited", f"{etc}/gone"]
     assert "edited on 20" in found[0]
     assert found[1].endswith("missing")
 
 
-def test_a_reset_host_is_one_difference(tmp_path: Path) -> None:
-    assert part("steps/check.sh", "", tmp_path, STACK="dev") == "host\ta node of the stack dev\tnot set up\n"
+def test_reset_host_is_one_difference(tmp_path: Path) -> None:
+    assert (
+        stdout_of("steps/check.sh", "", tmp_path, STACK="dev")
+        == "host\ta node of the stack dev\tnot set up\n"
+    )
 
 
 def test_package_versions_and_holds_are_compared(tmp_path: Path) -> None:
@@ -73,11 +68,11 @@ dpkg-query() { if [[ ${*: -1} == kubectl ]]; then echo 1.36.0-1.1; else echo 1.3
 apt-mark() { printf 'kubelet\\nkubectl\\n'; }
 create() { check_packages; }
 """
-    assert part("steps/check.sh", body, tmp_path, VERSION="1.37.2", MANAGE="true").splitlines() == [
+    assert stdout_of("steps/check.sh", body, tmp_path, VERSION="1.37.2", MANAGE="true").splitlines() == [
         "package kubeadm\theld\tnot held",
         "package kubectl\t1.37.2\t1.36.0-1.1",
     ]
-    assert part("steps/check.sh", body, tmp_path, VERSION="1.37.2", MANAGE="false") == ""
+    assert stdout_of("steps/check.sh", body, tmp_path, VERSION="1.37.2", MANAGE="false") == ""
 
 
 @pytest.mark.parametrize(
@@ -89,7 +84,7 @@ create() { check_packages; }
         ("nftables", "nftables", "lc", []),
     ],
 )
-def test_the_live_proxy_mode_and_scheduler_are_compared(
+def test_live_proxy_mode_and_scheduler_are_compared(
     tmp_path: Path, mode: str, live: str, scheduler: str, found: list[str]
 ) -> None:
     body = f"""
@@ -98,7 +93,7 @@ ipvsadm() {{ printf -- '-A -t 10.0.0.1:80 -s wrr\\n-A -t 10.96.0.1:443 -s {sched
 create() {{ check_proxy; }}
 """
     values = {"MODE": mode, "SCHEDULER": "rr", "SERVICE_ADDRESS": "10.96.0.1"}
-    assert part("steps/check.sh", body, tmp_path, **values).splitlines() == found
+    assert stdout_of("steps/check.sh", body, tmp_path, **values).splitlines() == found
 
 
 def test_only_a_files_first_certificate_is_printed(tmp_path: Path) -> None:
@@ -107,10 +102,10 @@ def test_only_a_files_first_certificate_is_printed(tmp_path: Path) -> None:
         "-----BEGIN EC PRIVATE KEY-----\nc2VjcmV0\n-----END EC PRIVATE KEY-----\n"
     )
     script = f"create() {{ certificate_text <{tmp_path}/both.pem; }}\n"
-    assert part("steps/check.sh", script, tmp_path) == "QUJDREVG"
+    assert stdout_of("steps/check.sh", script, tmp_path) == "QUJDREVG"
 
 
-def test_a_certificate_that_expires_soon_is_a_difference() -> None:
+def test_certificate_that_expires_soon_is_a_difference() -> None:
     assert drift.differences(certificate(31), NOW) == ()
     (soon,) = drift.differences(certificate(29.5), NOW)
     assert soon == Difference("/pki/apiserver.crt", "valid for 30 days", "expires on 2026-12-24, in 29 days")
@@ -119,7 +114,7 @@ def test_a_certificate_that_expires_soon_is_a_difference() -> None:
 
 
 @pytest.mark.parametrize("text", ["", "bm9uZQ==", "no base64"])
-def test_an_unreadable_certificate_is_a_difference(text: str) -> None:
+def test_unreadable_certificate_is_a_difference(text: str) -> None:
     printed = f"certificate\t/pki/ca.crt\t{text}\nswap\toff\ton: /dev/vdb\n"
     assert drift.differences(printed, NOW) == (
         Difference("/pki/ca.crt", "a certificate", "unreadable"),
@@ -132,7 +127,7 @@ def test_unexpected_output_is_refused() -> None:
         drift.differences("Warning: something", NOW)
 
 
-def test_the_table_covers_all_hosts() -> None:
+def test_table_covers_all_hosts() -> None:
     hosts = {"master": [], "node1": [Difference("swap", "off", "on: /dev/vdb")]}
     assert check.table(hosts, {"node2": "no SSH server answers"}).splitlines() == [
         "HOST   WHAT  EXPECTED  FOUND",
@@ -155,7 +150,7 @@ def settings(tmp_path: Path) -> Settings:
         ({"node1": UserError("no answer"), "node2": (Difference("swap", "off", "on"),)}, 1),
     ],
 )
-def test_the_exit_status_tells_differences_from_failures(
+def test_exit_status_distinguishes_differences_from_failures(
     settings: Settings,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
@@ -171,9 +166,9 @@ def test_the_exit_status_tells_differences_from_failures(
 
     monkeypatch.setattr(check, "settings_of", lambda stack: settings)
     monkeypatch.setattr(check, "check_host", check_host)
-    assert check.main(["--stack", "dev"]) == status
+    assert main(["check", "--stack", "dev"]) == status
     assert ("repair: '" in capsys.readouterr().out) == any(isinstance(f, tuple) and f for f in found.values())
-    assert check.main(["--stack", "dev", "--json"]) == status
+    assert main(["check", "--stack", "dev", "--json"]) == status
     assert set(json.loads(capsys.readouterr().out)) == {"differences", "notChecked"}
 
 
@@ -187,7 +182,7 @@ def test_unexpected_output_doesnt_hide_other_hosts(
 
     monkeypatch.setattr(check, "settings_of", lambda stack: settings)
     monkeypatch.setattr(Reader, "run", run_step)
-    assert check.main(["--stack", "dev"]) == 1
+    assert main(["check", "--stack", "dev"]) == 1
     lines = capsys.readouterr().out.splitlines()
     assert "node2  swap  off       on" in lines
     assert "master: no differences" in lines
@@ -196,7 +191,7 @@ def test_unexpected_output_doesnt_hide_other_hosts(
 
 
 @pytest.mark.parametrize(("host", "without"), [("master", {"join"}), ("node1", {"init", "kubeconfig"})])
-def test_a_repair_repeats_all_steps_of_its_host(tmp_path: Path, host: str, without: set[str]) -> None:
+def test_repair_repeats_all_steps_of_its_host(tmp_path: Path, host: str, without: set[str]) -> None:
     raw = raw_settings(tmp_path)
     before = run(load(raw, tmp_path))
     next(item for item in raw["hosts"] if item["name"] == host)["repair"] = "2026-11-25"
@@ -206,10 +201,10 @@ def test_a_repair_repeats_all_steps_of_its_host(tmp_path: Path, host: str, witho
         for name in commands(before)
         if "stdin" in before.inputs[name] and after.inputs[name]["stdin"] != before.inputs[name]["stdin"]
     }
-    # It changes in every run that follows no successful verification (see test_graph.py).
+    # It changes in every run until a verification succeeds (see test_graph.py).
     changed.remove("expected-services")
     steps = {f"{host}-{step}" for step in REPAIRING - without}
-    # After that, the node must become Ready, and the host is verified again.
+    # Afterwards the node must become Ready, and the host is verified again.
     later = {f"{host}-node", f"{host}-verification"}
     assert changed == steps | later
     for name in changed:

@@ -1,4 +1,4 @@
-"""The committed stack files are valid, and settings that they share are in one place."""
+"""The committed stack files are valid, and repeat no shared settings."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def test_prod_is_protected_and_pins_host_keys(settings: Settings) -> None:
 
 
 @pytest.mark.parametrize("settings", ["prod"], indirect=True)
-def test_own_settings_take_precedence_one_by_one(settings: Settings) -> None:
+def test_own_settings_override_shared_ones_individually(settings: Settings) -> None:
     assert settings.firewall == "leave"
     assert settings.ssh.user == "ops"
     assert settings.cluster.kubelet.system_reserved == {"cpu": "200m", "memory": "1Gi"}
@@ -73,5 +73,5 @@ def test_project_defaults_are_empty() -> None:
         assert section is not None and issubclass(section, Section), name
 
 
-def test_the_prefix_is_the_projects_name() -> None:
+def test_prefix_is_the_projects_name() -> None:
     assert yaml.safe_load((stacks.PROJECT / "Pulumi.yaml").read_text())["name"] == PREFIX.removesuffix(":")

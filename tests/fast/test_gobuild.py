@@ -1,4 +1,4 @@
-"""Go programs: the wrapper modules, choosing a Go, and building."""
+"""Go programs: wrapper modules, choosing a Go version, building."""
 
 from __future__ import annotations
 
@@ -14,6 +14,8 @@ from common import cache, gobuild
 from common.errors import UserError
 from common.progress import Progress
 from lab.artefacts import targets
+
+pytestmark = pytest.mark.usefixtures("temporary_cache")
 
 QUIET = Progress(quiet=True)
 WRAPPERS = sorted(
@@ -32,11 +34,6 @@ TARGETS = (
     targets.FLANNEL,
     targets.LAB_NETWORK,
 )
-
-
-@pytest.fixture(autouse=True)
-def cache_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
 
 
 @pytest.mark.parametrize("wrapper", WRAPPERS, ids=lambda path: path.name)
@@ -97,7 +94,7 @@ def test_executable_name_is_the_one_that_go_uses(package: str, name: str) -> Non
 
 FAKE_GO = """\
 #!/bin/sh
-# Behaves like Go VERSION that can download toolchain CAN. Logs its arguments to LOG.
+# Behaves like Go VERSION, which can download the toolchain CAN. Logs its arguments to LOG.
 echo "$GOTOOLCHAIN $*" >> LOG
 case "$1" in
 version)

@@ -31,7 +31,7 @@ def recorded(settings: Settings) -> graph.Recorder:
     return run(settings)
 
 
-def test_a_recorded_run_leaves_no_thread_behind(settings: Settings) -> None:
+def test_recorded_run_leaves_no_thread_behind(settings: Settings) -> None:
     run(settings)  # gRPC keeps one thread for the whole process
     before = threading.active_count()
     run(settings)
@@ -71,7 +71,7 @@ def test_removing_a_worker_may_outlast_its_drain(settings: Settings) -> None:
     assert int(limit[1]) > 7200
 
 
-def test_a_worker_is_deregistered_after_its_reset(recorded: graph.Recorder) -> None:
+def test_worker_is_deregistered_after_its_reset(recorded: graph.Recorder) -> None:
     """Deletion is in reverse order, and a host that isn't reset yet could register its node again."""
     for host in WORKERS:
         deregister = recorded.requests[f"{host}-deregister"]
@@ -79,8 +79,7 @@ def test_a_worker_is_deregistered_after_its_reset(recorded: graph.Recorder) -> N
         assert recorded.before(f"{host}-deregister") == set()
         assert recorded.names([deregister.deletedWith]) == {"NodeList node-list"}
         assert recorded.inputs[f"{host}-deregister"]["delete"].endswith("delete deregister master")
-    # If the control plane's steps depended on it, their deletion would wait for every worker, dead ones
-    # included.
+    # If the control plane's steps depended on it, their deletion would wait for every worker, even dead ones.
     assert not [n for n in recorded.before("master-init") if n.endswith("-deregister")]
 
 
@@ -88,7 +87,7 @@ def test_desired_changes_are_recorded_before_their_step(recorded: graph.Recorder
     steps, changing = steps_of(recorded), set()
     for name, command in commands(recorded).items():
         desired = f"{name}-desired" in recorded.names(command.dependencies)
-        assert desired == (steps[name].changes), name
+        assert desired == steps[name].changes, name
         if desired:
             changing.add(steps[name].name)
             # Nothing is recorded for a step that is never reached.
@@ -101,7 +100,7 @@ def test_init_waits_only_for_its_own_host(recorded: graph.Recorder) -> None:
     assert {name.partition("-")[0] for name in recorded.before("master-init")} == {"master"}
 
 
-def test_a_join_waits_for_its_host_and_init(recorded: graph.Recorder) -> None:
+def test_join_waits_for_its_host_and_init(recorded: graph.Recorder) -> None:
     waits = recorded.before("node1-join")
     assert {"node1-runtime", "master-init", "node1-token", "master-admin"} <= waits
     assert not [name for name in waits if name.startswith("node2")]
@@ -120,7 +119,7 @@ def test_every_verification_comes_last(recorded: graph.Recorder) -> None:
         assert {"expected-services", "Deployment/default/nginx", "node1-node", "node2-node"} <= waits
 
 
-def test_a_verification_repeats_until_it_succeeds(tmp_path: Path, settings: Settings) -> None:
+def test_verification_repeats_until_it_succeeds(tmp_path: Path, settings: Settings) -> None:
     verified: list[str] = []
 
     def expected(settings: Settings, last: str | None) -> str:
@@ -142,7 +141,7 @@ def test_commands_are_deleted_before_they_are_replaced(recorded: graph.Recorder)
         assert request.deleteBeforeReplace, name
 
 
-def test_steps_on_a_host_go_with_its_claim(recorded: graph.Recorder) -> None:
+def test_steps_on_a_host_are_deleted_with_its_claim(recorded: graph.Recorder) -> None:
     for host, steps in {
         "master": ["kernel", "firewall", "packages", "runtime", "init"],
         "node1": ["kernel", "firewall", "packages", "runtime", "join"],
@@ -166,7 +165,7 @@ def test_objects_are_deleted_and_replaced_with_the_cluster(recorded: graph.Recor
         assert request.replacement_trigger.string_value == "master", name
 
 
-def test_only_identity_settings_make_a_new_cluster(tmp_path: Path, settings: Settings) -> None:
+def test_only_identity_settings_create_a_new_cluster(tmp_path: Path, settings: Settings) -> None:
     same = load(
         raw_settings(
             tmp_path,
@@ -183,13 +182,13 @@ def test_only_identity_settings_make_a_new_cluster(tmp_path: Path, settings: Set
     assert identity(other) != identity(settings)
 
 
-def test_a_new_worker_leaves_other_hosts_unchanged(tmp_path: Path, recorded: graph.Recorder) -> None:
+def test_new_worker_leaves_other_hosts_unchanged(tmp_path: Path, recorded: graph.Recorder) -> None:
     raw = raw_settings(tmp_path)
     raw["hosts"].append(
         {"name": "node3", "role": "worker", "address": "192.168.166.104", "ssh": {"hostKey": HOST_KEY}}
     )
     more = run(load(raw, tmp_path))
-    # Verifications use every host's NodePort, including the new one's, so they all run again.
+    # Each verification uses every host's NodePort, including the new host's, so all of them run again.
     again = {"expected-services", "master-verification", "node1-verification", "node2-verification"}
     for name in commands(recorded):
         assert (more.inputs[name] != recorded.inputs[name]) == (name in again), name
@@ -228,7 +227,7 @@ def test_connections_pin_the_host_key_and_time_out(recorded: graph.Recorder) -> 
         assert 0 < connection["perDialTimeout"] <= 60, name
 
 
-def test_the_provider_keeps_its_cluster_identifier(recorded: graph.Recorder) -> None:
+def test_provider_keeps_its_cluster_identifier(recorded: graph.Recorder) -> None:
     provider = recorded.inputs["test"]
     assert re.fullmatch("test [0-9a-f]{8}", provider["clusterIdentifier"]), "the stack's own identifier"
     assert recorded.requests["test"].ignoreChanges == ["clusterIdentifier"]
@@ -239,9 +238,9 @@ def test_objects_of_an_interrupted_run_are_adopted(recorded: graph.Recorder) -> 
     assert recorded.inputs["test"]["upsertExistingObjects"] in (True, "true")
 
 
-def test_a_token_lives_only_during_its_join(recorded: graph.Recorder) -> None:
+def test_token_exists_only_during_its_join(recorded: graph.Recorder) -> None:
     hooks = recorded.requests["node1-join"].hooks
-    # An update joins too, if somebody reset the node by hand.
+    # An update also joins the node if it was reset by hand.
     for before, after in [
         (hooks.before_create, hooks.after_create),
         (hooks.before_update, hooks.after_update),
@@ -273,7 +272,7 @@ def test_kube_proxy_changes_host_by_host(recorded: graph.Recorder) -> None:
     [{"mode": "nftables"}, {"mode": "iptables"}, {"scheduler": "lc"}],
     ids=lambda p: "-".join(p.values()),
 )
-def test_a_new_proxy_mode_updates_every_host(
+def test_new_proxy_mode_updates_every_host(
     tmp_path: Path, recorded: graph.Recorder, proxy: dict[str, str]
 ) -> None:
     changed = run(load(raw_settings(tmp_path, proxy=proxy), tmp_path))
@@ -285,7 +284,7 @@ def test_a_new_proxy_mode_updates_every_host(
     assert changed.inputs["master-init"]["stdin"] != recorded.inputs["master-init"]["stdin"]
 
 
-def test_a_replaced_worker_is_drained_first(recorded: graph.Recorder) -> None:
+def test_replaced_worker_is_drained_first(recorded: graph.Recorder) -> None:
     assert recorded.inputs["node1-node"]["triggers"] == ["master-init-id", "node1-join-id"]
     assert "delete" in recorded.inputs["node1-node"]
     assert "delete" not in recorded.inputs["master-node"]
@@ -299,7 +298,7 @@ def test_production_protects_only_the_control_plane(tmp_path: Path) -> None:
     }
 
 
-def test_the_cluster_records_its_identity(recorded: graph.Recorder) -> None:
+def test_cluster_records_its_identity(recorded: graph.Recorder) -> None:
     inputs = recorded.inputs["Cluster test"]
     assert inputs["kubernetesVersion"] == "1.37.2"
     assert inputs["network.podSubnet"] == "10.244.0.0/16"

@@ -1,4 +1,4 @@
-"""The IPVS configuration that is expected, and parsing the actual one."""
+"""The expected IPVS configuration, and parsing of the actual one."""
 
 from __future__ import annotations
 
@@ -172,7 +172,7 @@ def test_services_are_expected_with_their_ready_endpoints() -> None:
     assert ipvs.expected(text(objects()), SETTINGS, NODE1) == EXPECTED
 
 
-def test_the_configured_scheduler_is_expected() -> None:
+def test_configured_scheduler_is_expected() -> None:
     proxy = SETTINGS.proxy.model_copy(update={"scheduler": "lc"})
     lines = ipvs.expected(text(objects()), SETTINGS.model_copy(update={"proxy": proxy}), NODE1)
     assert {line.split()[3] for line in lines if line.startswith("virtual ")} == {"lc"}
@@ -196,8 +196,8 @@ def test_node_ports_are_expected_on_given_addresses() -> None:
 
 def test_ipv4_endpoints_of_all_slices_are_combined() -> None:
     more = endpoint_slice("default/nginx", {"10.244.3.3": True}, HTTP)
-    sixth = endpoint_slice("default/nginx", {"fd00::1": True}, HTTP, addressType="IPv6")
-    lines = ipvs.expected(text(objects(more, sixth)), SETTINGS, NODE1)
+    ipv6 = endpoint_slice("default/nginx", {"fd00::1": True}, HTTP, addressType="IPv6")
+    lines = ipvs.expected(text(objects(more, ipv6)), SETTINGS, NODE1)
     assert [line.split()[3] for line in lines if line.startswith("real TCP 10.100.1.1:80 ")] == [
         "10.244.1.2:80",
         "10.244.2.2:80",
@@ -215,7 +215,7 @@ def test_unnamed_ports_match() -> None:
     assert "real TCP 10.100.1.1:80 10.244.1.2:8080 Masq" in lines
 
 
-def test_a_service_without_endpoints_has_no_real_servers() -> None:
+def test_service_without_endpoints_has_no_real_servers() -> None:
     items = [item for item in objects() if item["metadata"]["name"] != "nginx-x1"]
     lines = ipvs.expected(text(items), SETTINGS, NODE1)
     assert "virtual TCP 10.100.1.1:80 rr" in lines
@@ -253,7 +253,7 @@ def test_unknown_lines_are_reported() -> None:
         ipvs.parse_stats("Can't initialize ipvs: Protocol not available\n")
 
 
-def test_an_empty_table_has_no_virtual_servers() -> None:
+def test_empty_table_has_no_virtual_servers() -> None:
     assert ipvs.parse_list("\n".join(LISTED.splitlines()[:3])) == ()
 
 
@@ -284,7 +284,7 @@ waiting for the tables
 """
 
 
-def test_a_report_becomes_sorted_plain_rows() -> None:
+def test_report_becomes_sorted_plain_rows() -> None:
     rows = ipvs.report_tables(REPORT)
     assert [f"{row['protocol']} {row['address']}" for row in rows] == [
         "TCP 10.0.2.15:30080",
@@ -315,7 +315,7 @@ def test_a_report_becomes_sorted_plain_rows() -> None:
     assert json.loads(json.dumps(rows)) == rows
 
 
-def test_a_report_is_split_at_its_headings() -> None:
+def test_report_is_split_at_its_headings() -> None:
     assert ipvs.report_sections("x\n== a\n1\n2\n== b c\n") == {"a": "1\n2\n", "b c": ""}
     with pytest.raises(ipvs.UnreadableError, match="== ipvs"):
         ipvs.report_tables("nothing\n")
@@ -323,8 +323,8 @@ def test_a_report_is_split_at_its_headings() -> None:
 
 def test_rows_are_read_back_from_stack_outputs() -> None:
     rows = ipvs.report_tables(REPORT)
-    back = json.loads(json.dumps(rows), parse_int=float)
-    virtuals = ipvs.from_rows(back)
+    outputs = json.loads(json.dumps(rows), parse_int=float)
+    virtuals = ipvs.from_rows(outputs)
     assert ipvs.rows(virtuals) == rows
     assert isinstance(virtuals[5].reals[0].counts, ipvs.Counts)
     assert isinstance(virtuals[5].reals[0].weight, int)

@@ -1,9 +1,8 @@
-"""kubeadm's configuration files, and what is taken from its kubeconfig."""
+"""kubeadm's configuration files, and the values read from its kubeconfig."""
 
 from __future__ import annotations
 
 import base64
-import datetime as dt
 import hashlib
 import json
 import shutil
@@ -14,13 +13,12 @@ from typing import Any
 
 import pytest
 import yaml
-from cryptography import x509
-from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec
-from cryptography.x509.oid import NameOID
 
 from model import kubeadm
 from model.kubeconfig import Kubeconfig, KubeconfigError
+from tests.fast.certificates import self_signed
 from tests.fast.sample_settings import settings_with
 
 TOKEN = "abcdef.0123456789abcdef"
@@ -62,7 +60,7 @@ def test_components_have_both_arguments_and_environment() -> None:
     }
 
 
-def test_slow_hosts_get_patient_probes() -> None:
+def test_slow_hosts_get_generous_probe_limits() -> None:
     assert kubeadm.patches(settings_with()) == {}
     patches = {
         file.partition("+")[0]: json.loads(text)["spec"]
@@ -78,7 +76,7 @@ def test_slow_hosts_get_patient_probes() -> None:
     assert dns[0]["name"] == "coredns"
 
 
-def test_an_ignored_cpu_check_lowers_cpu_requests() -> None:
+def test_ignored_cpu_check_lowers_cpu_requests() -> None:
     for slow in (False, True):
         settings = settings_with(preflight={"ignore": ["numcpu"]}, cluster={"slowHosts": slow})
         patches = kubeadm.patches(settings)
@@ -287,7 +285,7 @@ def test_only_a_single_host_has_no_taint() -> None:
     assert with_workers["nodeRegistration"]["taints"] == [own]
 
 
-def test_a_configured_control_plane_taint_isnt_duplicated() -> None:
+def test_configured_control_plane_taint_isnt_duplicated() -> None:
     settings = settings_with(2)
     tainted = settings.control_plane.model_copy(
         update={"taints": ("node-role.kubernetes.io/control-plane:NoSchedule", "a:NoExecute")}
@@ -295,7 +293,7 @@ def test_a_configured_control_plane_taint_isnt_duplicated() -> None:
     assert kubeadm.node_taints(settings, tainted) == list(tainted.taints)
 
 
-def test_the_last_node_loses_its_control_plane_taint() -> None:
+def test_last_node_loses_its_control_plane_taint() -> None:
     several, alone = settings_with(2), settings_with(1)
     assert kubeadm.node_taints(several, several.control_plane) == [kubeadm.CONTROL_PLANE_TAINT]
     assert kubeadm.node_taints(several, several.workers[0]) == []
@@ -317,7 +315,7 @@ def test_labels_that_kubelet_resets_arent_passed_to_it() -> None:
     assert arguments["node-labels"] == "a=1,node.kubernetes.io/other=2"
 
 
-# Numbers and booleans for kubeadm's reader, go.yaml.in/yaml/v2 (resolve.go), but text for PyYAML.
+# kubeadm's parser, go.yaml.in/yaml/v2 (resolve.go), reads these as numbers or booleans; PyYAML reads text.
 @pytest.mark.parametrize("text", ["y", "N", "1e3", "0o17", "12e4", "1_000", "+.5", "0b11", "7."])
 def test_text_that_go_reads_differently_is_quoted(text: str) -> None:
     settings = settings_with()
@@ -404,11 +402,7 @@ def test_only_join_config_has_a_token() -> None:
 
 @pytest.fixture(scope="module")
 def ca() -> tuple[ec.EllipticCurvePrivateKey, bytes]:
-    key = ec.generate_private_key(ec.SECP256R1())
-    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "kubernetes")])
-    now = dt.datetime.now(dt.UTC)
-    certificate = x509.CertificateBuilder(name, name, key.public_key(), 1, now, now + dt.timedelta(days=1))
-    return key, certificate.sign(key, hashes.SHA256()).public_bytes(serialization.Encoding.PEM)
+    return self_signed("kubernetes")
 
 
 def kubeconfig(certificate: bytes) -> dict[str, Any]:
@@ -431,7 +425,7 @@ def kubeconfig(certificate: bytes) -> dict[str, Any]:
     }
 
 
-def test_the_ca_hash_is_of_its_public_key(
+def test_ca_hash_is_of_its_public_key(
     ca: tuple[ec.EllipticCurvePrivateKey, bytes],
 ) -> None:
     key, certificate = ca
@@ -483,7 +477,7 @@ def test_yaml_errors_contain_no_secret() -> None:
     assert "c2VjcmV0\n" not in "".join(traceback.format_exception(caught.value))
 
 
-def test_a_kubeconfig_selects_server_and_credentials(ca: tuple[ec.EllipticCurvePrivateKey, bytes]) -> None:
+def test_kubeconfig_selects_server_and_credentials(ca: tuple[ec.EllipticCurvePrivateKey, bytes]) -> None:
     text = yaml.safe_dump(kubeconfig(ca[1]))
     found = Kubeconfig.parse(text)
     assert (found.server, found.ca) == ("https://192.168.166.101:6443", ca[1].decode())
@@ -493,7 +487,7 @@ def test_a_kubeconfig_selects_server_and_credentials(ca: tuple[ec.EllipticCurveP
     assert (other.server, other.ca) == ("https://other:6443", None)
 
 
-def test_a_kubeconfig_may_name_files(tmp_path: Path) -> None:
+def test_kubeconfig_may_name_files(tmp_path: Path) -> None:
     (tmp_path / "ca").write_text("-----BEGIN CERTIFICATE-----\n")
     (tmp_path / "token").write_text("abc\n")
     document = {
@@ -518,7 +512,7 @@ def test_unsupported_login_methods_are_refused(method: str) -> None:
         "current-context": "x",
         "users": [{"name": "u", "user": {method: "something"}}],
     }
-    with pytest.raises(KubeconfigError, match=f"logs in by {method}"):
+    with pytest.raises(KubeconfigError, match=f"logs in with {method}"):
         Kubeconfig.parse(yaml.safe_dump(document))
 
 
@@ -530,7 +524,7 @@ def real_kubeadm() -> str:
     return path
 
 
-def test_the_real_kubeadm_accepts_the_files(real_kubeadm: str, tmp_path: Path) -> None:
+def test_real_kubeadm_accepts_the_files(real_kubeadm: str, tmp_path: Path) -> None:
     settings = settings_with(
         cluster={
             "leaderElection": False,

@@ -1,4 +1,4 @@
-"""The choice of what runs a lab's hosts: KVM, else User Mode Linux, else emulation."""
+"""Choosing how a lab's hosts run: with KVM, else under User Mode Linux, else emulated."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class Trial:
 
     Attributes:
         kernel: What the User Mode Linux kernel does, as shell code; `missing` if it can't be built.
-        kernels: How often the kernel was provided.
+        kernels: How many times the kernel was provided.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -192,10 +192,10 @@ def test_hosts_with_disks_keep_matching_accelerator(trial: Trial, disks: Acceler
 
 
 @pytest.mark.parametrize(("disks", "forced"), [("uml", "tcg"), ("uml", "kvm"), ("kvm", "uml")])
-def test_variable_that_does_not_fit_disks_is_refused(
+def test_variable_that_conflicts_with_disks_is_refused(
     trial: Trial, monkeypatch: pytest.MonkeyPatch, disks: Accelerator, forced: str
 ) -> None:
     monkeypatch.setenv(accelerator.VARIABLE, forced)
-    with pytest.raises(UserError, match=f"disks of {disks}") as caught:
+    with pytest.raises(UserError, match=f"have {disks} disks") as caught:
         trial.choose(disks)
     assert "--name blue" in caught.value.next_move

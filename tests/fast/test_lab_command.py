@@ -1,4 +1,4 @@
-"""Commands that lab tests run: output, failures, and what happens if pytest is interrupted."""
+"""Commands that lab tests run: their output, failures, and interruptions of pytest."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from common import processes
 from common.progress import Progress
 from tests.lab import cluster
 
-# A child with its own child, like `tools.up` and its `pulumi`. The child prints both pids when it is ready.
+# A child with its own child, like `tools up` and its `pulumi`. The child prints both pids when it is ready.
 CHILDREN = """
 import os, pathlib, signal, subprocess, sys, time
 folder, obeys = pathlib.Path(sys.argv[1]), sys.argv[2] == "obeys"
@@ -40,7 +40,7 @@ else:
 
 
 class Interrupted(BaseException):
-    """Not an `Exception`, like what pytest.exit raises in a signal handler."""
+    """Not an `Exception`, just like the one that pytest.exit raises in a signal handler."""
 
 
 class InterruptingProgress(Progress):

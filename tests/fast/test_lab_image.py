@@ -1,4 +1,4 @@
-"""The hosts' disk image: how it is built, and with which privileges."""
+"""The hosts' disk image: building it, the privileges needed, pruning."""
 
 from __future__ import annotations
 
@@ -16,10 +16,7 @@ from common.progress import Progress
 from lab import image, image_root, requirements
 from tests.fast.saved_lab import QUIET
 
-
-@pytest.fixture(autouse=True)
-def _own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+pytestmark = pytest.mark.usefixtures("temporary_cache")
 
 
 def test_initramfs_is_a_valid_cpio_archive() -> None:

@@ -1,4 +1,4 @@
-"""`Lab`: starting, taking down, and the advice in its errors."""
+"""A lab's start and removal, and the advice in its error messages."""
 
 from __future__ import annotations
 
@@ -20,11 +20,7 @@ from lab.vms import create_vms
 from tests.fast.fake_qemu import FakeQemu
 from tests.fast.saved_lab import QUIET, saved_lab
 
-
-@pytest.fixture(autouse=True)
-def _own_folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+pytestmark = pytest.mark.usefixtures("temporary_folders")
 
 
 def test_taking_down_missing_lab_succeeds() -> None:
@@ -50,7 +46,7 @@ def test_only_hosts_not_yet_booted_must_be_healthy(monkeypatch: pytest.MonkeyPat
         return subprocess.CompletedProcess(argv, 0, "degraded\n" if "is-system-running" in argv else "", "")
 
     monkeypatch.setattr(ssh, "run", run)
-    monkeypatch.setattr(ssh, "greets", lambda port, timeout=5.0: True)
+    monkeypatch.setattr(ssh, "sends_banner", lambda port, timeout=5.0: True)
     monkeypatch.setattr(Vm, "pid", property(lambda vm: os.getpid()))
     lab = saved_lab("blue", options={"count": 2})
     (lab.folder / "packages.asc").write_text("key\n")
@@ -61,7 +57,7 @@ def test_only_hosts_not_yet_booted_must_be_healthy(monkeypatch: pytest.MonkeyPat
         (vms[0].folder / "booted").write_text(str(os.getpid()))
         with pytest.raises(UserError, match="node1 booted, but is degraded") as caught:
             startup.start(lab.folder, saved, QUIET)
-        assert "python3 -m lab down --name blue" in str(caught.value)
+        assert ".venv/bin/python -m lab down --name blue" in str(caught.value)
         (vms[1].folder / "booted").write_text(str(os.getpid()))
         startup.start(lab.folder, saved, QUIET)
     finally:

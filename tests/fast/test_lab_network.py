@@ -44,7 +44,7 @@ def test_resolver_is_first_ipv4_nameserver(tmp_path: Path, text: str | None, add
 
 
 class Host:
-    """A host's process, as far as the network cares."""
+    """The parts of a host that the network uses."""
 
     host = SimpleNamespace(name="master")
     machine = SimpleNamespace(forwards={22101: 22}, mac=lambda card: "52:54:00:00:00:01")

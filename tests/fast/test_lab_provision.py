@@ -1,4 +1,4 @@
-"""What a lab checks before it builds anything."""
+"""A lab's checks before it builds anything."""
 
 from __future__ import annotations
 
@@ -13,9 +13,7 @@ from tests.fast.saved_lab import QUIET, saved_lab
 
 
 @pytest.fixture(autouse=True)
-def _full_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+def _full_disk(temporary_folders: None, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(provision, "_DISK_NEEDED", 1 << 60)
     monkeypatch.setattr("lab.requirements.check", lambda family: None)
     monkeypatch.setattr("lab.ports.check_free", lambda wanted: None)

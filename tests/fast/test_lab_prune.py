@@ -1,4 +1,4 @@
-"""What pruning the cache removes and keeps."""
+"""Pruning the cache: removed and kept entries."""
 
 from __future__ import annotations
 
@@ -15,11 +15,7 @@ from lab.artefacts import kernel
 from lab.prune import prune
 from tests.fast.saved_lab import QUIET, saved_lab
 
-
-@pytest.fixture(autouse=True)
-def _own_folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+pytestmark = pytest.mark.usefixtures("temporary_folders")
 
 
 def entry(folder: Path, age: float) -> Path:
@@ -89,4 +85,4 @@ def test_pruning_with_damaged_record_is_refused() -> None:
     (lab.folder / "lab.json").write_text("{")
     with pytest.raises(UserError) as caught:
         prune(QUIET)
-    assert caught.value.next_move == "python3 -m lab down --name blue"
+    assert caught.value.next_move == ".venv/bin/python -m lab down --name blue"

@@ -1,4 +1,4 @@
-"""Hosts that QEMU runs: their command line, their priority, guests that are paused."""
+"""Hosts under QEMU: command line, priority, paused guests."""
 
 from __future__ import annotations
 
@@ -107,7 +107,7 @@ def test_emulated_workers_run_at_lower_priority(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, host: int, accelerator: Accelerator, niceness: int
 ) -> None:
     binary = tmp_path / "qemu"
-    # The test stops it; the minute is for a test that fails before that.
+    # The test stops it; the minute is a limit in case the test fails first.
     binary.write_text(
         f"#!{sys.executable}\nimport os, pathlib, time\n"
         "pathlib.Path('qemu.pid').write_text(str(os.getpid()))\n"

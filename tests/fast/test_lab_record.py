@@ -15,11 +15,7 @@ from lab.ports import fixed
 from lab.record import Record, choose_ports
 from tests.fast.saved_lab import QUIET, saved_lab
 
-
-@pytest.fixture(autouse=True)
-def _own_folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+pytestmark = pytest.mark.usefixtures("temporary_folders")
 
 
 def test_saved_options_and_ports_can_be_read() -> None:

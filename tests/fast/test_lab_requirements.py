@@ -1,4 +1,4 @@
-"""The programs that the lab needs on this machine: checks and installation."""
+"""The programs that the lab needs: checks and installation."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from common.errors import UserError
 from common.progress import Progress
 from lab import requirements
 from lab.artefacts import command
+from tests.fast.fake_programs import program
 
 
 @pytest.fixture
@@ -21,19 +22,13 @@ def bin_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-def add(folder: Path, name: str, script: str = "") -> None:
-    path = folder / name
-    path.write_text(f"#!/bin/sh\n{script}\n")
-    path.chmod(0o755)
-
-
 def test_all_missing_programs_are_reported_together(bin_folder: Path) -> None:
     with pytest.raises(UserError) as caught:
         requirements.check()
     message = str(caught.value)
     for line in ("qemu-system-x86_64 isn't installed (package qemu-system-x86)", "package docker-registry"):
         assert line in message
-    assert "python3 -m lab requirements --install" in message
+    assert ".venv/bin/python -m lab requirements --install" in message
 
 
 def test_only_rpm_labs_need_rpm_tools(bin_folder: Path) -> None:
@@ -54,7 +49,7 @@ def test_programs_are_found_in_sbin(
 ) -> None:
     sbin = tmp_path / "sbin"
     sbin.mkdir()
-    add(sbin, "mkfs.ext4")
+    program(sbin / "mkfs.ext4")
     assert requirements.find("mkfs.ext4") is None
     monkeypatch.setattr(apt, "_SBIN", str(sbin))
     assert requirements.find("mkfs.ext4") == str(sbin / "mkfs.ext4")
@@ -78,7 +73,7 @@ def test_backports_are_used_on_debian_12_without_kvm(
     kvm: bool,
     wanted: bool,
 ) -> None:
-    monkeypatch.setattr(requirements, "kvm_opens", lambda: kvm)
+    monkeypatch.setattr(requirements, "can_open_kvm", lambda: kvm)
     monkeypatch.setattr(requirements, "os_release", lambda: system)
     monkeypatch.setattr(requirements, "qemu_version", lambda: version)
     packages = ["qemu-system-x86"] if version is None else []
@@ -91,13 +86,12 @@ def test_only_missing_packages_are_installed(
     calls = tmp_path / "calls"
     for requirement in requirements.REQUIREMENTS:
         if requirement.what not in ("mmdebstrap",) and not requirement.what.startswith("/"):
-            add(bin_folder, requirement.what, "echo 'QEMU emulator version 10.0.2'")
+            program(bin_folder / requirement.what, "echo 'QEMU emulator version 10.0.2'")
     have = tuple(r for r in requirements.REQUIREMENTS if not r.what.startswith("/"))
     monkeypatch.setattr(requirements, "REQUIREMENTS", have)
     monkeypatch.setattr("os.geteuid", lambda: 0)
-    add(
-        bin_folder,
-        "apt-get",
+    program(
+        bin_folder / "apt-get",
         f'cd {bin_folder}; echo "$*" >>{calls}; case "$*" in *install*) /bin/cp tar mmdebstrap;; esac',
     )
     (bin_folder / "env").symlink_to("/usr/bin/env")
@@ -118,7 +112,7 @@ def test_browser_is_installed_if_apt_has_one(
 ) -> None:
     monkeypatch.setattr(requirements, "os_release", lambda: {"ID": system})
     if installed:
-        add(bin_folder, installed)
+        program(bin_folder / installed)
     assert requirements.browser_package(Progress(quiet=True)) == package
 
 
@@ -140,7 +134,7 @@ def test_backports_come_from_configured_debian_mirror(
     monkeypatch.setattr(requirements, "_wants_backports", lambda packages: True)
     monkeypatch.setattr(requirements, "missing", lambda family="deb": ())
     monkeypatch.setenv("KUBEADM_IPVS_DEBIAN_MIRROR", "http://mirror.example.com/debian")
-    add(bin_folder, "apt-get")
+    program(bin_folder / "apt-get")
     monkeypatch.setenv("PATH", f"{bin_folder}:/usr/bin:/bin")
     requirements.install(Progress(quiet=True))
     assert "URIs: http://mirror.example.com/debian\n" in source.read_text()
@@ -159,7 +153,7 @@ def test_apt_lock_of_another_program_is_waited_for(
     (bin_folder / "env").symlink_to("/usr/bin/env")
     once = tmp_path / "called"
     locked = "E: Could not get lock /var/lib/apt/lists/lock. It is held by process 7 (apt-get)"
-    add(bin_folder, "apt-get", f'[ -e {once} ] || {{ : >{once}; echo "{locked}" >&2; exit 100; }}')
+    program(bin_folder / "apt-get", f'[ -e {once} ] || {{ : >{once}; echo "{locked}" >&2; exit 100; }}')
     apt.apt_get(Progress(quiet=True), ["update"])
     once.unlink()
     monkeypatch.setattr(apt, "_LOCK_SECONDS", 0.0)
@@ -176,7 +170,7 @@ def test_only_newly_installed_registry_has_service_disabled(
     systemd.mkdir()
     calls.touch()
     monkeypatch.setattr(requirements, "_SYSTEMD", systemd)
-    add(bin_folder, "systemctl", f'echo "$1 $2" >>{calls}')
+    program(bin_folder / "systemctl", f'echo "$1 $2" >>{calls}')
     with requirements._without_service(["docker-registry"] if missing else ["mmdebstrap"]):
         before = calls.read_text().splitlines()
     lines = [f"{verb} docker-registry.service" for verb in verbs]

@@ -1,4 +1,4 @@
-"""The seed, which gives a host its identity."""
+"""The seed, a tar archive that gives a host its identity."""
 
 from __future__ import annotations
 

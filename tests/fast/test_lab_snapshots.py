@@ -22,10 +22,8 @@ from tests.fast.saved_lab import QUIET, saved_lab
 
 
 @pytest.fixture
-def lab(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Lab:
-    """A lab of two hosts whose processes seem to run."""
-    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+def lab(temporary_folders: None, monkeypatch: pytest.MonkeyPatch) -> Lab:
+    """A lab of two hosts whose processes appear to run."""
     monkeypatch.setattr(Vm, "pid", property(lambda vm: os.getpid()))
     monkeypatch.setattr("lab.ports.check_free", lambda wanted: None)
     saved = saved_lab("blue", options={"count": 2})
@@ -55,7 +53,7 @@ def test_tag_that_qemu_would_misread_is_refused(tmp_path: Path, tag: str) -> Non
 def test_status_distinguishes_paused_from_booting(
     lab: Lab, qemus: list[FakeQemu], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(ssh, "greets", lambda port, timeout=5.0: False)
+    monkeypatch.setattr(ssh, "sends_banner", lambda port, timeout=5.0: False)
     qemus[0].status = "paused"
     assert [host.state for host in lab.status().hosts] == ["paused", "booting"]
 
@@ -96,7 +94,7 @@ def test_restored_host_gets_current_time_and_packages_key(
         return subprocess.CompletedProcess(argv, 0, "degraded\n" if "is-system-running" in argv else "", "")
 
     monkeypatch.setattr(ssh, "run", run)
-    monkeypatch.setattr(ssh, "greets", lambda port, timeout=5.0: True)
+    monkeypatch.setattr(ssh, "sends_banner", lambda port, timeout=5.0: True)
     for vm in vms:
         (vm.folder / "packages.known").write_text("new key\n")  # the restored guest has the old one
     lab.restore("plain")

@@ -15,14 +15,11 @@ from lab import ports, stackfile, startup
 from lab.hardware import Accelerator
 from lab.options import Options
 from tests.fast.saved_lab import saved_lab
+from tests.stacks import PROJECT
 
-STACK = Path(__file__).resolve().parents[2] / "Pulumi.dev.yaml"
+pytestmark = pytest.mark.usefixtures("temporary_folders")
 
-
-@pytest.fixture(autouse=True)
-def _own_folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+STACK = PROJECT / "Pulumi.dev.yaml"
 
 
 def test_committed_stack_file_matches_default_lab() -> None:
@@ -51,7 +48,7 @@ def test_other_labs_stack_file_has_own_values(tmp_path: Path) -> None:
 
 @pytest.fixture
 def stack_of_blue(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The path of the lab `blue`'s stack file, in a checkout of its own."""
+    """The path of the lab `blue`'s stack file, in a temporary checkout."""
     (tmp_path / "Pulumi.dev.yaml").write_text(STACK.read_text())
     monkeypatch.setattr(paths, "project_dir", lambda: tmp_path)
     return tmp_path / "Pulumi.lab-blue.yaml"

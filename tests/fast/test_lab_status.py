@@ -10,6 +10,7 @@ import pytest
 
 from common.errors import UserError
 from lab import ssh, status
+from lab.__main__ import status_text
 from lab.hardware import Accelerator
 from lab.lab import Lab
 from lab.machine import Vm
@@ -20,15 +21,11 @@ from lab.record import Record
 from lab.vms import create_vms
 from tests.fast.saved_lab import QUIET, saved_lab
 
-
-@pytest.fixture(autouse=True)
-def _own_folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+pytestmark = pytest.mark.usefixtures("temporary_folders")
 
 
 def test_status_of_missing_lab_suggests_up() -> None:
-    with pytest.raises(UserError, match="python3 -m lab up"):
+    with pytest.raises(UserError, match="python -m lab up"):
         Lab.load("default", QUIET).status()
 
 
@@ -42,6 +39,13 @@ def test_status_of_stopped_lab_is_complete_json() -> None:
     assert found["api"] == "127.0.0.1:22643"
 
 
+def test_status_text_has_a_row_for_each_host() -> None:
+    lines = status_text(saved_lab(options={"count": 2}).status()).splitlines()
+    assert lines[2] == "node1   worker         stopped  192.168.166.102  127.0.0.1:22102  1     2048 MiB  -"
+    assert "snapshots  none" in lines
+    assert lines[-1] == "lab 'blue' is not up"
+
+
 @pytest.mark.parametrize(("accelerator", "state"), [("tcg", "ready"), ("kvm", "booting")])
 def test_busy_emulated_host_is_ready(
     accelerator: Accelerator, state: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
@@ -50,5 +54,5 @@ def test_busy_emulated_host_is_ready(
     [master] = create_vms(tmp_path, record)
     monkeypatch.setattr(Vm, "pid", os.getpid())
     monkeypatch.setattr(QemuVm, "paused_reason", lambda _: None)
-    monkeypatch.setattr(ssh, "greets", lambda _, timeout: timeout >= 10)
+    monkeypatch.setattr(ssh, "sends_banner", lambda _, timeout: timeout >= 10)
     assert status.host_status(master).state == state

@@ -43,7 +43,7 @@ def master(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Vm]:
     (master,) = vms_of(folder, count=1)
     master.folder.mkdir()
     script = folder / "base/linux"
-    # The test stops it; the minute is for a test that fails before that.
+    # The test stops it; the minute is a limit in case the test fails first.
     script.write_text(
         f"#!{sys.executable}\nimport time\nopen('boots', 'a').write('started\\n')\ntime.sleep(60)\n"
     )
@@ -157,7 +157,7 @@ def test_stop_kills_the_process(master: Vm) -> None:
 def test_output_of_failing_kernel_is_reported(master: Vm) -> None:
     (master.lab_folder / "base/linux").write_text(f"#!{sys.executable}\nprint('no seccomp here')\n")
     with pytest.raises(
-        UserError, match=r"User Mode Linux of master (exited|didn't start):\s+no seccomp here"
+        UserError, match=r"User Mode Linux for master (exited|didn't start):\s+no seccomp here"
     ):
         master.start()
         master.wait_ssh(20, QUIET, threading.Event())

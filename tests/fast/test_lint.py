@@ -1,3 +1,5 @@
+"""The linters that `make lint` runs."""
+
 from __future__ import annotations
 
 import subprocess
@@ -10,6 +12,7 @@ from common.cache import cached
 from common.paths import project_dir
 from common.progress import Progress
 from tools import lint
+from tools.__main__ import main
 
 
 @pytest.mark.parametrize(
@@ -30,7 +33,7 @@ def test_shell_scripts_are_recognized(tmp_path: Path, name: str, text: str, shel
     assert lint.is_shell(tmp_path / name) is shell
 
 
-def test_new_files_are_included_and_ignored_ones_are_not(tmp_path: Path) -> None:
+def test_new_files_are_included_without_ignored_ones(tmp_path: Path) -> None:
     subprocess.run(["git", "init", "--quiet", str(tmp_path)], check=True)
     (tmp_path / ".gitignore").write_text("/built/\n")
     (tmp_path / "built").mkdir()
@@ -57,7 +60,7 @@ def test_all_checks_run_even_if_one_fails(
     monkeypatch.setattr(lint, "workflow_check", lambda progress: both[1])
     monkeypatch.setattr(lint, "network_check", lambda progress: both[1])
     monkeypatch.setattr(lint, "project_dir", lambda: tmp_path)
-    assert lint.main() == 1
+    assert main(["lint"]) == 1
     output = capsys.readouterr().out
     assert "lint: first: FAILED" in output
     assert "F401" in output
@@ -70,7 +73,7 @@ def test_checks_that_need_go_are_skipped_without_it(
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     monkeypatch.setattr(gobuild, "present_go", lambda needed, progress: None)
     monkeypatch.setattr(lint, "checks", lambda root: (lint.Check("other", ("ruff", "--version")),))
-    assert lint.main() == 0
+    assert main(["lint"]) == 0
     output = capsys.readouterr().out
     assert "lint: actionlint: skipped: Go, which builds it, isn't installed" in output
     assert "lint: go vet: skipped: Go isn't installed" in output

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+from tests.fast.fake_programs import program
 from tests.live_engine import Engine
 
 CLAIM = "urn:pulumi:dev::p::command:remote:Command::node2-claim"
@@ -20,9 +21,7 @@ def test_diagnostics_name_resources_and_omit_debug_messages(tmp_path: Path) -> N
         event("error", "dial tcp: i/o timeout\n", CLAIM),
         "error: plain text",
     ]
-    pulumi = tmp_path / "pulumi"
-    pulumi.write_text("#!/bin/sh\ncat <<'END'\n" + "\n".join(lines) + "\nEND\nexit 255\n")
-    pulumi.chmod(0o755)
+    program(tmp_path / "pulumi", "cat <<'END'\n" + "\n".join(lines) + "\nEND\nexit 255")
     environment = {"PATH": f"{tmp_path}:/usr/bin:/bin"}
     run = Engine("destroy", stack="dev", folder=tmp_path, environment=environment)
     assert run.wait() == 255

@@ -1,4 +1,4 @@
-"""Requests to a busy API server are retried, with a limit."""
+"""Retries of requests to a busy API server, and their limits."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from components import manifests
 
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
-    """The pauses made so far. Time passes only in pauses."""
+    """The pauses so far. Time passes only in pauses."""
     pauses: list[float] = []
 
     async def sleep(seconds: float) -> None:
@@ -26,7 +26,7 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
 
 
 def retried(hook: manifests.RetryWhenBusy, *errors: str, urn: str = "urn:nginx") -> bool:
-    """Whether a request with these errors, newest first, is retried."""
+    """Whether a request that failed with these errors, newest first, is retried."""
     failure = pulumi.ErrorHookArgs(
         urn=urn, id="", name="Service/default/nginx", type="", failed_operation="create", errors=list(errors)
     )
@@ -82,7 +82,7 @@ def test_node_ports_held_by_earlier_attempts_are_retried(clock: list[float]) -> 
     assert retried(manifests.RetryWhenBusy(), HELD, BUSY)
 
 
-def test_a_node_port_in_use_is_not_retried(clock: list[float]) -> None:
+def test_node_port_in_use_is_not_retried(clock: list[float]) -> None:
     assert not retried(manifests.RetryWhenBusy(), HELD)
 
 

@@ -1,3 +1,5 @@
+"""The HTML pages of `make show` and `make timeline`."""
+
 from __future__ import annotations
 
 import re
@@ -128,13 +130,13 @@ def test_draining_idle_and_missing_real_servers_differ() -> None:
     assert re.search(r'class="flow k0 idle"[^>]*><title>TCP 10.96.0.10:9153', text)
 
 
-def test_hosts_without_virtual_servers_say_why() -> None:
+def test_hosts_without_virtual_servers_show_the_reason() -> None:
     text = Elements(cluster([View("master", (), (), "nftables")])).text
     assert "kube-proxy runs in nftables mode" in text
     assert text.count("This host couldn't be read") == 2
 
 
-def test_bars_are_where_their_times_are(tmp_path: Path) -> None:
+def test_every_bar_is_within_the_chart(tmp_path: Path) -> None:
     run = critical.read(past_run.text(past_run.up(tmp_path)[0]), "dev")
     text = timeline_page.page(run)
     places = re.findall(r'<rect class="bar" x="([\d.]+)%" y="3" width="([\d.]+)%"', text)

@@ -1,4 +1,4 @@
-"""The pod network's parts in the cluster and on its hosts."""
+"""The pod network: its manifest, its settings, and the names that scripts use."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from model.pod_network import FLANNEL, flannel_interface_regex
 from model.settings_file import load
 from model.steps import SCRIPTS
 from tests.fast.sample_settings import raw_settings, with_addresses
-from tests.fast.shell import part
+from tests.fast.shell import stdout_of
 
 Raw = dict[str, Any]
 
@@ -50,7 +50,7 @@ def test_flannels_interface_may_be_set(raw: Raw, tmp_path: Path) -> None:
 def test_shell_reads_every_kind(tmp_path: Path) -> None:
     kinds = dict.fromkeys(line.partition(" ")[0] for line in FLANNEL.lines.splitlines())
     code = "create() { for kind in " + " ".join(kinds) + "; do pod_network $kind | xargs; done; }"
-    assert part("lib/pod_network.sh", code, tmp_path).splitlines() == [
+    assert stdout_of("lib/pod_network.sh", code, tmp_path).splitlines() == [
         " ".join(line.partition(" ")[2] for line in FLANNEL.lines.splitlines() if line.startswith(f"{kind} "))
         for kind in kinds
     ]
@@ -63,7 +63,7 @@ def test_names_match_the_manifest() -> None:
     assert f"/etc/cni/net.d/{FLANNEL.cni_config}" in manifest
 
 
-# A second pod network must be an addition of files.
+# Adding a second pod network must not require changes to scripts.
 def test_scripts_name_no_pod_network() -> None:
     names = re.compile(r"flannel|cbr0|cni0|8472", re.IGNORECASE)
     found = [

@@ -1,4 +1,4 @@
-"""The rules of the policy pack, and how the pack is installed and started."""
+"""The policy pack: its rules, installation and start."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ from model import documents
 from policy import engine_values, rules
 from policy.rules import Environment, Hidden, Level, Resource, Unknown
 from tests import stacks
+from tests.fast.fake_programs import program
 from tools import policy
 
 RULES = {rule.name: rule for rule in rules.RULES}
@@ -38,7 +39,7 @@ def deployment(image: Any, where: str = "containers") -> Resource:
     return Resource("kubernetes:apps/v1:Deployment", "Deployment/default/web", {"spec": spec})
 
 
-def service(port: Any, kind: str = "NodePort", purpose: Any = "HTTP for people", **more: Any) -> Resource:
+def service(port: Any, kind: str = "NodePort", purpose: Any = "HTTP for users", **more: Any) -> Resource:
     ports = [{"port": 80} if port is None else {"port": 80, "nodePort": port}]
     annotations = {} if purpose is None else {rules.PURPOSE: purpose}
     properties = {"metadata": {"annotations": annotations}, "spec": {"type": kind, "ports": ports, **more}}
@@ -284,24 +285,21 @@ def test_docs_list_every_rule_with_its_levels() -> None:
     assert elsewhere == {rule.name: rule.elsewhere.value for rule in rules.RULES}
 
 
-def test_lock_has_the_sdk_and_the_programs_pulumi() -> None:
+def test_lock_has_the_sdk_and_the_programs_pulumi_version() -> None:
     locked = dict(re.findall(r"^([a-z-]+)==(\S+)", policy.LOCK.read_text(), re.MULTILINE))
-    program = (stacks.PROJECT / "requirements.txt").read_text()
+    requirements = (stacks.PROJECT / "requirements.txt").read_text()
     assert "pulumi-policy" in locked
-    assert f"pulumi=={locked['pulumi']} " in program
-    assert "pulumi-policy" not in program
+    assert f"pulumi=={locked['pulumi']} " in requirements
+    assert "pulumi-policy" not in requirements
 
 
 def test_launcher_starts_the_packs_python(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     runtime = re.search(r"^runtime: (\S+)$", (policy.PACK / "PulumiPolicy.yaml").read_text(), re.MULTILINE)
     assert runtime is not None
-    interpreter = tmp_path / "a place" / "python"
-    interpreter.parent.mkdir()
-    interpreter.write_text('#!/bin/sh\necho "$@"\n')
-    interpreter.chmod(0o755)
-    program = policy.launcher(interpreter) / f"pulumi-analyzer-policy-{runtime[1]}"
-    output = subprocess.run([program, "127.0.0.1:1", "."], capture_output=True, text=True, check=True).stdout
+    interpreter = program(tmp_path / "a place" / "python", 'echo "$@"')
+    launcher = policy.launcher(interpreter) / f"pulumi-analyzer-policy-{runtime[1]}"
+    output = subprocess.run([launcher, "127.0.0.1:1", "."], capture_output=True, text=True, check=True).stdout
     assert output == "-u -m pulumi.policy 127.0.0.1:1 .\n"
 
 

@@ -1,3 +1,5 @@
+"""Finding and installing provider plugins."""
+
 from __future__ import annotations
 
 import subprocess
@@ -7,16 +9,13 @@ from pathlib import Path
 import pytest
 
 from common.progress import Progress
-from tests.fast.fake_programs import isolate, program
+from tests.fast.fake_programs import program
 from tools import engine, provider_plugins, versions
 from tools.provider_plugins import STAND_IN
 
+pytestmark = pytest.mark.usefixtures("isolated")
+
 QUIET = Progress(quiet=True)
-
-
-@pytest.fixture(autouse=True)
-def _isolated(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    isolate(tmp_path, monkeypatch)
 
 
 def test_plugins_have_the_sdk_packages_versions() -> None:

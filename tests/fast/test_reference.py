@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from pathlib import Path
 
@@ -12,19 +11,14 @@ import yaml
 
 from model.settings import PREFIX, fields
 from tests import stacks
+from tests.fast.pages import SCHEMA, schema_errors
 from tools import reference
 
-SCHEMA = json.loads((stacks.PROJECT / "docs/stack.schema.json").read_text())
 FILES = [*stacks.tracked("Pulumi.*.yaml"), *stacks.tracked("environments/*.yaml")]
 
 
-def faults(document: object) -> list[str]:
-    validator = jsonschema.Draft7Validator(SCHEMA)
-    return [f"{fault.json_path}: {fault.message}" for fault in validator.iter_errors(document)]
-
-
 @pytest.mark.parametrize("file", reference.pages(), ids=lambda file: file.name)
-def test_a_generated_file_is_current(file: Path) -> None:
+def test_generated_file_is_current(file: Path) -> None:
     assert file.read_text() == reference.pages()[file], f"{file.name} is stale: run `make docs`"
 
 
@@ -35,18 +29,18 @@ def test_every_setting_has_a_complete_row() -> None:
         assert all(cell for index, cell in enumerate(row.split(" | ")) if index != 1), path
 
 
-def test_the_schema_is_valid() -> None:
+def test_schema_is_valid() -> None:
     jsonschema.Draft7Validator.check_schema(SCHEMA)
 
 
 @pytest.mark.parametrize("file", FILES, ids=str)
 def test_committed_stack_files_match_the_schema(file: Path) -> None:
-    assert faults(yaml.safe_load((stacks.PROJECT / file).read_text())) == []
+    assert schema_errors(yaml.safe_load((stacks.PROJECT / file).read_text())) == []
 
 
 @pytest.mark.parametrize("file", FILES, ids=str)
-def test_a_named_schema_is_this_one(file: Path) -> None:
-    """The line is optional."""
+def test_schema_comment_names_the_generated_schema(file: Path) -> None:
+    """The comment is optional."""
     first, _, _ = (stacks.PROJECT / file).read_text().partition("\n")
     if named := re.fullmatch(r"# yaml-language-server: \$schema=(.+)", first):
         schema = (stacks.PROJECT / file).parent / named[1]
@@ -75,16 +69,16 @@ def test_a_named_schema_is_this_one(file: Path) -> None:
         ("preflight", {"ignore": ["Mem", "Mem"]}, "Mem"),
     ],
 )
-def test_the_schema_rejects_wrong_names_and_types(name: str, value: object, words: str) -> None:
-    found = faults({"config": {f"{PREFIX}{name}": value}})
-    assert any(words in fault for fault in found), found
+def test_schema_rejects_wrong_names_and_types(name: str, value: object, words: str) -> None:
+    found = schema_errors({"config": {f"{PREFIX}{name}": value}})
+    assert any(words in error for error in found), found
 
 
-def test_the_schema_accepts_pulumis_own_lines() -> None:
+def test_schema_accepts_pulumis_own_lines() -> None:
     salted = {
         "config": {"pulumi:tags": {"a": "b"}, f"{PREFIX}production": "true"},
         "encryptionsalt": "v1:x",
         "secretsprovider": "passphrase",
     }
-    assert faults(salted) == []
-    assert faults({"config": {}, "confg": {}}) != []
+    assert schema_errors(salted) == []
+    assert schema_errors({"config": {}, "confg": {}}) != []

@@ -1,4 +1,4 @@
-"""`python -m tools.report`: its input files and its exit status."""
+"""`python -m tools report`: its input files and its exit status."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from report.policy_findings import Finding
 from report.settings_diff import settings_diff
 from tests.fast.report_plans import REMOVED_WORKER
 from tools import report
+from tools.__main__ import main
 
 
 def write_preview(folder: Path, *steps: Any) -> str:
@@ -44,7 +45,7 @@ def test_exit_status(tmp_path: Path, destroys: bool, fails: bool, options: list[
     arguments = ["--preview", preview, "--output", str(tmp_path / "out"), *options]
     if fails:
         arguments += ["--errors", f"other={write_errors(tmp_path)}"]
-    assert report.main(arguments) == status
+    assert main(["report", *arguments]) == status
     text = (tmp_path / "out").read_text()
     assert ("node2 is drained" in text) == destroys
     assert ("no stack named" in text) == fails
@@ -55,22 +56,22 @@ def test_broken_mandatory_rule_sets_the_status(tmp_path: Path, mandatory: bool) 
     findings = tmp_path / "policy"
     findings.write_text(report.findings_text([Finding("a-rule", mandatory, "x", "x is odd")]))
     arguments = ["--preview", write_preview(tmp_path), "--policy", f"prod={findings}"]
-    status = report.main([*arguments, "--output", str(tmp_path / "out"), "--allow-destructive"])
+    status = main(["report", *arguments, "--output", str(tmp_path / "out"), "--allow-destructive"])
     assert status == (1 if mandatory else 0)
     assert "x is odd" in (tmp_path / "out").read_text()
 
 
 def test_invalid_findings_are_an_error(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     preview = write_preview(tmp_path)
-    assert report.main(["--preview", preview, "--policy", preview]) == 1
+    assert main(["report", "--preview", preview, "--policy", preview]) == 1
     assert "has no findings of the policy pack" in capsys.readouterr().err
 
 
 def test_invalid_preview_is_an_error(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     errors = write_errors(tmp_path)
-    assert report.main(["--preview", f"prod={errors}"]) == 1
+    assert main(["report", "--preview", f"prod={errors}"]) == 1
     assert "isn't a preview\n  -> pass the output of `pulumi preview --json`" in capsys.readouterr().err
-    assert report.main(["--preview", write_preview(tmp_path), "--errors", f"prod={errors}"]) == 1
+    assert main(["report", "--preview", write_preview(tmp_path), "--errors", f"prod={errors}"]) == 1
     assert "prod has both a preview and errors" in capsys.readouterr().err
 
 

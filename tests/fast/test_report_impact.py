@@ -1,4 +1,4 @@
-"""What the report says about each kind of change."""
+"""The report's texts for each kind of change."""
 
 from __future__ import annotations
 
@@ -106,7 +106,7 @@ def test_lost_object_is_destructive(op: str, words: str) -> None:
     ],
     ids=["replaced", "renamed"],
 )
-def test_another_init_replaces_the_cluster(steps: list[object]) -> None:
+def test_new_init_replaces_the_cluster(steps: list[object]) -> None:
     assert impact_texts_of(*steps)[0].startswith(
         "**The cluster is replaced and every workload in it is lost**. This deletes all its objects"
     )

@@ -23,7 +23,7 @@ def test_order_of_steps_and_environments_doesnt_matter() -> None:
         assert render([environment("a"), environment("b", *steps)], approved=False).text == first
 
 
-def test_worst_impact_is_first_and_quiet_ones_last() -> None:
+def test_worst_impact_is_first_and_background_ones_last() -> None:
     kernel = update("node1-kernel", {"MODE": "ipvs"}, MODE="iptables")
     verification = update("node1-verification", {"MODE": "ipvs"}, MODE="iptables")
     found = environment("a", kernel, verification, *update_proxies(1), *REMOVED_WORKER)

@@ -1,4 +1,4 @@
-"""How previews are parsed into changes, and the engine's events into policy findings."""
+"""Parsing previews into changes, and engine events into policy findings."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from model.steps import STEPS, script_text, values_of
-from report.plan import REMEMBERED, changes_in
+from report.plan import STASH, changes_in
 from report.policy_findings import Finding, findings_in
 from tests.fast.report_plans import script, step, update, update_protection
 
@@ -31,7 +31,7 @@ def test_unchanged_resources_and_records_are_left_out() -> None:
         update_protection("master-init", True, True),
         update_protection("node1-join", False, False),
         step("node1-join", "refresh", script(), script()),
-        step("node1-join-asked", "update", {"input": 1}, {"input": 2}, REMEMBERED),
+        step("node1-join-asked", "update", {"input": 1}, {"input": 2}, STASH),
     ]
     assert changes_in({"steps": steps}) == []
 

@@ -1,4 +1,4 @@
-"""How the report compares settings, and what it masks."""
+"""The report's comparison of settings, and masking of secrets."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Files around the code: locks, the Makefile, links between pages, the bootstrap."""
+"""Files around the code: locks, the Makefile, links between pages, the bootstrap script."""
 
 from __future__ import annotations
 
@@ -12,7 +12,8 @@ from pathlib import Path
 
 import pytest
 
-PROJECT = Path(__file__).resolve().parents[2]
+from tests.stacks import PROJECT
+
 LOCKS = ("requirements.txt", "requirements-dev.txt", "policy/requirements.txt")
 PINNED = re.compile(r"^([A-Za-z0-9._-]+)==([^\s;]+)", re.MULTILINE)
 
@@ -30,7 +31,7 @@ def declared(requirement: str) -> tuple[str, str]:
 @pytest.mark.parametrize("name", LOCKS)
 def test_lock_has_hashes_and_no_index(name: str) -> None:
     text = (PROJECT / name).read_text()
-    assert "://" not in text, "an index or link would tie everyone to one mirror"
+    assert "://" not in text, "an index or link would make everyone depend on one mirror"
     assert not re.search(r"^\s*--(?!hash)", text, re.MULTILINE), "pip options belong in the pip command"
     entries = [entry for entry in re.split(r"\n(?=\S)", text.strip()) if not entry.startswith("#")]
     unhashed = [entry.splitlines()[0] for entry in entries if "--hash=sha256:" not in entry]
@@ -70,9 +71,9 @@ def test_make_targets_on_pages_exist() -> None:
 @pytest.mark.parametrize(
     ("target", "program"),
     [
-        ("show", "tools.show"),
-        ("timeline", "tools.timeline"),
-        ("check", "tools.check"),
+        ("show", "-m tools show"),
+        ("timeline", "-m tools timeline"),
+        ("check", "-m tools check"),
         ("destroy", "destroy --yes"),
     ],
 )

@@ -1,4 +1,4 @@
-"""The results of the long cases."""
+"""Recording the results of the long cases."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ def result(case: str, where: str, outcome: str = "passed", code: str = "1") -> r
     return results.Result(case, case, outcome, 60, "2026-11-26", code, where, ["12 s", "0 lost"])
 
 
-def test_results_from_other_machines_stay(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_results_from_other_environments_stay(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(results, "JSON_FILE", tmp_path / "record.json")
     monkeypatch.setattr(results, "PAGE", tmp_path / "table.md")
-    for machine, cases in (("old", ("reboot", "dead")), ("new", ("dead",))):
-        monkeypatch.setattr(results, "here", lambda machine=machine: tmp_path / f"{machine}.json")
+    for place, cases in (("old", ("reboot", "dead")), ("new", ("dead",))):
+        monkeypatch.setattr(results, "here", lambda place=place: tmp_path / f"{place}.json")
         for case in cases:
-            results.add(result(case, machine))
+            results.add(result(case, place))
         results.main()
     rows = [line for line in (tmp_path / "table.md").read_text().splitlines() if line.startswith("| ")][1:]
     assert rows == [

@@ -1,3 +1,5 @@
+"""Recording runs for `make timeline`."""
+
 from __future__ import annotations
 
 import json
@@ -8,6 +10,7 @@ from typing import Any
 import pytest
 
 from tests.fast.engine_events import event, urn
+from tests.fast.fake_programs import program
 from tools import runs, timeline
 
 
@@ -15,9 +18,7 @@ from tools import runs, timeline
 def state(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A temporary state folder, and a fake `pulumi` that prints the file `export`."""
     monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
-    program = tmp_path / "pulumi"
-    program.write_text(f"#!/bin/sh\nexec cat {tmp_path}/export\n")
-    program.chmod(0o755)
+    program(tmp_path / "pulumi", f"exec cat {tmp_path}/export")
     monkeypatch.setenv("PATH", str(tmp_path), prepend=":")
     resources = [
         {"urn": urn("object"), "dependencies": [urn("a")], "provider": f"{urn('provider')}::some-id"},
@@ -78,6 +79,6 @@ def test_destroy_reads_dependencies_before_it_starts(state: Path) -> None:
 
 
 def test_unreadable_state_does_not_stop_a_run(state: Path) -> None:
-    (state / "pulumi").write_text("#!/bin/sh\nexit 1\n")
+    program(state / "pulumi", "exit 1")
     record("up", event("resourcePreEvent", "a", "create", 1))
     assert not timeline.last("dev").by_dependencies

@@ -1,4 +1,4 @@
-"""Loading the settings: what is valid, what each problem's message says, and what is derived."""
+"""Loading settings: validation, the message for each problem, derived values."""
 
 from __future__ import annotations
 
@@ -30,9 +30,9 @@ from model.settings_file import RENAMED, load
 from model.settings_problems import Location, Problem, SettingsError, path_of
 from tests.fast import graph
 from tests.fast.sample_settings import with_addresses
+from tests.stacks import PROJECT
 
 Raw = dict[str, Any]
-PROJECT = Path(__file__).resolve().parents[2]
 
 
 def key_of(kind: str, filling: int) -> str:
@@ -72,7 +72,7 @@ def raw(tmp_path: Path) -> Raw:
 
 
 def put(path: str, value: Any) -> Callable[[Raw], None]:
-    """A change that sets `hosts.1.ssh.port` to `value` and adds missing sections."""
+    """A change that sets a path such as `hosts.1.ssh.port`, and adds missing sections."""
 
     def change(raw: Raw) -> None:
         *parents, last = path.split(".")
@@ -85,6 +85,8 @@ def put(path: str, value: Any) -> Callable[[Raw], None]:
 
 
 def drop(path: str) -> Callable[[Raw], None]:
+    """A change that removes a path."""
+
     def change(raw: Raw) -> None:
         *parents, last = path.split(".")
         place: Any = raw
@@ -101,7 +103,7 @@ def problems_of(raw: Raw, base: Path) -> list[Problem]:
     return caught.value.problems
 
 
-# A change, the path of the only problem that it causes, and words of the problem's text.
+# A change, the path of the only problem that it causes, and words in the problem's text.
 BAD: list[tuple[Callable[[Raw], None], str, list[str]]] = [
     # Types and names.
     (put("hosts", "master"), "hosts", ["list"]),
@@ -333,7 +335,7 @@ BAD_IDS = [f"{number}-{path}" for number, (_, path, _) in enumerate(BAD)]
 
 
 @pytest.mark.parametrize(("change", "path", "words"), BAD, ids=BAD_IDS)
-def test_an_invalid_setting_is_the_only_problem(
+def test_invalid_setting_is_the_only_problem(
     raw: Raw, tmp_path: Path, change: Callable[[Raw], None], path: str, words: list[str]
 ) -> None:
     change(raw)
@@ -345,7 +347,7 @@ def test_an_invalid_setting_is_the_only_problem(
 
 
 @pytest.mark.parametrize("change", [change for change, _, _ in BAD], ids=BAD_IDS)
-def test_a_problem_ends_the_program_before_any_effect(
+def test_problem_ends_the_program_before_any_effect(
     raw: Raw, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, change: Callable[[Raw], None]
 ) -> None:
     change(raw)
@@ -372,9 +374,7 @@ def test_valid_settings_load(raw: Raw, tmp_path: Path) -> None:
     assert [host.name for host in settings.workers] == ["node1", "node2"]
 
 
-def test_the_labs_stack_file_lacks_only_generated_files(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_labs_stack_file_lacks_only_generated_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HOME", str(tmp_path))
     config = yaml.safe_load((PROJECT / "Pulumi.dev.yaml").read_text())["config"]
     raw = {name.partition(":")[2]: value for name, value in config.items()}
@@ -414,7 +414,7 @@ def test_one_message_lists_all_problems_by_path(raw: Raw, tmp_path: Path) -> Non
     assert [line.split(": ")[0].strip() for line in lines[1:]] == paths
 
 
-def test_an_invalid_value_hides_no_other_problem(raw: Raw, tmp_path: Path) -> None:
+def test_invalid_value_hides_no_other_problem(raw: Raw, tmp_path: Path) -> None:
     raw["hosts"][0]["address"] = "nonsense"
     raw["hosts"][2]["name"] = "node1"
     raw["network"] = {"podSubnet": "nonsense", "serviceSubnet": "192.168.166.0/24"}
@@ -428,7 +428,7 @@ def test_an_invalid_value_hides_no_other_problem(raw: Raw, tmp_path: Path) -> No
     ]
 
 
-def test_an_invalid_values_placeholder_is_never_reported(raw: Raw, tmp_path: Path) -> None:
+def test_invalid_values_placeholder_is_never_reported(raw: Raw, tmp_path: Path) -> None:
     with_addresses(raw, "10.244.0.1", "10.244.0.2", "10.244.0.3")
     raw["network"] = {"podSubnet": "nonsense"}
     raw["proxy"] = {"syncPeriod": "nonsense", "minSyncPeriod": "1m"}
@@ -438,7 +438,7 @@ def test_an_invalid_values_placeholder_is_never_reported(raw: Raw, tmp_path: Pat
     ]
 
 
-def test_an_unknown_role_is_one_problem(raw: Raw, tmp_path: Path) -> None:
+def test_unknown_role_is_one_problem(raw: Raw, tmp_path: Path) -> None:
     raw["hosts"][0]["role"] = "leader"
     assert [problem.path for problem in problems_of(raw, tmp_path)] == ["hosts[0].role"]
 
@@ -475,7 +475,7 @@ def test_sections_may_be_json_text(raw: Raw, tmp_path: Path) -> None:
     assert load(texts, tmp_path) == load(raw | {"firewall": "leave"}, tmp_path)
 
 
-def test_a_name_without_a_value_is_ignored(raw: Raw, tmp_path: Path) -> None:
+def test_name_without_a_value_is_ignored(raw: Raw, tmp_path: Path) -> None:
     assert load(raw | {"proxy": None, "nginx": {"image": None}}, tmp_path) == load(raw, tmp_path)
 
 
@@ -504,13 +504,13 @@ def test_own_settings_take_precedence_over_shared_ones(raw: Raw, tmp_path: Path)
     assert settings.packages.key == str(tmp_path / "packages.asc")
 
 
-def test_a_name_without_value_drops_the_shared_one(raw: Raw, tmp_path: Path) -> None:
+def test_name_without_value_drops_the_shared_one(raw: Raw, tmp_path: Path) -> None:
     raw["extends"] = share(tmp_path, nginx={"replicas": 5, "nodePort": 30100})
     settings = load(raw | {"nginx": {"replicas": None}}, tmp_path)
     assert (settings.nginx.replicas, settings.nginx.node_port) == (2, 30100)
 
 
-def test_a_problem_names_its_file(raw: Raw, tmp_path: Path) -> None:
+def test_problem_names_its_file(raw: Raw, tmp_path: Path) -> None:
     raw["extends"] = share(
         tmp_path,
         cluster={"kubernetesVersion": "1.40.0", "nope": 1, "joinTokenMinutes": 0},
@@ -548,7 +548,7 @@ def test_a_problem_names_its_file(raw: Raw, tmp_path: Path) -> None:
         ("config: {kubeadm-ipvs:extends: other.yaml}\n", "can't extend another file"),
     ],
 )
-def test_an_unusable_shared_file_is_the_only_problem(
+def test_unusable_shared_file_is_the_only_problem(
     raw: Raw, tmp_path: Path, text: str | None, words: str
 ) -> None:
     if text is not None:
@@ -577,7 +577,7 @@ def test_paths_start_at_the_base_or_home(raw: Raw, tmp_path: Path, monkeypatch: 
     assert settings.ssh.private_key_file == str(tmp_path / "id")
 
 
-def test_a_hosts_own_key_takes_precedence(raw: Raw, tmp_path: Path) -> None:
+def test_hosts_own_key_takes_precedence(raw: Raw, tmp_path: Path) -> None:
     raw["hosts"][0]["ssh"]["hostKey"] = ED25519 + " root@master"
     settings = load(raw, tmp_path)
     assert settings.host_key(settings.hosts[0]) == ED25519
@@ -629,7 +629,7 @@ def test_known_hosts_supports_hashed_names() -> None:
     assert knownhosts.find(text, "127.0.0.1", 22) is None
 
 
-def test_the_preferred_of_several_keys_is_pinned() -> None:
+def test_preferred_of_several_keys_is_pinned() -> None:
     rsa = "ssh-rsa " + base64.b64encode(b"\0\0\0\7ssh-rsa" + bytes(64)).decode()
     assert knownhosts.valid(rsa)
     assert knownhosts.find(f"a {rsa}\na {ECDSA}\na {ED25519}\n", "a", 22) == ED25519
@@ -661,7 +661,7 @@ def test_derived_addresses_and_names(raw: Raw, tmp_path: Path) -> None:
         ("1.39.0", "3.10.2"),
     ],
 )
-def test_the_sandbox_image_matches_kubeadms_minor(raw: Raw, tmp_path: Path, version: str, pause: str) -> None:
+def test_sandbox_image_matches_kubeadms_minor(raw: Raw, tmp_path: Path, version: str, pause: str) -> None:
     raw["cluster"] = {"kubernetesVersion": version, "imageRepository": "mirror.example:5000/k8s"}
     settings = load(raw, tmp_path)
     assert settings.pause_image == f"mirror.example:5000/k8s/pause:{pause}"
@@ -729,9 +729,7 @@ def pem(form: serialization.PrivateFormat, password: bytes | None) -> str:
     ],
     ids=["openssh", "openssh-encrypted", "pkcs8", "pkcs8-encrypted", "pem", "pem-encrypted", "unreadable"],
 )
-def test_a_private_key_with_a_passphrase_is_refused(
-    raw: Raw, tmp_path: Path, key: str, refused: bool
-) -> None:
+def test_private_key_with_a_passphrase_is_refused(raw: Raw, tmp_path: Path, key: str, refused: bool) -> None:
     (tmp_path / raw["ssh"]["privateKeyFile"]).write_text(key)
     if not refused:
         load(raw, tmp_path)
@@ -765,7 +763,7 @@ def test_present_names_exist() -> None:
     assert not {path_of(old) for old in RENAMED} & paths
 
 
-def test_the_package_repositorys_placeholders_are_replaced(raw: Raw, tmp_path: Path) -> None:
+def test_package_repositorys_placeholders_are_replaced(raw: Raw, tmp_path: Path) -> None:
     upstream = load({k: v for k, v in raw.items() if k != "packages"}, tmp_path)
     assert upstream.package_repository("deb") == "https://pkgs.k8s.io/core:/stable:/v1.37/deb/"
     raw["packages"]["repository"] = "http://10.0.2.2:22080/kubernetes/v{minor}/{format}"
@@ -773,7 +771,7 @@ def test_the_package_repositorys_placeholders_are_replaced(raw: Raw, tmp_path: P
     assert ours.package_repository("deb") == "http://10.0.2.2:22080/kubernetes/v1.37/deb/"
 
 
-def test_a_host_without_ssh_host_uses_its_address(raw: Raw, tmp_path: Path) -> None:
+def test_host_without_ssh_host_uses_its_address(raw: Raw, tmp_path: Path) -> None:
     raw["hosts"][1]["ssh"] = {"hostKey": ED25519, "user": "admin"}
     settings = load(raw, tmp_path)
     assert settings.ssh_endpoint(settings.hosts[1]) == ("192.168.166.102", 22)

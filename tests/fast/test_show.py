@@ -1,3 +1,5 @@
+"""`make show`: the virtual servers in the stack's outputs."""
+
 from __future__ import annotations
 
 import json
@@ -5,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tools import show
+from tools.__main__ import main
 
 ROW = {
     "protocol": "TCP",
@@ -47,7 +49,7 @@ def pulumi(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def test_virtual_servers_are_printed(pulumi: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert show.main(["--stack", "dev"]) == 0
+    assert main(["show", "--stack", "dev"]) == 0
     assert "TCP 10.96.0.1:443  rr         192.168.166.101:6443" in capsys.readouterr().out
     assert (pulumi / "arguments").read_text() == (
         "stack output virtualServers --stack dev --json --non-interactive\n"
@@ -55,14 +57,14 @@ def test_virtual_servers_are_printed(pulumi: Path, capsys: pytest.CaptureFixture
 
 
 def test_json_output_is_passed_through(pulumi: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert show.main(["--stack", "dev", "--json"]) == 0
+    assert main(["show", "--stack", "dev", "--json"]) == 0
     assert json.loads(capsys.readouterr().out) == {"master": [ROW]}
 
 
 def test_pulumis_error_is_reported(pulumi: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (pulumi / "status").write_text("255")
     (pulumi / "stderr").write_text("error: incorrect passphrase\n")
-    assert show.main(["--stack", "dev"]) == 1
+    assert main(["show", "--stack", "dev"]) == 1
     message = capsys.readouterr().err
     assert "the outputs of the stack dev can't be read: error: incorrect passphrase" in message
     assert "has no output" not in message
@@ -72,7 +74,7 @@ def test_pulumis_error_is_reported(pulumi: Path, capsys: pytest.CaptureFixture[s
 def test_missing_output_is_reported(pulumi: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (pulumi / "status").write_text("255")
     (pulumi / "stderr").write_text("error: current stack does not have output property 'virtualServers'\n")
-    assert show.main(["--stack", "dev"]) == 1
+    assert main(["show", "--stack", "dev"]) == 1
     message = capsys.readouterr().err
     assert "the stack dev has no output virtualServers" in message
     assert "run `pulumi up`" in message
@@ -83,7 +85,7 @@ def test_unknown_output_format_is_reported(
     pulumi: Path, capsys: pytest.CaptureFixture[str], output: str
 ) -> None:
     (pulumi / "stdout").write_text(output)
-    assert show.main(["--stack", "dev"]) == 1
+    assert main(["show", "--stack", "dev"]) == 1
     assert "has an unknown format" in capsys.readouterr().err
 
 
@@ -91,5 +93,5 @@ def test_missing_pulumi_is_reported(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
-    assert show.main(["--stack", "dev"]) == 1
+    assert main(["show", "--stack", "dev"]) == 1
     assert "`make show`" in capsys.readouterr().err

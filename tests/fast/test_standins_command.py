@@ -1,4 +1,4 @@
-"""The stand-in for the command plugin, without connections."""
+"""The stand-in for the command plugin, without SSH connections."""
 
 from __future__ import annotations
 

@@ -1,18 +1,14 @@
-"""The stand-in for the kubernetes plugin, without an API server."""
+"""The stand-in for the Kubernetes plugin, without an API server."""
 
 from __future__ import annotations
 
 import asyncio
 import base64
-import datetime as dt
 import tempfile
 from typing import Any
 
 import pytest
-from cryptography import x509
-from cryptography.hazmat.primitives import hashes, serialization
-from cryptography.hazmat.primitives.asymmetric import ec
-from cryptography.x509.oid import NameOID
+from cryptography.hazmat.primitives import serialization
 
 from model.kubeconfig import KubeconfigError
 from standins import kube_api, kube_ready, kubernetes
@@ -20,6 +16,7 @@ from standins.kube_api import Api, Object
 from standins.kubernetes import KubernetesPlugin
 from standins.server import Failure, Urn
 from standins.values import UNKNOWN, Secret
+from tests.fast.certificates import self_signed
 
 
 def urn(kind: str = "apps/v1:Deployment") -> Urn:
@@ -64,7 +61,7 @@ def test_same_cluster_identifier_keeps_objects() -> None:
 
 
 @pytest.mark.parametrize("identifier", ["two", UNKNOWN])
-def test_another_cluster_identifier_replaces(identifier: Any) -> None:
+def test_new_cluster_identifier_replaces(identifier: Any) -> None:
     old = {"kubeconfig": kubeconfig(), "clusterIdentifier": "one"}
     assert config_diff(old, {**old, "clusterIdentifier": identifier}) == {
         "clusterIdentifier": "update-replace"
@@ -137,13 +134,13 @@ def test_check_adds_name_and_drops_server_fields() -> None:
     assert again["metadata"]["name"] == inputs["metadata"]["name"]
 
 
-def test_an_object_of_an_unreachable_cluster_keeps_its_namespace() -> None:
+def test_object_of_an_unreachable_cluster_keeps_its_namespace() -> None:
     given = {"metadata": {"name": "web"}}
     inputs, _ = asyncio.run(KubernetesPlugin("").check(urn(), thing("Deployment"), given))
     assert inputs["metadata"]["namespace"] == "ns"
 
 
-def test_a_secrets_data_is_secret_even_if_it_was_given_openly() -> None:
+def test_secrets_data_becomes_secret_if_given_openly() -> None:
     inputs, _ = asyncio.run(KubernetesPlugin("").check(urn("core/v1:Secret"), {}, {"stringData": {"a": "b"}}))
     assert inputs["stringData"] == Secret({"a": "b"})
 
@@ -319,20 +316,7 @@ def test_other_kinds_are_ready_once_they_exist() -> None:
 
 
 def test_client_key_is_not_left_on_disk(tmp_path: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    key = ec.generate_private_key(ec.SECP256R1())
-    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "admin")])
-    now = dt.datetime.now(dt.UTC)
-    certificate = (
-        x509.CertificateBuilder()
-        .subject_name(name)
-        .issuer_name(name)
-        .public_key(key.public_key())
-        .serial_number(1)
-        .not_valid_before(now)
-        .not_valid_after(now + dt.timedelta(days=1))
-        .sign(key, hashes.SHA256())
-    )
-    pem = certificate.public_bytes(serialization.Encoding.PEM)
+    key, pem = self_signed("admin")
     secret = key.private_bytes(
         serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
     )

@@ -1,4 +1,4 @@
-"""Starting and stopping a stand-in the way the engine does: read its port, then interrupt it."""
+"""Starting and stopping a stand-in as the engine does: read its port, then interrupt it."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ ENGINE_KILLS_AFTER_SECONDS = 5  # Kill in sdk/go/common/resource/plugin/plugin.g
 
 
 @pytest.mark.parametrize("name", ["command", "kubernetes"])
-def test_interrupted_stand_in_exits_before_the_engine_kills_it(name: str) -> None:
+def test_interrupted_stand_in_exits_before_being_killed(name: str) -> None:
     with subprocess.Popen(
         [sys.executable, "-m", f"standins.{name}"],
         cwd=project_dir(),

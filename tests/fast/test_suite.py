@@ -61,11 +61,11 @@ def hang(suite: Path, before: str = "") -> Path:
     (suite / "tests/lab/test_hang.py").write_text(
         "import pathlib, threading, pytest\n"
         "@pytest.fixture(scope='session')\n"
-        "def machine(failure_logs):\n"
-        "    failure_logs['machine'] = lambda folder: (folder / 'console.log').touch()\n"
+        "def host(failure_logs):\n"
+        "    failure_logs['host'] = lambda folder: (folder / 'console.log').touch()\n"
         "    yield\n"
         "    pathlib.Path('torn-down').touch()\n"
-        "def test_hangs(machine):\n"
+        "def test_hangs(host):\n"
         f"{before}"
         "    print('waiting', flush=True)\n"
         "    threading.Event().wait()\n"
@@ -91,7 +91,7 @@ def test_lab_tests_run_by_default(suite: Path) -> None:
 
 
 def test_deadline_reports_hanging_test_and_tears_down_fixtures(suite: Path) -> None:
-    # The test raises the alarm itself: on a busy machine, a short timer might fire before the test starts.
+    # The test raises the alarm itself: on a busy computer, a short timer might fire before the test starts.
     torn_down = hang(suite, "    import signal; signal.raise_signal(signal.SIGALRM)\n")
     (suite / "tests/fast/test_bad.py").write_text("def test_bad():\n    assert 'apples' == 'pears'\n")
     done = run(suite, "--deadline-minutes=50")

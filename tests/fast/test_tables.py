@@ -1,3 +1,5 @@
+"""Text tables for terminals."""
+
 from __future__ import annotations
 
 from common import tables

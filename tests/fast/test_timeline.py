@@ -1,3 +1,5 @@
+"""`make timeline`: the chart of a run."""
+
 from __future__ import annotations
 
 from pathlib import Path
@@ -7,6 +9,7 @@ import pytest
 from tests.fast import past_run
 from tests.fast.engine_events import event
 from tools import critical, timeline
+from tools.__main__ import main
 
 
 @pytest.mark.parametrize("width", [60, 100, 200])
@@ -44,16 +47,16 @@ def test_command_shows_last_run_or_log(
 ) -> None:
     monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
     monkeypatch.setenv("PATH", str(tmp_path))
-    assert timeline.main(["--stack", "dev"]) == 1
+    assert main(["timeline", "--stack", "dev"]) == 1
     assert "no run of the stack dev is kept" in capsys.readouterr().err
     log = tmp_path / "events.json"
     log.write_text(past_run.text(past_run.up(tmp_path)[0]))
-    assert timeline.main(["--stack", "dev", "--log", str(log)]) == 0
+    assert main(["timeline", "--stack", "dev", "--log", str(log)]) == 0
     assert "* init" in capsys.readouterr().out
-    assert timeline.main(["--stack", "dev", "--log", str(tmp_path / "none")]) == 1
+    assert main(["timeline", "--stack", "dev", "--log", str(tmp_path / "none")]) == 1
     assert "No such file" in capsys.readouterr().err
     page = tmp_path / "page.html"
-    assert timeline.main(["--stack", "dev", "--log", str(log), "--html", str(page / "deeper")]) == 1
+    assert main(["timeline", "--stack", "dev", "--log", str(log), "--html", str(page / "deeper")]) == 1
     assert "No such file" in capsys.readouterr().err
-    assert timeline.main(["--stack", "dev", "--log", str(log), "--html", str(page)]) == 0
+    assert main(["timeline", "--stack", "dev", "--log", str(log), "--html", str(page)]) == 0
     assert "pulumi up: dev" in page.read_text()

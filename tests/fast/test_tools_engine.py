@@ -1,3 +1,5 @@
+"""Finding, downloading and building the engine."""
+
 from __future__ import annotations
 
 import hashlib
@@ -14,15 +16,12 @@ import pytest
 from common import gobuild
 from common.errors import UserError
 from common.progress import Progress
-from tests.fast.fake_programs import isolate, program, toolbox
+from tests.fast.fake_programs import program, toolbox
 from tools import engine, versions
 
+pytestmark = pytest.mark.usefixtures("isolated")
+
 QUIET = Progress(quiet=True)
-
-
-@pytest.fixture(autouse=True)
-def _isolated(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    isolate(tmp_path, monkeypatch)
 
 
 def test_pinned_versions_are_built() -> None:

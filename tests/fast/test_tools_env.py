@@ -1,3 +1,5 @@
+"""The environment for Pulumi commands."""
+
 from __future__ import annotations
 
 import os
@@ -10,16 +12,13 @@ from pathlib import Path
 import pytest
 
 from common.errors import UserError
-from tests.fast.fake_programs import isolate, toolbox
-from tools import __main__ as cli
-from tools import env
+from tests.fast.fake_programs import toolbox
+from tools import env, programs
+from tools.__main__ import main
 from tools.engine import Tool
 from tools.provider_plugins import STAND_IN
 
-
-@pytest.fixture(autouse=True)
-def _isolated(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    isolate(tmp_path, monkeypatch)
+pytestmark = pytest.mark.usefixtures("isolated")
 
 
 def test_passphrase_is_private_and_created_once() -> None:
@@ -70,7 +69,7 @@ def test_dead_ssh_agent_is_left_out(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 
 
 def test_doctor_lists_versions_and_sources() -> None:
-    table = cli.table(toolbox(Tool("pulumi-resource-command", "for 1.2.1", STAND_IN, Path("/x/y"))))
+    table = programs.table(toolbox(Tool("pulumi-resource-command", "for 1.2.1", STAND_IN, Path("/x/y"))))
     assert re.search(rf"pulumi-resource-command +for 1.2.1 +{STAND_IN} +/x/y", table)
 
 
@@ -81,5 +80,5 @@ def test_expected_failure_has_no_traceback(
         raise UserError("no engine", "install Go")
 
     monkeypatch.setattr(env, "toolbox", fail)
-    assert cli.main(["env"]) == 1
+    assert main(["env"]) == 1
     assert capsys.readouterr().err == "error: no engine\n  -> install Go\n"

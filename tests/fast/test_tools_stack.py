@@ -1,3 +1,5 @@
+"""Creating and unlocking stacks, and their files."""
+
 from __future__ import annotations
 
 import json
@@ -10,18 +12,13 @@ import pytest
 
 from common.errors import UserError
 from common.progress import Progress
+from tests.fast.checkout import commit, git
 from tools import env, stack
 from tools.engine import Tool
 
+pytestmark = pytest.mark.usefixtures("temporary_folders")
+
 TEXT = "# The lab of `make up`.\nconfig:\n  p:a: [1, 2]  # kept\n"
-
-
-@pytest.fixture(autouse=True)
-def _isolated(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    monkeypatch.setenv("GIT_CONFIG_GLOBAL", "/dev/null")
-    monkeypatch.setenv("GIT_CONFIG_NOSYSTEM", "1")
 
 
 @pytest.fixture
@@ -32,9 +29,8 @@ def checkout(tmp_path: Path) -> Path:
     (folder / "Pulumi.yaml").write_text("name: p\nruntime: python\n")
     (folder / "Pulumi.dev.yaml").write_text(TEXT)
     (folder / ".gitattributes").write_text(f"Pulumi.*.yaml filter={stack.FILTER}\n")
-    git(folder, "init", "-q")
-    git(folder, "add", ".")
-    git(folder, "-c", "user.name=t", "-c", "user.email=t@example.org", "commit", "-q", "-m", "start")
+    git(folder, "init", "--quiet")
+    commit(folder)
     return folder
 
 
@@ -58,10 +54,6 @@ def tools(tmp_path: Path) -> env.Toolbox:
     pulumi.chmod(0o755)
     tool = Tool("pulumi", "1", "PATH", pulumi)
     return env.Toolbox(tool, tool, ())
-
-
-def git(folder: Path, *arguments: str) -> str:
-    return subprocess.run(["git", *arguments], cwd=folder, check=True, capture_output=True, text=True).stdout
 
 
 def ensure(checkout: Path, tools: env.Toolbox) -> None:
@@ -96,9 +88,9 @@ def test_users_edits_are_committed_without_salt(checkout: Path, tools: env.Toolb
     file = checkout / "Pulumi.dev.yaml"
     file.write_text(file.read_text().replace("[1, 2]", "[1, 2, 3]"))
     ensure(checkout, tools)
-    assert git(checkout, "status", "--short") == " M Pulumi.dev.yaml\n"
+    assert git(checkout, "status", "--short") == "M Pulumi.dev.yaml"
     git(checkout, "add", "Pulumi.dev.yaml")
-    assert git(checkout, "show", ":Pulumi.dev.yaml") == TEXT.replace("[1, 2]", "[1, 2, 3]")
+    assert git(checkout, "show", ":Pulumi.dev.yaml") == TEXT.replace("[1, 2]", "[1, 2, 3]").strip()
 
 
 def test_stack_is_created_without_git(checkout: Path, tools: env.Toolbox, tmp_path: Path) -> None:
@@ -165,7 +157,7 @@ def test_preview_of_unknown_stack_leaves_nothing_behind(checkout: Path, tools: e
     assert not backend.exists()
     assert file.read_text() == TEXT
     assert not (env.backend_dir() / ".pulumi/stacks").exists()
-    assert git(checkout, "status", "--short") == "?? Pulumi.prod.yaml\n"
+    assert git(checkout, "status", "--short") == "?? Pulumi.prod.yaml"
 
 
 def test_preview_of_known_stack_uses_its_state(checkout: Path, tools: env.Toolbox) -> None:
@@ -230,7 +222,7 @@ def test_other_locks_stay(checkout: Path, tools: env.Toolbox, tmp_path: Path) ->
     lock(checkout, os.getpid(), socket.gethostname())
     ensure(checkout, tools)
     assert not cancelled(tmp_path)
-    lock(checkout, 2**22 + 1, "another machine")
+    lock(checkout, 2**22 + 1, "elsewhere")
     ensure(checkout, tools)
     assert not cancelled(tmp_path)
 

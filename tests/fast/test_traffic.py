@@ -1,4 +1,4 @@
-"""Reading IPVS virtual servers from hosts, and showing and watching them."""
+"""Reading, showing and watching the hosts' IPVS virtual servers."""
 
 from __future__ import annotations
 
@@ -17,9 +17,10 @@ from model.ipvs import Counts, Real, Virtual
 from model.settings import Host, Settings
 from model.steps import TRAFFIC, Step
 from model.traffic import View
-from tests.fast.shell import part, put
+from tests.fast.shell import put, stdout_of
 from tests.fast.views import NODES, report, views
 from tools import cluster_table, show
+from tools.__main__ import main
 
 WEB = Real("10.244.1.2:80", "Masq", 1, 0, counts=Counts(5, 2000, 4500))
 SERVER = Virtual("TCP", "10.100.1.1:80", "rr", (WEB,), Counts(5, 2000, 4500))
@@ -32,7 +33,7 @@ def counted(connections: int, total: int) -> View:
     return View("node1", (replace(SERVER, reals=(replace(WEB, counts=counts),), counts=counts), QUIET, QUIET))
 
 
-def test_a_report_has_mode_addresses_and_counters() -> None:
+def test_report_has_mode_addresses_and_counters() -> None:
     view = traffic.view_of_report("node2", report("node2"))
     assert view.mode == "ipvs"
     assert view.addresses == ("10.96.0.1", "10.96.0.10", "10.100.17.3", "10.104.201.88")
@@ -40,7 +41,7 @@ def test_a_report_has_mode_addresses_and_counters() -> None:
     assert api.counts == Counts(88, 1_293_600, 3_537_600)
 
 
-def test_a_report_doesnt_need_kube_proxy(tmp_path: Path) -> None:
+def test_report_doesnt_need_kube_proxy(tmp_path: Path) -> None:
     functions = """
 fetch() { return 1; }
 ipvsadm() { echo "TCP 10.96.0.1:443 $(if [[ $* == *stats* ]]; then echo 1 2 3 40 50; else echo rr; fi)"; }
@@ -49,7 +50,7 @@ ipset() { echo KUBE-CLUSTER-IP; }
 """
 
     def view() -> View:
-        return traffic.view_of_report("node1", part("steps/traffic.sh", functions, tmp_path))
+        return traffic.view_of_report("node1", stdout_of("steps/traffic.sh", functions, tmp_path))
 
     assert view() == View("node1", (), (), "unknown")
     put(tmp_path, "/sys/class/net/kube-ipvs0")
@@ -57,7 +58,7 @@ ipset() { echo KUBE-CLUSTER-IP; }
     assert view() == View("node1", (server,), ("10.96.0.1",), "unknown")
 
 
-def test_a_report_without_sections_is_refused() -> None:
+def test_report_without_sections_is_refused() -> None:
     with pytest.raises(ipvs.UnreadableError, match="== mode"):
         traffic.view_of_report("node1", "bash: fetch: command not found\n")
 
@@ -81,7 +82,7 @@ def test_real_servers_outside_the_cluster_have_no_host() -> None:
         assert address not in traffic.hosts_of(seen[:1], NODES)
 
 
-def test_a_host_without_view_keeps_its_address() -> None:
+def test_host_without_view_keeps_its_address() -> None:
     assert traffic.hosts_of(views()[1:], NODES)["192.168.166.101:6443"] == "master"
 
 
@@ -113,7 +114,7 @@ node2
         ("unknown", "kube-proxy doesn't respond"),
     ],
 )
-def test_an_empty_table_states_the_reason(mode: str, words: str) -> None:
+def test_empty_table_states_the_reason(mode: str, words: str) -> None:
     view = traffic.view_of_report("node1", f"== mode\n{mode}\n")
     assert words in cluster_table.table([view], {})
 
@@ -146,7 +147,7 @@ class _Stop(Exception):
 
 
 def watched(snapshots: list[show.Snapshot], stream: io.StringIO, height: int = 50) -> None:
-    """Watch until all snapshots were shown."""
+    """Watch until all snapshots have been shown."""
     left = list(snapshots)
 
     async def take() -> show.Snapshot:
@@ -169,7 +170,7 @@ class _Terminal(io.StringIO):
 SNAPSHOTS = [show.Snapshot((counted(*had),), {}, at) for had, at in (((5, 1000), 100.0), ((25, 9000), 104.0))]
 
 
-def test_a_watch_shows_rates_since_the_previous_snapshot() -> None:
+def test_watch_shows_rates_since_the_previous_snapshot() -> None:
     stream = io.StringIO()
     watched([*SNAPSHOTS, show.Snapshot((), {"node1": "no SSH server answers"}, 106.0)], stream)
     first, second, third = stream.getvalue().split("\n\n")[:3]
@@ -179,7 +180,7 @@ def test_a_watch_shows_rates_since_the_previous_snapshot() -> None:
     assert "\x1b" not in stream.getvalue(), "a pipe gets no control sequences"
 
 
-def test_a_watch_in_a_terminal_replaces_the_table() -> None:
+def test_watch_in_a_terminal_replaces_the_table() -> None:
     stream = _Terminal()
     watched(SNAPSHOTS, stream)
     frames = stream.getvalue().split("\x1b[H")[1:]
@@ -234,20 +235,20 @@ def settings(tmp_path: Path) -> Settings:
     return Settings(hosts=hosts)
 
 
-def test_an_unreachable_host_doesnt_hide_the_others(
+def test_unreachable_host_doesnt_hide_the_others(
     settings: Settings, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
     answers: dict[str, str | UserError] = {"master": report("master"), "node1": "== mode\nnftables\n"}
     monkeypatch.setattr(show, "settings_of", lambda stack: settings)
     monkeypatch.setattr(show, "Reader", _Readers(answers | {"node2": UserError("no SSH server answers")}))
-    assert show.main(["--stack", "dev", "--live"]) == 1
+    assert main(["show", "--stack", "dev", "--live"]) == 1
     printed = capsys.readouterr()
     assert "node2: could not be read: no SSH server answers" in printed.err
     assert "TCP 192.168.166.101:30080  rr         10.244.1.2:80" in printed.out
     assert "kube-proxy runs in nftables mode" in printed.out
     page = tmp_path / "page.html"
-    assert show.main(["--stack", "dev", "--live", "--html", str(page)]) == 1
+    assert main(["show", "--stack", "dev", "--live", "--html", str(page)]) == 1
     assert "This host couldn't be read" in html.unescape(page.read_text())
     answers["node2"] = report("node2")
     monkeypatch.setattr(show, "Reader", _Readers(answers))
-    assert show.main(["--stack", "dev", "--live", "--html", str(page)]) == 0
+    assert main(["show", "--stack", "dev", "--live", "--html", str(page)]) == 0

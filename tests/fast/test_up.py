@@ -1,3 +1,5 @@
+"""`make up`: waiting for nginx, checks, errors."""
+
 from __future__ import annotations
 
 import socket
@@ -12,10 +14,11 @@ import pytest
 from common.errors import UserError
 from common.paths import stack_file
 from tools import up
+from tools.__main__ import main
 
 
 class Nginx(BaseHTTPRequestHandler):
-    """Succeeds from the third request on, like a service that is just being set up."""
+    """Succeeds from the third request on, like a service that is still starting."""
 
     requests = 0
 
@@ -61,8 +64,8 @@ def test_expected_failure_has_no_traceback(
         raise UserError("nginx (pid 7) uses port 22101", "stop it")
 
     monkeypatch.setattr(up, "up", refuse)
-    assert up.main([]) == 1
-    assert capsys.readouterr().err == "\nerror: nginx (pid 7) uses port 22101\n  -> stop it\n"
+    assert main(["up"]) == 1
+    assert capsys.readouterr().err == "error: nginx (pid 7) uses port 22101\n  -> stop it\n"
 
 
 def test_other_state_folder_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -73,7 +76,7 @@ def test_other_state_folder_is_refused(tmp_path: Path, monkeypatch: pytest.Monke
     up.check_state_dir("mine")
 
 
-def test_default_state_folder_is_in_the_committed_stack_file(
+def test_committed_stack_file_names_default_state_folder(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.delenv("XDG_STATE_HOME", raising=False)

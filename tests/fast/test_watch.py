@@ -1,3 +1,5 @@
+"""The table of a run's times."""
+
 from __future__ import annotations
 
 from tools.watch import Row, time_table

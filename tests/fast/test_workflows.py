@@ -1,4 +1,4 @@
-"""The workflows: pinned actions, minimal permissions, no secrets for forks, one update at a time."""
+"""The workflows: pinned actions, minimal permissions, no secrets for forks, no concurrent updates."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from tools import ci, lint
 
 OWN = "github.event.pull_request.head.repo.full_name == github.repository"
 PINNED = re.compile(r"[\w-]+/[\w./-]+@[0-9a-f]{40} # v\d+\.\d+\.\d+")
-# What somebody without write access could abuse.
+# Somebody without write access could abuse these.
 SECRETS = re.compile(r"\bsecrets\b|github\.token")
 JOBS = [pytest.param(whole, name, job, id=f"{file}-{name}") for file, whole, name, job in jobs()]
 
@@ -111,10 +111,10 @@ def test_only_tools_ci_steps_get_secrets(workflow: Yaml, name: str, job: Yaml) -
     assert not SECRETS.search(str(outside) + str(workflow.get("env", "")))
     for step in job["steps"]:
         if SECRETS.search(str(step)):
-            assert " -m tools.ci " in step["run"]
+            assert " -m tools ci " in step["run"]
 
 
-def test_updates_of_a_stack_run_one_at_a_time() -> None:
+def test_updates_of_a_stack_never_overlap() -> None:
     for workflow, kind in (("up", "up"), ("preview", "preview"), ("drift", "check")):
         group = job(workflow, kind)["concurrency"]
         assert group["cancel-in-progress"] is False
@@ -151,10 +151,10 @@ def test_previews_dont_run_on_the_hosts_runner() -> None:
 
 
 def test_report_gets_the_head_commit() -> None:
-    [step] = [step for step in job("preview", "report")["steps"] if "tools.ci report" in step.get("run", "")]
+    [step] = [step for step in job("preview", "report")["steps"] if "tools ci report" in step.get("run", "")]
     assert step["env"]["HEAD"] == "${{ github.event.pull_request.head.sha }}"
     assert ' --head "$HEAD"' in step["run"]
-    # In a merged results pipeline CI_COMMIT_SHA is the merge commit; only there the other variable is set.
+    # In a merged results pipeline, CI_COMMIT_SHA is the merge commit; the other variable is set only there.
     [line] = gitlab()["report"]["script"]
     assert ' --head "${CI_MERGE_REQUEST_SOURCE_BRANCH_SHA:-$CI_COMMIT_SHA}"' in line
 
@@ -172,9 +172,7 @@ def test_workflows_pass_all_state_variables() -> None:
 def test_gitlab_example_runs_the_same_commands() -> None:
     def commands(scripts: list[str]) -> set[str]:
         return {
-            found
-            for script in scripts
-            for found in re.findall(r"tools\.ci (\w+)|(make \w+|\.ci/run)", script)
+            found for script in scripts for found in re.findall(r"tools ci (\w+)|(make \w+|\.ci/run)", script)
         }
 
     def flat(pairs: set[Any]) -> set[str]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import socket
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -36,7 +35,7 @@ class FakeUpstream:
         types: Media types by path.
         requests: The path and the Authorization header of each request.
         needs_token: Whether the registry requires a token.
-        blob_host: The host to which requests for blobs are redirected.
+        blob_host: The server to which requests for blobs are redirected.
         url: Its address.
     """
 
@@ -117,7 +116,7 @@ def _handler(upstream: FakeUpstream) -> type[BaseHTTPRequestHandler]:
 
 @contextmanager
 def fake_upstream() -> Iterator[FakeUpstream]:
-    """Serve a fake upstream on 127.0.0.1 that stores its blobs on another host."""
+    """Run a fake upstream on 127.0.0.1 that keeps its blobs on a second server."""
     blobs = FakeUpstream(needs_token=False)
     upstream = FakeUpstream(blob_host=blobs)
     servers = [ThreadingHTTPServer(("127.0.0.1", 0), _handler(each)) for each in (blobs, upstream)]
@@ -155,13 +154,8 @@ def publish_packages(fake: FakeUpstream, tmp_path: Path) -> Path:
 
 
 def endpoints(fake: FakeUpstream) -> upstream.Endpoints:
+    """The addresses of everything that the fake upstream serves."""
     return upstream.Endpoints(
         packages=f"{fake.url}/v{{minor}}/deb",
         registries=dict.fromkeys(("registry.k8s.io", "ghcr.io", "docker.io"), fake.url),
     )
-
-
-def closed_port() -> int:
-    """A port of 127.0.0.1 on which nothing listens."""
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        return int(server.getsockname()[1])

@@ -12,10 +12,10 @@ NODES = {"master": "192.168.166.101", "node1": "192.168.166.102", "node2": "192.
 
 
 def report(host: str) -> str:
-    """The report of a host."""
+    """A host's report."""
     return (DATA / f"traffic-{host}.txt").read_text()
 
 
 def views() -> list[View]:
-    """The views of all hosts."""
+    """All hosts' views."""
     return [traffic.view_of_report(host, report(host)) for host in NODES]

@@ -25,7 +25,7 @@ def parsed(path: Path) -> Yaml:
 
 
 def jobs() -> Iterator[tuple[str, Yaml, str, Yaml]]:
-    """Every job: the workflow's name and content, the job's name and content."""
+    """Every job, as the workflow's name and content, and the job's name and content."""
     for path in WORKFLOWS:
         workflow = parsed(path)
         for name, job in workflow["jobs"].items():
@@ -39,7 +39,7 @@ def job(workflow: str, name: str) -> Yaml:
 
 
 def gitlab() -> dict[str, Yaml]:
-    """The jobs of the GitLab example, merged with what they extend; without hidden jobs."""
+    """The jobs of the GitLab example, merged with the jobs that they extend; hidden jobs are left out."""
     document = yaml.safe_load((PROJECT / lint.GITLAB).read_text())
     settings = {"stages", "workflow", "default", "variables"}
 

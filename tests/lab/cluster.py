@@ -299,7 +299,7 @@ def identity(cluster: Cluster) -> tuple[str, ...]:
 def drift(cluster: Cluster) -> dict[str, set[str]]:
     """The findings of `make check`, by host."""
     done = subprocess.run(
-        [sys.executable, "-m", "tools.check", "--stack", cluster.stack, "--json"],
+        [sys.executable, "-m", "tools", "check", "--stack", cluster.stack, "--json"],
         cwd=project_dir(),
         env=cluster.environment,
         capture_output=True,

@@ -40,6 +40,6 @@ def cluster(
     install_user_workload(cluster, in_force=cluster.hosts[:1])
     cluster.workload = {host: workload_process(cluster, host) for host in cluster.hosts}
     cluster.before = cluster.state()
-    cluster.up_output = command(progress, "tools.up", "--lab", LAB)
+    cluster.up_output = command(progress, "tools", "up", "--lab", LAB)
     progress.say(f"from plain hosts to verification: {time.monotonic() - began:.0f} s")
     return cluster

@@ -82,7 +82,7 @@ def test_ipvs_balances_and_iptables_does_not(cluster: Cluster) -> None:
 def test_live_page_shows_what_each_kernel_balances(cluster: Cluster, tmp_path: Path) -> None:
     page = tmp_path / "show.html"
     done = subprocess.run(
-        [sys.executable, "-m", "tools.show", "--stack", cluster.stack, "--live", "--html", str(page)],
+        [sys.executable, "-m", "tools", "show", "--stack", cluster.stack, "--live", "--html", str(page)],
         cwd=project_dir(),
         env=cluster.environment,
         capture_output=True,

@@ -7,8 +7,8 @@ source lib/step.sh
 source lib/packages.sh
 source lib/pod_network.sh
 
-# Refuses a node of another cluster, and a node of this stack under another name or with another role. The latter's
-# own claim would be deleted after this one was made, and restoring the host would undo all later steps.
+# Refuses a node of another cluster, and a node of this stack with another name or role: its old claim would be deleted
+# after this one is created, which restores the host and undoes all later steps.
 refuse_existing_node() {
   if [[ ! -d $RECORD ]]; then
     refuse_foreign_node
@@ -22,7 +22,7 @@ refuse_existing_node() {
     # A configuration without a control plane isn't valid.
     [[ $other_role != control-plane ]] || next_move="change the name back to $other_name, or run \`pulumi destroy\` \
 first: under another name it is a new cluster"
-    fail "the host is already $other_name of this stack" "$next_move; nothing was changed"
+    fail "the host is already in this stack as $other_name" "$next_move; nothing was changed"
   fi
   [[ $other_role == "$ROLE" || ! -e $HOME_DIR/node.started ]] ||
     fail "the host is already a $other_role of the cluster and can't become a $ROLE" \
@@ -36,7 +36,7 @@ refuse_foreign_node() {
     compgen -G "$ROOT/var/lib/etcd/member" || compgen -G "$kubelet/config.yaml" || compgen -G "$kubelet/pki/*") ||
     return 0
   fail "the host is a node of another cluster, or prepared for one ($(head -n 1 <<<"$found") exists)" \
-    "remove it from that cluster (kubeadm reset) and move away what you still need, or remove $HOST from the \
+    "remove it from that cluster (kubeadm reset) and save what you still need, or remove $HOST from the \
 configuration; nothing was changed"
 }
 
@@ -61,7 +61,7 @@ check_system() {
       problems+=("kernel $release has no module $module; install the distribution's full kernel package")
   done
   grep -qwF "$ADDRESS" < <(ip -4 -o address show) ||
-    problems+=("no interface has the address $ADDRESS that the configuration gives for this host")
+    problems+=("no interface has the configured address $ADDRESS")
   local memory
   memory=$(awk '/^MemTotal:/ {print int($2 / 1024)}' /proc/meminfo)
   ((memory >= 900)) || problems+=("$memory MiB of memory: at least 1 GiB is needed")
@@ -93,7 +93,7 @@ change cluster.kubernetesVersion or packages.manage")
   done
 }
 
-# Finds what would give pods another network or another runtime than the cluster's.
+# Finds configuration that would give pods a different network or runtime than the cluster's.
 check_containers() {
   [[ ! -d $RECORD ]] || return 0
   local file line
@@ -106,7 +106,7 @@ cluster's there)")
   while read -r line; do
     problems+=("containerd has settings of its own: $line; this program would replace its configuration")
   done < <(custom_containerd_settings)
-  # They couldn't be told from the node's own containers.
+  # They would be indistinguishable from the node's own containers.
   if unit_active containerd && have ctr && [[ -n $(timeout 60 ctr -n k8s.io containers ls -q) ]]; then
     problems+=("containerd has containers in Kubernetes' namespace, which would be deleted together with the node: see \
 ctr -n k8s.io containers ls; move or remove them")

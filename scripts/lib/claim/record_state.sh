@@ -60,7 +60,7 @@ record_packages() {
   : >packages-added
 }
 
-# Small files are copied. Of folders with data only the existence is recorded.
+# Small files are copied. For folders with data, only their existence is recorded.
 record_files() {
   local path
   : >present

@@ -27,7 +27,7 @@ remove_node_files() {
   rm -rf "$ROOT/var/lib/cni/$(pod_network cni-state)" "$ROOT/var/lib/cni/networks/$network" \
     "$ROOT/var/lib/cni/results/$network"-* "$ROOT"/var/lib/cni/results/cni-loopback-*
   remove_if_empty /var/lib/cni
-  # What kubeadm reset removes, in case it failed. The claim has checked that none of this existed before.
+  # Everything that kubeadm reset removes, in case it failed. The claim has checked that none of this existed before.
   rm -rf "$ROOT"/etc/kubernetes/{manifests,pki}/* \
     "$ROOT"/etc/kubernetes/{admin,super-admin,bootstrap-kubelet,kubelet,controller-manager,scheduler}.conf \
     "$ROOT"/var/lib/kubelet/{pki,config.yaml,instance-config.yaml,kubeadm-flags.env}
@@ -49,7 +49,7 @@ remove_if_empty() {
   if [[ -d $ROOT$1 ]] && was_absent "$1"; then find "$ROOT$1" -depth -type d -empty -delete; fi
 }
 
-# remove_unfinished_files FOLDER: what interrupted runs of put_file left there.
+# remove_unfinished_files FOLDER: removes the files that interrupted calls of put_file left there.
 remove_unfinished_files() { find "$ROOT$1" -xdev -type f -name '.kubeadm-ipvs.*' -delete; }
 
 restore_files() {
@@ -59,10 +59,12 @@ restore_files() {
   restore_file_if_present /etc/sysconfig/kubelet
   for path in "${CNI_FOLDERS[@]}"; do
     remove_if_empty "$path"
-    if [[ -d $ROOT$path ]] && was_absent "$path"; then say "$path stays: it has files that this program didn't make"; fi
+    if [[ -d $ROOT$path ]] && was_absent "$path"; then
+      say "$path stays: it has files that this program didn't create"
+    fi
   done
   for path in "${PACKAGE_FOLDERS[@]}"; do
-    # Ours was removed with its package, so this containerd was installed by somebody else since.
+    # Ours was removed with its package, so somebody else has installed this containerd since.
     if [[ $path == *containerd* ]] && ! unit_recorded containerd && have containerd; then
       [[ ! -e $ROOT$path ]] || say "$path stays: somebody else has installed containerd"
       continue
@@ -73,7 +75,7 @@ restore_files() {
   for path in "${CERTIFICATE_FOLDERS[@]}"; do
     if was_absent "$path"; then rmdir "$ROOT$path" 2>/dev/null || :; fi
   done
-  # Folders that a package removed together with its files.
+  # Restores folders that a package removed together with its files.
   tar --numeric-owner --skip-old-files -xpf "$RECORD/files.tar" -C "$ROOT/" -T "$RECORD/copied"
   systemctl daemon-reload
   systemctl reset-failed kubelet 2>/dev/null || :

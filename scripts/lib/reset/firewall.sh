@@ -14,7 +14,7 @@ restore_firewall() {
 }
 
 # Removes what firewalld_add added. The list of additions is deleted afterwards: querying firewalld again takes a
-# minute on a slow host, and a step that opens the ports again makes a new list.
+# minute on a slow host, and a step that opens the ports again creates a new list.
 restore_firewalld() {
   [[ -n $(noted firewalld) ]] || return 0
   if unit_active firewalld; then
@@ -41,7 +41,7 @@ restore_running_firewalld() {
   reload_firewalld
 }
 
-# Somebody has stopped firewalld since. It stays stopped; its stored configuration is cleaned.
+# Somebody has stopped firewalld since. It stays stopped; only its stored configuration is cleaned up.
 restore_stopped_firewalld() {
   local scope zone kind first second option
   have firewall-offline-cmd || return 0
@@ -66,8 +66,8 @@ the next reload"
 }
 
 # Whether everything active is stored too, so that a reload loses nothing. Interfaces don't count: firewalld keeps their
-# zones over a reload. The iptables backend would flush all rules, ours or not. Direct rules and ipsets aren't compared:
-# if there are any, there is no reload.
+# zones across a reload. The iptables backend would flush all rules, ours or not. Direct rules and ipsets aren't
+# compared: if there are any, there is no reload.
 firewalld_all_permanent() {
   local list backend
   backend=$(busctl --system get-property "$FIREWALLD_BUS" "$FIREWALLD_PATH/config" "$FIREWALLD_BUS.config" \
@@ -84,7 +84,7 @@ firewalld_all_permanent() {
 # The active `public (default, active)` is listed as `public (default)` among the stored zones.
 firewalld_list() { firewall-cmd "$@" | sed -E 's/^([^ ]+) \(.*\)$/\1/; /^  interfaces:/d'; }
 
-# Removes the stored copies of zones that firewalld made because of our changes and that now equal the package's own.
+# Removes the stored copies of zones that firewalld created for our changes and that now equal the package's own.
 remove_unchanged_zones() {
   local file packaged
   for file in /etc/firewalld/zones/*.xml; do

@@ -21,7 +21,7 @@ restore_kernel() {
   fi
 }
 
-# A value that one of the host's own files sets by now (for a VPN or another container runtime) stays.
+# A value stays if one of the host's own files sets it by now, for example for a VPN or another container runtime.
 restore_sysctls() {
   local key value now keeps_forwarding=
   while read -r key value; do
@@ -80,7 +80,7 @@ restore_swap() {
     options=()
     ((priority < 0)) || options=(--priority "$priority")
     if swapon "${options[@]}" "$swap" 2>/dev/null; then continue; fi
-    # A device in memory (zram) is set up by what its unit depends on.
+    # A zram device is set up by the units that its swap unit depends on.
     timeout 100 systemctl start "$(systemd-escape --path --suffix=swap "$swap")" 2>/dev/null || :
     swap_is_on "$swap" || say "can't turn on swap on $swap, which was on before: skipped"
   done <"$RECORD/swaps"

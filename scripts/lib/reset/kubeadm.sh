@@ -10,7 +10,7 @@ source lib/reset/files.sh
 # Must neither wait for a cluster that is gone nor fail because something is gone already.
 reset_node() {
   if [[ ! -e $HOME_DIR/node.started ]]; then
-    say "this program has made no node here"
+    say "this program didn't set up a node here"
     return
   fi
   if [[ -e $ROOT/etc/kubernetes/kubelet.conf || -e $ROOT/etc/kubernetes/manifests ||
@@ -37,8 +37,8 @@ run_kubeadm_reset() {
   have kubeadm || return 0
   unit_active containerd || systemctl start containerd || :
   say "kubeadm reset"
-  # --skip-phases: etcd's data are removed with their folder. On the only control plane no other member has to know,
-  # and a request to a dead API server takes minutes to time out.
+  # --skip-phases: etcd's data is removed with its folder. There is no other etcd member to notify, and a request to a
+  # dead API server takes minutes to time out.
   # --foreground: kubeadm stays in the step's process group and ends with the step.
   # --cri-socket: required if the host has several runtimes.
   timeout --foreground 300 kubeadm reset --force --cri-socket "$CONTAINERD" --cleanup-tmp-dir \
@@ -46,8 +46,8 @@ run_kubeadm_reset() {
     say "kubeadm reset failed (log: $HOME_DIR/reset.log); removing the rest without it"
 }
 
-# Removes the containers in Kubernetes' namespace only. One call of ctr for all of them, because it takes seconds to
-# start on an emulated host; then one call for each task that is left.
+# Removes only the containers in Kubernetes' namespace. One call of ctr removes all tasks, because each call takes
+# seconds on an emulated host; each task that is left gets a call of its own.
 remove_pods() {
   unit_active containerd && have ctr || return 0
   local tasks containers task

@@ -5,7 +5,7 @@
 source lib/step.sh
 source lib/pod_network.sh
 
-# Keeps virtual servers that the host had before, and the kinds that kube-proxy never makes: by firewall mark, by IPv6.
+# Keeps virtual servers that the host had before, and those that kube-proxy never creates: by firewall mark or on IPv6.
 remove_ipvs_services() {
   [[ -r $ROOT/proc/net/ip_vs ]] && have ipvsadm || return 0
   local lines line protocol
@@ -23,8 +23,7 @@ decode_address() {
   echo "$((ip >> 24)).$((ip >> 16 & 255)).$((ip >> 8 & 255)).$((ip & 255)):$((16#${1#*:}))"
 }
 
-# Replaces each table by its rules without Kubernetes' own, in one transaction per table. The user's rules and their
-# counters stay.
+# Rewrites each table without Kubernetes' rules, in one transaction per table. The user's rules keep their counters.
 remove_iptables_rules() {
   local command suffix family table rules others
   for command in iptables ip6tables; do
@@ -44,7 +43,7 @@ remove_iptables_rules() {
     have nft || continue
     for table in filter nat mangle raw; do
       grep -qx "table $family $table" "$RECORD/nft-tables" && continue
-      # iptables created the table for Kubernetes' rules. Without any rule it can go.
+      # iptables created the table for Kubernetes' rules. Delete it if no rule is left.
       if rules=$(nft -a list table "$family" "$table" 2>/dev/null) &&
         ! grep -qv '{ # handle' < <(grep '# handle' <<<"$rules"); then
         nft delete table "$family" "$table"
@@ -57,8 +56,8 @@ remove_iptables_rules() {
 }
 
 # Filters iptables-save: drops Kubernetes' and the pod network's chains and the rules that jump to them. Other users of
-# CNI (nerdctl, podman) share CNI's chains for published ports, so of those only the ones of our network are dropped,
-# and the common ones if nothing jumps to them any more.
+# CNI (nerdctl, podman) share CNI's chains for published ports, so only our own network's are dropped, and the common
+# ones only if no other network uses them.
 without_kubernetes() {
   awk -v prefixes="$(pod_network chain | paste -sd '|')" -v network="$(pod_network cni-network)" '
     { lines[NR] = $0 }
@@ -97,7 +96,7 @@ remove_links() {
   local link namespace
   for link in kube-ipvs0 nodelocaldns $(pod_network link); do remove_link "$link"; done
   for namespace in "$ROOT"/run/netns/cni-*; do
-    # No process is left in ours. podman's namespaces have the same kind of name, but processes in them.
+    # Ours have no processes left. podman's namespaces have the same kind of name, but contain processes.
     if [[ ! -e $namespace ]] ||
       grep -qxF "net:[$(stat -c %i "$namespace")]" < <(readlink /proc/[0-9]*/ns/net || :); then
       continue

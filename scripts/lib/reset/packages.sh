@@ -5,8 +5,8 @@ source lib/step.sh
 source lib/record.sh
 source lib/packages.sh
 
-# Sets `remove` to the packages to be removed. Fails if a package of somebody else needs one of them, which is why this
-# runs before anything is changed.
+# Sets `remove` to the packages to remove. Runs before anything is changed, because it fails if a package that this
+# program didn't install needs one of them.
 choose_packages() {
   if [[ $(package_family) == deb ]]; then choose_debs; else choose_rpms; fi
 }
@@ -32,8 +32,9 @@ choose_debs() {
   keep_dependencies
 }
 
-# edited_conffiles PACKAGE: configuration files that somebody has edited, such as a firewall in /etc/nftables.conf.
-# Purging the package would delete them. Packages that only Kubernetes uses don't count. (RPM keeps such files itself.)
+# edited_conffiles PACKAGE: prints the configuration files that somebody has edited, such as a firewall in
+# /etc/nftables.conf. Purging the package would delete them. Packages that only Kubernetes uses don't count. (RPM keeps
+# such files itself.)
 edited_conffiles() {
   case $1 in containerd* | runc | kube* | cri-tools) return ;; esac
   local path sum
@@ -42,8 +43,8 @@ edited_conffiles() {
   done < <(dpkg-query -W -f '${Conffiles}\n' "$1")
 }
 
-# Takes out of `remove` what other packages need: those in `kept`, and those that apt would remove as well because
-# somebody has installed them since. Fails if they need a package that makes the host a node.
+# Drops from `remove` whatever other packages need: those in `kept`, and those installed since the claim, which apt
+# would remove as well. Fails if they need a package that makes the host a node.
 keep_dependencies() {
   local package needed removed_too before
   while ((${#remove[@]})); do
@@ -58,8 +59,8 @@ keep_dependencies() {
     for package in "${!remove[@]}"; do
       grep -qxF "${remove[package]}" <<<"$needed" || continue
       case ${remove[package]} in containerd* | runc | kube*)
-        fail "${kept[*]}: not installed by this program, but needs ${remove[package]}, which was" \
-          "remove it on $HOST, then run again; nothing was changed" ;;
+        fail "${kept[*]}, which this program didn't install, needs ${remove[package]}, which it would remove" \
+          "remove ${kept[*]} on $HOST, then run again; nothing was changed" ;;
       esac
       say "${remove[package]} stays: ${kept[*]} needs it"
       unset "remove[package]"
@@ -95,11 +96,11 @@ choose_rpms() {
   while read -r package; do
     if rpm -q --quiet "$package"; then remove+=("$package"); fi
   done < <(noted packages-added)
-  # dnf would also remove the packages that need them.
+  # dnf would also remove the packages that depend on them.
   ((${#remove[@]} == 0)) || needed=$(rpm --erase --test "${remove[@]}" 2>&1) || {
     grep 'is needed by' <<<"$needed" >&2 || :
-    fail "a package that this program didn't install needs one that it did" \
-      "remove it on $HOST, then run again; nothing was changed"
+    fail "a package that this program didn't install needs one that it would remove" \
+      "remove the package named above on $HOST, then run again; nothing was changed"
   }
 }
 

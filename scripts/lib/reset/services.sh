@@ -8,7 +8,7 @@ source lib/containerd.sh
 restore_runtime() {
   unit_recorded containerd || return 0
   if unit_active containerd && have ctr; then remove_images; fi
-  # restore_file adds what was recorded and leaves other files of a folder in place.
+  # Before restore_file, which doesn't remove other files from a recorded folder.
   remove_mirrors
   restore_file /etc/containerd/config.toml
   restore_file /etc/containerd/certs.d

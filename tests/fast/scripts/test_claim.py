@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from model.steps import SCRIPTS
-from tests.fast.shell import bash, home_of, part, put, record, run, with_code
+from tests.fast.shell import bash, home_of, put, record, run, stdout_of, with_code
 
 CLAIM = "steps/claim.sh"
 PRINT_PROBLEMS = "printf '%s\\n' \"${problems[@]}\""
@@ -15,7 +15,7 @@ PRINT_PROBLEMS = "printf '%s\\n' \"${problems[@]}\""
 def problems(root: Path, check: str, code: str = "", **values: str) -> list[str]:
     """The problems that one of the claim's checks finds."""
     body = f"{code}\ncreate() {{ local problems=(); {check}; {PRINT_PROBLEMS}; }}\n"
-    return [line for line in part(CLAIM, body, root, **values).splitlines() if line]
+    return [line for line in stdout_of(CLAIM, body, root, **values).splitlines() if line]
 
 
 @pytest.mark.parametrize(
@@ -23,20 +23,20 @@ def problems(root: Path, check: str, code: str = "", **values: str) -> list[str]
     [
         ("node1", "worker", True, ""),
         (None, None, True, ""),
-        ("node2", "worker", False, "the host is already node2 of this stack"),
+        ("node2", "worker", False, "the host is already in this stack as node2"),
         (
             "node2",
             "worker",
             False,
             "remove node2 from the configuration in one change, and add node1 in the next",
         ),
-        ("node2", "control-plane", True, "the host is already node2 of this stack"),
+        ("node2", "control-plane", True, "the host is already in this stack as node2"),
         ("node2", "control-plane", True, "change the name back to node2, or run `pulumi destroy` first"),
         ("node1", "control-plane", True, "can't become a worker"),
         ("node1", "control-plane", False, ""),
     ],
 )
-def test_other_name_or_role_in_the_stack_is_refused(
+def test_other_name_or_role_in_stack_is_refused(
     tmp_path: Path, name: str | None, role: str | None, started: bool, refusal: str
 ) -> None:
     record(tmp_path)
@@ -96,7 +96,7 @@ disabled_plugins = ["cri"]
 def test_custom_containerd_settings_are_found(tmp_path: Path, more: str, found: list[str]) -> None:
     put(tmp_path, "etc/containerd/config.toml", CONTAINERD + more)
     code = "create() { custom_containerd_settings; }\n"
-    assert part(CLAIM, code, tmp_path).splitlines() == found
+    assert stdout_of(CLAIM, code, tmp_path).splitlines() == found
 
 
 def test_foreign_network_and_containers_are_found(tmp_path: Path) -> None:
@@ -127,7 +127,7 @@ TOO_LITTLE_MEMORY = "800 MiB of memory: at least 1 GiB is needed"
 def system_problems(
     root: Path, role: str, cpus: int, memory: int, missing: str = "nothing", ignored: str = ""
 ) -> list[str]:
-    """The problems of a host of that size.
+    """The problems that are found on a host of this size.
 
     Args:
         root: The host's root folder.
@@ -188,7 +188,7 @@ def test_ignored_kubeadm_checks_accept_small_hosts(
 
 @pytest.mark.parametrize("ipv6", [True, False])
 def test_port_in_use_is_found(tmp_path: Path, ipv6: bool) -> None:
-    # As the kernel shows them: 30080 is listening, 10250 only has a connection.
+    # In the kernel's format: 30080 is listening, 10250 only has a connection.
     put(
         tmp_path,
         "proc/net/tcp",
@@ -240,7 +240,7 @@ STUBS = (
 
 
 def claim(root: Path, verb: str) -> None:
-    """Runs the claim's create or delete on a suitable host with nothing to restore."""
+    """Run the claim's create or delete on a suitable host with nothing to restore."""
     stubs = "".join(f"{name}() {{ :; }}\n" for name in STUBS)
     bash(with_code(CLAIM, stubs, ROLE="worker", OWNER="dev"), verb, "claim", "node1", root=root)
 
@@ -253,9 +253,9 @@ def test_claim_after_an_interrupted_one_sets_the_owner(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("moved", [True, False])
-def test_delete_removes_what_an_interrupted_one_left(tmp_path: Path, moved: bool) -> None:
+def test_delete_removes_leftovers_of_an_interrupted_one(tmp_path: Path, moved: bool) -> None:
     home = home_of(tmp_path)
-    (home.with_name("kubeadm-ipvs.given-back") / "record").mkdir(parents=True)
+    (home.with_name("kubeadm-ipvs.removed") / "record").mkdir(parents=True)
     if moved:
         run(CLAIM, 'create() { rm -r "$HOME_DIR"; delete; }\n', tmp_path)
     else:
@@ -272,7 +272,7 @@ create() {
   printf 'removed %s\\n' "${CNI_FOLDERS[@]}" "${CERTIFICATE_FOLDERS[@]}"
 }
 """
-    lines = [line.split() for line in part(CLAIM, code, tmp_path).splitlines()]
+    lines = [line.split() for line in stdout_of(CLAIM, code, tmp_path).splitlines()]
     recorded = {path for kind, path in lines if kind == "recorded"}
     restored = {path for kind, path in lines if kind == "removed"}
     for script in (SCRIPTS / "lib/reset").glob("*.sh"):
@@ -287,7 +287,7 @@ def test_record_copies_small_files_only(tmp_path: Path) -> None:
     code = """
 create() { cd "$ROOT"; record_files; tar -tf files.tar; }
 """
-    assert part(CLAIM, code, tmp_path).split() == ["etc/containerd/config.toml"]
+    assert stdout_of(CLAIM, code, tmp_path).split() == ["etc/containerd/config.toml"]
     assert "/var/lib/containerd\n" in (tmp_path / "present").read_text()
     assert "/etc/crictl.yaml\n" in (tmp_path / "absent").read_text()
 

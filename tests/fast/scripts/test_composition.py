@@ -9,7 +9,7 @@ import pytest
 from model.steps import SCRIPTS, STEPS, Step, body, command_text, script_text
 from tests.fast.shell import bash
 
-# A new value only makes the step run again.
+# By step, the values that its script doesn't use. A new value only makes the step run again.
 UNUSED = {"expected_services": {"SUBJECT"}}
 
 
@@ -17,23 +17,22 @@ def scripts() -> list[Path]:
     return sorted(SCRIPTS.rglob("*.sh"))
 
 
-def test_every_script_is_part_of_a_step() -> None:
-    steps = [SCRIPTS / f"steps/{step.script or step.name}.sh" for step in STEPS.values()]
-    sourced = {
-        SCRIPTS / name
-        for script in scripts()
-        for name in re.findall(r"^source (\S+)$", script.read_text(), re.MULTILINE)
-    }
-    assert {*steps, *sourced} == set(scripts())
-
-
-def test_no_step_sources_another() -> None:
-    sources = {
+def sourced() -> set[str]:
+    """The scripts that others source."""
+    return {
         name
         for script in scripts()
         for name in re.findall(r"^source (\S+)$", script.read_text(), re.MULTILINE)
     }
-    assert not [name for name in sources if name.startswith("steps/")]
+
+
+def test_every_script_is_part_of_a_step() -> None:
+    steps = {SCRIPTS / f"steps/{step.script or step.name}.sh" for step in STEPS.values()}
+    assert steps | {SCRIPTS / name for name in sourced()} == set(scripts())
+
+
+def test_no_step_sources_another() -> None:
+    assert not [name for name in sourced() if name.startswith("steps/")]
 
 
 @pytest.mark.parametrize("step", STEPS.values(), ids=STEPS)
@@ -58,7 +57,7 @@ def test_step_uses_the_values_it_takes(step: Step) -> None:
 
 
 def composed(folder: Path, code: str, **values: str) -> str:
-    """A step of the test's own, as it is sent."""
+    """The text of a step with this code, as it is sent to a host."""
     for name in ("lib", "steps"):
         (folder / name).mkdir(exist_ok=True)
     (folder / "lib/step.sh").write_text(body("lib/step.sh"))

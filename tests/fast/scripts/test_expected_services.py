@@ -5,19 +5,19 @@ from pathlib import Path
 
 import pytest
 
-from tests.fast.shell import part, run
+from tests.fast.shell import run, stdout_of
 
 SCRIPT = "steps/expected_services.sh"
 
 
 def missing(root: Path, lines: list[str], services: str) -> str:
-    """What the step reports as missing, if kubectl prints these lines."""
+    """The step's report of what is missing when kubectl prints these lines."""
     printed = " ".join(f"'{line}'" for line in lines)
     code = f"""
 kubectl() {{ printf '%s\\n' {printed}; }}
 create() {{ local detail= objects= nodes_checked=$SECONDS; all_ready || :; printf '%s' "$detail"; }}
 """
-    return part(SCRIPT, code, root, SERVICES=services)
+    return stdout_of(SCRIPT, code, root, SERVICES=services)
 
 
 @pytest.mark.parametrize(
@@ -61,8 +61,8 @@ def test_rollouts_are_waited_for(tmp_path: Path, deployment: str, numbers: str, 
     assert missing(tmp_path, lines, "default/nginx 2") == expected
 
 
-def test_objects_come_from_the_request_that_was_complete(tmp_path: Path) -> None:
-    """CoreDNS' pods come and go on a busy host; another request would return another state."""
+def test_output_comes_from_the_first_complete_response(tmp_path: Path) -> None:
+    """On a busy host, CoreDNS' pods come and go, so another request could return a different state."""
     code = f"""
 pause() {{ :; }}
 kubectl() {{
@@ -74,7 +74,7 @@ kubectl() {{
   echo 'object kube-system/kube-dns {{"kind": "Service", "a": "b c"}}'
 }}
 """
-    output = part(SCRIPT, code, tmp_path, SERVICES="kube-system/kube-dns 2", WAIT_SECONDS="30")
+    output = stdout_of(SCRIPT, code, tmp_path, SERVICES="kube-system/kube-dns 2", WAIT_SECONDS="30")
     assert json.loads(output) == {
         "items": [{"kind": "EndpointSlice"}, {"kind": "Service", "a": "b c"}],
     }

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.fast.shell import part, put, record, run
+from tests.fast.shell import put, record, run, stdout_of
 
 FIREWALL = "steps/firewall.sh"
 RESET = "lib/reset/firewall.sh"
@@ -17,7 +17,7 @@ def test_source_zone_with_the_hosts_network_is_found(tmp_path: Path) -> None:
         '"dmz" 1 "sources" 2 "10.9.0.0/16" "ipset:theirs" "home" 1 "sources" 1 "10.0.0.11"'
     )
     code = f"firewalld_call() {{ echo '{zones}'; }}\ncreate() {{ source_zones; }}\n"
-    assert part(FIREWALL, code, tmp_path, ADDRESS="10.0.0.11").split() == ["internal", "home"]
+    assert stdout_of(FIREWALL, code, tmp_path, ADDRESS="10.0.0.11").split() == ["internal", "home"]
 
 
 RULESET = """table ip filter {
@@ -87,7 +87,7 @@ create() { restore_firewalld; }
 UFW = """
 exec 5>&1
 have() { true; }
-# Like ufw's own parser: a rule's action comes after `delete`, and `route` isn't one.
+# Like ufw's own parser: after `delete` comes a rule's action, and `route` isn't one.
 ufw() {
   echo "ufw $*" >&5
   case $* in '--force delete '[!r]* | '--force route delete '*) ;; *) return 1 ;; esac
@@ -98,7 +98,7 @@ create() { restore_ufw; }
 
 def test_ufw_rules_are_deleted_in_ufws_syntax(tmp_path: Path) -> None:
     record(tmp_path, ufw="allow 10250/tcp\nallow 30000:32767/tcp\nroute allow from 10.244.0.0/16\n")
-    assert part(RESET, UFW, tmp_path).splitlines() == [
+    assert stdout_of(RESET, UFW, tmp_path).splitlines() == [
         "ufw --force delete allow 10250/tcp",
         "ufw --force delete allow 30000:32767/tcp",
         "ufw --force route delete allow from 10.244.0.0/16",
@@ -111,7 +111,7 @@ def test_removed_ufw_is_skipped(tmp_path: Path) -> None:
     assert done.stdout + done.stderr == ""
 
 
-# A systemctl with a file for each unit: ENABLED ACTIVE.
+# A systemctl that keeps each unit's state in a file: ENABLED ACTIVE.
 SYSTEMCTL = """
 systemctl() {
   local verb=$1 unit=$ROOT/units/${*: -1} enabled active
@@ -135,7 +135,7 @@ have() { false; }
 
 @pytest.fixture
 def host(tmp_path: Path) -> Path:
-    """A host with ufw, and with a firewalld that was started by hand."""
+    """A host with ufw, and with firewalld started by hand."""
     put(tmp_path, "units/ufw", "enabled active\n")
     put(tmp_path, "units/firewalld", "disabled active\n")
     record(tmp_path)
@@ -163,7 +163,7 @@ def test_disabled_firewalls_are_restored(host: Path) -> None:
     assert units_of(host) == before
 
 
-def test_disabled_firewalls_run_again_when_opened(host: Path) -> None:
+def test_disabled_firewalls_start_again_when_opened(host: Path) -> None:
     before = units_of(host)
     apply(host, "disable")
     apply(host, "open")

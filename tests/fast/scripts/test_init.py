@@ -6,11 +6,11 @@ from pathlib import Path
 
 import pytest
 
-from tests.fast.shell import home_of, part, put, run
+from tests.fast.shell import home_of, put, run, stdout_of
 
 INIT = "steps/init.sh"
 
-MANIFEST = """I1125 03:44:56 some warning of kubeadm's
+MANIFEST = """I1125 03:44:56 a warning from kubeadm
 ---
 apiVersion: v1
 kind: ServiceAccount
@@ -44,17 +44,17 @@ kubeadm_phase() { ls "$HOME_DIR/patches"; }
 upload_proxy_config() { :; }
 create() { converge_config; }
 """
-    output = part(INIT, code, tmp_path, CONFIG="new", PATCHES="etcd+strategic.json\t{}")
+    output = stdout_of(INIT, code, tmp_path, CONFIG="new", PATCHES="etcd+strategic.json\t{}")
     assert output == "etcd+strategic.json\n"
 
 
-def test_schema_is_requested_in_the_providers_format(tmp_path: Path) -> None:
-    # The JSON form was returned while the binary one took longer than the API server's own limit of a minute.
+def test_schema_is_requested_in_the_format_of_the_provider(tmp_path: Path) -> None:
+    # The JSON form arrived while the binary form took longer than the API server's own limit of a minute.
     code = """
 kubectl() { [[ $* == *" explain "*--output=plaintext-openapiv2* ]]; }
 create() { schema_ready && echo ready; }
 """
-    assert part(INIT, code, tmp_path) == "ready\n"
+    assert stdout_of(INIT, code, tmp_path) == "ready\n"
 
 
 def test_update_refuses_a_reinstalled_control_plane(tmp_path: Path) -> None:
@@ -83,7 +83,11 @@ def expiration(days: int, compact: bool) -> str:
 @pytest.mark.parametrize(
     ("kubeadm", "cri", "error"),
     [
-        ("echo 'ca.crt: no PEM' >&2; return 1", ":", "can't find out when the cluster's certificates expire"),
+        (
+            "echo 'ca.crt: no PEM' >&2; return 1",
+            ":",
+            "can't determine when the cluster's certificates expire",
+        ),
         (":", "return 1", "can't find the container of etcd"),
     ],
 )

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.fast.shell import bash, home_of, part, put, record, with_code
+from tests.fast.shell import bash, home_of, put, record, stdout_of, with_code
 
 JOIN = "steps/join.sh"
 
@@ -25,7 +25,7 @@ converge_kubelet() {{ :; }}
 kubectl() {{ {kubectl}; }}
 systemctl() {{ echo "systemctl $*"; }}
 """
-    assert part(JOIN, code, tmp_path) == ("systemctl restart kubelet\n" if restarted else "")
+    assert stdout_of(JOIN, code, tmp_path) == ("systemctl restart kubelet\n" if restarted else "")
 
 
 @pytest.mark.parametrize(
@@ -46,7 +46,7 @@ converge_kubelet() { echo converge; }
 ensure_registered() { :; }
 systemctl() { echo "systemctl $*"; }
 """
-    assert part(JOIN, code, tmp_path, CONFIG="c", KUBELET="k", PROXY="p").splitlines() == calls
+    assert stdout_of(JOIN, code, tmp_path, CONFIG="c", KUBELET="k", PROXY="p").splitlines() == calls
     assert (home / "node.done").exists()
 
 

@@ -5,7 +5,7 @@ from pathlib import Path
 from tests.fast.shell import put, record, run
 
 
-def test_swap_units_are_held_and_released(tmp_path: Path) -> None:
+def test_swap_units_are_disabled_and_restored(tmp_path: Path) -> None:
     units = tmp_path / "etc/systemd/system"
     put(tmp_path, "etc/systemd/system/data-swap.swap", "[Swap]\nWhat=/data/swap\n")
     (units / "dev-zram0.swap").symlink_to("/dev/null")

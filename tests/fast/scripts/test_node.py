@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.fast.shell import home_of, part, put, run
+from tests.fast.shell import home_of, put, run, stdout_of
 
 NODE = "steps/node.sh"
 DEREGISTER = "steps/deregister.sh"
@@ -38,7 +38,7 @@ create() {{ set_own {verb} '{wanted}' '{PREVIOUS[verb]}' '{PRESENT}'; }}
         ("Error from server (Forbidden): nodes is forbidden", 1),
     ],
 )
-def test_kubectl_is_retried_without_a_connection(tmp_path: Path, error: str, calls: int) -> None:
+def test_kubectl_is_retried_after_connection_errors(tmp_path: Path, error: str, calls: int) -> None:
     log = put(tmp_path, "calls")
     code = f"""
 kubectl() {{
@@ -61,7 +61,7 @@ def test_unreachable_api_server_fails_the_removal(tmp_path: Path, script: str) -
     code = "kubectl() { echo 'net/http: TLS handshake timeout' >&2; return 1; }\n"
     values = {"NODE": "node2", "DRAIN_SECONDS": "5", "NO_CONNECTION_SECONDS": "0"}
     done = run(script, code, tmp_path, 1, verb="delete", **values)
-    assert "can't find out from the API server whether the node node2 exists" in done.stderr
+    assert "can't ask the API server whether the node node2 exists" in done.stderr
     assert "the cluster has no node" not in done.stderr
 
 
@@ -86,11 +86,11 @@ kubectl() {{
 
 
 @pytest.mark.parametrize("disabled", [True, False])
-def test_drain_skips_eviction_if_it_is_disabled(tmp_path: Path, disabled: bool) -> None:
+def test_drain_skips_eviction_if_disabled(tmp_path: Path, disabled: bool) -> None:
     put(tmp_path, ADMIN)
     values = {"DISABLE_EVICTION": "true" if disabled else "", "NODE": "node2", "DRAIN_SECONDS": "5"}
     run("steps/init.sh", "create() { store_disable_eviction; }\n", tmp_path, **values)
-    # Scripts in existing states look for this name.
+    # Scripts in the states of existing stacks use this file name.
     assert (home_of(tmp_path) / "override-budgets").exists() == disabled
     code = """
 kubectl() {
@@ -131,4 +131,4 @@ kubectl() {{
 
 def test_deregister_does_nothing_on_create(tmp_path: Path) -> None:
     home_of(tmp_path)
-    assert part(DEREGISTER, "kubectl() { echo called; }\n", tmp_path, NODE="node2") == ""
+    assert stdout_of(DEREGISTER, "kubectl() { echo called; }\n", tmp_path, NODE="node2") == ""

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.fast.shell import home_of, part, put, record, run
+from tests.fast.shell import home_of, put, record, run, stdout_of
 
 PACKAGES = "steps/packages.sh"
 PLAN = (Path(__file__).parent.parent / "data/dnf-plan.txt").read_text()
@@ -82,7 +82,7 @@ install_rpms() { printf '%s\\n' "$@"; }
 create() { install_rpm; }
 """
     values = {"VERSION": "1.37.2", "REVISION": "*", "REPOSITORY_RPM": "http://x/", "KEY": "key"}
-    assert part(PACKAGES, code, tmp_path, **values).split() == installed
+    assert stdout_of(PACKAGES, code, tmp_path, **values).split() == installed
 
 
 @pytest.mark.parametrize(("present", "installed"), [(False, ["cri-tools"]), (True, [])])
@@ -101,7 +101,7 @@ install_debs() {{ printf '%s\n' "$@"; }}
 create() {{ install_deb; }}
 """
     values = {"VERSION": "1.37.2", "REVISION": "*", "REPOSITORY_DEB": "http://x/", "KEY": "key"}
-    output = part(PACKAGES, code, tmp_path, **values)
+    output = stdout_of(PACKAGES, code, tmp_path, **values)
     assert [name for name in output.split() if "=" not in name] == installed
 
 
@@ -138,12 +138,12 @@ def test_os_release_decides_the_package_family(
 ) -> None:
     put(tmp_path, "etc/os-release", release)
     code = f"have() {{ [[ ' {programs} ' == *\" $1 \"* ]]; }}\ncreate() {{ package_family; }}\n"
-    assert part("lib/packages.sh", code, tmp_path) == f"{family}\n"
+    assert stdout_of("lib/packages.sh", code, tmp_path) == f"{family}\n"
 
 
 def test_dnf_plan_includes_dependencies_and_long_names(tmp_path: Path) -> None:
     code = 'create() { planned_rpms <<<"$PLAN"; }\n'
-    assert part(PACKAGES, code, tmp_path, PLAN=PLAN).splitlines() == [
+    assert stdout_of(PACKAGES, code, tmp_path, PLAN=PLAN).splitlines() == [
         "containerd",
         "kubelet",
         "cri-tools",
@@ -152,7 +152,7 @@ def test_dnf_plan_includes_dependencies_and_long_names(tmp_path: Path) -> None:
 
 
 def dnf_code(root: Path, plan: str) -> str:
-    """Code that installs kubelet with a dnf that has this plan; it logs its calls to `calls`."""
+    """Code that installs kubelet with a fake dnf, which prints this plan and logs its calls to `calls`."""
     record(root, packages="containerd|1-1\n")
     (root / "plan").write_text(plan)
     return f"""
@@ -164,7 +164,7 @@ create() {{ install_rpms kubelet; }}
 """
 
 
-def test_new_rpms_are_noted_before_they_are_installed(tmp_path: Path) -> None:
+def test_new_rpms_are_recorded_before_their_installation(tmp_path: Path) -> None:
     run(PACKAGES, dnf_code(tmp_path, PLAN), tmp_path)
     added = (home_of(tmp_path) / "record/packages-added").read_text().split()
     assert added == ["kubelet", "cri-tools", "a-library-with-a-name-that-is-too-long-for-its-column"]
@@ -245,7 +245,7 @@ create() {{ apt_update; }}
     ],
 )
 def test_existing_apt_source_is_used(tmp_path: Path, name: str, text: str, used: bool) -> None:
-    """apt refuses two sources of one repository with different keys."""
+    """apt refuses two sources for one repository with different keys."""
     source = put(tmp_path, f"etc/apt/sources.list.d/{name}", text)
     own = put(
         tmp_path,

@@ -16,7 +16,7 @@ systemctl() { :; }
 
 
 def files(root: Path, function: str, **recorded: str) -> str:
-    """Runs a function with that record and returns its messages."""
+    """Run a function with this record and return its messages."""
     record(root, **({"copied": "", "absent": "", "present": "", "units": ""} | recorded))
     return run(FILES, f"{TOOLS}create() {{ {function}; }}\n", root).stderr
 
@@ -58,7 +58,7 @@ def test_cni_folder_that_containerd_watches_stays(tmp_path: Path, before: bool) 
     assert folder.stat().st_ino == inode
 
 
-def test_etcd_data_are_removed_from_an_existing_folder(tmp_path: Path) -> None:
+def test_etcd_data_is_removed_from_existing_folder(tmp_path: Path) -> None:
     (tmp_path / "var/lib/etcd/member/snap").mkdir(parents=True)
     put(tmp_path, "var/lib/etcd/mine")
     messages = files(tmp_path, "remove_node_files", present="/var/lib/etcd\n")
@@ -66,7 +66,7 @@ def test_etcd_data_are_removed_from_an_existing_folder(tmp_path: Path) -> None:
     assert [path.name for path in (tmp_path / "var/lib/etcd").iterdir()] == ["mine"]
 
 
-def test_failed_kubeadm_resets_files_are_removed(tmp_path: Path) -> None:
+def test_files_of_a_failed_kubeadm_reset_are_removed(tmp_path: Path) -> None:
     node = (
         "etc/kubernetes/pki/ca.key",
         "etc/kubernetes/manifests/etcd.yaml",
@@ -84,7 +84,7 @@ def test_failed_kubeadm_resets_files_are_removed(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("unit", "stays"), [("disabled inactive", False), ("not-found inactive", True)])
-def test_foreign_containerds_data_stay(tmp_path: Path, unit: str, stays: bool) -> None:
+def test_data_of_a_foreign_containerd_stays(tmp_path: Path, unit: str, stays: bool) -> None:
     folder = tmp_path / "var/lib/containerd"
     folder.mkdir(parents=True)
     recorded = {"absent": "/var/lib/containerd\n", "units": f"containerd {unit}\n"}

@@ -4,13 +4,13 @@ from pathlib import Path
 
 import pytest
 
-from tests.fast.shell import part, put, record, run
+from tests.fast.shell import put, record, run, stdout_of
 
 KERNEL = "lib/reset/kernel.sh"
 
 
 def test_forwarding_is_restored_before_the_settings_it_changes(tmp_path: Path) -> None:
-    """A host that stops forwarding accepts redirects again, whatever it did before (inet_forward_change)."""
+    """When forwarding is turned off, the kernel accepts redirects again (inet_forward_change)."""
     recorded = [
         "net.ipv4.conf.all.accept_redirects 0",
         "net/ipv4/conf/eth0.100/forwarding 0",
@@ -18,7 +18,7 @@ def test_forwarding_is_restored_before_the_settings_it_changes(tmp_path: Path) -
         "kernel.panic 0",
     ]
     record(tmp_path, sysctls="".join(f"{line}\n" for line in recorded))
-    assert part(KERNEL, "create() { recorded_sysctls; }\n", tmp_path).splitlines() == [
+    assert stdout_of(KERNEL, "create() { recorded_sysctls; }\n", tmp_path).splitlines() == [
         "net/ipv4/ip_forward 0",
         "net/ipv4/conf/all/accept_redirects 0",
         "net/ipv4/conf/eth0.100/forwarding 0",
@@ -44,8 +44,8 @@ def test_sysctls_set_by_the_hosts_files_stay(
     swap = put(tmp_path, "proc/sys/vm/swappiness", "0\n")
     put(tmp_path, "etc/sysctl.d/10-own.conf", configuration)
     done = run(KERNEL, "create() { restore_sysctls; }\n", tmp_path)
-    left = [file.read_text().strip() for file in (forward, eth0, swap)]
-    assert left == [forwards, forwards, swappiness]
+    values = [file.read_text().strip() for file in (forward, eth0, swap)]
+    assert values == [forwards, forwards, swappiness]
     message = "net/ipv4/ip_forward stays 1: a configuration file of the host sets it"
     assert (message in done.stderr) == (forwards == "1")
 
@@ -68,7 +68,7 @@ create() { restore_swap; }
 
 
 def restored_swap(root: Path, *recorded: str) -> tuple[str, list[str]]:
-    """The messages and calls of restore_swap, and what is swapped to afterwards."""
+    """The messages and calls of restore_swap, and the swap that is on afterwards."""
     swaps = put(root, "proc/swaps", "Filename Type Size Used Priority\n")
     record(root, swaps="".join(f"{root}/{line}\n" for line in recorded))
     put(root, "swapfile")
@@ -83,7 +83,7 @@ def test_missing_swap_is_reported_and_skipped(tmp_path: Path) -> None:
     assert f"can't turn on swap on {tmp_path}/sdb2, which was on before: skipped" in output
 
 
-def test_swap_in_memory_is_started_by_its_unit(tmp_path: Path) -> None:
+def test_zram_swap_is_started_by_its_unit(tmp_path: Path) -> None:
     output, on = restored_swap(tmp_path, "swapfile file -2", "zram0 partition 100")
     assert on == ["swapfile", "zram0"]
     assert "systemctl start dev-zram0.swap" in output

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from tests.fast.shell import home_of, part, put, run
+from tests.fast.shell import home_of, put, run, stdout_of
 
 KUBEADM = "lib/reset/kubeadm.sh"
 
@@ -31,7 +31,7 @@ def test_only_pod_mounts_are_unmounted(tmp_path: Path) -> None:
     )
     code = "".join(f"{name}() {{ :; }}\n" for name in stubs)
     code += 'umount() { echo "$1"; }\ncreate() { reset_node; }\n'
-    assert sorted(part(KUBEADM, code, tmp_path).splitlines()) == sorted(pods)
+    assert sorted(stdout_of(KUBEADM, code, tmp_path).splitlines()) == sorted(pods)
 
 
 def test_kubeadm_reset_names_the_runtime(tmp_path: Path) -> None:

@@ -2,23 +2,23 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from tests.fast.shell import part, put, record, run
+from tests.fast.shell import put, record, run, stdout_of
 
 NETFILTER = "lib/reset/netfilter.sh"
-# A node's nat table, with a port that one of its pods publishes, one of nerdctl's, and rules of the user's.
+# A node's nat table with a port published by one of its pods, one published by nerdctl, and the user's rules.
 RULES = (Path(__file__).parent.parent / "data/iptables-of-others.txt").read_text()
 CLUSTER_CHAINS = ("KUBE-SERVICES", "FLANNEL-POSTRTG", "CNI-DN-0a1b2c")
 
 
 def without_kubernetes(root: Path, rules: str) -> list[str]:
     put(root, "rules", rules)
-    return part(NETFILTER, f"create() {{ without_kubernetes <{root}/rules; }}\n", root).splitlines()
+    return stdout_of(NETFILTER, f"create() {{ without_kubernetes <{root}/rules; }}\n", root).splitlines()
 
 
 def test_only_the_clusters_rules_are_removed(tmp_path: Path) -> None:
     expected = [line for line in RULES.splitlines() if not any(chain in line for chain in CLUSTER_CHAINS)]
     assert without_kubernetes(tmp_path, RULES) == expected
-    assert without_kubernetes(tmp_path, "\n".join(expected) + "\n") == expected, "a second time"
+    assert without_kubernetes(tmp_path, "\n".join(expected) + "\n") == expected, "unchanged the second time"
 
 
 def test_unused_cni_port_chains_are_removed(tmp_path: Path) -> None:
@@ -47,7 +47,7 @@ def test_foreign_virtual_servers_stay(tmp_path: Path) -> None:
     put(tmp_path, "proc/net/ip_vs", IPVS)
     record(tmp_path, ipvs="TCP  C0000201:0050 wlc\n")
     code = 'ipvsadm() { echo "$*"; }\nhave() { true; }\ncreate() { remove_ipvs_services; }\n'
-    assert part(NETFILTER, code, tmp_path).splitlines() == [
+    assert stdout_of(NETFILTER, code, tmp_path).splitlines() == [
         "--delete-service --tcp-service 10.96.0.1:443",
         "--delete-service --udp-service 10.96.0.10:53",
         "--delete-service --sctp-service 10.96.0.11:53",
@@ -63,7 +63,7 @@ def test_foreign_links_and_network_namespaces_stay(tmp_path: Path) -> None:
     namespaces = tmp_path / "run/netns"
     for name in ("cni-left", "cni-podman"):
         put(tmp_path, f"run/netns/{name}")
-    # A process runs in podman's, and the user had a cni0 before.
+    # A process runs in podman's namespace, and the user already had a cni0.
     record(tmp_path, links="cni0\neth0\npodman0\n")
     code = f"""
 ip() {{ echo "$*"; }}
@@ -71,5 +71,5 @@ umount() {{ :; }}
 readlink() {{ echo "net:[{(namespaces / "cni-podman").stat().st_ino}]"; }}
 create() {{ remove_links; }}
 """
-    assert part(NETFILTER, code, tmp_path).splitlines() == ["link delete kube-ipvs0"]
+    assert stdout_of(NETFILTER, code, tmp_path).splitlines() == ["link delete kube-ipvs0"]
     assert [path.name for path in namespaces.iterdir()] == ["cni-podman"]

@@ -42,7 +42,7 @@ create() {
 
 @pytest.fixture
 def host(tmp_path: Path) -> Path:
-    """A host with five packages of ours; somebody has edited nftables' and containerd's configuration."""
+    """A host with five added packages, and edited configuration of nftables and containerd."""
     record(
         tmp_path,
         packages_added="kubelet\ncontainerd\nnftables\nlibnftables1\nipset\n",
@@ -91,7 +91,7 @@ def test_kept_package_without_dependencies_keeps_nothing_else(host: Path) -> Non
 def test_dependency_of_a_foreign_package_stays(host: Path) -> None:
     put(host, "conffiles-nftables", unedited(host))
     put(host, "depends", "shorewall\nipset\n")
-    # apt would remove shorewall too, as long as ipset is to be removed.
+    # As long as ipset is on the list, apt would also remove shorewall.
     put(host, "plan", "Purg shorewall [1]\n")
     code = DEBS.replace("cat plan", "[[ $* != *ipset* ]] || cat plan")
     assert "ipset stays: shorewall needs it" in run(PACKAGES, code, host).stderr
@@ -107,7 +107,7 @@ refuse_foreign_containers() {{ :; }}
 reset_node() {{ touch calls; }}
 """
     messages = run("steps/claim.sh", code, host, 1, verb="delete").stderr
-    assert "docker.io: not installed by this program, but needs containerd, which was" in messages
+    assert "docker.io, which this program didn't install, needs containerd, which it would remove" in messages
     assert "nothing was changed" in messages
     assert not (host / "calls").exists()
 

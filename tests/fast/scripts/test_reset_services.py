@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.fast.shell import part, put, record, run
+from tests.fast.shell import put, record, run, stdout_of
 
 SERVICES = "lib/reset/services.sh"
 
@@ -19,7 +19,10 @@ restore_file() { :; }
 systemctl() { echo "$*"; }
 create() { restore_runtime; }
 """
-    assert part(SERVICES, code, tmp_path).splitlines() == ["stop containerd", "disable --quiet containerd"]
+    assert stdout_of(SERVICES, code, tmp_path).splitlines() == [
+        "stop containerd",
+        "disable --quiet containerd",
+    ]
     assert [path.name for path in (tmp_path / "etc/containerd/certs.d").iterdir()] == ["example.com"]
 
 
@@ -52,5 +55,5 @@ ctr() {
 }
 create() { remove_images 3>&1; }
 """
-    calls = part(SERVICES, code, tmp_path).splitlines()
+    calls = stdout_of(SERVICES, code, tmp_path).splitlines()
     assert calls == ["-n k8s.io images rm --sync pause nginx"] + ["namespaces rm k8s.io"] * removed

@@ -5,12 +5,12 @@ from pathlib import Path
 
 import pytest
 
-from tests.fast.shell import bash, part, put, record, run, with_code
+from tests.fast.shell import bash, put, record, run, stdout_of, with_code
 
 RUNTIME = "steps/runtime.sh"
 
 
-def test_removed_mirror_goes_and_the_users_stays(tmp_path: Path) -> None:
+def test_removed_mirror_is_deleted_and_users_mirror_stays(tmp_path: Path) -> None:
     certs = tmp_path / "etc/containerd/certs.d"
 
     def write(mirrors: str) -> None:
@@ -42,12 +42,12 @@ def test_removed_mirror_goes_and_the_users_stays(tmp_path: Path) -> None:
         ),
     ],
 )
-def test_configuration_fits_containerds_version(
+def test_configuration_matches_containerds_version(
     tmp_path: Path, version: str, images: str, pods: str, sandbox: str
 ) -> None:
     """containerd's docs/cri/config.md describes both formats."""
     code = f"containerd() {{ echo '{version}'; }}\ncreate() {{ runtime_config; }}\n"
-    output = part(RUNTIME, code, tmp_path, SANDBOX_IMAGE="registry.example.com/pause:3.10")
+    output = stdout_of(RUNTIME, code, tmp_path, SANDBOX_IMAGE="registry.example.com/pause:3.10")
     plugins = tomllib.loads(output)["plugins"]
     image = plugins[images]
     for name in sandbox.split("."):
@@ -68,7 +68,7 @@ def test_unsupported_containerd_is_refused(tmp_path: Path) -> None:
 
 
 def systemctl_calls(root: Path, code: str = "") -> list[str]:
-    """The step's calls of systemctl, on a host where containerd runs."""
+    """The step's systemctl calls on a host where containerd is running."""
     record(root)
     calls = root / "calls"
     calls.write_text("")
@@ -86,11 +86,11 @@ remove_pod_networks_at_boot() {{ :; }}
     return calls.read_text().splitlines()
 
 
-def test_killed_restart_is_made_up_for(tmp_path: Path) -> None:
+def test_killed_restart_is_repeated(tmp_path: Path) -> None:
     systemctl_calls(tmp_path, "systemctl() { if [[ $1 == restart ]]; then kill -KILL $$; fi; }\n")
     assert (tmp_path / "etc/containerd/config.toml").exists()
     assert "restart containerd" in systemctl_calls(tmp_path)
-    assert "restart containerd" not in systemctl_calls(tmp_path), "nothing has changed since"
+    assert "restart containerd" not in systemctl_calls(tmp_path), "nothing has changed since then"
 
 
 def test_repair_restarts_containerd_once(tmp_path: Path) -> None:

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.fast.shell import bash, home_of, part, put, record, run, with_code
+from tests.fast.shell import bash, home_of, put, record, run, stdout_of, with_code
 
 STEP = "lib/step.sh"
 
@@ -23,7 +23,7 @@ def test_sigpipe_fails_only_in_pipelines(tmp_path: Path) -> None:
     assert "exited with status 141" in lost.stderr
 
 
-def test_stopped_step_reports_it(tmp_path: Path) -> None:
+def test_terminated_step_reports_it(tmp_path: Path) -> None:
     done = run(STEP, "create() { kill -TERM $$; pause 20; }\n", tmp_path, 1)
     assert "stopped by its time limit or by a signal" in done.stderr
 
@@ -33,8 +33,8 @@ def test_lock_excludes_a_second_run(tmp_path: Path) -> None:
     with put(tmp_path, "run/kubeadm-ipvs.lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         done = bash(text, root=tmp_path, check=False)
-    assert "an earlier run is still at work on this host; waiting for it to end" in done.stderr
-    assert "FAILED: another run is still at work on this host" in done.stderr
+    assert "an earlier step is still running on this host; waiting for it to end" in done.stderr
+    assert "FAILED: another step is still running on this host" in done.stderr
     assert bash(text, root=tmp_path).returncode == 0
 
 
@@ -72,11 +72,11 @@ def test_delete_skips_a_host_of_another_stack(tmp_path: Path, owner: str, delete
 def test_put_file_reports_changes(tmp_path: Path) -> None:
     target = tmp_path / "etc" / "thing"
     code = f"create() {{ if echo hello | put_file {target} 0600; then echo changed; else echo same; fi; }}\n"
-    assert part(STEP, code, tmp_path) == "changed\n"
-    assert part(STEP, code, tmp_path) == "same\n"
+    assert stdout_of(STEP, code, tmp_path) == "changed\n"
+    assert stdout_of(STEP, code, tmp_path) == "same\n"
     assert target.stat().st_mode & 0o777 == 0o600
     target.chmod(0o644)
-    assert part(STEP, code, tmp_path) == "changed\n"
+    assert stdout_of(STEP, code, tmp_path) == "changed\n"
     assert [path.name for path in target.parent.iterdir()] == ["thing"]
 
 
@@ -100,7 +100,9 @@ def test_notes_are_kept_once_and_in_order(tmp_path: Path) -> None:
 
 def test_redact_hides_tokens_and_keys(tmp_path: Path) -> None:
     token, key, digest = "abcdef.0123456789abcdef", "0" * 64, "sha256:" + "a" * 64
-    output = part(STEP, f"create() {{ echo 'use {token} and {key} not {digest}x' | redact; }}\n", tmp_path)
+    output = stdout_of(
+        STEP, f"create() {{ echo 'use {token} and {key} not {digest}x' | redact; }}\n", tmp_path
+    )
     assert token not in output
     assert key not in output
 
@@ -108,7 +110,7 @@ def test_redact_hides_tokens_and_keys(tmp_path: Path) -> None:
 def test_redact_hides_proxy_passwords(tmp_path: Path) -> None:
     code = """create() { echo 'by "http://me:hush@proxy:3128" or https://registry.k8s.io/a@b' | redact; }\n"""
     expected = 'by "http://[password]@proxy:3128" or https://registry.k8s.io/a@b\n'
-    assert part(STEP, code, tmp_path) == expected
+    assert stdout_of(STEP, code, tmp_path) == expected
 
 
 @pytest.mark.parametrize(
@@ -120,15 +122,15 @@ def test_only_packages_keeps_the_logins_proxy(
     monkeypatch.setenv("https_proxy", "http://p")
     monkeypatch.setenv("HTTP_PROXY", "http://q")
     code = 'create() { echo "${https_proxy:-} ${HTTP_PROXY:-}"; }\n'
-    assert part(script, code, tmp_path) == f"{proxies}\n"
+    assert stdout_of(script, code, tmp_path) == f"{proxies}\n"
 
 
 def test_wait_ends_with_its_condition_or_limit(tmp_path: Path) -> None:
     flag = tmp_path / "flag"
     met = f"create() {{ (pause 1; touch {flag}) & wait_for 30 x test -e {flag} && echo met; }}\n"
-    assert part(STEP, met, tmp_path) == "met\n"
+    assert stdout_of(STEP, met, tmp_path) == "met\n"
     unmet = "create() { wait_for 1 x false || echo unmet; }\n"
-    assert part(STEP, unmet, tmp_path) == "unmet\n"
+    assert stdout_of(STEP, unmet, tmp_path) == "unmet\n"
 
 
 @pytest.mark.parametrize(
@@ -142,7 +144,7 @@ def test_wait_pauses_longer_for_slow_commands(tmp_path: Path, seconds: int, paus
         "create() { unset SECONDS; SECONDS=0; local times=0 pauses=()\n"
         "wait_for 3000 x slow_command; echo ${pauses[*]}; }\n"
     )
-    assert part(STEP, code, tmp_path) == f"{pauses}\n"
+    assert stdout_of(STEP, code, tmp_path) == f"{pauses}\n"
 
 
 def test_long_wait_reports_what_is_missing(tmp_path: Path) -> None:

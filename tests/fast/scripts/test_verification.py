@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.fast.shell import bash, part, put, with_code
+from tests.fast.shell import bash, put, stdout_of, with_code
 
 VERIFICATION = "steps/verification.sh"
 DATA = Path(__file__).parent.parent / "data"
@@ -17,7 +17,7 @@ NFTABLES = (DATA / "nftables.txt").read_text()
 def test_iptables_rules_are_read(tmp_path: Path) -> None:
     put(tmp_path, "rules", IPTABLES)
     code = f"iptables-save() {{ cat {tmp_path}/rules; }}\ncreate() {{ entries; }}\n"
-    assert part(VERIFICATION, code, tmp_path, MODE="iptables").splitlines() == [
+    assert stdout_of(VERIFICATION, code, tmp_path, MODE="iptables").splitlines() == [
         "node-port TCP 30080",
         "endpoint TCP 10.244.1.2:80",
         "service UDP 10.96.0.10:53",
@@ -27,7 +27,7 @@ def test_iptables_rules_are_read(tmp_path: Path) -> None:
 def test_nftables_maps_are_read(tmp_path: Path) -> None:
     put(tmp_path, "rules", NFTABLES)
     code = f"nft() {{ cat {tmp_path}/rules; }}\ncreate() {{ entries; }}\n"
-    assert part(VERIFICATION, code, tmp_path, MODE="nftables").splitlines() == [
+    assert stdout_of(VERIFICATION, code, tmp_path, MODE="nftables").splitlines() == [
         "service UDP 10.96.0.10:53",
         "service TCP 10.96.0.1:443",
         "node-port TCP 30080",
@@ -53,7 +53,7 @@ iptables-save() {{ echo '-A KUBE-SERVICES -m set --match-set KUBE-CLUSTER-IP dst
 ipvsadm() {{ :; }}
 create() {{ ipvs_differences | grep -v kube-ipvs0 || :; }}
 """
-    output = part(VERIFICATION, code, tmp_path, MODE="ipvs", EXPECTED="set KUBE-CLUSTER-IP")
+    output = stdout_of(VERIFICATION, code, tmp_path, MODE="ipvs", EXPECTED="set KUBE-CLUSTER-IP")
     assert output == (f"missing: a rule that masquerades by the set {missing}\n" if missing else "")
 
 
@@ -65,7 +65,7 @@ real UDP 10.96.0.10:53 10.244.0.2:53 Masq
 set KUBE-CLUSTER-IP
 virtual TCP 10.96.0.1:443 rr
 virtual UDP 10.96.0.10:53 rr"""
-# A kernel without differences. It also has a virtual server of the user's, and a real server with weight 0
+# A kernel without differences. It also has the user's own virtual server, and a real server with weight 0
 # that still has a connection.
 ADDRESSES = (
     "5: kube-ipvs0    inet 10.96.0.1/32 scope global\n5: kube-ipvs0    inet 10.96.0.10/32 scope global\n"
@@ -101,25 +101,25 @@ RULES = """\
         ),
         (
             {"saved": SAVED.replace("443 -s rr", "443 -s wlc")},
-            ["missing: virtual TCP 10.96.0.1:443 rr", "too many: virtual TCP 10.96.0.1:443 wlc"],
+            ["missing: virtual TCP 10.96.0.1:443 rr", "unexpected: virtual TCP 10.96.0.1:443 wlc"],
         ),
         (
             {"saved": SAVED.replace(".101:6443", ".109:6443")},
             [
                 "missing: real TCP 10.96.0.1:443 192.168.166.101:6443 Masq",
-                "too many: real TCP 10.96.0.1:443 192.168.166.109:6443 Masq",
+                "unexpected: real TCP 10.96.0.1:443 192.168.166.109:6443 Masq",
             ],
         ),
         (
             {"saved": SAVED.replace("6443 -m", "6443 -g")},
             [
                 "missing: real TCP 10.96.0.1:443 192.168.166.101:6443 Masq",
-                "too many: real TCP 10.96.0.1:443 192.168.166.101:6443 Route",
+                "unexpected: real TCP 10.96.0.1:443 192.168.166.101:6443 Route",
             ],
         ),
         (
             {"saved": SAVED.replace("-w 0", "-w 1")},
-            ["too many: real UDP 10.96.0.10:53 10.244.0.7:53 Masq"],
+            ["unexpected: real UDP 10.96.0.10:53 10.244.0.7:53 Masq"],
         ),
         ({"sets": "KUBE-LOOP-BACK\n"}, ["missing: set KUBE-CLUSTER-IP"]),
         (
@@ -156,17 +156,17 @@ iptables-save() {{ cat rules; }}
 nft() {{ [[ -s nft ]]; }}
 create() {{ differences; }}
 """
-    output = part(VERIFICATION, code, tmp_path, MODE="ipvs", EXPECTED=EXPECTED)
+    output = stdout_of(VERIFICATION, code, tmp_path, MODE="ipvs", EXPECTED=EXPECTED)
     assert output.splitlines() == differences
 
 
 def spread(root: Path, choice: str, *, lag: int) -> subprocess.CompletedProcess[str]:
-    """Sends ten requests to three real servers; the third has weight 0.
+    """Send ten requests to three real servers, of which the third has weight 0.
 
     Args:
         root: The host's root folder.
         choice: Shell arithmetic that chooses the real server, 0 or 1, for request `n`.
-        lag: How many reads later a request shows up in the kernel's statistics.
+        lag: After how many reads a request shows up in the kernel's statistics.
     """
     sent, reads = put(root, "sent"), put(root, "reads")
     code = f"""

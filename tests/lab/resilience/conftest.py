@@ -123,5 +123,5 @@ def lasting_cluster(
 @pytest.fixture
 def cluster(lasting_cluster: Cluster, progress: Progress) -> Cluster:
     """The cluster after an `up`, which repairs anything that the previous case left behind."""
-    command(progress, "tools.up", "--lab", LAB)
+    command(progress, "tools", "up", "--lab", LAB)
     return lasting_cluster

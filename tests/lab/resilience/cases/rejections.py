@@ -53,7 +53,7 @@ def test_renamed_worker_is_rejected(cluster: Cluster) -> None:
         config["hosts"][-1]["name"] = "another"
 
     with edited(cluster, rename):
-        assert f"the host is already {host} of this stack" in failing_up(cluster)
+        assert f"the host is already in this stack as {host}" in failing_up(cluster)
     up(cluster)
     assert identity(cluster) == old_identity
     assert not any(drift(cluster).values())

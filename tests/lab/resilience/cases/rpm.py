@@ -55,7 +55,7 @@ def test_rpm_hosts_become_a_cluster_and_are_restored(
         assert plain.run(host, "command -v containerd ipvsadm conntrack || :") == ""
 
     began = time.monotonic()
-    plain.up_output = command(progress, "tools.up", "--lab", LAB)
+    plain.up_output = command(progress, "tools", "up", "--lab", LAB)
     record(f"{len(hosts)} hosts, from plain to verification: {time.monotonic() - began:.0f} s")
     for url in plain.lab.status().node_ports:
         assert f"{url}  200 OK" in plain.up_output
