@@ -14,7 +14,7 @@ settings = settings_of_stack()
 cluster = Cluster(
     "kubernetes",
     ClusterArgs(settings, stack=pulumi.get_stack(), verified=previous_outputs.output("verified")),
-    # Its name in stacks made by earlier versions.
+    # Its name in stacks created by earlier versions.
     pulumi.ResourceOptions(aliases=[pulumi.Alias(name=settings.cluster.name)]),
 )
 

@@ -16,7 +16,7 @@ LOST = (
 def identity_changes(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
     """List the parts of a cluster's identity that differ: `network.podSubnet 10.244.0.0/16 -> 10.200.0.0/16`.
 
-    Both arguments are inputs of the cluster's component, as `components.changes.cluster_inputs` makes them.
+    Both arguments are inputs of the cluster component, from `components.changes.cluster_inputs`.
     """
     return [
         f"{name} {old[name]} -> {new[name]}"

@@ -169,6 +169,12 @@ VERIFICATION = Step(
 CHECK = Step("check", lambda _: 0, _names("STACK VERSION MANAGE FIREWALL MODE SCHEDULER SERVICE_ADDRESS"))
 TRAFFIC = Step("traffic", lambda _: 0)
 
+PREPARATION = (CLAIM, KERNEL, FIREWALL, PACKAGES, RUNTIME)
+"""The steps that prepare a host, in their order."""
+
+CALL = "STEP=$2 HOST=$3\n"
+"""The line in a step's text between its values and the call that starts it."""
+
 STEPS: Mapping[str, Step] = {
     step.name: step
     for step in (
@@ -195,7 +201,6 @@ STEPS: Mapping[str, Step] = {
 
 _PREVIOUS_NAMES = {step.previous_name: step for step in STEPS.values() if step.previous_name}
 _SOURCE = re.compile(r"^source (\S+)\n", re.MULTILINE)
-_CALL = "STEP=$2 HOST=$3\n"
 _VALUE = r"""[\w@%+=:,./-]*|(?:'[^']*'|"'")+"""
 _ASSIGNMENT = re.compile(rf"^([A-Z][A-Z0-9_]*)=({_VALUE})\n", re.MULTILINE | re.ASCII)
 _ASSIGNMENTS = re.compile(rf"^(?:[A-Z][A-Z0-9_]*=(?:{_VALUE})\n)+\Z", re.MULTILINE | re.ASCII)
@@ -238,7 +243,7 @@ def script_text(step: Step, values: Mapping[str, str], scripts: Path | None = No
             raise ValueError(f"not a valid shell variable: {name}")
     assignments = "".join(f"{name}={shlex.quote(value)}\n" for name, value in sorted(values.items()))
     # bash reads this text while it runs it. A step that reads standard input would consume the rest.
-    call = f'{_CALL}run_step "$1" </dev/null\nexit\n'
+    call = f'{CALL}run_step "$1" </dev/null\nexit\n'
     return f"{body(f'steps/{step.script or step.name}.sh', scripts)}\n{assignments}{call}"
 
 
@@ -251,7 +256,7 @@ def command_text(verb: str, step: Step, host: str, limit_seconds: int, user: str
 
 def values_of(text: str) -> dict[str, str] | None:
     """The values in a text from `script_text`; None if the text is hidden because it is secret."""
-    before, call, _ = text.rpartition(_CALL)
+    before, call, _ = text.rpartition(CALL)
     if not call:
         return None
     block = _ASSIGNMENTS.search(before)

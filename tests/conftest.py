@@ -103,7 +103,7 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def _isolate_environment() -> None:
-    """Remove settings with which tests would act outside their folders or on other computers.
+    """Remove settings that would make tests act outside their own folders and servers.
 
     A Git hook has its repository in the environment, the user's Git configuration may have hooks, and a proxy
     must not be used for the tests' own servers.

@@ -1,7 +1,7 @@
 """`python -m tools lint`, or `make lint`: static checks of the code.
 
 Runs ruff (linter and formatter), mypy in strict mode, shellcheck, actionlint for the workflows, go vet for
-the lab's network, and GitLab's schema for the example pipeline. All of them run even if one fails. The exit
+the lab's network, codespell, and GitLab's schema for the example pipeline. All of them run even if one fails. The exit
 status is 1 if any fails.
 """
 
@@ -77,6 +77,7 @@ def checks(root: Path) -> tuple[Check, ...]:
         ),
         Check("ruff check", ("ruff", "check", "--quiet", "--force-exclude", ".")),
         Check("ruff format", ("ruff", "format", "--check", "--quiet", ".")),
+        Check("codespell", ("codespell",)),
         Check("GitLab's schema", ("check-jsonschema", "--builtin-schema=vendor.gitlab-ci", GITLAB)),
     )
 

@@ -1,7 +1,7 @@
 # shellcheck shell=bash
-# Reads the record of the host's original state, which the claim makes. Its files `present` and `absent` list the paths
-# that existed and those that didn't; files.tar has copies of small files; `units` has a line
-# `UNIT ENABLED ACTIVE` for each service.
+# Reads the record of the host's original state, which the claim creates. Its files `present` and `absent` list the
+# paths that existed and those that didn't; files.tar has copies of small files; `units` has a line `UNIT ENABLED
+# ACTIVE` for each service.
 
 source lib/step.sh
 

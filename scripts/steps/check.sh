@@ -122,7 +122,7 @@ check_services() {
 check_proxy() {
   local live schedulers
   live=$(fetch 127.0.0.1:10249 /proxyMode || :)
-  [[ $live == "$MODE" ]] || differs "kube-proxy's mode" "$MODE" "${live:-no answer}"
+  [[ $live == "$MODE" ]] || differs "kube-proxy's mode" "$MODE" "${live:-no response}"
   if [[ $MODE == ipvs ]] && have ipvsadm; then
     schedulers=$(ipvsadm -Sn | awk -v server="$SERVICE_ADDRESS:443" '$1 == "-A" && $3 == server {print $5}')
     [[ $schedulers == "$SCHEDULER" ]] || differs "IPVS scheduler" "$SCHEDULER" "$schedulers"

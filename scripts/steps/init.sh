@@ -73,7 +73,7 @@ store_disable_eviction() {
 converge() {
   if repair_requested; then renew_certificates; fi
   wait_for 300 "the API server" api_ready ||
-    fail "the API server doesn't answer" "check crictl ps -a and journalctl -u kubelet on $HOST"
+    fail "the API server doesn't respond" "check crictl ps -a and journalctl -u kubelet on $HOST"
   converge_config
   converge_certificate
   converge_kubelet
@@ -101,7 +101,7 @@ renew_certificates() {
     [[ -z $containers ]] || cri stop --timeout 30 $containers >/dev/null
   done
   wait_for 300 "the API server" api_ready ||
-    fail "the API server doesn't answer with its new certificate" "check crictl ps -a on $HOST"
+    fail "the API server doesn't respond with its new certificate" "check crictl ps -a on $HOST"
   rm -f "$HOME_DIR/certificates.renewing"
 }
 

@@ -1,8 +1,8 @@
 # shellcheck shell=bash
-# Installs containerd, the tools that kube-proxy and kubeadm use, and one exact version of kubelet, kubeadm and kubectl,
-# which it holds.
-# Values: VERSION (1.37.2), REVISION (*), REPOSITORY_DEB and REPOSITORY_RPM (URLs that end with a slash), KEY (an
-# armored key), KEY_URL (used if KEY is empty; if both are, the repository's own key is downloaded), MANAGE.
+# Installs containerd and the tools that kube-proxy and kubeadm use. Installs and holds one exact version of kubelet,
+# kubeadm and kubectl.
+# Values: VERSION (1.37.2), REVISION (*), REPOSITORY_DEB and REPOSITORY_RPM (URLs that end with a slash), KEY (armored),
+# KEY_URL (used if KEY is empty; if both are empty, the repository's own key is downloaded), MANAGE.
 
 source lib/step.sh
 source lib/packages.sh
@@ -54,8 +54,8 @@ store_version() { printf '%s\n' "$VERSION" | put_file "$HOME_DIR/version" 0600 |
 check_versions() {
   local found
   found=$(kubeadm version -o short) ||
-    fail "kubeadm doesn't run" "packages.manage is off: install kubeadm $VERSION on $HOST"
-  have crictl || fail "crictl is missing" "packages.manage is off: install cri-tools on $HOST"
+    fail "kubeadm doesn't run" "install kubeadm $VERSION on $HOST"
+  have crictl || fail "crictl is missing" "install cri-tools on $HOST"
   # A distribution's package may provide kubernetes-cni but install its plugins where containerd doesn't look.
   [[ -x $CNI_PLUGIN ]] || fail "the CNI plugins aren't in /opt/cni/bin" "install kubernetes-cni on $HOST"
   [[ $found == "v$VERSION" ]] || fail "kubeadm is $found, not v$VERSION" \

@@ -38,8 +38,8 @@ create() {
   [[ -z $left ]] ||
     fail "rules of the previous mode still exist: $(head -n 3 <<<"$left" | xargs)" \
       "something on $HOST recreates them; remove it, then run the same command again"
-  wait_for 120 "an answer from $NODE_ENDPOINT" request "$NODE_ENDPOINT" ||
-    fail "nginx doesn't answer at $NODE_ENDPOINT in mode $MODE" \
+  wait_for 120 "a response from $NODE_ENDPOINT" request "$NODE_ENDPOINT" ||
+    fail "nginx doesn't respond at $NODE_ENDPOINT in mode $MODE" \
       "change proxy.mode back and run again: this host is changed back, and the remaining ones are unchanged"
   printf '%s\n' "$PROXY" | put_file "$HOME_DIR/proxy.yaml" 0600 || :
   say "kube-proxy runs in mode $MODE, and no rules of another mode are left"

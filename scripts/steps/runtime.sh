@@ -31,7 +31,7 @@ create() {
     rm -f "$RESTART"
   fi
   wait_for 180 "containerd" ctr version ||
-    fail "containerd doesn't answer" "check journalctl -u containerd on $HOST"
+    fail "containerd doesn't respond" "check journalctl -u containerd on $HOST"
   wait_for 60 "containerd's CRI plugin" cri version ||
     fail "containerd's CRI plugin isn't ready" "check journalctl -u containerd on $HOST"
   pull_images

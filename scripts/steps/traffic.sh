@@ -11,6 +11,6 @@ create() {
   echo "== mode"
   fetch 127.0.0.1:10249 /proxyMode || echo unknown
   echo
-  # The kernel balances even if kube-proxy doesn't answer.
+  # The kernel balances even if kube-proxy doesn't respond.
   if ipvs_active; then ipvs_report; fi
 }

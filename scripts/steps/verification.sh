@@ -1,7 +1,7 @@
 # shellcheck shell=bash
-# Verifies one host: its kernel has the expected entries of kube-proxy's mode and no other mode's, and requests are
-# answered; in IPVS mode they are also distributed as the scheduler should. kube-proxy converges every few seconds, so
-# differences are errors only if they still exist at the time limit. Read-only.
+# Verifies one host: its kernel has the expected entries of kube-proxy's mode and none of another mode, and requests
+# succeed. In IPVS mode, requests must also be distributed as the scheduler specifies. kube-proxy converges every few
+# seconds, so differences are errors only if they still exist at the time limit. Read-only.
 #
 # Values: EXPECTED (lines, see below), MODE, SCHEDULER, CLUSTER_ENDPOINT (address:port of the application's ClusterIP
 # service), NODE_ENDPOINT (this host's address:NodePort), ENDPOINTS (every host's address:NodePort, one per line),
@@ -32,7 +32,7 @@ create() {
     pause 3
   done
   say "the kernel's tables match the cluster's services"
-  check_answers
+  check_responses
   # The other modes choose endpoints at random, so a few requests can't show how they are distributed.
   if [[ $MODE == ipvs ]]; then
     spread=$(check_spread "$CLUSTER_ENDPOINT"; check_spread "$NODE_ENDPOINT")
@@ -104,23 +104,23 @@ ipvs_differences() {
       print "unexpected: " $0 }' <(printf '%s\n' "$EXPECTED") -
   rules=$(iptables-save 2>/dev/null)
   for set in KUBE-CLUSTER-IP KUBE-LOOP-BACK; do
-    # kube-proxy makes no rule for an empty set, and the second one contains this host's own endpoints only.
+    # kube-proxy creates no rule for an empty set, and the second set contains only this host's own endpoints.
     [[ -n $(ipset list "$set" 2>/dev/null | sed '1,/^Members:/d') ]] || continue
     grep -qE -- "^-A KUBE-(POSTROUTING|SERVICES) .*--match-set $set " <<<"$rules" ||
       echo "missing: a rule that masquerades by the set $set"
   done
 }
 
-check_answers() {
+check_responses() {
   local endpoint addresses=$CLUSTER_ENDPOINT$'\n'$ENDPOINTS
   while read -r endpoint; do
     [[ -n $endpoint ]] || continue
-    wait_for "$WAIT_SECONDS" "an answer from $endpoint" request "$endpoint" ||
-      fail "$endpoint doesn't answer with 200 from $HOST after $WAIT_SECONDS s" \
+    wait_for "$WAIT_SECONDS" "a response from $endpoint" request "$endpoint" ||
+      fail "$endpoint doesn't return 200 to $HOST after $WAIT_SECONDS s" \
         "check the firewalls between the hosts: the NodePort range (TCP) and $(pod_network port | xargs) must be \
 open; see docs/troubleshooting.md"
   done <<<"$addresses"
-  say "$(wc -l <<<"$addresses") addresses answer"
+  say "$(wc -l <<<"$addresses") addresses respond"
 }
 
 # connections VIRTUAL_SERVER: lines `real-server connections` from the kernel's statistics. Real servers with weight 0

@@ -18,7 +18,7 @@ from tools import env
 
 @pytest.fixture(scope="session")
 def toolbox() -> env.Toolbox:
-    """The engine and the plugins, found in the usual order."""
+    """The engine and the plugins, found in the same order as for users."""
     return env.toolbox(Progress())
 
 

@@ -59,7 +59,7 @@ class Environment:
         return self.stack.folder / f"Pulumi.{NAME}.yaml"
 
     def write(self, settings: dict[str, Any]) -> None:
-        """Write the settings; keep what Pulumi wrote into the file."""
+        """Write the settings, and keep the lines that Pulumi wrote to the file."""
         kept = {key: value for key, value in yaml.safe_load(self.file.read_text()).items() if key != "config"}
         config = {PREFIX + name: value for name, value in settings.items()}
         self.file.write_text(yaml.safe_dump({**kept, "config": config}, sort_keys=False))

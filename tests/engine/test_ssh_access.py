@@ -1,4 +1,4 @@
-"""Waiting for SSH access to a host, and failing with a reason when waiting can't help."""
+"""Waiting for SSH access to a host, and failing at once with the reason if waiting can't help."""
 
 from __future__ import annotations
 

@@ -8,7 +8,7 @@ import subprocess
 from pathlib import Path
 
 from model.pod_network import FLANNEL
-from model.steps import body
+from model.steps import CALL, body
 
 # Tests may run as any user.
 _NO_ROOT_CHECK = "is_root() { true; }\n"
@@ -48,7 +48,7 @@ def with_code(script: str, code: str, **values: str) -> str:
     """
     given = {"POD_NETWORK": FLANNEL.lines, **values}
     assignments = "".join(f"{name}={shlex.quote(value)}\n" for name, value in given.items())
-    return f'{body(script)}{_NO_ROOT_CHECK}{code}\n{assignments}STEP=$2 HOST=$3\nrun_step "$1" </dev/null\n'
+    return f'{body(script)}{_NO_ROOT_CHECK}{code}\n{assignments}{CALL}run_step "$1" </dev/null\n'
 
 
 def bash(text: str, *arguments: str, root: Path, check: bool = True) -> subprocess.CompletedProcess[str]:

@@ -80,7 +80,7 @@ create() { check_packages; }
     [
         ("ipvs", "ipvs", "rr", []),
         ("ipvs", "iptables", "rr", ["kube-proxy's mode\tipvs\tiptables"]),
-        ("ipvs", "", "lc", ["kube-proxy's mode\tipvs\tno answer", "IPVS scheduler\trr\tlc"]),
+        ("ipvs", "", "lc", ["kube-proxy's mode\tipvs\tno response", "IPVS scheduler\trr\tlc"]),
         ("nftables", "nftables", "lc", []),
     ],
 )

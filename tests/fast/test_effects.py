@@ -84,7 +84,7 @@ def other(path: str, field: FieldInfo) -> Any:
 
 
 def changed(tmp_path: Path, *paths: str) -> Settings:
-    """The sample settings with a different value for each path. Paths in `hosts[]` change the first worker."""
+    """The sample settings with a different value for each path; for `hosts[]`, of the first worker."""
     raw = raw_settings(tmp_path)
     for path in paths:
         place = raw

@@ -155,7 +155,7 @@ def test_browser_shows_page_without_problems(kind: str, width: int, tmp_path: Pa
     assert layout_problems(chromium, text.replace("<details>", "<details open>"), width, tmp_path) == []
 
 
-def test_hosts_colours_repeat() -> None:
+def test_host_colours_repeat() -> None:
     assert [page.colour(number) for number in (0, 5, 6, None)] == ["k0", "k5", "k0", "k-none"]
 
 

@@ -40,7 +40,9 @@ def write_errors(folder: Path) -> Path:
         (True, True, [], 1),
     ],
 )
-def test_exit_status(tmp_path: Path, destroys: bool, fails: bool, options: list[str], status: int) -> None:
+def test_exit_status_reflects_destruction_and_failures(
+    tmp_path: Path, destroys: bool, fails: bool, options: list[str], status: int
+) -> None:
     preview = write_preview(tmp_path, *(REMOVED_WORKER if destroys else []))
     arguments = ["--preview", preview, "--output", str(tmp_path / "out"), *options]
     if fails:

@@ -637,7 +637,7 @@ def test_preferred_of_several_keys_is_pinned() -> None:
     assert knownhosts.find(f"a {rsa}\n", "a", 22) is None
 
 
-def test_derived_addresses_and_names(raw: Raw, tmp_path: Path) -> None:
+def test_addresses_and_names_are_derived(raw: Raw, tmp_path: Path) -> None:
     raw["cluster"] = {"apiServer": "Api.example:22643", "certSANs": ["api.example", "10.9.8.7"]}
     settings = load(raw, tmp_path)
     assert settings.minor == "1.37"
@@ -750,13 +750,13 @@ def test_settings_load_without_cryptography(
 
 
 @pytest.mark.parametrize("old", RENAMED, ids=path_of)
-def test_old_names_are_reported_with_present_ones(raw: Raw, tmp_path: Path, old: Location) -> None:
+def test_old_names_are_reported_with_current_ones(raw: Raw, tmp_path: Path, old: Location) -> None:
     put(path_of(old), {})(raw)
     [problem] = problems_of(raw, tmp_path)
     assert (problem.path, problem.text) == (path_of(old), f"is called `{RENAMED[old]}` now")
 
 
-def test_present_names_exist() -> None:
+def test_current_names_exist() -> None:
     paths = set(fields())
     sections = {path.rpartition(".")[0] for path in paths}
     assert set(RENAMED.values()) <= paths | sections

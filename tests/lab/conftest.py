@@ -1,4 +1,4 @@
-"""The lab tests' cluster, made once by the code of `make up`."""
+"""The lab tests' cluster, created once by the code of `make up`."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ LAB = "test"
 def cluster(
     request: pytest.FixtureRequest, failure_logs: dict[str, Callable[[Path], object]], progress: Progress
 ) -> Cluster:
-    """A cluster made from plain hosts; its lab is removed after the tests."""
+    """A cluster created on plain hosts; its lab is removed after the tests."""
     lab = Lab.load(LAB, progress)
     down.down(LAB, progress, force=True)
 
     def end() -> None:
         failure_logs.pop("lab", None)
-        # Also removes the machines' remaining stack state.
+        # Also removes what is left of the stack.
         down.down(LAB, progress, force=True)
 
     # Not with `yield`: if the setup fails, logs are collected before the lab is removed.

@@ -6,20 +6,19 @@ import json
 from collections.abc import Callable
 from typing import Any
 
+from model.steps import CALL, PREPARATION
 from tests.lab.cluster import Cluster
 
-CALL = "STEP=$2 HOST=$3\n"
 STEP_SECONDS = 1500
-PREPARATION = ("claim", "kernel", "firewall", "packages", "runtime")
-ALL_SECONDS = 3 * 3600  # a hundred runs and more
+ALL_SECONDS = 3 * 3600  # for more than a hundred runs
 
-# Runs before each command of a step and kills the step with its children at the first line where that hasn't
-# happened yet. `timeout` put the step into its own process group. The line is appended because the parts of a
-# pipeline may get here at the same time, and a killed one must not truncate what another wrote.
+# Runs before each command of a step and kills the step with its children at the first line where it hasn't
+# been killed yet. `timeout` put the step into its own process group. The line is appended because parts of a
+# pipeline may get here at the same time, and a killed part must not truncate what another one wrote.
 TRAP = '[[ " $ENDED " == *" $LINENO "* ]] || { echo "$LINENO" >>/run/kills/line; kill -KILL 0; }'
 
-# One connection for all of a step's runs, because a login takes an emulated host longer than most runs. The
-# script may contain secrets, so it stays in memory, readable only by root.
+# One connection for all of a step's runs, because on an emulated host a login takes longer than most runs.
+# The script may contain secrets, so it stays in memory, readable only by root.
 KILL_LOOP = r"""
 set -u
 rm -rf /run/kills
@@ -45,7 +44,7 @@ echo "${#lines[@]}"
 
 
 def step_scripts(cluster: Cluster) -> dict[str, str]:
-    """The full script of each step in the state, by resource."""
+    """The full script of each step in the state, by resource name."""
     commands = [item for item in cluster.resources() if item["type"] == "command:remote:Command"]
     return {command["urn"].rpartition("::")[2]: _plain(command["inputs"]["stdin"]) for command in commands}
 
@@ -55,7 +54,7 @@ def _plain(value: Any) -> str:
 
 
 def run_step(cluster: Cluster, host: str, verb: str, step: str, text: str) -> None:
-    """Run a step's script like the provider, without a kill; it must succeed."""
+    """Run a step's script as the provider does; it must succeed."""
     command = ["timeout", str(STEP_SECONDS), "bash", "-s", "--", verb, step, host]
     done = cluster.lab.ssh(host, command, input=text, timeout=STEP_SECONDS + 100)
     assert done.returncode == 0, done.stdout + done.stderr
@@ -64,21 +63,21 @@ def run_step(cluster: Cluster, host: str, verb: str, step: str, text: str) -> No
 def kill_at_every_line(
     cluster: Cluster, host: str, verb: str, step: str, text: str, record: Callable[[str], None]
 ) -> None:
-    """Run a step repeatedly, each time killed (SIGKILL) before the first line that hasn't been killed yet.
+    """Run a step repeatedly; kill it (SIGKILL) each time before the first line that hasn't been killed yet.
 
-    The last run, without a kill, must succeed. The number of kills is recorded.
+    The last run isn't killed and must succeed. The number of kills is recorded.
     """
     assert text.count(CALL) == 1
     watched = text.replace(CALL, f"{CALL}set -o functrace\ntrap '{TRAP}' DEBUG\n")
     command = ["bash", "-c", KILL_LOOP, str(STEP_SECONDS), verb, step, host]
     done = cluster.lab.ssh(host, command, input=watched, timeout=ALL_SECONDS)
     assert done.returncode == 0, f"{step}: {done.stdout}{done.stderr}"
-    times = int(done.stdout)
-    assert times > 0, "no line was traced"
-    record(f"{step} ({verb}) killed {times} times")
+    count = int(done.stdout)
+    assert count > 0, "no line was traced"
+    record(f"{step} ({verb}) killed {count} times")
 
 
-def prepare_host(cluster: Cluster, host: str, sent: dict[str, str]) -> None:
-    """Run a plain host's preparation without kills."""
+def prepare_host(cluster: Cluster, host: str, scripts: dict[str, str]) -> None:
+    """Prepare a plain host without kills."""
     for step in PREPARATION:
-        run_step(cluster, host, "create", step, sent[f"{host}-{step}"])
+        run_step(cluster, host, "create", step.name, scripts[f"{host}-{step.name}"])

@@ -17,7 +17,7 @@ from tests.lab.cluster import HTTP_REQUEST, Cluster
 PAUSE_SECONDS = 1.0
 REQUEST_SECONDS = 15.0
 # The tolerated share of lost requests while kube-proxy changes; on emulated hosts it was one in seventy. An
-# address that doesn't answer in a mode, or not until every host has changed, exceeds it.
+# address that doesn't answer in a mode, or only after every host has changed, exceeds it.
 LOST_AT_MOST = 0.2
 
 
@@ -43,7 +43,7 @@ Request = Callable[[], object]
 
 def external_requests(urls: Iterable[str]) -> dict[str, Request]:
     """A request to each URL, over its own connection."""
-    # The URLs are local to this machine, out of a proxy's reach.
+    # The URLs are on 127.0.0.1, out of a proxy's reach.
     opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
 
     def request_to(url: str) -> Request:
@@ -60,7 +60,7 @@ def external_requests(urls: Iterable[str]) -> dict[str, Request]:
 def host_requests(cluster: Cluster, host: str, address: str) -> Iterator[dict[str, Request]]:
     """A request from a host to port 80 of a cluster address.
 
-    All requests share one SSH connection, because a login costs an emulated host more than the request.
+    All requests share one SSH connection, because on an emulated host a login costs more than the request.
     """
     script = (
         'while read -r; do if error=$(timeout "$2" bash -ec "$0" "$1" 80 2>&1); then echo 200; '

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Prints a host's state as sorted lines `SECTION|ITEM`, to compare before and after. Leaves out logs, caches, /run,
+# Prints a host's state as sorted lines `SECTION|ITEM`, for comparison before and after. Leaves out logs, caches, /run,
 # temporary files, and anything that changes on an idle host.
 set -euo pipefail
 # Emulated hosts can be too busy to answer within systemd's default of 25 s.
@@ -21,7 +21,7 @@ readonly VOLATILE=(-path /var/lib/apt -o -path /var/lib/dpkg -o -path /var/lib/r
   -o -name '*.pyc' -o -path /etc/ld.so.cache)
 readonly UNCOMPARED=(-path /usr/local -o -name '*.pyc' -o -name __pycache__ -o -path /usr/share/mime)
 
-# By hash where configuration and state live, by size where packages install programs.
+# Compares configuration and state by hash, and installed programs by size.
 files() {
   find "${CONFIGURED[@]}" -xdev \( "${VOLATILE[@]}" \) -prune -o -printf '%p %y %m %u:%g %l\n' | section file
   find "${CONFIGURED[@]}" -xdev \( "${VOLATILE[@]}" \) -prune -o -type f -print0 |
@@ -30,7 +30,7 @@ files() {
     -o -type f -printf '%p %y %m %u:%g %s\n' -o -printf '%p %y %m %u:%g %l\n' | section program
 }
 
-# logind is left out because the bus starts it on demand.
+# Without logind, which D-Bus starts on demand.
 services() {
   systemctl list-unit-files --no-legend --plain | awk '{print $1, $2}' | section unit-file
   systemctl list-units --all --no-legend --plain --type=service,swap,mount,socket,timer |
@@ -52,7 +52,7 @@ kernel() {
     { xargs grep -sH '' || :; } | section sysctl
   awk 'NR > 1 {print $1, $2, $3, $5}' /proc/swaps | section swap
   if [[ -r /sys/fs/selinux/enforce ]]; then section selinux </sys/fs/selinux/enforce; fi
-  # Files with a label that differs from the policy.
+  # Files whose label differs from the policy.
   if command -v restorecon >/dev/null; then restorecon -nvR /etc /opt /root /srv 2>&1 | section label; fi
 }
 

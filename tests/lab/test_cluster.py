@@ -1,4 +1,4 @@
-"""One cluster from plain hosts to nginx behind IPVS, and back.
+"""One cluster, from plain hosts to nginx behind IPVS and back.
 
 The tests run in this order; the last one destroys the cluster.
 """
@@ -31,13 +31,13 @@ from tests.lab.cluster import (
 )
 from tests.lab.prober import LOST_AT_MOST, external_requests, probing
 
-# Five seconds on an idle machine, a minute next to emulated hosts.
+# Five seconds on an idle computer, a minute next to emulated hosts.
 NO_OP_SECONDS = 300.0
 REBOOT_MINUTES = 30
-# Minutes on the slowest machine so far plus a third; for the reboot its whole timeout. A run with a deadline
-# must reach the last test, which verifies that hosts are restored, so on a slow machine earlier tests are
-# skipped. `make resilience` also covers the reboot and the mode change, but not the no-op and the drift, so
-# those two run first.
+# The values of `takes` are the minutes on the slowest computer so far plus a third; for the reboot, its whole
+# timeout. A run with a deadline must reach the last test, which verifies that hosts are restored, so earlier
+# tests are skipped on a slow computer. `make resilience` also covers the reboot and the mode change, but not
+# the no-op and the drift, so those two run first.
 DESTROY = 10
 
 
@@ -166,7 +166,7 @@ def test_second_up_changes_nothing_within_seconds(cluster: Cluster, progress: Pr
     assert done.returncode == 0, done.stdout + done.stderr
     progress.say(f"a no-op up: {took:.1f} s")
     assert took < NO_OP_SECONDS
-    # IPVS drops a real server while its pod isn't Ready, which on a busy host this test can cause itself.
+    # IPVS drops a real server while its pod isn't Ready. On a busy host, this test itself can cause that.
     moving = re.compile(
         r"^(hash|file)\|.*/var/lib/(etcd|kubelet)/|^(active|sysctl|mount|route)\||^ipvs\|  ->"
     )
@@ -210,7 +210,7 @@ def test_manual_changes_are_found_and_repaired(cluster: Cluster) -> None:
         up(cluster)
     assert not any(drift(cluster).values())
     assert identity(cluster) == old_identity
-    # Without `repair` the steps' inputs change back, which is an update without an effect.
+    # Without `repair`, the steps' inputs change back: an update without effect.
     up(cluster)
 
 
@@ -231,7 +231,7 @@ def test_rebooted_worker_recovers_by_itself(cluster: Cluster) -> None:
 def test_proxy_mode_changes_live_host_by_host(cluster: Cluster, progress: Progress) -> None:
     old_identity = identity(cluster)
     requests = external_requests(cluster.lab.status().node_ports)
-    # A user's service without pods must not affect the verification of ours.
+    # A user's service without pods must not affect the verification.
     cluster.kubectl("create service clusterip nobody --tcp=80")
     with probing(requests) as counts, edited(cluster, proxy(mode="nftables")):
         up(cluster)

@@ -1,7 +1,7 @@
-"""The lab itself, which must behave the same with KVM, under User Mode Linux and emulated.
+"""The lab itself, which must behave the same with KVM, under User Mode Linux, and emulated.
 
-The tests use the accelerator that the lab chooses on this machine. Set KUBEADM_IPVS_ACCELERATOR to test
-another one; `make reference` tests QEMU.
+The tests use the accelerator that the lab chooses. Set KUBEADM_IPVS_ACCELERATOR to test a different one;
+`make reference` tests QEMU.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from lab.lab import Lab
 
 LAB, OTHER = "hosts", "other"
 HOSTS = ("master", "node1")
-WAIT_SECONDS = 1200.0  # an emulated host's boot on a busy machine
+WAIT_SECONDS = 1200.0  # for an emulated host to boot on a busy computer
 
 
 @pytest.fixture(scope="module")

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Installs what a user may have on a host, and must find unchanged after the cluster: a service, a file, a
-# permanent firewall rule, a sysctl and a held package. With the argument `in-force` also rules that a reboot
+# Installs things that a user may have on a host and must find unchanged after the cluster is destroyed: a service, a
+# file, a permanent firewall rule, a sysctl and a held package. With the argument `in-force`, also rules that a reboot
 # removes: firewalld's runtime rules and an nftables table.
 set -euo pipefail
 export PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin

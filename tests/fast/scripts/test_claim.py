@@ -1,3 +1,5 @@
+"""The step `claim`: checks, the record of the original state, removal."""
+
 from __future__ import annotations
 
 import re

@@ -1,3 +1,5 @@
+"""Composing a step's script from its files and values."""
+
 from __future__ import annotations
 
 import re

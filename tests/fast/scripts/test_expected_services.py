@@ -1,3 +1,5 @@
+"""The step `expected_services`: waiting for services, and printing them."""
+
 from __future__ import annotations
 
 import json

@@ -1,3 +1,5 @@
+"""The step `firewall`, and restoring the firewall."""
+
 from __future__ import annotations
 
 from pathlib import Path

@@ -1,3 +1,5 @@
+"""The step `init`: configuration, certificates, repair."""
+
 from __future__ import annotations
 
 import json

@@ -1,3 +1,5 @@
+"""The step `join`: joining, joining again, retries."""
+
 from __future__ import annotations
 
 import shlex

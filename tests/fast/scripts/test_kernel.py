@@ -1,3 +1,5 @@
+"""The step `kernel`: turning swap off and on again."""
+
 from __future__ import annotations
 
 from pathlib import Path

@@ -1,3 +1,5 @@
+"""The steps `node` and `deregister`: labels, taints, draining, removal."""
+
 from __future__ import annotations
 
 from pathlib import Path

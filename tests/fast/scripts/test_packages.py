@@ -1,3 +1,5 @@
+"""The step `packages`, for both families."""
+
 from __future__ import annotations
 
 from pathlib import Path

@@ -1,3 +1,5 @@
+"""The step `proxy`: removing the rules of other modes."""
+
 from __future__ import annotations
 
 from pathlib import Path

@@ -1,3 +1,5 @@
+"""Removing and restoring files."""
+
 from __future__ import annotations
 
 from pathlib import Path

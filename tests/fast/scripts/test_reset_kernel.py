@@ -1,3 +1,5 @@
+"""Restoring sysctls and swap."""
+
 from __future__ import annotations
 
 from pathlib import Path

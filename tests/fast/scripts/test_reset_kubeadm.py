@@ -1,3 +1,5 @@
+"""Resetting a node."""
+
 from __future__ import annotations
 
 from pathlib import Path

@@ -1,3 +1,5 @@
+"""Removing rules, virtual servers and links."""
+
 from __future__ import annotations
 
 from pathlib import Path

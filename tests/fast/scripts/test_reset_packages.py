@@ -1,3 +1,5 @@
+"""Removing packages."""
+
 from __future__ import annotations
 
 import hashlib

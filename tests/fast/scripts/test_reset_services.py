@@ -1,3 +1,5 @@
+"""Restoring services and containerd."""
+
 from __future__ import annotations
 
 from pathlib import Path

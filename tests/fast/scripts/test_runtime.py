@@ -1,3 +1,5 @@
+"""The step `runtime`: containerd's configuration and restarts."""
+
 from __future__ import annotations
 
 import tomllib

@@ -1,3 +1,5 @@
+"""The code that all steps share."""
+
 from __future__ import annotations
 
 import fcntl

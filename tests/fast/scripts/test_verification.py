@@ -1,3 +1,5 @@
+"""The step `verification`: reading and comparing the kernel's entries."""
+
 from __future__ import annotations
 
 import subprocess
@@ -161,7 +163,7 @@ create() {{ differences; }}
 
 
 def spread(root: Path, choice: str, *, lag: int) -> subprocess.CompletedProcess[str]:
-    """Send ten requests to three real servers, of which the third has weight 0.
+    """Send ten requests to three real servers; the third has weight 0.
 
     Args:
         root: The host's root folder.

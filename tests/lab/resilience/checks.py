@@ -1,4 +1,4 @@
-"""Checks that several long cases share."""
+"""Checks that several cases share."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def sampled_processes(cluster: Cluster) -> Iterator[list[str]]:
     """Sample every host's command lines during the block, one argument per line."""
     seen: list[str] = []
     ended = threading.Event()
-    # Only two processes: one for each sampled process would overload an emulated host.
+    # Only two processes: starting one per sampled process would overload an emulated host.
     sample = "cat /proc/[0-9]*/cmdline 2>/dev/null | tr '\\0' '\\n'"
 
     def watch(host: str) -> None:

@@ -1,6 +1,6 @@
 """Fixtures for the long cases: a cluster that persists between runs, and a record of each case's result.
 
-`make resilience` makes the lab `resilience` with its cluster if it doesn't exist, runs the cases that haven't
+`make resilience` creates the lab `resilience` with its cluster if necessary, runs the cases that haven't
 passed since the program last changed, and saves each result at once, so that an interrupted run can continue.
 `python -m tests.lab.resilience.results` writes the table in the docs.
 
@@ -44,7 +44,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 def _title(item: pytest.Item) -> str:
     docstring = (item.function.__doc__ or "") if isinstance(item, pytest.Function) else ""
-    # On one line, for a row of the table.
+    # One line, for a row of the table.
     return " ".join(docstring.split()) or item.name.removeprefix("test_").replace("_", " ")
 
 
@@ -71,7 +71,7 @@ def pytest_runtest_makereport(
 
 @pytest.fixture
 def record(request: pytest.FixtureRequest, progress: Progress) -> results.Record:
-    """Prints a measurement of a case and keeps it for the table."""
+    """A function that prints a case's measurement and keeps it for the table."""
     kept: list[str] = []
     request.node.stash[_measurements] = kept
 
@@ -84,7 +84,7 @@ def record(request: pytest.FixtureRequest, progress: Progress) -> results.Record
 
 @pytest.fixture(scope="session")
 def runs_on(request: pytest.FixtureRequest) -> Callable[[LabStatus], None]:
-    """Records the environment of the following cases."""
+    """A function that records the environment of the following cases."""
 
     def keep(status: LabStatus) -> None:
         request.config.stash[_where] = results.where(status)
@@ -96,7 +96,7 @@ def runs_on(request: pytest.FixtureRequest) -> Callable[[LabStatus], None]:
 def plain_lab(
     failure_logs: dict[str, Callable[[Path], Any]], progress: Progress, runs_on: Callable[[LabStatus], None]
 ) -> PlainLab:
-    """Makes plain hosts for a module's cases."""
+    """A function that creates plain hosts for a module's cases."""
     return partial(plain_hosts, failure_logs=failure_logs, progress=progress, runs_on=runs_on)
 
 
@@ -104,7 +104,7 @@ def plain_lab(
 def lasting_cluster(
     failure_logs: dict[str, Callable[[Path], Any]], progress: Progress, runs_on: Callable[[LabStatus], None]
 ) -> Cluster:
-    """The cluster of the long cases, in a lab that stays."""
+    """The cluster of the long cases. Its lab stays."""
     lab = Lab.load(LAB, progress)
     count = int(os.environ.get("KUBEADM_IPVS_TEST_HOSTS", "3"))
     status = lab.up(count=None if lab.exists else count)

@@ -9,8 +9,8 @@ from tests.lab.cluster import Cluster
 from tests.lab.resilience.results import Record
 from tests.live_engine import Engine
 
-EVICTION_SECONDS = 300  # Kubernetes' default for an unresponsive node
-DEAD_HOST_SECONDS = 120  # on top of the other hosts' time, which takes minutes on emulated hosts
+EVICTION_SECONDS = 300  # Kubernetes' default for pods on an unresponsive node
+DEAD_HOST_SECONDS = 120  # on top of the other hosts' time, which is minutes if they are emulated
 
 # Kills the connection of a step: the nearest sshd above its process.
 CUT = r"""
@@ -25,8 +25,8 @@ pid=$(pgrep -of "[b]ash -s -- $call")
 {CUT}
 pkill -CONT -f "[b]ash -s -- $call"
 """
-# Replaces `timeout`, which starts every step, for steps too short to be stopped in time. The step has run by
-# then, and its output is lost.
+# For steps too short to be stopped in time: replaces `timeout`, which starts every step. The connection is
+# cut after the step has run, so its output is lost.
 CUT_AT_END = rf"""[[ "$*" == *" bash -s -- $call" ]] || exec /usr/bin/timeout "$@"
 /usr/bin/timeout "$@" >/dev/null
 pid=$$
@@ -40,7 +40,7 @@ def kill_midway(run: Engine, every: int, until: str) -> str:
     """Kill the engine once `every` steps have ended and others are running.
 
     Returns:
-        The running steps. Empty if the engine wasn't killed, because the run ended or the step `until` began.
+        The running steps; empty if the engine wasn't killed because the run ended or the step `until` began.
     """
     for _ in run.events():
         if until in run.started:
@@ -54,10 +54,10 @@ def kill_midway(run: Engine, every: int, until: str) -> str:
 def kill_repeatedly(
     cluster: Cluster, verb: str, every: int, printed: list[str], record: Record, until: str = ""
 ) -> Engine:
-    """Start runs and kill each one after `every` steps; returns the run that wasn't killed.
+    """Start runs and kill each one after `every` steps; return the run that wasn't killed.
 
-    The engine reports a step's end before it saves it, so steps that take no time, such as deletions that go
-    with their host, may end in several runs. Then the next run is killed one step later.
+    The engine reports a step's end before it saves it, so steps that take no time, such as deletions together
+    with their host, may end in several runs. The next run is then killed one step later.
     """
     killed: list[Engine] = []
     while point := kill_midway(run := cluster.start(verb), every, until):
@@ -86,12 +86,12 @@ def cut_power_in_init(cluster: Cluster, run: Engine) -> None:
 def cut_connections(cluster: Cluster, printed: list[str], record: Record, steps: dict[str, str]) -> None:
     """Run `up` and cut the SSH connection of some steps while they run.
 
-    Only the step's own sshd is killed; its processes on the host notice by themselves.
+    Only the step's own sshd is killed; its processes on the host have to notice by themselves.
 
     Args:
         cluster: The cluster.
-        printed: Gets the run's output.
-        record: Gets each cut.
+        printed: Receives the run's output.
+        record: Receives each cut.
         steps: For each resource, the step's verb, name and host.
     """
     wrapper = "/usr/local/bin/timeout"
@@ -123,7 +123,7 @@ def delay_by_dead_host(cluster: Cluster, host: str, *arguments: str) -> float:
     No update on another host may wait until Kubernetes evicts the dead host's pods.
 
     Returns:
-        How long the run waited for only that host, in seconds.
+        How long the run waited for that host alone, in seconds.
     """
     run = cluster.start(*arguments)
     last = time.monotonic()

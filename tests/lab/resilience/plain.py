@@ -1,4 +1,4 @@
-"""Plain hosts, for cases that need no cluster or make their own."""
+"""Plain hosts, for cases that need no cluster or create their own."""
 
 from __future__ import annotations
 
@@ -30,15 +30,15 @@ def plain_hosts(
     progress: Progress,
     runs_on: Callable[[LabStatus], None],
 ) -> Iterator[Cluster]:
-    """Make plain hosts in a lab, which is removed after the block.
+    """Create plain hosts in a lab, which is removed after the block.
 
     Args:
         name: The lab's name.
         family: The hosts' family.
-        install: Installs what a user has on the hosts, before their state is recorded.
-        failure_logs: Gets the lab's log collector.
+        install: Installs the user's software on the hosts, before their state is recorded.
+        failure_logs: Receives the lab's log collector.
         progress: Shows progress.
-        runs_on: Gets the lab's status.
+        runs_on: Receives the lab's status.
     """
     lab = Lab.load(name, progress)
     down.down(name, progress, force=True)
@@ -58,7 +58,7 @@ def plain_hosts(
 
 
 def preparation_scripts(cluster: Cluster, host: str) -> dict[str, str]:
-    """The scripts with which `up` prepares a host; afterwards the hosts are plain again."""
+    """The scripts with which `up` prepares a host. The hosts are plain again afterwards."""
     stack.ensure(cluster.stack, env.toolbox(), Progress(quiet=True))
     run = cluster.start("up")
     last = f"create {host}-runtime"
@@ -68,8 +68,8 @@ def preparation_scripts(cluster: Cluster, host: str) -> dict[str, str]:
     next(events)
     run.kill()
     cluster.unlock()
-    sent = step_scripts(cluster)
+    scripts = step_scripts(cluster)
     done = cluster.pulumi("destroy", "--yes", "--skip-preview")
     run.kill_plugins()
     assert done.returncode == 0, done.stdout + done.stderr
-    return sent
+    return scripts

@@ -1,7 +1,8 @@
 """The results of the long cases.
 
-`python -m tests.lab.resilience.results` adds this machine's results to docs/resilience.json and writes
-docs/resilience.md from it. Results from other machines stay, each with its date, machine and program digest.
+`python -m tests.lab.resilience.results` adds the local results to docs/resilience.json and writes
+docs/resilience.md from it. Results from other computers stay, each with its date, environment and
+program digest.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from tools import env, versions
 
 PAGE = paths.project_dir() / "docs" / "resilience.md"
 JSON_FILE = PAGE.with_suffix(".json")
-# The program that a case tests. After a change to any of these, cases run again.
+# The program that the cases test. After a change to any of these, all cases run again.
 PROGRAM = ("__main__.py", "components", "manifests", "model", "scripts")
 MEASUREMENTS_PER_CELL = 12
 
@@ -43,7 +44,7 @@ class Result:
         seconds: The duration.
         date: The day, in UTC.
         code: The program's digest.
-        where: The hosts, the machine and the versions.
+        where: The environment: hosts, computer and versions.
         figures: The measurements.
     """
 
@@ -58,12 +59,12 @@ class Result:
 
 
 def here() -> Path:
-    """The file with this machine's results."""
+    """The file with the local results."""
     return paths.state_dir() / "resilience.json"
 
 
 def where(status: LabStatus) -> str:
-    """Describe what a case runs on: hosts, machine and versions."""
+    """Describe the environment of a case: hosts, computer and versions."""
     memory = round(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / (1 << 30))
     plugins = ", ".join(f"{tool.name} ({tool.version}, {tool.source})" for tool in env.toolbox().plugins)
     return (
@@ -117,7 +118,7 @@ def read_state(file: Path) -> dict[str, set[str]]:
 
 
 def page(kept: dict[str, Result]) -> str:
-    """Build the docs' page. Cases with many measurements get their own table below."""
+    """Build the page. Cases with many measurements get their own table below."""
     places = sorted({result.where for result in kept.values()})
     long = {case for case, result in kept.items() if len(result.figures) > MEASUREMENTS_PER_CELL}
     lines = [
@@ -149,7 +150,7 @@ def page(kept: dict[str, Result]) -> str:
 
 
 def main() -> int:
-    """Add this machine's results to the JSON file and write the page."""
+    """Add the local results to the JSON file and write the page."""
     kept = {**read(JSON_FILE), **read(here())}
     _write(JSON_FILE, kept)
     PAGE.write_text(page(kept))

@@ -1,6 +1,6 @@
 """Changes to a running cluster: edit the settings, run `pulumi up`, keep the cluster.
 
-Each case reverts its change, so the next one finds the cluster as the fixture made it.
+Each case reverts its change, so the next one finds the cluster as the fixture left it.
 """
 
 from __future__ import annotations

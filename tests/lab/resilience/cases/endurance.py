@@ -20,7 +20,7 @@ CLOCK_SECONDS = 1.0
 LOST_AT_MOST = 0.02
 COMEBACK_SECONDS = 900.0
 KERNEL_FAULTS = r"EXT4-fs error|I/O error|BUG:|Oops|WARNING:|Call Trace|rcu: INFO|hung task|segfault"
-# Uses half of a worker's CPU and its disk, like a busy neighbour of nginx.
+# Uses the disk and half of a CPU of a worker, like a busy neighbour of nginx.
 LOAD = (
     "systemd-run --quiet --unit=load --property=CPUQuota=50% bash -c "
     "'while :; do dd if=/dev/urandom of=/load bs=1M count=50 conv=fsync status=none; sha256sum /load; done'"
@@ -39,7 +39,7 @@ def assert_no_kernel_fault(cluster: Cluster) -> None:
 
 
 def clock_offset(cluster: Cluster, host: str) -> float:
-    """The offset of a host's clock from this machine's, in seconds, without the login's duration."""
+    """The offset of a host's clock from the local clock, in seconds; the login's duration doesn't count."""
     before = time.time()
     there = float(cluster.run(host, "date +%s.%N"))
     return max(before - there, there - time.time(), 0.0)

@@ -1,4 +1,4 @@
-"""Hosts keep the software and settings that they had before the cluster."""
+"""Hosts keep the software and settings that they had before they joined the cluster."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from tests.lab.resilience import results
 from tests.lab.resilience.checks import leftovers
 from tests.lab.resilience.results import Record
 
-# The lab's hosts come with containerd. Here the user has configured it and runs a container.
+# The lab's hosts come with containerd. In this case the user has configured it and runs a container.
 OWN_CONTAINERD = """
 cp -a /etc/containerd /etc/containerd.original
 mkdir -p /etc/containerd/certs.d/registry.k8s.io
@@ -129,7 +129,7 @@ def test_host_with_ufw_and_swap_unit_is_restored(cluster: Cluster, record: Recor
         with edited(cluster, without(host)):
             up(cluster)
         assert "# my rule" in cluster.run(host, "cat /etc/nftables.conf")
-        # The user has edited the configuration of a package that the cluster installed, so it stayed.
+        # The package stays because the user has edited its configuration.
         cluster.run(host, "apt-get purge -qq -y nftables")
         assert differences(plain, cluster.state_of([host])) == ""
         record("ufw, swap and virtual server restored; nftables.conf, edited in the meantime, kept")

@@ -1,4 +1,4 @@
-"""Interrupted runs: the same command continues where a run was killed or lost its connection."""
+"""Interrupted runs: the same command continues where a run was killed or lost its SSH connection."""
 
 from __future__ import annotations
 

@@ -7,8 +7,9 @@ from collections.abc import Iterator
 
 import pytest
 
+from model.steps import PREPARATION
 from tests.lab.cluster import Cluster, differences, install_user_workload
-from tests.lab.kills import PREPARATION, kill_at_every_line, prepare_host, run_step
+from tests.lab.kills import kill_at_every_line, prepare_host, run_step
 from tests.lab.resilience.plain import PlainLab, preparation_scripts
 from tests.lab.resilience.results import Record
 
@@ -52,7 +53,7 @@ def test_preparation_survives_kills(plain: Cluster, scripts: dict[str, str], rec
     assert differences(before, plain.state_of([host])) == ""
 
     for step in PREPARATION:
-        kill_at_every_line(plain, host, "create", step, scripts[f"{host}-{step}"], record)
+        kill_at_every_line(plain, host, "create", step.name, scripts[f"{host}-{step.name}"], record)
     assert differences(undisturbed, without_record(plain.state_of([host]))) == ""
     run_step(plain, host, "delete", "claim", scripts[f"{host}-claim"])
     assert differences(before, plain.state_of([host])) == ""

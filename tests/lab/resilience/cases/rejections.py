@@ -60,7 +60,7 @@ def test_renamed_worker_is_rejected(cluster: Cluster) -> None:
 
 
 def key_pair() -> tuple[str, str]:
-    """Make an unknown key, private and public, in OpenSSH's format."""
+    """Create an unknown key pair, private and public, in OpenSSH's format."""
     key = asyncssh.generate_private_key("ssh-ed25519")
     return key.export_private_key().decode(), key.export_public_key().decode().strip()
 
@@ -73,7 +73,7 @@ def test_broken_ssh_access_is_reported(cluster: Cluster, record: Record, tmp_pat
     login = tmp_path / "login"
     login.touch(mode=0o600)
     login.write_text(private)
-    # Includes the backups that useradd leaves, because later cases compare all of /etc.
+    # Also the backups that useradd leaves, because later cases compare all of /etc.
     backup = "/var/tmp/accounts"
     accounts = "/etc/{passwd,group,shadow,gshadow,subuid,subgid}{,-}"
     cluster.run(
@@ -96,7 +96,7 @@ def test_broken_ssh_access_is_reported(cluster: Cluster, record: Record, tmp_pat
         config["ssh"]["waitSeconds"] = 20
         repaired(host)(config)
 
-    # Resumes by itself, because nobody can log in to resume it.
+    # Timed, because nobody can log in to resume the paused sshd.
     pause_sshd = (
         "systemd-run --quiet --on-active=120 systemctl kill --kill-whom=main --signal=CONT ssh.service; "
         "systemctl kill --kill-whom=main --signal=STOP ssh.service"

@@ -32,7 +32,7 @@ def plain(plain_lab: PlainLab) -> Iterator[Cluster]:
 
 
 def put_into_zone(cluster: Cluster, host: HostStatus) -> None:
-    """Move the interface to the other hosts into firewalld's zone ZONE, as a user might."""
+    """Move the LAN interface into firewalld's zone ZONE, as a user might."""
     interface = cluster.run(host.name, f"ip -o -4 address show to {host.address}").split()[1]
     for scope in ("--permanent", ""):
         cluster.run(host.name, f"firewall-cmd --quiet {scope} --zone={ZONE} --change-interface={interface}")
@@ -96,7 +96,6 @@ def test_rpm_hosts_become_a_cluster_and_are_restored(
 
 def test_steps_on_rpm_hosts_survive_kills(plain: Cluster, record: Record) -> None:
     """The steps on a host with dnf and SELinux are killed at every line, and the host is restored"""
-    # Covers the code for dnf, firewalld and SELinux.
     host = plain.hosts[-1]
     scripts = preparation_scripts(plain, host)
     for verb, step in (

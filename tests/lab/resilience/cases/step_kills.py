@@ -11,7 +11,7 @@ from tests.lab.resilience.results import Record
 
 
 def remove_worker(cluster: Cluster, host: str) -> tuple[dict[str, str], dict[str, set[str]]]:
-    """Remove a worker; returns its steps' scripts and the host's plain state."""
+    """Remove a worker; return all steps' scripts and the host's plain state."""
     scripts = step_scripts(cluster)
     with edited(cluster, without(host)):
         up(cluster)
@@ -66,7 +66,7 @@ def test_steps_on_a_running_node_survive_kills(cluster: Cluster, record: Record)
     kill(master, "create", "node", f"{host}-node")
     assert cluster.kubectl(f"{node}'{{.metadata.labels.disk}} {{.spec.taints[*].key}}'") == "ssd dedicated"
 
-    # As after a change that uploaded kube-proxy's settings, from a mode that left chains behind.
+    # As after a change of kube-proxy's settings, from a mode that left chains behind.
     cluster.run(host, "rm /var/lib/kubeadm-ipvs/proxy.yaml; iptables -t nat -N KUBE-SVC-OLD")
     kill(host, "update", "proxy", f"{host}-proxy")
     assert "KUBE-SVC-OLD" not in cluster.run(host, "iptables-save -t nat")
