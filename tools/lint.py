@@ -1,8 +1,8 @@
 """`python -m tools lint`, or `make lint`: static checks of the code.
 
 Runs ruff (linter and formatter), mypy in strict mode, shellcheck, codespell, actionlint for the workflows, go
-vet for the lab's network, and GitLab's schema for the example pipeline. All of them run even if one fails. The
-exit status is 1 if any fails.
+vet for the lab's network, and GitLab's schema for the example pipeline. All of them run even if one fails.
+The exit status is 1 if any fails.
 """
 
 from __future__ import annotations
