@@ -28,8 +28,8 @@ from pulumi.runtime.proto import (
     status_pb2,
 )
 
+from common import versions
 from standins import values
-from tools import versions
 
 _MESSAGE_LIMIT = 400 * 1024 * 1024  # bytes; the engine's own limit
 _CHANNEL_OPTIONS = [

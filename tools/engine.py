@@ -18,11 +18,10 @@ import urllib.request
 from dataclasses import dataclass
 from pathlib import Path
 
-from common import gobuild, paths
+from common import gobuild, paths, versions
 from common.cache import cached
 from common.errors import UserError
 from common.progress import Progress
-from tools import versions
 
 UPSTREAM = "https://get.pulumi.com/releases/sdk"
 UPSTREAM_HOST = "get.pulumi.com"

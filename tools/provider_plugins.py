@@ -14,10 +14,10 @@ import subprocess
 import sys
 from pathlib import Path
 
-from common import paths
+from common import paths, versions
 from common.files import write_atomic
 from common.progress import Progress
-from tools import engine, versions
+from tools import engine
 from tools.engine import Tool
 
 STAND_IN = "stand-in of this project"

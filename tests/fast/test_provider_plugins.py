@@ -8,9 +8,10 @@ from pathlib import Path
 
 import pytest
 
+from common import versions
 from common.progress import Progress
 from tests.fast.fake_programs import program
-from tools import engine, provider_plugins, versions
+from tools import engine, provider_plugins
 from tools.provider_plugins import STAND_IN
 
 pytestmark = pytest.mark.usefixtures("isolated")

@@ -13,11 +13,11 @@ from pathlib import Path
 
 import pytest
 
-from common import gobuild
+from common import gobuild, versions
 from common.errors import UserError
 from common.progress import Progress
 from tests.fast.fake_programs import program, toolbox
-from tools import engine, versions
+from tools import engine
 
 pytestmark = pytest.mark.usefixtures("isolated")
 

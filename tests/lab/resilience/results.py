@@ -16,11 +16,11 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
-from common import paths
+from common import paths, versions
 from common.files import write_atomic
 from lab.status import LabStatus
 from model import settings
-from tools import env, versions
+from tools import env
 
 PAGE = paths.project_dir() / "docs" / "resilience.md"
 JSON_FILE = PAGE.with_suffix(".json")
