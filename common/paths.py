@@ -82,3 +82,8 @@ def stack_name(name: str = DEFAULT_LAB) -> str:
 def stack_file(name: str = DEFAULT_LAB) -> Path:
     """The configuration file of a lab's stack, in the project's root."""
     return project_dir() / f"Pulumi.{stack_name(name)}.yaml"
+
+
+def unqualified(stack: str) -> str:
+    """The last part of a stack's name: `prod` of `org/project/prod`, with the file `Pulumi.prod.yaml`."""
+    return stack.rpartition("/")[2]

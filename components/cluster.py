@@ -48,7 +48,7 @@ class Cluster(pulumi.ComponentResource):
 
     Attributes:
         kubeconfig: The administrator's kubeconfig; secret.
-        tables: The virtual servers in each host's kernel, by host name.
+        tables: The verified services' virtual servers in each host's kernel, by host name.
         node_ports: The application's URL on each host.
         verified: The verification attempt that succeeded.
     """

@@ -7,6 +7,7 @@ from pathlib import Path
 import pulumi
 from pulumi.runtime import config
 
+from components import previous_outputs
 from model.settings import Settings
 from model.settings_file import load
 from model.settings_problems import SettingsError
@@ -16,6 +17,8 @@ PROJECT = Path(__file__).resolve().parent.parent
 
 def settings_of_stack() -> Settings:
     """The settings of the current stack.
+
+    An existing cluster keeps its version if the setting isn't written (docs/decisions/0028).
 
     Raises:
         pulumi.RunError: The configuration has problems; the message lists all of them.
@@ -37,6 +40,9 @@ def settings_of_stack() -> Settings:
             f"{', '.join(secret)}"
         )
     try:
-        return load(raw, PROJECT)
+        settings = load(raw, PROJECT)
+        if settings.version_is_written:
+            return settings
+        return load(raw, PROJECT, previous_outputs.kubernetes_version())
     except SettingsError as error:
         raise pulumi.RunError(str(error)) from None

@@ -7,6 +7,12 @@ from typing import Any
 import pulumi
 from pulumi import runtime
 
+KUBERNETES_VERSION = "kubernetesVersion"
+"""The output with the cluster's version."""
+
+# The default of all versions of the program that didn't have that output.
+_FIRST_VERSION = "1.37.2"
+_READ = "pulumi:pulumi:readStackOutputs"
 # The organization that `pulumi.get_organization` reports for backends without organizations.
 NO_ORGANIZATION = "organization"
 
@@ -21,8 +27,22 @@ def output(name: str) -> pulumi.Output[Any]:
         name: An output that isn't secret. The engine returns all outputs at once, and marks all of them
             secret if any is.
     """
-    stack, organization = pulumi.get_stack(), pulumi.get_organization()
-    if organization != NO_ORGANIZATION:
-        stack = f"{organization}/{pulumi.get_project()}/{stack}"
-    read = runtime.invoke_output("pulumi:pulumi:readStackOutputs", {"name": stack})
+    read = runtime.invoke_output(_READ, {"name": _full_name()})
     return pulumi.Output.unsecret(read.apply(lambda found: found["outputs"].get(name)))
+
+
+def kubernetes_version() -> str | None:
+    """The cluster's version after the last completed run; None before the first.
+
+    Unlike `output`, it waits for the engine's response, because the version must be known before the first
+    resource is registered.
+    """
+    outputs = runtime.invoke(_READ, {"name": _full_name()}).value["outputs"]
+    return str(outputs.get(KUBERNETES_VERSION, _FIRST_VERSION)) if outputs else None
+
+
+def _full_name() -> str:
+    stack, organization = pulumi.get_stack(), pulumi.get_organization()
+    if organization == NO_ORGANIZATION:
+        return stack
+    return f"{organization}/{pulumi.get_project()}/{stack}"

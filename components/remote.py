@@ -170,13 +170,27 @@ def plain_output(command: remote.Command) -> pulumi.Output[str]:
 def _connection(settings: Settings, host: Host) -> remote.ConnectionArgs:
     """The SSH connection to a host, with a pinned host key and limited connection attempts."""
     key_file = settings.ssh.private_key_file
+    private_key = pulumi.Output.secret(Path(key_file).read_text(encoding="utf-8")) if key_file else None
     address, port = settings.ssh_endpoint(host)
+    jump = settings.jump_host(host)
+    proxy = None
+    if jump is not None:
+        proxy = remote.ProxyConnectionArgs(
+            host=jump.address,
+            port=float(jump.port),
+            user=jump.user,
+            host_key=jump.host_key,
+            private_key=private_key,
+            per_dial_timeout=settings.ssh.dial_timeout_seconds,
+            dial_error_limit=settings.ssh.dial_attempts,
+        )
     return remote.ConnectionArgs(
         host=address,
         port=float(port),
         user=settings.ssh_user(host),
         host_key=settings.host_key(host),
-        private_key=pulumi.Output.secret(Path(key_file).read_text(encoding="utf-8")) if key_file else None,
+        private_key=private_key,
         per_dial_timeout=settings.ssh.dial_timeout_seconds,
         dial_error_limit=settings.ssh.dial_attempts,
+        proxy=proxy,
     )

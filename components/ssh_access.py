@@ -8,9 +8,12 @@ booting, and fails at once, with the reason, if waiting can't help.
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import re
 import socket
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,8 +26,17 @@ if TYPE_CHECKING:
     import asyncssh
 
 PAUSE_SECONDS = 3.0
+# `ufw limit` refuses an address that connects six times in 30 seconds, refused attempts included.
+SLOW_AFTER_SECONDS = 30.0
+SLOW_PAUSE_SECONDS = 8.0
+LIMITED_PAUSE_SECONDS = 35.0
 HANDSHAKE_SECONDS = 30.0  # an emulated host needs several seconds for a handshake
+PROBE_SECONDS = 60.0
 REPORT_EVERY_SECONDS = 20.0
+
+# Arithmetic, so that a host that only returns its input doesn't pass.
+PROBE_SCRIPT = "echo kubeadm-ipvs probe $((6 * 7)), user $(id -u)\n"
+PROBE_ANSWER = "kubeadm-ipvs probe 42, user 0\n"
 
 
 class UnreachableError(Exception):
@@ -32,7 +44,51 @@ class UnreachableError(Exception):
 
 
 class NotAnsweringError(Exception):
-    """No SSH server answers; that may change while the host boots."""
+    """No login is possible yet; that may change while the host boots.
+
+    Attributes:
+        endpoint: The server that doesn't answer, `10.0.0.11:22`: the host's or its jump host's.
+        greeted: Whether an SSH server answered.
+        limited: Whether the host turned this machine away. More attempts may prolong that.
+    """
+
+    def __init__(
+        self, reason: str, endpoint: str = "", *, greeted: bool = False, limited: bool = False
+    ) -> None:
+        super().__init__(reason)
+        self.endpoint = endpoint
+        self.greeted = greeted
+        self.limited = limited
+
+
+@dataclass(frozen=True)
+class _Server:
+    """A host or its jump host."""
+
+    role: str
+    user: str
+    address: str
+    port: int
+    host_key: str
+    key_setting: str
+
+    def __str__(self) -> str:
+        return f"{self.role} ({self.user}@{self.address}:{self.port})"
+
+
+@dataclass(frozen=True)
+class _Login:
+    """The keys to log in with.
+
+    Attributes:
+        keys: The same keys that the provider uses, in the same order.
+        source: Where they come from, for messages.
+        missing: What to do if there are none; empty otherwise.
+    """
+
+    keys: list[Any]
+    source: str
+    missing: str = ""
 
 
 def hooks(settings: Settings, host: Host) -> pulumi.ResourceHookBinding:
@@ -72,93 +128,322 @@ async def wait(settings: Settings, host: Host) -> None:
             f"{host.name}: no SSH agent listens on {dead_socket}, and the provider uses the agent even if "
             "ssh.privateKeyFile is set. Unset SSH_AUTH_SOCK or start the agent"
         )
-    address, port = settings.ssh_endpoint(host)
     began = reported = time.monotonic()
+    greeted = False
     while True:
         try:
             connection = await connect(settings, host)
             break
         except NotAnsweringError as error:
+            greeted = greeted or error.greeted
+            # A server that answered before and doesn't now has probably blocked this machine.
+            limited = error.limited or (greeted and not error.greeted)
             now = time.monotonic()
-            if now - began >= settings.ssh.wait_seconds:
+            left = began + settings.ssh.wait_seconds - now
+            if left <= 0:
                 raise UnreachableError(
-                    f"{host.name}: no SSH server answers at {address}:{port} after {now - began:.0f} s: "
-                    f"{error}. Start the host, correct its address or port, or open the firewall"
+                    _gave_up(host, error.endpoint, now - began, str(error), error.greeted, limited)
                 ) from None
-            if now - reported >= REPORT_EVERY_SECONDS:
-                pulumi.log.info(f"{host.name}: waiting for its SSH server at {address}:{port} ({error})")
+            if now - reported >= REPORT_EVERY_SECONDS or limited:
+                why = f"{error}; a rate limit?" if limited else str(error)
+                pulumi.log.info(f"{host.name}: waiting for the SSH server at {error.endpoint} ({why})")
                 reported = now
-            await asyncio.sleep(PAUSE_SECONDS)
+            if limited:
+                pause = LIMITED_PAUSE_SECONDS
+            elif now - began < SLOW_AFTER_SECONDS:
+                pause = PAUSE_SECONDS
+            else:
+                pause = SLOW_PAUSE_SECONDS
+            await asyncio.sleep(min(pause, left))
     async with connection:
-        await _check_root(connection, settings, host)
+        await check_commands(connection, settings, host)
+
+
+def _gave_up(host: Host, endpoint: str, waited: float, reason: str, greeted: bool, limited: bool) -> str:
+    after = f"after {waited:.0f} s: {reason}"
+    if greeted:
+        return (
+            f"{host.name}: the SSH server at {endpoint} still accepts no login {after}. Its log "
+            "(journalctl -u ssh -u sshd) has the cause"
+        )
+    if limited:
+        return (
+            f"{host.name}: the SSH server at {endpoint} turns this machine away {after}. It probably limits "
+            "connections (ufw limit, fail2ban, MaxStartups or PerSourcePenalties in sshd_config): exempt "
+            "this machine, or wait until the block ends"
+        )
+    return (
+        f"{host.name}: no SSH server answers at {endpoint} {after}. Start the host, correct its address or "
+        "port, or open the firewall. If it answers other machines, a rate limit (ufw limit, fail2ban) may "
+        "block this one"
+    )
 
 
 async def connect(settings: Settings, host: Host) -> asyncssh.SSHClientConnection:
-    """Try once to log in, with the host key pinned and a time limit.
+    """Try once to log in, with pinned host keys, the provider's credentials and a time limit.
+
+    A connection to a jump host ends with the returned one.
 
     Raises:
         UnreachableError: The host's key or our key is rejected.
-        NotAnsweringError: No SSH server answers.
+        NotAnsweringError: No login is possible yet.
     """
+    user, (address, port) = settings.ssh_user(host), settings.ssh_endpoint(host)
+    server = _Server(host.name, user, address, port, settings.host_key(host), "the host's ssh.hostKey")
+    jump = settings.jump_host(host)
+    async with _login(settings) as login:
+        if jump is None:
+            return await _connect(settings, server, login)
+        jump_server = _Server(
+            f"{host.name}: the jump host",
+            jump.user,
+            jump.address,
+            jump.port,
+            jump.host_key,
+            "ssh.proxyJumpHostKey",
+        )
+        tunnel = await _connect(settings, jump_server, login)
+        try:
+            return await _connect(settings, server, login, tunnel)
+        except BaseException:
+            tunnel.abort()
+            raise
+
+
+async def _connect(
+    settings: Settings, server: _Server, login: _Login, tunnel: asyncssh.SSHClientConnection | None = None
+) -> asyncssh.SSHClientConnection:
+    """Log in to one server, directly or through the connection to a jump host."""
     # Imported here because it is slow to load and a run that changes nothing doesn't need it.
     import asyncssh
 
-    address, port = settings.ssh_endpoint(host)
-    where = f"{host.name} ({settings.ssh_user(host)}@{address}:{port})"
-    pinned = asyncssh.import_public_key(settings.host_key(host))
+    endpoint = f"{server.address}:{server.port}{' (through the jump host)' if tunnel else ''}"
+    pinned = asyncssh.import_public_key(server.host_key)
+    banner: list[str] = []
+
+    class Client(asyncssh.SSHClient):
+        def auth_banner_received(self, msg: str, lang: str) -> None:
+            banner.extend(msg.strip().splitlines())
+
+        def connection_lost(self, exc: Exception | None) -> None:
+            if tunnel is not None:
+                tunnel.abort()
+
     options: dict[str, Any] = {
-        "username": settings.ssh_user(host),
+        "client_factory": Client,
+        "username": server.user,
         "known_hosts": ([pinned], [], []),
         "config": None,
+        "agent_path": None,
+        # asyncssh would use ~/.ssh/id_* for an empty list, which the provider doesn't.
+        "client_keys": login.keys or None,
+        "preferred_auth": "publickey",
         "connect_timeout": HANDSHAKE_SECONDS,
         "login_timeout": HANDSHAKE_SECONDS,
     }
-    if settings.ssh.private_key_file is not None:
-        try:
-            key = asyncssh.import_private_key(Path(settings.ssh.private_key_file).read_text(encoding="utf-8"))
-        except (asyncssh.KeyImportError, asyncssh.KeyEncryptionError) as error:
-            raise UnreachableError(
-                f"{settings.ssh.private_key_file} can't be used as a login key: {error}. Add a key with a "
-                "passphrase to an agent (ssh-add) and leave ssh.privateKeyFile unset"
-            ) from None
-        options |= {"client_keys": [key], "agent_path": None}
     sock: socket.socket | None = None
+    greeted = False
     try:
+        if tunnel is not None:
+            return await asyncssh.connect(server.address, server.port, tunnel=tunnel, **options)
         sock = await asyncio.to_thread(
-            socket.create_connection, (address, port), settings.ssh.dial_timeout_seconds
+            socket.create_connection, (server.address, server.port), settings.ssh.dial_timeout_seconds
         )
         sock.setblocking(False)  # noqa: FBT003 - the standard library's signature
+        await _check_greeting(sock)
+        greeted = True
         return await asyncssh.connect(sock=sock, **options)
     except (asyncssh.HostKeyNotVerifiable, asyncssh.KeyExchangeFailed):
         raise UnreachableError(
-            f"{where} presents a host key other than the pinned one ({pinned.get_fingerprint()}). If the "
-            "host was reinstalled, put its new key into ssh.knownHostsFile or the host's ssh.hostKey; if it "
+            f"{server} presents a host key other than the pinned one ({pinned.get_fingerprint()}). If the "
+            f"host was reinstalled, put its new key into ssh.knownHostsFile or {server.key_setting}; if it "
             "wasn't, another machine is answering in its place"
         ) from None
     except asyncssh.PermissionDenied:
-        ours = settings.ssh.private_key_file or "the agent's keys"
-        raise UnreachableError(
-            f"{where} rejects the login with {ours}. Add the public key to ~/.ssh/authorized_keys there, "
-            "or correct ssh.user or ssh.privateKeyFile"
-        ) from None
+        if login.missing:
+            raise UnreachableError(f"{server} rejects a login without a key: {login.missing}") from None
+        raise UnreachableError(f"{server} {_rejected(login)}") from None
+    except NotAnsweringError as error:
+        raise NotAnsweringError(str(error), endpoint, limited=error.limited) from None
     except TimeoutError:
-        if sock is not None:
-            raise NotAnsweringError("it accepts the connection but stays silent; its sshd may hang") from None
-        raise NotAnsweringError("no response") from None
+        if sock is None:
+            raise NotAnsweringError("no response", endpoint) from None
+        raise NotAnsweringError(
+            "it accepts the connection but stays silent; its sshd may hang", endpoint, greeted=greeted
+        ) from None
     except OSError as error:
-        raise NotAnsweringError(error.strerror or str(error)) from None
+        raise NotAnsweringError(error.strerror or str(error), endpoint, greeted=greeted) from None
+    except asyncssh.ChannelOpenError as error:
+        if error.code == asyncssh.OPEN_ADMINISTRATIVELY_PROHIBITED:
+            raise UnreachableError(
+                f"{server}: the jump host doesn't forward connections to it: {error.reason}. Allow that "
+                "there (AllowTcpForwarding and PermitOpen in sshd_config)"
+            ) from None
+        raise NotAnsweringError(error.reason, endpoint) from None
     except asyncssh.Error as error:
-        raise NotAnsweringError(error.reason) from None
+        if "too many authentication failures" in error.reason.lower():
+            if settings.ssh.private_key_file is not None:
+                raise UnreachableError(f"{server} {_rejected(login)}") from None
+            raise UnreachableError(
+                f"{server} ended the login after too many failures (MaxAuthTries in sshd_config, 6 by "
+                f"default), while trying {login.source}. Set ssh.privateKeyFile to the key that may log in, "
+                "or remove other keys from the agent (ssh-add -d)"
+            ) from None
+        reason = ": ".join([error.reason, *banner[-1:]])
+        raise NotAnsweringError(reason, endpoint, greeted=greeted) from None
+    finally:
+        if sock is not None and not greeted:
+            sock.close()
 
 
-async def _check_root(connection: asyncssh.SSHClientConnection, settings: Settings, host: Host) -> None:
-    user = settings.ssh_user(host)
-    if user == "root":
+def _rejected(login: _Login) -> str:
+    return (
+        f"rejects the login with {login.source}. Add the public key to ~/.ssh/authorized_keys there, or "
+        "correct ssh.user or ssh.privateKeyFile"
+    )
+
+
+@contextlib.asynccontextmanager
+async def _login(settings: Settings) -> AsyncIterator[_Login]:
+    """The keys that the provider would log in with. An agent's keys can be used until the block ends."""
+    import asyncssh
+
+    file = settings.ssh.private_key_file
+    if file is not None:
+        try:
+            key = asyncssh.import_private_key(Path(file).read_text(encoding="utf-8"))
+        except (asyncssh.KeyImportError, asyncssh.KeyEncryptionError) as error:
+            raise UnreachableError(
+                f"{file} can't be used as a login key: {error}. Add a key with a passphrase to an agent "
+                "(ssh-add) and leave ssh.privateKeyFile unset"
+            ) from None
+        yield _Login([key], file)
         return
-    done = await connection.run("sudo -n true", check=False, timeout=HANDSHAKE_SECONDS)
-    if done.exit_status != 0:
-        output = str(done.stderr or done.stdout or "").strip().splitlines()
-        raise UnreachableError(
-            f"{host.name}: {user} can't run commands as root: {output[-1] if output else 'sudo failed'}. "
-            f"Allow it without a password: '{user} ALL=(ALL) NOPASSWD: ALL' in /etc/sudoers.d/"
+    default = ssh_agent.default_key()
+    if default:
+        fix = (
+            f"{default} exists, but isn't used by default. Set ssh.privateKeyFile: {default}, or if it has "
+            "a passphrase, add it to an agent (ssh-add)"
         )
+    else:
+        fix = "Set ssh.privateKeyFile, or add a key to an agent (ssh-add)"
+    path = ssh_agent.socket_path()
+    if not path:
+        yield _Login([], "", f"ssh.privateKeyFile and SSH_AUTH_SOCK (the SSH agent) aren't set. {fix}")
+        return
+    try:
+        agent = await asyncssh.connect_agent(path)
+    except OSError as error:
+        raise UnreachableError(
+            f"no SSH agent listens on {path} ({error.strerror or error}). Start the agent, or set "
+            "ssh.privateKeyFile"
+        ) from None
+    async with agent:
+        try:
+            keys = list(await agent.get_keys())
+        except ValueError as error:
+            raise UnreachableError(f"the SSH agent on {path} doesn't list its keys: {error}") from None
+        missing = "" if keys else f"the SSH agent on {path} has no keys, or is locked. {fix}"
+        yield _Login(keys, f"the agent's keys ({len(keys)})", missing)
+
+
+async def _check_greeting(sock: socket.socket) -> None:
+    """Wait for the server's first bytes, and leave them to the SSH client.
+
+    A server that turns a client away (MaxStartups, PerSourcePenalties) prints one line of text instead of its
+    version, which asyncssh reports only as a lost connection.
+    """
+    loop = asyncio.get_running_loop()
+    readable = asyncio.Event()
+    loop.add_reader(sock, readable.set)
+    try:
+        async with asyncio.timeout(HANDSHAKE_SECONDS):
+            await readable.wait()
+    finally:
+        loop.remove_reader(sock)
+    start = sock.recv(255, socket.MSG_PEEK)
+    if not start:
+        raise NotAnsweringError("it closes the connection at once")
+    if b"SSH-" not in start:
+        line = start.decode(errors="replace").strip().partition("\n")[0]
+        raise NotAnsweringError(f"it closes the connection with {line!r}", limited=True)
+
+
+async def check_commands(connection: asyncssh.SSHClientConnection, settings: Settings, host: Host) -> None:
+    """Run a script as a step would, and require that it returns exactly what it prints.
+
+    Raises:
+        UnreachableError: The host runs no commands as root, or adds text of its own.
+    """
+    import asyncssh
+
+    user = settings.ssh_user(host)
+    try:
+        # Not `async with`, which would wait forever for a host that hangs.
+        process = await connection.create_process(probe_command(user), errors="replace")
+        with contextlib.suppress(OSError):  # the command ended without reading, which its output explains
+            process.stdin.write(PROBE_SCRIPT)
+            process.stdin.write_eof()
+        done = await process.wait(timeout=PROBE_SECONDS)
+    except asyncssh.TimeoutError as error:
+        printed = _printed(str(error.stdout or ""), str(error.stderr or ""))
+        raise UnreachableError(
+            f"{host.name}: {user} can log in, but a command doesn't end within {PROBE_SECONDS:.0f} s"
+            f"{printed and f'; it prints {printed!r}'}. Try it there: ssh {user}@... true"
+        ) from None
+    except (OSError, asyncssh.Error) as error:
+        raise UnreachableError(
+            f"{host.name}: {user} can log in, but can't run a command: {error}. Try it: ssh {user}@... true"
+        ) from None
+    if done.exit_status == 0 and done.stdout == PROBE_ANSWER:
+        return
+    raise UnreachableError(f"{host.name}: {_no_answer(user, str(done.stdout), str(done.stderr))}")
+
+
+def probe_command(user: str) -> str:
+    """The command that runs the probe on standard input, in the form of a step's command."""
+    sudo = "" if user == "root" else "sudo -n "
+    return f"{sudo}timeout --kill-after=5 {PROBE_SECONDS:.0f} bash -s -- probe"
+
+
+def _no_answer(user: str, output: str, errors: str) -> str:
+    """The cause and the next move for a probe that didn't return its answer."""
+    printed = _printed(output, errors)
+    other = re.search(r"log ?in as (?:the )?user [\"'\u201c]?([\w.@\\-]*\w)", output + errors, re.IGNORECASE)
+    if other is not None:
+        return (
+            f"{user} can log in, but only gets the message {printed!r}. Set ssh.user, or the host's own "
+            f"ssh.user: {other[1]}"
+        )
+    if PROBE_ANSWER in output:
+        extra = _printed(output.replace(PROBE_ANSWER, ""), "")
+        return (
+            f"the login shell of {user} prints text of its own ({extra!r}), which would end up in the "
+            "results of steps. Let ~/.bashrc print only in interactive shells (after "
+            "`[[ $- == *i* ]] || return`), and let /etc/ssh/sshrc and ~/.ssh/rc print nothing"
+        )
+    if user != "root" and re.search(r"^sudo:|\bsudoers\b|sudo: (command )?not found", errors, re.MULTILINE):
+        escaped = re.sub(r"([\\!=:,()])", r"\\\1", user)
+        return (
+            f"{user} can't run commands as root: {errors.strip().splitlines()[-1]}. Allow it without a "
+            f"password: '{escaped} ALL=(ALL) NOPASSWD: ALL' in /etc/sudoers.d/"
+        )
+    wrong_user = re.search(r"^kubeadm-ipvs probe 42, user (\d+)$", output, re.MULTILINE)
+    if wrong_user is not None:
+        return (
+            f"commands of {user} run with the user ID {wrong_user[1]}, not as root. Set ssh.user to root, or "
+            "to a user who can become root with sudo"
+        )
+    if re.search(r"(timeout|bash)\W.*not found|unknown command", errors, re.IGNORECASE):
+        return f"{user} can't run a script: {printed}. Install bash and coreutils"
+    return (
+        f"{user} can log in, but the host doesn't run commands: it prints "
+        f"{repr(printed) if printed else 'nothing'}. Check the user's login shell, exec in its "
+        "~/.bashrc, ForceCommand in sshd_config and command= in ~/.ssh/authorized_keys"
+    )
+
+
+def _printed(output: str, errors: str) -> str:
+    """The end of what a host printed, on one short line."""
+    text = " ".join((output.strip() or errors).split())
+    return text if len(text) <= 200 else f"{text[:200]}..."

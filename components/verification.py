@@ -42,7 +42,7 @@ class Verification(pulumi.ComponentResource):
     """Fails the update unless every host's kernel matches the cluster's services.
 
     Attributes:
-        tables: The kernel's virtual servers by host name.
+        tables: The verified services' virtual servers in each host's kernel, by host name.
         verified: The attempt that succeeded (`attempt_at`); unknown until every host is verified.
     """
 
@@ -88,7 +88,9 @@ class Verification(pulumi.ComponentResource):
                 repair=host.repair,
                 opts=pulumi.ResourceOptions(depends_on=[expected_services], deleted_with=cluster.init),
             )
-            self.tables[host.name] = plain_output(verification).apply(ipvs.report_tables)
+            self.tables[host.name] = pulumi.Output.all(plain_output(verification), services).apply(
+                lambda known: ipvs.report_tables(str(known[0]), str(known[1]), settings)
+            )
         self.verified = pulumi.Output.all(attempt, *self.tables.values()).apply(lambda known: str(known[0]))
         self.register_outputs({"hosts": [host.name for host in settings.hosts]})
 

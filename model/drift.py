@@ -22,10 +22,17 @@ class Difference:
     found: str
 
 
-def values(settings: Settings, stack: str) -> dict[str, str]:
-    """The values of the `check` step, the same for every host."""
+def values(settings: Settings, owner: str) -> dict[str, str]:
+    """The values of the `check` step, the same for every host.
+
+    Args:
+        settings: The cluster's settings.
+        owner: The hosts' owner in the stack's state: `STACK ID`, with the name that the stack had when it was
+            first updated. A renamed stack keeps it.
+    """
     return {
-        "STACK": stack,
+        # The step compares only the name.
+        "STACK": owner.partition(" ")[0],
         "VERSION": settings.cluster.kubernetes_version,
         "MANAGE": "true" if settings.packages.manage else "false",
         "FIREWALL": settings.firewall,

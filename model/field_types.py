@@ -22,6 +22,16 @@ from model import knownhosts
 OLDEST_MINOR = 34
 NEWEST_MINOR = 39
 
+# kubeadm leaves --node-cidr-mask-size unset, so the controller manager assigns its default to each node
+# (cmd/kube-controller-manager/app/core.go, defaultNodeMaskCIDRIPv4, v1.37.2).
+NODE_PREFIX = 24
+# Without the network's address, the bridge's address (the gateway) and the broadcast address.
+_POD_ADDRESSES = 2 ** (32 - NODE_PREFIX) - 3
+# kube-proxy and flannel run on every node and use the host's address.
+_MOST_PODS = _POD_ADDRESSES + 2
+# These two, etcd, the API server, the controller manager and the scheduler.
+_FEWEST_PODS = 6
+
 _LABEL = r"[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?"
 _SUBDOMAIN = re.compile(rf"{_LABEL}(\.{_LABEL})*")
 _DURATION = re.compile(r"(\d+(?:\.\d+)?)(ns|us|µs|ms|s|m|h)")
@@ -34,6 +44,11 @@ _UNITS = {
     "m": Decimal(60),
     "h": Decimal(3600),
 }
+# Go's time.Duration counts nanoseconds in 63 bits.
+_LONGEST_SECONDS = Decimal(2**63 - 1) / 10**9
+# What RFC 3986 allows, without `?` and `#`.
+_URL_PART = re.compile(r"[A-Za-z0-9._~:/@!$&'()*+,;=\[\]-]+|%[0-9A-Fa-f]{2}")
+_LOGIN = re.compile(r"://\S*@")
 _QUALIFIED = re.compile(r"([A-Za-z0-9]([-A-Za-z0-9_.]{0,61}[A-Za-z0-9])?)")
 _IMAGE = re.compile(
     r"(?P<name>[a-z0-9]+([._-]+[a-z0-9]+)*(:\d+(?=/))?(/[a-z0-9]+([._-]+[a-z0-9]+)*)*)"
@@ -49,6 +64,11 @@ def seconds(duration: str) -> Decimal:
 def is_url(text: str) -> bool:
     """Whether a setting that can be a URL or a file is a URL."""
     return "://" in text
+
+
+def without_logins(text: str) -> str:
+    """The text with `...` for everything before the `@` in a URL, which may be a password."""
+    return _LOGIN.sub("://...@", text)
 
 
 def _integer(value: Any) -> Any:
@@ -117,9 +137,12 @@ def _network(value: str) -> str:
 
 def _pod_subnet(value: str) -> str:
     length = IPv4Network(_network(value)).prefixlen
-    # kubeadm and the controller manager assign a /24 to each node and allow at most 2^16 of them.
-    if not 8 <= length <= 24:
-        raise ValueError(f"is {value}, but each node gets a /24 of it; write a network from /8 to /24")
+    # kubeadm and the controller manager allow at most 2^16 nodes.
+    if not NODE_PREFIX - 16 <= length <= NODE_PREFIX:
+        raise ValueError(
+            f"is {value}, but each node gets a /{NODE_PREFIX} of it; write a network from "
+            f"/{NODE_PREFIX - 16} to /{NODE_PREFIX}"
+        )
     return value
 
 
@@ -174,6 +197,37 @@ def _ssh_host(value: str) -> str:
     return value
 
 
+def _jump_host(value: str) -> str:
+    if value.lower() == "none":
+        return "none"
+    if "," in value:
+        raise ValueError(f"is {value!r}; write one jump host, because steps can't pass through several")
+    try:
+        user, host, port = jump_host_parts(value)
+        _ssh_host(host)
+        _user_name(user or "root")
+        if not 1 <= port <= 65535:
+            raise ValueError
+    except ValueError:
+        raise ValueError(
+            f"is {value!r}; write [USER@]HOST[:PORT], such as `ops@bastion.example.com`, or `none`"
+        ) from None
+    return value
+
+
+def jump_host_parts(value: str) -> tuple[str, str, int]:
+    """User (empty if not given), host and port of a jump host, `[USER@]HOST[:PORT]`.
+
+    Raises:
+        ValueError: The port isn't a number.
+    """
+    user, _, address = value.rpartition("@")
+    host, separator, port = address.partition(":")
+    if separator and not re.fullmatch(r"[0-9]{1,5}", port):
+        raise ValueError
+    return user, host, int(port) if separator else 22
+
+
 def _certificate_name(value: str) -> str:
     try:
         _ssh_host(value.removeprefix("*.") if value.startswith("*.") else value)
@@ -199,6 +253,9 @@ def _duration(value: str) -> str:
         raise ValueError(f"is {value!r}; write a duration with its unit: `{value}s`")
     if not re.fullmatch(f"({_DURATION.pattern})+", value):
         raise ValueError(f"is {value!r}; write a duration in Kubernetes' form: `5s`, `1m30s`")
+    if seconds(value) > _LONGEST_SECONDS:
+        hours = int(_LONGEST_SECONDS // 3600)
+        raise ValueError(f"is {value!r}, which is too long for Kubernetes; write at most `{hours}h`")
     return value
 
 
@@ -214,19 +271,36 @@ def _grace_period(value: str) -> str:
     return value
 
 
-def _url(value: str, noun: str) -> str:
+def _url(value: str, noun: str, advice: str, schemes: tuple[str, ...] = ("http", "https")) -> str:
+    """Check a URL that is written to the hosts.
+
+    Args:
+        value: The URL.
+        noun: What it is, for messages.
+        advice: What to do instead of writing a login into it.
+        schemes: The schemes that it may have.
+    """
+    # First, because later messages contain the URL. A password may contain any character.
+    if "@" in value:
+        raise ValueError(
+            "contains a user name or password (or another `@`), but settings are stored in plain text in "
+            f"Pulumi's state and on the hosts; {advice}"
+        )
+    unusual = _URL_PART.sub("", value)
+    if unusual:
+        # What follows a `?` may be a token, so the message doesn't contain the URL.
+        raise ValueError(
+            f"contains {unusual[0]!r}, which isn't allowed in {noun}; remove it, or write it percent-encoded"
+        )
     try:
         parts = urlsplit(value)
         # `port` raises ValueError if it isn't a number.
-        good = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
+        good = parts.scheme in schemes and bool(parts.hostname) and parts.port != 0
     except ValueError:
         good = False
-    if not good or re.search(r"\s", value):
-        raise ValueError(f"is {value!r}; write {noun}, beginning with http:// or https://")
-    if parts.username is not None:
-        raise ValueError("contains a user name or password, but URLs appear on hosts and in logs; remove it")
-    if parts.query or parts.fragment:
-        raise ValueError(f"is {value!r}; remove `?` or `#` and what follows")
+    if not good:
+        beginnings = " or ".join(f"{scheme}://" for scheme in schemes)
+        raise ValueError(f"is {value!r}; write {noun}, beginning with {beginnings}")
     return value
 
 
@@ -236,7 +310,12 @@ def _repository_url(value: str) -> str:
     if unknown or "{" in rest or "}" in rest:
         named = f" ({', '.join(unknown)})" if unknown else ""
         raise ValueError(f"has an unknown placeholder{named}; only {{minor}} and {{format}} are replaced")
-    _url(re.sub(r"{[^{}]*}", "x", value), "the repository's URL")
+    _url(
+        re.sub(r"{[^{}]*}", "x", value),
+        "the repository's URL",
+        "use a repository that needs no login, or, for apt, write the login into a file in "
+        "/etc/apt/auth.conf.d on each host and set packages.key to a file",
+    )
     return value
 
 
@@ -281,11 +360,29 @@ def _mirrors(value: dict[str, tuple[str, ...]]) -> dict[str, tuple[str, ...]]:
 
 
 def _package_key(value: str) -> str:
-    return _url(value, "the key's URL") if is_url(value) else _text(value)
+    if not is_url(value):
+        return _text(value)
+    if value.lower().startswith("http://") and "@" not in value:
+        raise ValueError(
+            "is an http:// URL, so anyone between the host and the server can replace the key; write an "
+            "https:// URL, or the path of a file with the key"
+        )
+    return _url(value, "the key's URL", "write the path of a file with the key", ("https",))
 
 
 def _mirror_url(value: str) -> str:
-    return _url(value, "the mirror's URL")
+    _url(value, "the mirror's URL", "use a mirror that needs no login, for example one that admits the hosts")
+    folders = [folder for folder in urlsplit(value).path.split("/") if folder]
+    # containerd's parseHostConfig and request (core/remotes/docker, v1.7.27 and v2.1.4).
+    if "v2" in folders[:-1]:
+        path = "/".join(folders if folders[-1] == "v2" else [*folders, "v2"])
+        raise ValueError(
+            f"is {value}, for which containerd would request /{path}/IMAGE: it adds /v2 to the end unless "
+            "its option override_path is set, which this program can't do yet; write a URL that has its own "
+            "/v2 (Artifactory: /artifactory/api/docker/REPOSITORY, Nexus: /repository/REPOSITORY), or, for a "
+            "Harbor project, the URL of a reverse proxy that inserts the project after /v2"
+        )
+    return value
 
 
 def _host_key(value: str) -> str:
@@ -378,6 +475,13 @@ def _environment(value: dict[str, str]) -> dict[str, str]:
             )
         if not content.isprintable():
             raise ValueError(f"has a value for {name} that isn't one printable line; write one line")
+        # A proxy needs no scheme.
+        if _LOGIN.search(content) or ("@" in content and name.lower().endswith("_proxy")):
+            raise ValueError(
+                f"has a user name or password in {name}, but the variables are stored in plain text in "
+                "Pulumi's state, in the ConfigMap kubeadm-config and in the control plane's manifests; use a "
+                "proxy that needs no login, for example one on the host that adds it"
+            )
     return value
 
 
@@ -443,15 +547,36 @@ def _thresholds(value: dict[str, str]) -> dict[str, str]:
     return value
 
 
+def _max_pods(value: int) -> int:
+    if value > _MOST_PODS:
+        raise ValueError(
+            f"is {value}, but a node's /{NODE_PREFIX} has addresses for {_POD_ADDRESSES} pods, and only "
+            f"kube-proxy and flannel run without one; write at most {_MOST_PODS}"
+        )
+    if value < _FEWEST_PODS:
+        raise ValueError(
+            f"is {value}, but the control plane's own pods wouldn't all start; write at least {_FEWEST_PODS}"
+        )
+    return value
+
+
 def _size(value: str) -> str:
     if not re.fullmatch(r"[1-9]\d{0,11}(k|M|G|Ki|Mi|Gi)?", value):
         raise ValueError(f"is {value!r}; write a size in Kubernetes' form: `10Mi`")
     return value
 
 
+_USER_NAME = re.compile(r"""(?!-)[^\s'"`;:/&<>|(){}]{0,254}[^\s'"`;:/&<>|(){}\\]""")
+
+
 def _user_name(value: str) -> str:
-    if not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_.-]{0,31}", value):
-        raise ValueError(f"is {value!r}, which isn't a valid user name; write a name: `root`")
+    # What ssh accepts (openssh-portable, ssh.c, valid_ruser), without the colon and the slash, which a local
+    # name can't have, and with the domain of a directory's user.
+    if not _USER_NAME.fullmatch(value) or not value.isprintable():
+        raise ValueError(
+            f"is {value!r}, which isn't a valid user name; write a name without spaces, quotes or a leading "
+            "hyphen: `root`, `ops@corp.example.com`"
+        )
     return value
 
 
@@ -510,6 +635,7 @@ KubernetesVersion = Annotated[
     str, AfterValidator(_kubernetes_version), Kind("version", pattern=r"^\d+\.\d+\.\d+$")
 ]
 HostPort = Annotated[str, AfterValidator(_host_port), Kind("host:port", pattern=r"^[^:/]+:\d+$")]
+JumpHost = Annotated[str, AfterValidator(_jump_host), Kind("[user@]host[:port]")]
 SshHost = Annotated[str, AfterValidator(_ssh_host), Kind("address or DNS name")]
 CertificateName = Annotated[str, AfterValidator(_certificate_name), Kind("address or DNS name")]
 Duration = Annotated[str, BeforeValidator(_duration_text), AfterValidator(_duration), _DURATION_KIND]
@@ -561,6 +687,12 @@ Flag = Annotated[
 # kubelet doesn't start unless this is above its default low threshold, 80
 # (pkg/kubelet/apis/config/validation).
 ImageThreshold = Annotated[int, BeforeValidator(_integer), Between(81, 100, "a percentage")]
+MaxPods = Annotated[
+    int,
+    BeforeValidator(_integer),
+    AfterValidator(_max_pods),
+    Kind("whole number", minimum=_FEWEST_PODS, maximum=_MOST_PODS),
+]
 LogFiles = Annotated[int, BeforeValidator(_integer), Between(2, 1_000, "a whole number")]
 Port = Annotated[int, BeforeValidator(_integer), Between(1, 65535, "a port")]
 NodePort = Annotated[int, BeforeValidator(_integer), Between(30000, 32767, "a node port")]

@@ -18,6 +18,7 @@ import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from ipaddress import IPv4Address, IPv4Network
 from typing import Any
 
 from model.settings import Host, Settings
@@ -351,13 +352,50 @@ def report_virtuals(report: str) -> tuple[Virtual, ...]:
     return with_stats(parse_list(sections["ipvs"]), parse_stats(sections.get("stats", "")))
 
 
-def report_tables(report: str) -> list[dict[str, Any]]:
-    """The rows from the report of a host's verification. In modes other than IPVS, both are empty.
+def report_tables(report: str, objects: str, settings: Settings) -> list[dict[str, Any]]:
+    """The rows of the verified services, from the report of a host's verification.
+
+    A cluster may have hundreds of other services, and each host has a virtual server for each of them. They
+    would fill the stack's outputs. In modes other than IPVS, the report and the rows are empty.
+
+    Args:
+        report: The report.
+        objects: The same as for `expected`.
+        settings: The cluster's settings.
 
     Raises:
-        UnreadableError: The report can't be parsed.
+        UnreadableError: The report or the objects can't be parsed.
     """
-    return rows(report_virtuals(report)) if report.strip() else []
+    if not report.strip():
+        return []
+    services, _ = _services_and_slices(objects)
+    cluster: set[tuple[str, str]] = set()
+    node_ports: set[tuple[str, str]] = set()
+    for name in expected_services(settings).keys() & services.keys():
+        specification = services[name]["spec"]
+        for port in specification["ports"]:
+            protocol = port.get("protocol", "TCP")
+            cluster.add((protocol, f"{specification['clusterIP']}:{port['port']}"))
+            if port.get("nodePort"):
+                node_ports.add((protocol, str(port["nodePort"])))
+    subnet = IPv4Network(settings.network.service_subnet)
+
+    def verified(virtual: Virtual) -> bool:
+        address, _, port = virtual.address.rpartition(":")
+        if (virtual.protocol, virtual.address) in cluster:
+            return True
+        # A node port is served on every address of the host, but other services may use the same port number.
+        return (virtual.protocol, port) in node_ports and not inside(address, subnet)
+
+    return rows(virtual for virtual in report_virtuals(report) if verified(virtual))
+
+
+def inside(address: str, network: IPv4Network) -> bool:
+    """Whether an address is in a network. The IPv6 address of a user's own virtual server isn't."""
+    try:
+        return IPv4Address(address) in network
+    except ValueError:
+        return False
 
 
 def report_sections(report: str) -> dict[str, str]:

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import types
 import typing
+from dataclasses import dataclass
 from enum import Enum
 from ipaddress import IPv4Network
 from typing import Annotated, Any, Literal
@@ -33,9 +34,11 @@ from model.field_types import (
     Image,
     ImageRepository,
     ImageThreshold,
+    JumpHost,
     KubernetesVersion,
     Labels,
     LogFiles,
+    MaxPods,
     Mirrors,
     Name,
     Network4,
@@ -61,6 +64,7 @@ from model.field_types import (
     Thresholds,
     TokenMinutes,
     UserName,
+    jump_host_parts,
 )
 
 PREFIX = "kubeadm-ipvs:"
@@ -100,18 +104,29 @@ class Ssh(Section):
     """SSH access to the hosts. A host's own `ssh` section overrides some of it."""
 
     user: Annotated[UserName, Effect.NOTHING] = Field(
-        "root", description="Login user. Any user other than root needs sudo without a password."
+        "root",
+        description="Login user, such as `root` or `ops@corp.example.com`. Any user other than root needs "
+        "sudo without a password.",
     )
     port: Annotated[Port, Effect.NOTHING] = Field(22, description="Port of the hosts' SSH servers.")
     private_key_file: Annotated[FilePath | None, Effect.NOTHING] = Field(
         None,
         description="Private key to log in with, without a passphrase. If unset, the SSH agent at "
-        "`SSH_AUTH_SOCK` provides the keys.",
+        "`SSH_AUTH_SOCK` provides the keys. ssh's default keys, such as `~/.ssh/id_ed25519`, aren't used by "
+        "themselves.",
     )
     known_hosts_file: Annotated[FilePath | None, Effect.NOTHING] = Field(
         None,
         description="OpenSSH known_hosts file. A host whose key is neither in this file nor in its own "
-        "`ssh.hostKey` is refused.",
+        "`ssh.hostKey` is refused, and so is one with two keys of the same type or a revoked key.",
+    )
+    proxy_jump: Annotated[JumpHost, Effect.NOTHING] = Field(
+        "none",
+        description="Jump host (bastion) through which all hosts are reached: `USER@HOST:PORT`, as in ssh's "
+        "`ProxyJump`. User and port default to the host's login user and 22. The login keys are the same.",
+    )
+    proxy_jump_host_key: Annotated[HostKey | None, Effect.NOTHING] = Field(
+        None, description="Public key of the jump host. Takes precedence over the known_hosts file."
     )
     wait_seconds: Annotated[Positive, Effect.NOTHING] = Field(
         180,
@@ -145,6 +160,22 @@ class HostSsh(Section):
         description="Public key of the host, `ssh-ed25519 AAAA...`. Takes precedence over the known_hosts "
         "file.",
     )
+    proxy_jump: Annotated[JumpHost | None, Effect.NOTHING] = Field(
+        None, description="Jump host, if not `ssh.proxyJump`; `none` for a direct connection."
+    )
+    proxy_jump_host_key: Annotated[HostKey | None, Effect.NOTHING] = Field(
+        None, description="Public key of the host's own jump host."
+    )
+
+
+@dataclass(frozen=True)
+class JumpServer:
+    """A jump host. Settings that come from `settings_file.load` always have its key."""
+
+    user: str
+    address: str
+    port: int
+    host_key: str
 
 
 class Preflight(Section):
@@ -253,10 +284,11 @@ class Kubelet(Section):
     https://kubernetes.io/docs/reference/config-api/kubelet-config.v1beta1/
     """
 
-    max_pods: Annotated[Positive | None, Effect.IN_PLACE] = Field(
+    max_pods: Annotated[MaxPods | None, Effect.IN_PLACE] = Field(
         None,
-        description="Maximum number of pods per node. If unset, kubelet's default applies, as for every "
-        "setting in `cluster.kubelet`.",
+        description="Maximum number of pods per node, 6 to 255: a node's /24 has addresses for 253 pods, and "
+        "kube-proxy and flannel need none. If unset, kubelet's default applies, as for every setting in "
+        "`cluster.kubelet`.",
     )
     pod_pids_limit: Annotated[Positive | None, Effect.IN_PLACE] = Field(
         None, description="Maximum number of processes per pod."
@@ -284,7 +316,10 @@ class Kubelet(Section):
         None, description="Whether kubelet pulls one image at a time."
     )
     shutdown_grace_period: Annotated[GracePeriod | None, Effect.IN_PLACE] = Field(
-        None, description="How long pods may take to terminate when the host shuts down."
+        None,
+        description="How long pods may take to terminate when the host shuts down. kubelet raises logind's "
+        "`InhibitDelayMaxSec` to it. On hosts with the package `unattended-upgrades`, more than `30s` has no "
+        "effect (docs/troubleshooting.md).",
     )
 
 
@@ -296,7 +331,8 @@ class Cluster(Section):
     )
     kubernetes_version: Annotated[KubernetesVersion, Effect.REFUSED] = Field(
         "1.37.2",
-        description="Kubernetes version, 1.34 to 1.39. From 1.40 on, IPVS mode is off by default.",
+        description="Kubernetes version, 1.34 to 1.39. From 1.40 on, IPVS mode is off by default. If unset, "
+        "an existing cluster keeps its version.",
     )
     image_repository: Annotated[ImageRepository, Effect.LATER] = Field(
         "registry.k8s.io",
@@ -323,7 +359,8 @@ class Cluster(Section):
     extra_envs: Annotated[Environment, Effect.LATER] = Field(
         {},
         description="Environment variables of the API server, the controller manager, the scheduler and "
-        "etcd, such as `NO_PROXY`. Each component gets all of them.",
+        "etcd, such as `NO_PROXY`. Each component gets all of them. They can't contain secrets, because "
+        "Pulumi's state and the cluster have them in plain text.",
     )
     leader_election: Annotated[Flag, Effect.LATER] = Field(
         default=True,
@@ -433,7 +470,8 @@ class Packages(Section):
     )
     key: Annotated[PackageKey | None, Effect.IN_PLACE] = Field(
         None,
-        description="The repository's armored signing key. Defaults to the key that is in the repository.",
+        description="The repository's armored signing key, a file or an https:// URL. Defaults to the key "
+        "that is in the repository. Required if `packages.repository` is an http:// URL.",
     )
     revision: Annotated[PackageRevision, Effect.IN_PLACE] = Field(
         "*", description="Package revision, the part that follows the version. `*` accepts any."
@@ -450,7 +488,9 @@ class Runtime(Section):
     """The container runtime."""
 
     mirrors: Annotated[Mirrors, Effect.IN_PLACE] = Field(
-        {}, description="Mirrors of each upstream registry, tried in order."
+        {},
+        description="Mirrors of each upstream registry, tried in order. containerd adds `/v2` to a URL's "
+        "path. Logins aren't supported.",
     )
 
 
@@ -526,6 +566,11 @@ class Settings(Section):
         return self.cluster.kubernetes_version.rpartition(".")[0]
 
     @property
+    def version_is_written(self) -> bool:
+        """Whether `cluster.kubernetesVersion` is in the stack's settings. If not, it is the default."""
+        return "kubernetes_version" in self.cluster.model_fields_set
+
+    @property
     def api_port(self) -> int:
         """The port on which the API server listens."""
         return 6443
@@ -594,6 +639,17 @@ class Settings(Section):
     def ssh_user(self, host: Host) -> str:
         """The user to log in as."""
         return host.ssh.user or self.ssh.user
+
+    def jump_host(self, host: Host) -> JumpServer | None:
+        """The jump host through which a host is reached; None if it is reached directly."""
+        text = host.ssh.proxy_jump or self.ssh.proxy_jump
+        if text == "none":
+            return None
+        user, address, port = jump_host_parts(text)
+        key = host.ssh.proxy_jump_host_key
+        if key is None and text == self.ssh.proxy_jump:
+            key = self.ssh.proxy_jump_host_key
+        return JumpServer(user or self.ssh_user(host), address, port, key or "")
 
     def host_key(self, host: Host) -> str:
         """The only key that the host's SSH server may present: `ssh-ed25519 AAAA...`.

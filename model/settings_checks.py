@@ -8,7 +8,7 @@ from ipaddress import IPv4Address, IPv4Network
 from pathlib import Path
 
 from model import knownhosts
-from model.field_types import is_url, seconds
+from model.field_types import NODE_PREFIX, is_url, seconds
 from model.settings import Host, Settings
 from model.settings_problems import Finding, Location
 
@@ -17,14 +17,18 @@ class UnreadableFileError(Exception):
     """A file that can't be read as text. The message continues a sentence after "which"."""
 
 
-def read_file(file: Path) -> str:
+def read_file(file: Path, decode: Callable[[bytes], str] | None = None) -> str:
     """The text of a file.
+
+    Args:
+        file: The file.
+        decode: Turns its content into text. By default it must be UTF-8.
 
     Raises:
         UnreadableFileError: It doesn't exist, can't be read, or isn't text.
     """
     try:
-        return file.read_text(encoding="utf-8")
+        return decode(file.read_bytes()) if decode else file.read_text(encoding="utf-8")
     except FileNotFoundError:
         raise UnreadableFileError("doesn't exist") from None
     except IsADirectoryError:
@@ -145,11 +149,11 @@ class Checks:
                         f"is {subnet}, which contains hosts[{index}].address {host.address}; "
                         "write a network that the hosts don't use",
                     )
-        room = 2 ** (24 - pods.prefixlen) if pods.prefixlen <= 24 else 0
+        room = 2 ** (NODE_PREFIX - pods.prefixlen) if pods.prefixlen <= NODE_PREFIX else 0
         if pods_valid and self._valid("hosts") and len(self.settings.hosts) > room:
             self._add(
                 ("network", "podSubnet"),
-                f"is {pods}, which has room for {room} nodes (a /24 each), but there are "
+                f"is {pods}, which has room for {room} nodes (a /{NODE_PREFIX} each), but there are "
                 f"{len(self.settings.hosts)} hosts; write a larger network",
             )
 
@@ -164,19 +168,35 @@ class Checks:
                 "kube-proxy wouldn't start; write at most that duration",
             )
 
-    def _file(self, section: str, name: str, file: str | None) -> str | None:
+    def _file(
+        self, section: str, name: str, file: str | None, decode: Callable[[bytes], str] | None = None
+    ) -> str | None:
         """The text of a file that a setting names. None if there is none; an unreadable file is reported."""
         if file is None or is_url(file) or not self._valid(section, name):
             return None
         try:
-            return read_file(Path(file))
+            return read_file(Path(file), decode)
         except UnreadableFileError as error:
             reason = error
         self._add((section, name), f"is {file}, which {reason}{missing_file_hint(file)}")
         return None
 
     def _signing_key(self) -> None:
-        file = self.settings.packages.key
+        packages = self.settings.packages
+        file = packages.key
+        if (
+            file is None
+            and packages.manage
+            and packages.repository.lower().startswith("http://")
+            and self._valid("packages", "key")
+            and self._valid("packages", "manage")
+        ):
+            self._add(
+                ("packages", "key"),
+                f"is missing, and packages.repository is {packages.repository}: the key would come over the "
+                "same connection as the packages, on which anyone can replace both; write the path of a file "
+                "with the key or an https:// URL, or use an https:// repository",
+            )
         text = self._file("packages", "key", file)
         if text is not None and "-----BEGIN PGP PUBLIC KEY BLOCK-----" not in text:
             self._add(("packages", "key"), f"is {file}, which isn't an armored key; use gpg --export --armor")
@@ -204,7 +224,7 @@ class Checks:
 
     def _host_keys(self) -> Settings:
         file = self.settings.ssh.known_hosts_file
-        known = self._file("ssh", "knownHostsFile", file)
+        known = self._file("ssh", "knownHostsFile", file, knownhosts.decode)
         # An unreadable file is one problem, not one for each host.
         unreadable = (file is not None and known is None) or not self._valid("ssh", "knownHostsFile")
         hosts = []
@@ -215,25 +235,68 @@ class Checks:
                 and self._valid(*location)
                 and self._valid("ssh", "port")
             )
-            if host.ssh.host_key is None:
-                address, port = self.settings.ssh_endpoint(host)
-                key = knownhosts.find(known, address, port) if known is not None else None
-                if key is not None:
+            if host.ssh.host_key is not None:
+                if file is not None and known is not None and checkable:
+                    self._revoked(location, host, known, file)
+            elif file is not None and known is not None:
+                try:
+                    key = knownhosts.find(known, *self.settings.ssh_endpoint(host), file)
                     host = host.model_copy(update={"ssh": host.ssh.model_copy(update={"host_key": key})})
-                elif checkable and not unreadable:
-                    reason = (
-                        f"{file} has no ed25519 or ECDSA key for {address} port {port}"
-                        if file
-                        else f"ssh.knownHostsFile, which could have the key for {address} port {port}, isn't "
-                        "set"
-                    )
-                    self._add(
-                        (*location, "hostKey"),
-                        f"is missing, and {reason}; write the host's public key (its "
-                        "/etc/ssh/ssh_host_ed25519_key.pub), or add it to a known_hosts file",
-                    )
+                except knownhosts.NoKeyError as error:
+                    if checkable:
+                        self._add((*location, "hostKey"), f"is missing, and {error}")
+            elif checkable and not unreadable:
+                address, port = self.settings.ssh_endpoint(host)
+                self._add(
+                    (*location, "hostKey"),
+                    f"is missing, and ssh.knownHostsFile, which could have the key for {address} port "
+                    f"{port}, isn't set; {knownhosts.ADD_KEY}",
+                )
+            if checkable and not unreadable:
+                host = self._jump_host_key(index, host, known)
             hosts.append(host)
         return self.settings.model_copy(update={"hosts": tuple(hosts)})
+
+    def _jump_host_key(self, index: int, host: Host, known: str | None) -> Host:
+        """The host with its jump host's key filled in."""
+        jump = self.settings.jump_host(host)
+        file = self.settings.ssh.known_hosts_file
+        if jump is None or not self._valid("ssh", "proxyJump") or not self._valid("ssh", "proxyJumpHostKey"):
+            return host
+        shared = host.ssh.proxy_jump is None and host.ssh.proxy_jump_host_key is None
+        location: Location = ("ssh",) if shared else ("hosts", index, "ssh")
+        reason = ""
+        key = jump.host_key
+        if key and file is not None and known is not None:
+            line = knownhosts.revoked_in(known, jump.address, jump.port, key)
+            if line is not None:
+                reason = f"is a key that {file}:{line} revokes; write the jump host's current one"
+        elif not key and file is not None and known is not None:
+            try:
+                key = knownhosts.find(known, jump.address, jump.port, file)
+            except knownhosts.NoKeyError as error:
+                reason = f"is missing, and {error}"
+        elif not key:
+            reason = (
+                f"is missing, and ssh.knownHostsFile, which could have the key for {jump.address} port "
+                f"{jump.port}, isn't set; {knownhosts.ADD_KEY}"
+            )
+        if not reason:
+            return host.model_copy(update={"ssh": host.ssh.model_copy(update={"proxy_jump_host_key": key})})
+        place = (*location, "proxyJumpHostKey")
+        # A shared jump host is one problem, not one for each host.
+        if place not in (location for location, _ in self.findings):
+            self._add(place, reason)
+        return host
+
+    def _revoked(self, location: Location, host: Host, known: str, file: str) -> None:
+        line = knownhosts.revoked_in(known, *self.settings.ssh_endpoint(host), self.settings.host_key(host))
+        if line is not None:
+            self._add(
+                (*location, "hostKey"),
+                f"is a key that {file}:{line} revokes; create a new key on the host and write its public "
+                "part",
+            )
 
 
 def _has_passphrase(key: str) -> bool:

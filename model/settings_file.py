@@ -20,7 +20,7 @@ import yaml
 from pydantic import ValidationError
 from pydantic_core import ErrorDetails
 
-from model.field_types import is_url
+from model.field_types import is_url, without_logins
 from model.settings import PREFIX, Section, Settings, section_of
 from model.settings_checks import Checks, UnreadableFileError, missing_file_hint, read_file
 from model.settings_problems import Finding, Location, Problem, SettingsError, path_of
@@ -41,7 +41,7 @@ RENAMED: Mapping[Location, str] = {
 _FILE_SETTINGS = (("ssh", "privateKeyFile"), ("ssh", "knownHostsFile"), ("packages", "key"))
 
 
-def load(raw: Mapping[str, object], base: Path) -> Settings:
+def load(raw: Mapping[str, object], base: Path, version: str | None = None) -> Settings:
     """Load and check the settings of a stack.
 
     Args:
@@ -49,6 +49,8 @@ def load(raw: Mapping[str, object], base: Path) -> Settings:
             the JSON text that Pulumi passes to a program.
         base: Directory of the stack file. Relative paths in it and in the file that it extends start here;
             `~` is the user's home directory.
+        version: The version of the existing cluster, if any. It is used if `cluster.kubernetesVersion` isn't
+            written.
 
     Returns:
         The settings with absolute paths (except `extends`) and with every host's key.
@@ -62,6 +64,8 @@ def load(raw: Mapping[str, object], base: Path) -> Settings:
     data: dict[str, Any] = _plain(_merged(shared, own))
     _drop_unknown(Settings, data, (), findings)
     _make_paths_absolute(data, base, findings)
+    if version and isinstance(data.setdefault("cluster", {}), dict):
+        data["cluster"].setdefault("kubernetesVersion", version)
 
     def error() -> SettingsError:
         problems = []
@@ -74,7 +78,8 @@ def load(raw: Mapping[str, object], base: Path) -> Settings:
     settings, errors = _validate(data)
     broken: set[Location] = set()
     if settings is None:
-        findings += [(details["loc"], _explain(details)) for details in errors]
+        # A password in a URL may be in any setting, for example in one that isn't a URL.
+        findings += [(details["loc"], without_logins(_explain(details))) for details in errors]
         # The settings that are valid are still checked against each other.
         settings, errors = _validate(_replace_broken(data, errors, broken))
         if settings is None:
@@ -256,7 +261,8 @@ _MISSING = {
 
 def _explain(error: ErrorDetails) -> str:
     value = error.get("input")
-    shown = json.dumps(value)
+    # Before the text is cut, which could remove the `@`.
+    shown = without_logins(json.dumps(value))
     shown = shown if len(shown) <= 60 else shown[:57] + "..."
     match error["type"]:
         case "value_error":

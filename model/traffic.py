@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from ipaddress import IPv4Address, IPv4Network
+from ipaddress import IPv4Network
 
 from model import ipvs
 from model.ipvs import Counts, Virtual
@@ -47,14 +47,7 @@ def view_of_report(host: str, report: str) -> View:
 def service_addresses(virtuals: Iterable[Virtual], service_subnet: str) -> tuple[str, ...]:
     """The virtual servers' addresses in the service network, which kube-proxy adds to kube-ipvs0."""
     found = dict.fromkeys(place(virtual.address)[0] for virtual in virtuals)
-    return tuple(address for address in found if _inside(address, IPv4Network(service_subnet)))
-
-
-def _inside(address: str, network: IPv4Network) -> bool:
-    try:
-        return IPv4Address(address) in network
-    except ValueError:
-        return False
+    return tuple(address for address in found if ipvs.inside(address, IPv4Network(service_subnet)))
 
 
 def place(address: str) -> tuple[str, str]:

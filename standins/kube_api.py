@@ -7,6 +7,7 @@ engine kills the plugin. Here a key is on disk only while the TLS context reads 
 from __future__ import annotations
 
 import json
+import os
 import ssl
 import tempfile
 import threading
@@ -19,6 +20,7 @@ from urllib.parse import quote, urlencode
 
 import urllib3
 
+from model import http_proxy
 from model.kubeconfig import Kubeconfig, KubeconfigError
 
 _CONNECT_SECONDS = 10.0
@@ -103,6 +105,7 @@ class Api:
 
         Raises:
             KubeconfigError: The server's URL or the certificates can't be used.
+            UnsupportedProxyError: The environment names a SOCKS proxy for the server.
         """
         if not config.server.startswith(("https://", "http://")):
             raise KubeconfigError("the kubeconfig's server is not a URL")
@@ -111,7 +114,8 @@ class Api:
         self._headers = {"Accept": "application/json", "User-Agent": "kubeadm-ipvs-stand-in"}
         if config.token:
             self._headers["Authorization"] = f"Bearer {config.token}"
-        self._pool = urllib3.PoolManager(
+        self._pool = http_proxy.pool(
+            http_proxy.proxy_for(config.server, os.environ),
             maxsize=16,
             retries=False,
             ssl_context=_tls(config) if config.server.startswith("https://") else None,

@@ -20,6 +20,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
+from model.http_proxy import UnsupportedProxyError
 from model.kubeconfig import KubeconfigError
 from standins import values
 from standins.kube_api import Api, ApiError, Kind, NoSuchKind, Object, Unreachable, load
@@ -165,7 +166,7 @@ class KubernetesPlugin(Plugin):
         except (KubeconfigError, OSError) as error:
             self._unreachable = f"failed to parse kubeconfig data in `kubernetes:config:kubeconfig`: {error}"
             return
-        except (Unreachable, ApiError) as error:
+        except (Unreachable, ApiError, UnsupportedProxyError) as error:
             self._unreachable = f"unable to load schema information from the API server: {error}"
             return
         self._api = api

@@ -21,8 +21,9 @@ import click
 
 from common import cli, tables
 from common.errors import UserError
-from common.paths import project_dir
+from common.paths import project_dir, unqualified
 from model import drift, steps
+from model.change_impact import VERSION
 from model.drift import Difference
 from model.settings import PREFIX, Host, Settings
 from model.settings_file import load
@@ -33,14 +34,68 @@ CHECK_SECONDS = 300  # seconds on an idle host, two minutes on a busy emulated o
 
 
 def settings_of(stack: str) -> Settings:
-    """The settings of a stack, read by the `pulumi` on PATH.
+    """The settings of a stack, read by the `pulumi` on PATH. A version that isn't written is the cluster's.
 
     Raises:
-        UserError: There is no such stack, or its settings are invalid.
+        UserError: There is no such stack, its settings are invalid, or its state can't be read.
     """
+    done = _pulumi("config", "--stack", stack, "--json", "--show-secrets", "--non-interactive")
+    if done.returncode != 0:
+        raise UserError(f"the settings of the stack {stack} can't be read: {done.stderr.strip()}")
+    config = json.loads(done.stdout)
+    raw = {
+        name.removeprefix(PREFIX): item.get("value")
+        for name, item in config.items()
+        if name.startswith(PREFIX)
+    }
     try:
-        done = subprocess.run(
-            ["pulumi", "config", "--stack", stack, "--json", "--show-secrets", "--non-interactive"],
+        settings = load(raw, project_dir())
+        return settings if settings.version_is_written else load(raw, project_dir(), version_of(stack))
+    except SettingsError as error:
+        raise UserError(str(error)) from None
+
+
+def owner_of(stack: str) -> str:
+    """The owner that the stack's first update generated and wrote on its hosts (`STACK ID`).
+
+    It isn't computed from the stack's name, because a stack can be renamed. A stack that has no owner yet
+    gets its name.
+
+    Raises:
+        UserError: The stack's state can't be read.
+    """
+    owner = _in_state(stack, "pulumi:index:Stash", "::owner", "outputs", "output")
+    return unqualified(stack) if owner is None else owner
+
+
+def version_of(stack: str) -> str | None:
+    """The cluster's Kubernetes version according to the stack's state; None if there is no cluster.
+
+    Raises:
+        UserError: The stack's state can't be read.
+    """
+    return _in_state(stack, "kubeadm-ipvs:index:Cluster", "", "inputs", VERSION)
+
+
+def _in_state(stack: str, kind: str, end: str, part: str, name: str) -> str | None:
+    """A property of the first resource of a kind whose URN has an end; None if there is no such resource."""
+    done = _pulumi("stack", "export", "--stack", stack, "--non-interactive")
+    why = done.stderr.strip()
+    if done.returncode == 0:
+        try:
+            for resource in json.loads(done.stdout)["deployment"].get("resources") or []:
+                if resource["type"] == kind and resource["urn"].endswith(end):
+                    return str(resource[part][name])
+            return None
+        except (ValueError, KeyError, TypeError, AttributeError):
+            why = "unknown format"
+    raise UserError(f"the state of the stack {stack} can't be read: {why}")
+
+
+def _pulumi(*arguments: str) -> subprocess.CompletedProcess[str]:
+    try:
+        return subprocess.run(
+            ["pulumi", *arguments],
             cwd=project_dir(),
             stdin=subprocess.DEVNULL,
             capture_output=True,
@@ -51,38 +106,26 @@ def settings_of(stack: str) -> Settings:
         raise UserError(
             "pulumi is not on PATH", "use `make check` for the lab; otherwise install the Pulumi CLI"
         ) from None
-    if done.returncode != 0:
-        raise UserError(f"the settings of the stack {stack} can't be read: {done.stderr.strip()}")
-    config = json.loads(done.stdout)
-    raw = {
-        name.removeprefix(PREFIX): item.get("value")
-        for name, item in config.items()
-        if name.startswith(PREFIX)
-    }
-    try:
-        return load(raw, project_dir())
-    except SettingsError as error:
-        raise UserError(str(error)) from None
 
 
-async def check_host(settings: Settings, host: Host, stack: str) -> tuple[Difference, ...]:
+async def check_host(settings: Settings, host: Host, owner: str) -> tuple[Difference, ...]:
     """One host's differences.
 
     Raises:
         UserError: The host can't be reached, the step failed, or its output is invalid.
     """
     async with Reader(settings, host) as reader:
-        printed = await reader.run(steps.CHECK, drift.values(settings, stack), CHECK_SECONDS)
+        printed = await reader.run(steps.CHECK, drift.values(settings, owner), CHECK_SECONDS)
     try:
         return drift.differences(printed, datetime.now(UTC))
     except ValueError as error:
         raise UserError(f"the step's output is invalid: {error}") from None
 
 
-async def check(settings: Settings, stack: str) -> tuple[dict[str, tuple[Difference, ...]], dict[str, str]]:
+async def check(settings: Settings, owner: str) -> tuple[dict[str, tuple[Difference, ...]], dict[str, str]]:
     """Every host's differences, and why a host couldn't be checked."""
     results = await asyncio.gather(
-        *(check_host(settings, host, stack) for host in settings.hosts), return_exceptions=True
+        *(check_host(settings, host, owner) for host in settings.hosts), return_exceptions=True
     )
     checked: dict[str, tuple[Difference, ...]] = {}
     failed: dict[str, str] = {}
@@ -110,8 +153,9 @@ def table(hosts: Mapping[str, Sequence[Difference]], failed: Mapping[str, str]) 
 
 
 def _next_move(stack: str, hosts: Sequence[str]) -> str:
+    file = f"Pulumi.{unqualified(stack)}.yaml"
     return (
-        f"\nnext: to repair {', '.join(hosts)}, set `repair` in Pulumi.{stack}.yaml to a new text, such as\n"
+        f"\nnext: to repair {', '.join(hosts)}, set `repair` in {file} to a new text, such as\n"
         f"`repair: '{datetime.now(UTC):%F %H:%M}'`, and run `pulumi up`: all steps of the host run again\n"
     )
 
@@ -121,7 +165,7 @@ def _next_move(stack: str, hosts: Sequence[str]) -> str:
 @click.option("--json", "as_json", is_flag=True, help="Print differences and failures as JSON.")
 def command(stack: str, *, as_json: bool) -> int:
     """Show what on the hosts differs from how they were set up."""
-    checked, failed = asyncio.run(check(settings_of(stack), stack))
+    checked, failed = asyncio.run(check(settings_of(stack), owner_of(stack)))
     if as_json:
         hosts = {host: [asdict(difference) for difference in found] for host, found in checked.items()}
         print(json.dumps({"differences": hosts, "notChecked": failed}, indent=2))

@@ -23,7 +23,7 @@ import yaml
 
 from common import cli
 from common.errors import UserError
-from common.paths import DEFAULT_LAB, project_dir, stack_name
+from common.paths import DEFAULT_LAB, project_dir, stack_name, unqualified
 from common.progress import Progress
 from model.settings import PREFIX
 from model.settings_file import config_of, joined, load, own_settings
@@ -195,16 +195,17 @@ def write_preview(root: Path, stack: str, output: Path, variables: Mapping[str, 
         )
         findings = findings_in(_events(log))
     output.mkdir(parents=True, exist_ok=True)
-    (output / f"{stack}.policy.json").write_text(findings_text(findings))
+    name = unqualified(stack)
+    (output / f"{name}.policy.json").write_text(findings_text(findings))
     for finding in findings:
         print(finding, file=sys.stderr)
     violated = any(finding.mandatory for finding in findings)
     # A violation fails the preview only at its end, so the plan is complete and worth showing.
     if done.returncode == 0 or (violated and not _has_other_errors(done.stdout)):
-        (output / f"{stack}.json").write_text(done.stdout)
+        (output / f"{name}.json").write_text(done.stdout)
         return not violated
     text = preview_errors(done.stdout, done.stderr)
-    (output / f"{stack}.errors").write_text(text)
+    (output / f"{name}.errors").write_text(text)
     print(text, file=sys.stderr)
     return False
 
@@ -333,7 +334,7 @@ def up(root: Path, stack: str, newest: str) -> None:
         UserError: There is a newer change, the update failed, or a mandatory rule is broken. The preview at
             the start of an update almost always finds a broken rule, so nothing has changed yet.
     """
-    if stack in touched(root, "HEAD", newest):
+    if unqualified(stack) in touched(root, "HEAD", newest):
         raise UserError(f"{newest} has a newer change of {stack}", "approve the run of that change instead")
     progress = Progress()
     tools = official_tools(progress)
@@ -364,7 +365,9 @@ def check(root: Path, stack: str, output: Path) -> int:
     )
     print(done.stdout, end="")
     output.mkdir(parents=True, exist_ok=True)
-    (output / f"{stack}.json").write_text(json.dumps({"status": done.returncode, "text": done.stdout}))
+    (output / f"{unqualified(stack)}.json").write_text(
+        json.dumps({"status": done.returncode, "text": done.stdout})
+    )
     return done.returncode
 
 
@@ -505,7 +508,7 @@ def _issue(findings: Path) -> None:
 
 
 def _is_untouched(stack: str, since: str | None) -> bool:
-    if since is None or stack in touched(project_dir(), since):
+    if since is None or unqualified(stack) in touched(project_dir(), since):
         return False
     print(f"The change since {since} doesn't touch {stack}")
     return True

@@ -72,10 +72,16 @@ class Reader:
     async def _connected(self) -> asyncssh.SSHClientConnection:
         if self._connection is None:
             try:
-                self._connection = await ssh_access.connect(self._settings, self.host)
+                connection = await ssh_access.connect(self._settings, self.host)
+                try:
+                    await ssh_access.check_commands(connection, self._settings, self.host)
+                except BaseException:
+                    connection.abort()
+                    raise
+                self._connection = connection
             except ssh_access.NotAnsweringError as error:
-                address, port = self._settings.ssh_endpoint(self.host)
-                raise UserError(f"no SSH server answers at {address}:{port}: {error}") from None
+                server = "the SSH server accepts no login" if error.greeted else "no SSH server answers"
+                raise UserError(f"{server} at {error.endpoint}: {error}") from None
             except ssh_access.UnreachableError as error:
                 raise UserError(str(error)) from None
         return self._connection

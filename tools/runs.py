@@ -26,7 +26,7 @@ Dependencies = dict[str, list[str]]
 
 def folder(stack: str) -> Path:
     """The folder of a stack's records, which sort by time. It may not exist."""
-    return paths.state_dir() / "runs" / stack
+    return paths.state_dir() / "runs" / paths.unqualified(stack)
 
 
 class Record:

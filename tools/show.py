@@ -1,7 +1,8 @@
 """`python -m tools show --stack NAME`, or `make show`: the IPVS virtual servers of each host.
 
-By default they are shown as of the last verification, from the stack's outputs, without contacting the hosts.
---live reads each host's kernel now, --watch does so repeatedly. --html FILE writes a page.
+By default those of the verified services are shown as of the last verification, from the stack's outputs,
+without contacting the hosts. --live reads all services from each host's kernel now, --watch does so
+repeatedly. --html FILE writes a page.
 """
 
 from __future__ import annotations
@@ -31,6 +32,7 @@ from tools.check import settings_of
 from tools.reader import Reader
 
 OUTPUT = "virtualServers"
+_NOTE = "These are the services that each run verifies. --live reads all services from the hosts.\n"
 _MISSING = "does not have output property"  # Pulumi's error message
 # The kernel updates its counters every two seconds.
 WATCH_SECONDS = 2.0
@@ -152,6 +154,12 @@ def text_of(
     return text
 
 
+def _stored(snapshot: Snapshot) -> str:
+    """The table of the last verification, and a note if there is more to see."""
+    text = text_of(snapshot, {})
+    return f"{text}\n{_NOTE}" if any(view.virtuals for view in snapshot.views) else text
+
+
 def _failure(host: str, why: str) -> str:
     return f"{host}: could not be read: {why}"
 
@@ -226,7 +234,7 @@ def command(stack: str, *, live: bool, watching: bool, html: Path | None, as_jso
     if watching + (html is not None) + as_json > 1:
         raise click.UsageError("--watch, --html and --json can't be combined")
     if not (live or watching or html):
-        print(_output(stack) if as_json else text_of(last_verification(stack), {}), end="")
+        print(_output(stack) if as_json else _stored(last_verification(stack)), end="")
         return 0
     settings = settings_of(stack)
     if live or watching:
@@ -238,7 +246,7 @@ def command(stack: str, *, live: bool, watching: bool, html: Path | None, as_jso
             raise
         when = f"read from the hosts' kernels on {datetime.now():%F at %T}"
     else:
-        snapshot, when = last_verification(stack), "as of the last verification"
+        snapshot, when = last_verification(stack), "for the verified services, as of the last verification"
     for host, why in snapshot.failed.items():
         print(_failure(host, why), file=sys.stderr)
     if html:

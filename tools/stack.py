@@ -30,6 +30,7 @@ _SALT = re.compile(r"^encryptionsalt: *(\S+) *$", re.MULTILINE)
 _PROJECT = re.compile(r"^name: *(\S+) *$", re.MULTILINE)
 # Lines that Pulumi writes into a stack's file and needs to decrypt the state.
 _ENCRYPTION = re.compile(r"^(encryptionsalt|encryptedkey|secretsprovider): ")
+_ORGANIZATION = "organization"  # the only one in a local backend
 _LAB_STACK = re.compile(r"dev|lab-.+")
 
 
@@ -50,6 +51,7 @@ def ensure(
             backend, or the stack doesn't exist and isn't to be created.
     """
     project = project or paths.project_dir()
+    name = _local_name(name, project)
     file = project / f"Pulumi.{name}.yaml"
     variables = env.environment(tools)
     state = _state(project, name)
@@ -92,6 +94,7 @@ def for_preview(
         UserError: As for `ensure`, or the stack has no file.
     """
     project = project or paths.project_dir()
+    name = _local_name(name, project)
     file = project / f"Pulumi.{name}.yaml"
     if _LAB_STACK.fullmatch(name) or _state(project, name) is not None:
         ensure(name, tools, progress, project)
@@ -249,6 +252,21 @@ def write_salt(file: Path, salt: str) -> None:
 
 def _has_secrets(text: str) -> bool:
     return re.search(r"^\s+secure: ", text, re.MULTILINE) is not None
+
+
+def _local_name(name: str, project: Path) -> str:
+    """The name of a stack in the local backend, which may be given as `organization/PROJECT/NAME`.
+
+    Raises:
+        UserError: The name contains another organization or project.
+    """
+    *qualifiers, last = name.split("/")
+    if qualifiers not in ([], [_ORGANIZATION], [_ORGANIZATION, _project_name(project)]):
+        raise UserError(
+            f"the stack {name} isn't in this project's local backend",
+            "run plain pulumi with the stack's backend (docs/reviewing.md, By hand)",
+        )
+    return last
 
 
 def _refuse_other_backend(name: str, file: Path, state: _State | None) -> None:

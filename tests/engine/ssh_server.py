@@ -21,6 +21,8 @@ from typing import Any
 
 import asyncssh
 
+from components import ssh_access
+
 
 @dataclass
 class SshServer:
@@ -29,8 +31,12 @@ class SshServer:
     Attributes:
         host_key: The public host key, such as `ssh-ed25519 AAAA...`.
         private_key: The private key that may log in.
-        commands: The commands so far, in order.
+        commands: The commands so far, in order, without the probes of `ssh_access`.
+        probes: The probes so far, in order.
         logins: The user names of the logins so far, in order.
+        shell: The login shell, which runs a probe with `-c`. If empty, probes succeed without being run.
+        max_tries: How many keys a client may try.
+        forwards: Whether the server can be a jump host.
     """
 
     port: int
@@ -38,7 +44,11 @@ class SshServer:
     host_key: str
     private_key: str
     commands: list[str] = field(default_factory=list)
+    probes: list[str] = field(default_factory=list)
     logins: list[str] = field(default_factory=list)
+    shell: str = ""
+    max_tries: int = 1000
+    forwards: bool = True
 
     def lines(self, name: str = "log") -> list[str]:
         """The lines of a file in the server's folder; empty if there is no such file."""
@@ -59,21 +69,39 @@ class _Server(asyncssh.SSHServer):
     def __init__(self, seen: SshServer) -> None:
         self._seen = seen
         self._user = ""
+        self._tries = 0
+
+    def connection_made(self, conn: asyncssh.SSHServerConnection) -> None:
+        self._connection = conn
 
     def begin_auth(self, username: str) -> bool:
         self._user = username
         return True
 
+    def validate_public_key(self, username: str, key: asyncssh.SSHKey) -> bool:
+        self._tries += 1
+        if self._tries >= self._seen.max_tries:  # as OpenSSH does
+            reason = "Too many authentication failures"
+            self._connection.disconnect(asyncssh.DISC_PROTOCOL_ERROR, reason)
+        return False
+
     def auth_completed(self) -> None:
         self._seen.logins.append(self._user)
 
     def connection_requested(self, dest_host: str, dest_port: int, orig_host: str, orig_port: int) -> bool:
-        return True  # allow direct-tcpip, so that the server can be a jump host
+        if not self._seen.forwards:
+            raise asyncssh.ChannelOpenError(asyncssh.OPEN_ADMINISTRATIVELY_PROHIBITED, "open failed")
+        return True
 
 
 async def _serve_command(process: Any, seen: SshServer, answer: Answer | None) -> None:
     command = process.command or ""
-    seen.commands.append(command)
+    probe = command.endswith("bash -s -- probe")
+    (seen.probes if probe else seen.commands).append(command)
+    if probe and not seen.shell:
+        process.stdout.write(ssh_access.PROBE_ANSWER.encode())
+        process.exit(0)
+        return
     if answer is not None:
         while await process.stdin.read(65536):
             pass
@@ -84,7 +112,7 @@ async def _serve_command(process: Any, seen: SshServer, answer: Answer | None) -
         process.exit(0)
         return
     child = await asyncio.create_subprocess_exec(
-        "bash",
+        seen.shell if probe else "bash",
         "-c",
         command,
         cwd=seen.folder,
@@ -138,8 +166,8 @@ def turn_one_away(port: int) -> None:
 
 
 @contextmanager
-def ssh_agent(key: str) -> Iterator[str]:
-    """Run an SSH agent that holds one private key.
+def ssh_agent(*keys: str) -> Iterator[str]:
+    """Run an SSH agent that holds some private keys.
 
     Yields:
         The path of its socket.
@@ -153,7 +181,8 @@ def ssh_agent(key: str) -> Iterator[str]:
                 # The agent prints its socket's path once it listens.
                 assert agent.stdout is not None and path in agent.stdout.readline()
                 variables = {**os.environ, "SSH_AUTH_SOCK": path}
-                subprocess.run(["ssh-add", "-q", "-"], input=key, text=True, check=True, env=variables)
+                for key in keys:
+                    subprocess.run(["ssh-add", "-q", "-"], input=key, text=True, check=True, env=variables)
                 yield path
             finally:
                 agent.terminate()

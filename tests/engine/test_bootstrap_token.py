@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from common.paths import project_dir
+from components import bootstrap_token
 from components.bootstrap_token import SECRETS, BootstrapTokenError, create, revoke
 from tests.engine.api_server import ApiServer
 from tests.engine.ssh_server import SshServer
@@ -96,6 +97,17 @@ def test_token_can_be_renewed_and_revoked_repeatedly(cluster: ApiServer) -> None
     revoke(cluster.kubeconfig, TOKEN)
     revoke(cluster.kubeconfig, TOKEN)
     assert valid_until(cluster) is None
+
+
+@pytest.mark.parametrize("minutes", [-15, 15])
+def test_wrong_own_clock_doesnt_change_the_expiry(
+    cluster: ApiServer, monkeypatch: pytest.MonkeyPatch, minutes: int
+) -> None:
+    monkeypatch.setattr(bootstrap_token, "now", lambda: datetime.now(UTC) + timedelta(minutes=minutes))
+    create(cluster.kubeconfig, TOKEN, "node1", 15)
+    until = valid_until(cluster)
+    assert until is not None
+    assert timedelta(minutes=14) < until - datetime.now(UTC) <= timedelta(minutes=15)
 
 
 def test_error_names_the_api_server_without_the_token(cluster: ApiServer) -> None:

@@ -13,11 +13,13 @@ from model.steps import ADMIN, KUBECONFIG, TOKEN, step_of
 from tests.engine import exported_state, finished
 from tests.engine.api_server import ApiServer
 from tests.engine.finished import Environment
+from tests.engine.stack import replace_in
 from tools import env
 
 STATES = sorted(exported_state.FOLDER.glob("*.json.xz"))
 # Other resources are built from the output of these steps, so it must stay known in a preview.
 UNCHANGED = (ADMIN, KUBECONFIG, TOKEN)
+VERSION, NEWER = "1.37.2", "1.38.0"
 
 
 @pytest.fixture(params=STATES, ids=lambda file: file.name.removesuffix(".json.xz"))
@@ -52,3 +54,17 @@ def test_update_leaves_nothing_for_the_next_run(existing: Environment) -> None:
     existing.stack.up()
     assert not [call for call in existing.calls if " delete " in call]
     assert planned(existing) == []
+
+
+def test_newer_default_version_changes_no_existing_stack(existing: Environment) -> None:
+    """The first stack never wrote the version, and no earlier version of the program exported it."""
+    before = operations(existing)
+    replace_in(existing.stack.folder / "model/settings.py", f'"{VERSION}",', f'"{NEWER}",')
+    assert operations(existing) == before
+    existing.stack.up()
+    assert existing.stack.output("kubernetesVersion") == VERSION
+    assert planned(existing) == []
+
+
+def operations(made: Environment) -> set[tuple[str, str]]:
+    return {(step["op"], step["urn"]) for step in planned(made)}

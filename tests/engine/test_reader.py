@@ -78,6 +78,22 @@ def test_hanging_host_times_out(host: SshServer, tmp_path: Path, monkeypatch: py
         asyncio.run(run())
 
 
+def test_login_shell_that_prints_is_reported(host: SshServer, tmp_path: Path) -> None:
+    shell = tmp_path / "shell"
+    shell.write_text("#!/bin/sh\necho Welcome\n")
+    shell.chmod(0o755)
+    host.shell = str(shell)
+    settings = settings_for(host, tmp_path)
+
+    async def run() -> None:
+        async with Reader(settings, settings.hosts[0]) as reading:
+            await reading.run(TRAFFIC, {"TEXT": ""}, 9)
+
+    with pytest.raises(UserError, match=r"node1: root can log in, but the host doesn't run .* 'Welcome'"):
+        asyncio.run(run())
+    assert host.commands == []
+
+
 def test_unreachable_host_is_named_with_its_address(host: SshServer, tmp_path: Path) -> None:
     host.port = 1  # nothing listens there
     settings = settings_for(host, tmp_path)

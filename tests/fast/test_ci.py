@@ -305,8 +305,9 @@ def test_update_is_refused_after_a_newer_change(
     approved = git(repository, "rev-parse", "HEAD")
     commit(repository, Pulumi_prod_yaml="2")
     git(repository, "switch", "--quiet", "--detach", approved)
-    with pytest.raises(UserError, match="main has a newer change of prod"):
-        ci.up(repository, "prod", "main")
+    for stack in ("prod", "org/kubeadm-ipvs/prod"):
+        with pytest.raises(UserError, match="main has a newer change of .*prod"):
+            ci.up(repository, stack, "main")
 
 
 def test_untouched_environment_isnt_previewed(
@@ -316,8 +317,9 @@ def test_untouched_environment_isnt_previewed(
     commit(repository, Pulumi_prod_yaml="2")
     monkeypatch.setattr(ci, "project_dir", lambda: repository)
     output = tmp_path / "previews"
-    assert main(["ci", "preview", "--stack", "staging", "--output", str(output), "--since", base]) == 0
-    assert "doesn't touch staging" in capsys.readouterr().out
+    for stack in ("staging", "org/kubeadm-ipvs/staging"):
+        assert main(["ci", "preview", "--stack", stack, "--output", str(output), "--since", base]) == 0
+        assert f"doesn't touch {stack}" in capsys.readouterr().out
     assert not output.exists()
 
 

@@ -12,7 +12,7 @@ import pytest
 from common.errors import UserError
 from model import drift
 from model.drift import Difference
-from model.settings import Settings
+from model.settings import PREFIX, Settings
 from model.settings_file import load
 from model.steps import STEPS
 from tests.fast.certificates import self_signed
@@ -157,7 +157,7 @@ def test_exit_status_distinguishes_differences_from_failures(
     found: dict[str, Any],
     status: int,
 ) -> None:
-    async def check_host(_: Settings, host: Any, stack: str) -> tuple[Difference, ...]:
+    async def check_host(_: Settings, host: Any, owner: str) -> tuple[Difference, ...]:
         result = found.get(host.name, ())
         if isinstance(result, UserError):
             raise result
@@ -165,6 +165,7 @@ def test_exit_status_distinguishes_differences_from_failures(
         return result
 
     monkeypatch.setattr(check, "settings_of", lambda stack: settings)
+    monkeypatch.setattr(check, "owner_of", lambda stack: "dev 4fd10a2b")
     monkeypatch.setattr(check, "check_host", check_host)
     assert main(["check", "--stack", "dev"]) == status
     assert ("repair: '" in capsys.readouterr().out) == any(isinstance(f, tuple) and f for f in found.values())
@@ -181,6 +182,7 @@ def test_unexpected_output_doesnt_hide_other_hosts(
         return printed[reader.host.name]
 
     monkeypatch.setattr(check, "settings_of", lambda stack: settings)
+    monkeypatch.setattr(check, "owner_of", lambda stack: "dev 4fd10a2b")
     monkeypatch.setattr(Reader, "run", run_step)
     assert main(["check", "--stack", "dev"]) == 1
     lines = capsys.readouterr().out.splitlines()
@@ -188,6 +190,95 @@ def test_unexpected_output_doesnt_hide_other_hosts(
     assert "master: no differences" in lines
     [line] = [line for line in lines if line.startswith("node1: could not be checked: ")]
     assert "unexpected output of check.sh: Warning: something" in line
+
+
+CLUSTER = "kubeadm-ipvs:index:Cluster"
+
+
+def resource(name: str, type_: str = "pulumi:index:Stash", **outputs: str) -> dict[str, Any]:
+    return {
+        "urn": f"urn:pulumi:now::p::kubeadm-ipvs:index:Cluster${type_}::{name}",
+        "type": type_,
+        "outputs": outputs,
+    }
+
+
+@pytest.mark.parametrize(
+    ("stack", "resources", "owner"),
+    [
+        ("now", [resource("x-desired", output="1"), resource("owner", output="before 4fd10a2b")], "before"),
+        ("org/p/now", [resource("owner", output="before 4fd10a2b")], "before"),
+        # A stack that was never updated, or only by a version whose owners were names.
+        ("now", None, "now"),
+        ("org/p/now", [resource("owner", "command:remote:Command", output="x y")], "now"),
+    ],
+)
+def test_hosts_are_compared_with_the_owner_in_the_state(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    settings: Settings,
+    stack: str,
+    resources: list[dict[str, Any]] | None,
+    owner: str,
+) -> None:
+    fake_pulumi(tmp_path, monkeypatch, json.dumps({"deployment": {"resources": resources}}))
+    found = check.owner_of(stack)
+    assert drift.values(settings, found)["STACK"] == owner
+    assert (tmp_path / "arguments").read_text() == f"stack export --stack {stack} --non-interactive\n"
+
+
+@pytest.mark.parametrize(
+    ("resources", "version"),
+    [
+        ([{"type": CLUSTER, "urn": f"{CLUSTER}::dev", "inputs": {"kubernetesVersion": "1.36.3"}}], "1.36.3"),
+        ([resource("owner", output="now 4fd10a2b")], None),
+    ],
+)
+def test_hosts_are_compared_with_the_version_in_the_state(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, resources: list[dict[str, Any]], version: str | None
+) -> None:
+    fake_pulumi(tmp_path, monkeypatch, json.dumps({"deployment": {"resources": resources}}))
+    assert check.version_of("now") == version
+
+
+def test_only_an_unwritten_version_comes_from_the_state(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    raw = raw_settings(tmp_path)
+    monkeypatch.setattr(check, "version_of", lambda stack: "1.36.3")
+    for cluster, version in (({}, "1.36.3"), ({"kubernetesVersion": "1.35.1"}, "1.35.1")):
+        config = {f"{PREFIX}{name}": {"value": json.dumps(value)} for name, value in raw.items()}
+        config[f"{PREFIX}cluster"] = {"value": json.dumps(cluster)}
+        fake_pulumi(tmp_path, monkeypatch, json.dumps(config))
+        assert check.settings_of("now").cluster.kubernetes_version == version
+
+
+@pytest.mark.parametrize("state", ["", "[]", '{"deployment": 1}'])
+def test_unreadable_state_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, state: str) -> None:
+    fake_pulumi(tmp_path, monkeypatch, state)
+    with pytest.raises(UserError, match="state of the stack now can't be read"):
+        check.owner_of("now")
+
+
+def fake_pulumi(folder: Path, monkeypatch: pytest.MonkeyPatch, state: str) -> None:
+    program = folder / "pulumi"
+    (folder / "state.json").write_text(state)
+    program.write_text(f'#!/bin/sh\necho "$*" > {folder}/arguments\ncat {folder}/state.json\n')
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", str(folder), prepend=":")
+
+
+def test_next_move_names_the_stacks_file(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    async def run_step(*_: Any) -> str:
+        return "swap\toff\ton\n"
+
+    monkeypatch.setattr(check, "settings_of", lambda stack: settings)
+    monkeypatch.setattr(check, "owner_of", lambda stack: "before 4fd10a2b")
+    monkeypatch.setattr(Reader, "run", run_step)
+    assert main(["check", "--stack", "org/p/now"]) == 2
+    assert "set `repair` in Pulumi.now.yaml" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(("host", "without"), [("master", {"join"}), ("node1", {"init", "kubeconfig"})])

@@ -60,8 +60,11 @@ OTHERS: dict[str, Any] = {
     "ssh.user": "ops",
     "cluster.kubelet.imageGcHighThresholdPercent": 90,
 }
+JUMP = ("proxyJump", "proxyJumpHostKey")
 # Not testable here: files that are read while settings are loaded, and a second control plane.
 UNTESTED = {"extends", "ssh.privateKeyFile", "ssh.knownHostsFile", "hosts[].ssh.hostKey", "hosts[].role"}
+# A jump host needs a key too; see test_jump_host.py.
+UNTESTED |= {f"{section}.{name}" for section in ("ssh", "hosts[].ssh") for name in JUMP}
 
 
 def other(path: str, field: FieldInfo) -> Any:

@@ -284,8 +284,12 @@ waiting for the tables
 """
 
 
+def tables() -> list[dict[str, Any]]:
+    return ipvs.report_tables(REPORT, text(objects()), SETTINGS)
+
+
 def test_report_becomes_sorted_plain_rows() -> None:
-    rows = ipvs.report_tables(REPORT)
+    rows = tables()
     assert [f"{row['protocol']} {row['address']}" for row in rows] == [
         "TCP 10.0.2.15:30080",
         "TCP 10.96.0.1:443",
@@ -294,7 +298,6 @@ def test_report_becomes_sorted_plain_rows() -> None:
         "TCP 10.96.0.10:9153",
         "TCP 10.100.1.1:80",
         "TCP 10.100.1.2:80",
-        "TCP 10.111.9.9:8080",
         "TCP 192.168.166.102:30080",
     ]
     half = {"connections": 5, "bytesIn": 2000, "bytesOut": 4500}
@@ -318,11 +321,32 @@ def test_report_becomes_sorted_plain_rows() -> None:
 def test_report_is_split_at_its_headings() -> None:
     assert ipvs.report_sections("x\n== a\n1\n2\n== b c\n") == {"a": "1\n2\n", "b c": ""}
     with pytest.raises(ipvs.UnreadableError, match="== ipvs"):
-        ipvs.report_tables("nothing\n")
+        ipvs.report_tables("nothing\n", text(objects()), SETTINGS)
+
+
+def test_other_services_stay_out_of_the_outputs() -> None:
+    others = [
+        service(f"team/s{number}", f"10.97.{number // 250}.{number % 250}", HTTP) for number in range(300)
+    ]
+    # The verified node port's number as the port of a service.
+    others.append(service("team/same", "10.98.0.1", {"port": 30080}))
+    listed = "".join(
+        f"TCP  {item['spec']['clusterIP']}:{item['spec']['ports'][0]['port']} rr\n"
+        + "".join(f"  -> 10.244.1.{pod}:80 Masq 1 0 0\n" for pod in range(9, 19))
+        for item in others
+    )
+    report = REPORT.replace("== stats\n", f"{listed}== stats\n", 1)
+    assert len(ipvs.report_virtuals(report)) == len(ipvs.report_virtuals(REPORT)) + 301
+    assert ipvs.report_tables(report, text(objects(*others)), SETTINGS) == tables()
+
+
+@pytest.mark.parametrize("report", ["", "\n"])
+def test_other_modes_have_no_rows(report: str) -> None:
+    assert ipvs.report_tables(report, "not read", SETTINGS) == []
 
 
 def test_rows_are_read_back_from_stack_outputs() -> None:
-    rows = ipvs.report_tables(REPORT)
+    rows = tables()
     outputs = json.loads(json.dumps(rows), parse_int=float)
     virtuals = ipvs.from_rows(outputs)
     assert ipvs.rows(virtuals) == rows

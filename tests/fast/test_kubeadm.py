@@ -17,6 +17,7 @@ from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
 from model import kubeadm
+from model.field_types import NODE_PREFIX
 from model.kubeconfig import Kubeconfig, KubeconfigError
 from tests.fast.certificates import self_signed
 from tests.fast.sample_settings import settings_with
@@ -549,3 +550,10 @@ def test_real_kubeadm_accepts_the_files(real_kubeadm: str, tmp_path: Path) -> No
         assert result.returncode == 0, result.stderr
         # kubeadm only warns about unknown fields and ignores them.
         assert "unknown field" not in result.stderr
+
+
+def test_nodes_get_the_subnet_that_the_settings_assume() -> None:
+    """The controller manager's default is a /24 per node, which limits hosts and `maxPods`."""
+    cluster = {"slowHosts": True, "leaderElection": False, "extraEnvs": {"GOMAXPROCS": "1"}}
+    assert NODE_PREFIX == 24
+    assert "node-cidr-mask-size" not in kubeadm.init_config(settings_with(cluster=cluster))

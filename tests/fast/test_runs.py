@@ -51,7 +51,7 @@ def test_record_has_no_secrets_and_is_private(state: Path) -> None:
     assert runs.folder("dev").stat().st_mode & 0o777 == 0o700
     dependencies = sorted([urn("a"), urn("b"), urn("provider")])
     assert json.loads(text.splitlines()[-1]) == {"dependencies": {urn("object"): dependencies}}
-    assert timeline.last("dev").command == "up"
+    assert timeline.last("dev").command == timeline.last("organization/p/dev").command == "up"
 
 
 def test_only_last_runs_with_changes_are_kept(state: Path) -> None:

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import base64
 import copy
-import hashlib
-import hmac
 import json
+import re
 import runpy
 import socket
 import struct
@@ -21,9 +20,9 @@ import pytest
 import yaml
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ed25519, rsa
+from pulumi.runtime.invoke import InvokeResult
 
 from components import configuration
-from model import knownhosts
 from model.field_types import seconds
 from model.settings import PREFIX, Settings, fields
 from model.settings_file import RENAMED, load
@@ -125,7 +124,21 @@ BAD: list[tuple[Callable[[Raw], None], str, list[str]]] = [
     (put("proxy.mode", "userspace"), "proxy.mode", ["`ipvs`", "`nftables`", "`iptables`"]),
     (put("cluster.extraEnvs", {"NO PROXY": "x"}), "cluster.extraEnvs", ["'NO PROXY'"]),
     (put("cluster.extraEnvs", {"A": "x\ny"}), "cluster.extraEnvs", ["one line"]),
+    # Pulumi stores the variables in plain text.
+    *[
+        (put("cluster.extraEnvs", {name: value}), "cluster.extraEnvs", [name, "plain text", "needs no login"])
+        for name, value in (
+            ("HTTPS_PROXY", "https://user:s3cret@proxy:3128"),
+            ("HTTPS_PROXY", "http://t0ken@proxy"),
+            ("https_proxy", "user:s3cret@proxy:3128"),
+            ("ALL_PROXY", "socks5://user:s3c/ret@proxy"),
+            ("BACKENDS", "http://a,http://user:s3cret@b"),
+        )
+    ],
     (put("cluster.kubelet", {"maxPods": "many"}), "cluster.kubelet.maxPods", ["whole number"]),
+    (put("cluster.kubelet", {"maxPods": 256}), "cluster.kubelet.maxPods", ["/24", "253 pods", "at most 255"]),
+    (put("cluster.kubelet", {"maxPods": "500"}), "cluster.kubelet.maxPods", ["is 500", "at most 255"]),
+    (put("cluster.kubelet", {"maxPods": 5}), "cluster.kubelet.maxPods", ["control plane", "at least 6"]),
     (put("cluster.kubelet", {"maxPod": 9}), "cluster.kubelet.maxPod", ["`maxPods`"]),
     (
         put("cluster.kubelet", {"systemReserved": {"cpu": "lots"}}),
@@ -179,6 +192,12 @@ BAD: list[tuple[Callable[[Raw], None], str, list[str]]] = [
         "cluster.kubelet.shutdownGracePeriod",
         ["one second"],
     ),
+    (
+        put("cluster.kubelet", {"shutdownGracePeriod": "2562048h"}),
+        "cluster.kubelet.shutdownGracePeriod",
+        ["too long", "2562047h"],
+    ),
+    (put("proxy.udpTimeout", "9999999h"), "proxy.udpTimeout", ["too long"]),
     (put("stepTimeouts", {"rollout": 60}), "stepTimeouts.rollout", ["from 120"]),
     (put("hosts.0.taints", ["dedicated"]), "hosts[0].taints", ["`key=value:Effect`", "NoSchedule"]),
     (put("hosts.0.taints", ["a=b:NoExecute", "a=c:NoExecute"]), "hosts[0].taints", ["twice"]),
@@ -313,14 +332,54 @@ BAD: list[tuple[Callable[[Raw], None], str, list[str]]] = [
     (
         put("runtime.mirrors", {"docker.io": ["http://u:p@m"]}),
         'runtime.mirrors["docker.io"][0]',
-        ["user name"],
+        ["user name", "plain text", "needs no login"],
     ),
+    *[
+        (put("runtime.mirrors", {"docker.io": [url]}), 'runtime.mirrors["docker.io"][0]', words)
+        for url, words in (
+            # containerd ignores a hosts.toml that it can't parse, and pulls from upstream.
+            ('https://m/a"b', ["contains '\"'", "percent-encoded"]),
+            ("https://m/a\\b", ["contains '\\\\'"]),
+            ("https://m/a\nb", ["contains '\\n'"]),
+            ("https://m/a\x7fb", ["contains '\\x7f'"]),
+            ("https://m/a b", ["contains ' '"]),
+            (" https://m", ["contains ' '"]),
+            ("https://m/%zz", ["contains '%'"]),
+            ("https://m/ä", ["contains 'ä'"]),
+            ("https://m/a?", ["contains '?'"]),
+            ("https://m/a?token=s3cret", ["contains '?'"]),
+            ("https://m/a#b", ["contains '#'"]),
+            ("https://user:s3c/ret@m", ["user name"]),
+            ("https://user:s3 cret@m", ["user name"]),
+            ("ftp://user:s3cret@m", ["user name"]),
+            # containerd adds /v2 to a path that doesn't end with it.
+            ("https://harbor.example/v2/proj", ["/v2/proj/v2/", "override_path", "Artifactory"]),
+            ("https://harbor.example/v2/proj/", ["/v2/proj/v2/"]),
+            ("https://m/a/v2/b/v2", ["/a/v2/b/v2/", "override_path"]),
+        )
+    ],
+    (
+        put("runtime.mirrors", {"docker.io": f"https://s3cret-{'x' * 60}@m"}),
+        'runtime.mirrors["docker.io"]',
+        ["https://...@m", "write a list"],
+    ),
+    (put("cluster.apiServer", "https://user:s3cret@m"), "cluster.apiServer", ["without a scheme"]),
     (put("packages.repository", "ftp://x/"), "packages.repository", ["http://"]),
+    (put("packages.repository", "https://u:s3cret@x/"), "packages.repository", ["plain text", "auth.conf.d"]),
+    (put("packages.repository", 'https://x/"/{minor}'), "packages.repository", ["contains '\"'"]),
+    (put("packages.key", "https://u:s3cret@x/key"), "packages.key", ["plain text", "path of a file"]),
+    (put("packages.key", "http://x/key"), "packages.key", ["replace", "https://", "path of a file"]),
+    (
+        put("packages", {"repository": "http://mirror/{minor}/{format}"}),
+        "packages.key",
+        ["is missing", "packages.repository", "http://mirror", "same connection", "https://"],
+    ),
+    (put("packages", {"repository": "HTTP://mirror/"}), "packages.key", ["is missing"]),
     (put("packages.repository", "http://x/{version}/"), "packages.repository", ["{version}", "{minor}"]),
     (put("packages.revision", "1.1; rm"), "packages.revision", ["`*`"]),
     (put("packages.key", "no-such.asc"), "packages.key", ["doesn't exist"]),
     (put("packages.key", "id.pub"), "packages.key", ["isn't an armored key"]),
-    (put("packages.key", "ftp://x/key"), "packages.key", ["http://"]),
+    (put("packages.key", "ftp://x/key"), "packages.key", ["https://"]),
     # SSH access.
     (put("ssh.privateKeyFile", "absent"), "ssh.privateKeyFile", ["doesn't exist"]),
     (put("ssh.privateKeyFile", "id.pub"), "ssh.privateKeyFile", ["isn't a private key"]),
@@ -328,6 +387,19 @@ BAD: list[tuple[Callable[[Raw], None], str, list[str]]] = [
     (put("ssh.privateKeyFile", "~nobody-of-that-name/id"), "ssh.privateKeyFile", ["no home directory"]),
     (put("ssh.knownHostsFile", "absent"), "ssh.knownHostsFile", ["doesn't exist"]),
     (put("ssh.user", "root toor"), "ssh.user", ["valid user name"]),
+    (put("ssh.user", "-oProxyCommand=x"), "ssh.user", ["valid user name", "hyphen"]),
+    (put("ssh.user", "ops\n"), "ssh.user", ["valid user name"]),
+    (put("ssh.user", "ops\x7f"), "ssh.user", ["valid user name"]),
+    (put("ssh.user", "CORP\\"), "ssh.user", ["valid user name"]),
+    (put("ssh.user", "a;reboot"), "ssh.user", ["valid user name"]),
+    (put("hosts.2.ssh.user", ""), "hosts[2].ssh.user", ["valid user name"]),
+    (put("ssh.proxyJump", "bastion:0"), "ssh.proxyJump", ["[USER@]HOST[:PORT]"]),
+    (put("ssh.proxyJump", "bastion:ssh"), "ssh.proxyJump", ["[USER@]HOST[:PORT]"]),
+    (put("ssh.proxyJump", "-x@bastion"), "ssh.proxyJump", ["[USER@]HOST[:PORT]"]),
+    (put("ssh.proxyJump", "ssh://bastion"), "ssh.proxyJump", ["[USER@]HOST[:PORT]"]),
+    (put("ssh.proxyJump", "a,b"), "ssh.proxyJump", ["one jump host"]),
+    (put("ssh.proxyJump", "bastion"), "ssh.proxyJumpHostKey", ["missing", "for bastion port 22"]),
+    (put("hosts.2.ssh.proxyJump", "b:2222"), "hosts[2].ssh.proxyJumpHostKey", ["for b port 2222"]),
     (put("ssh.port", "ssh"), "ssh.port", ["whole number"]),
     (put("ssh.dialTimeoutSeconds", 0), "ssh.dialTimeoutSeconds", ["from 1"]),
 ]
@@ -344,6 +416,13 @@ def test_invalid_setting_is_the_only_problem(
     assert {problem.path for problem in problems} == {path}
     text = "\n".join(problem.text for problem in problems)
     assert [word for word in words if word not in text] == []
+
+
+@pytest.mark.parametrize("change", [change for change, _, _ in BAD], ids=BAD_IDS)
+def test_no_message_contains_a_login(raw: Raw, tmp_path: Path, change: Callable[[Raw], None]) -> None:
+    change(raw)
+    message = str(SettingsError(problems_of(raw, tmp_path)))
+    assert not re.search("s3|t0ken|ret@", message)
 
 
 @pytest.mark.parametrize("change", [change for change, _, _ in BAD], ids=BAD_IDS)
@@ -372,6 +451,62 @@ def test_valid_settings_load(raw: Raw, tmp_path: Path) -> None:
     assert [host.name for host in settings.hosts] == ["master", "node1", "node2"]
     assert settings.control_plane.name == "master"
     assert [host.name for host in settings.workers] == ["node1", "node2"]
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "http://10.0.2.2:22500",
+        "https://m/",
+        "https://[fd00::1]:5000",
+        "https://m/v2",
+        "https://m/v2/",
+        "https://artifactory.example/artifactory/api/docker/docker-remote",
+        "https://nexus.example/repository/docker-proxy/",
+        "https://m/a%20b/v21/c",
+    ],
+)
+def test_mirror_url_that_containerd_understands_is_unchanged(raw: Raw, tmp_path: Path, url: str) -> None:
+    raw["runtime"] = {"mirrors": {"docker.io": [url]}}
+    assert load(raw, tmp_path).runtime.mirrors == {"docker.io": (url,)}
+
+
+@pytest.mark.parametrize(
+    "packages",
+    [
+        {"repository": "https://mirror/"},
+        {"repository": "http://mirror/", "key": "packages.asc"},
+        {"repository": "http://mirror/", "key": "https://mirror/key.asc"},
+        {"repository": "http://mirror/", "manage": False},
+    ],
+)
+def test_key_that_cant_be_replaced_is_accepted(raw: Raw, tmp_path: Path, packages: Raw) -> None:
+    load(raw | {"packages": packages}, tmp_path)
+
+
+def test_missing_key_is_listed_with_other_problems(raw: Raw, tmp_path: Path) -> None:
+    raw["packages"] = {"repository": "http://mirror/", "revision": "1.1; rm"}
+    paths = [problem.path for problem in problems_of(raw, tmp_path)]
+    assert paths == ["packages.key", "packages.revision"]
+
+
+@pytest.mark.parametrize("count", [6, 110, 253, 255])
+def test_nodes_subnet_holds_accepted_pods(raw: Raw, tmp_path: Path, count: int) -> None:
+    raw["cluster"] = {"kubelet": {"maxPods": count}}
+    assert load(raw, tmp_path).cluster.kubelet.max_pods == count
+
+
+@pytest.mark.parametrize(
+    "variables",
+    [
+        {"HTTPS_PROXY": "http://proxy.example:3128", "NO_PROXY": "10.0.0.0/8,.example"},
+        {"CONTACT": "ops@example.com"},
+        {"A": "", "GOMAXPROCS": "1"},
+    ],
+)
+def test_variables_without_logins_are_accepted(raw: Raw, tmp_path: Path, variables: Raw) -> None:
+    raw["cluster"] = {"extraEnvs": variables}
+    assert load(raw, tmp_path).cluster.extra_envs == variables
 
 
 def test_labs_stack_file_lacks_only_generated_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -458,6 +593,13 @@ def test_numbers_and_booleans_may_be_quoted(raw: Raw, tmp_path: Path) -> None:
     assert settings.hosts[0].ssh.port == 22101
     assert settings.proxy.strict_arp is True
     assert (settings.nginx.node_port, settings.nginx.replicas) == (30081, 3)
+
+
+@pytest.mark.parametrize("name", ["ops@corp.example.com", r"CORP\ops", "1000", "svc+k8s", "host$", "jürgen"])
+def test_directory_users_may_log_in(raw: Raw, tmp_path: Path, name: str) -> None:
+    raw["ssh"]["user"] = name
+    settings = load(raw, tmp_path)
+    assert settings.ssh_user(settings.hosts[0]) == name
 
 
 def test_preflight_checks_have_kubeadms_names(raw: Raw, tmp_path: Path) -> None:
@@ -584,59 +726,6 @@ def test_hosts_own_key_takes_precedence(raw: Raw, tmp_path: Path) -> None:
     assert settings.host_key(settings.hosts[1]) == key_of("ssh-ed25519", 2)
 
 
-def test_known_hosts_supports_ports_wildcards_negation_and_markers() -> None:
-    text = "\n".join(
-        [
-            "# comment",
-            "",
-            f"a.example {ED25519} somebody",
-            f"[b.example]:2222,c.example {ED25519}",
-            f"*.d.example,!bad.d.example {ED25519}",
-            f"@revoked e.example {ED25519}",
-            f"e.example {ED25519}",
-            f"@cert-authority f.example {ED25519}",
-            "g.example ssh-ed25519 AAAA",
-            "h.example",
-        ]
-    )
-    found = [
-        knownhosts.find(text, host, port)
-        for host, port in [("A.example", 22), ("b.example", 2222), ("c.example", 22), ("x.d.example", 22)]
-    ]
-    assert found == [ED25519] * 4
-    for host, port in [
-        ("a.example", 2222),
-        ("b.example", 22),
-        ("bad.d.example", 22),
-        ("e.example", 22),
-        ("f.example", 22),
-        ("g.example", 22),
-        ("h.example", 22),
-    ]:
-        assert knownhosts.find(text, host, port) is None, host
-
-
-def test_known_hosts_supports_hashed_names() -> None:
-    salt = b"0123456789abcdefghij"
-
-    def hashed(name: str) -> str:
-        digest = hmac.new(salt, name.encode(), hashlib.sha1).digest()
-        return f"|1|{base64.b64encode(salt).decode()}|{base64.b64encode(digest).decode()}"
-
-    text = f"{hashed('[127.0.0.1]:22101')} {ED25519}\n{hashed('node')} {ECDSA}\n|1|broken {ED25519}\n"
-    assert knownhosts.find(text, "127.0.0.1", 22101) == ED25519
-    assert knownhosts.find(text, "node", 22) == ECDSA
-    assert knownhosts.find(text, "127.0.0.1", 22) is None
-
-
-def test_preferred_of_several_keys_is_pinned() -> None:
-    rsa = "ssh-rsa " + base64.b64encode(b"\0\0\0\7ssh-rsa" + bytes(64)).decode()
-    assert knownhosts.valid(rsa)
-    assert knownhosts.find(f"a {rsa}\na {ECDSA}\na {ED25519}\n", "a", 22) == ED25519
-    assert knownhosts.find(f"a {rsa}\na {ECDSA}\n", "a", 22) == ECDSA
-    assert knownhosts.find(f"a {rsa}\n", "a", 22) is None
-
-
 def test_addresses_and_names_are_derived(raw: Raw, tmp_path: Path) -> None:
     raw["cluster"] = {"apiServer": "Api.example:22643", "certSANs": ["api.example", "10.9.8.7"]}
     settings = load(raw, tmp_path)
@@ -649,6 +738,62 @@ def test_addresses_and_names_are_derived(raw: Raw, tmp_path: Path) -> None:
     assert (
         load({k: v for k, v in raw.items() if k != "cluster"}, tmp_path).api_server == "192.168.166.101:6443"
     )
+
+
+def test_existing_clusters_version_is_only_a_default(raw: Raw, tmp_path: Path) -> None:
+    def version(**sections: Any) -> tuple[str, bool]:
+        settings = load(raw | sections, tmp_path, "1.36.3")
+        return settings.cluster.kubernetes_version, settings.version_is_written
+
+    assert not load(raw, tmp_path).version_is_written
+    assert version() == version(cluster={"name": "a"}) == version(cluster={"kubernetesVersion": None})
+    assert version() == ("1.36.3", True)
+    assert version(cluster={"kubernetesVersion": "1.35.1"}) == ("1.35.1", True)
+    shared = share(tmp_path, cluster={"kubernetesVersion": "1.34.4"})
+    assert version(extends=shared, cluster={"name": "a"}) == ("1.34.4", True)
+
+
+def test_existing_clusters_version_must_be_supported(raw: Raw, tmp_path: Path) -> None:
+    with pytest.raises(SettingsError, match=r"cluster\.kubernetesVersion: is 1\.33\.1, which is too old"):
+        load(raw, tmp_path, "1.33.1")
+
+
+@pytest.mark.parametrize(
+    ("outputs", "written", "version"),
+    [
+        # A new stack, or one that was destroyed.
+        ({}, None, Settings.model_fields["cluster"].default.kubernetes_version),
+        # The default of all earlier versions of the program, which didn't have the output.
+        ({"verified": "a b", "kubeconfig": "secret"}, None, "1.37.2"),
+        ({"kubernetesVersion": "1.36.3"}, None, "1.36.3"),
+        ({"kubernetesVersion": "1.36.3"}, "1.35.1", "1.35.1"),
+    ],
+)
+def test_existing_cluster_keeps_its_version(
+    raw: Raw,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    outputs: dict[str, str],
+    written: str | None,
+    version: str,
+) -> None:
+    raw["cluster"] = {"kubernetesVersion": written}
+    asked: list[str] = []
+
+    def invoke(function: str, arguments: dict[str, str]) -> InvokeResult:
+        asked.append(f"{function} {arguments['name']}")
+        return InvokeResult({"outputs": outputs})
+
+    monkeypatch.setattr(pulumi.runtime, "invoke", invoke)
+    monkeypatch.setattr(pulumi, "get_organization", lambda: "organization")
+    monkeypatch.setattr(configuration, "PROJECT", tmp_path)
+
+    def program() -> None:
+        pulumi.runtime.set_all_config({f"{PREFIX}{name}": json.dumps(part) for name, part in raw.items()})
+        assert configuration.settings_of_stack().cluster.kubernetes_version == version
+
+    graph.run(program, lambda _: {})
+    assert asked == ([] if written else [f"pulumi:pulumi:readStackOutputs {graph.STACK}"])
 
 
 @pytest.mark.parametrize(

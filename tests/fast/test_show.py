@@ -50,10 +50,18 @@ def pulumi(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def test_virtual_servers_are_printed(pulumi: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["show", "--stack", "dev"]) == 0
-    assert "TCP 10.96.0.1:443  rr         192.168.166.101:6443" in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert "TCP 10.96.0.1:443  rr         192.168.166.101:6443" in printed
+    assert printed.endswith("--live reads all services from the hosts.\n")
     assert (pulumi / "arguments").read_text() == (
         "stack output virtualServers --stack dev --json --non-interactive\n"
     )
+
+
+def test_other_modes_print_no_note(pulumi: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (pulumi / "stdout").write_text('{"master": []}')
+    assert main(["show", "--stack", "dev"]) == 0
+    assert "--live" not in capsys.readouterr().out
 
 
 def test_json_output_is_passed_through(pulumi: Path, capsys: pytest.CaptureFixture[str]) -> None:

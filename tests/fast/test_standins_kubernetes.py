@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import base64
 import tempfile
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -16,6 +17,7 @@ from standins.kube_api import Api, Object
 from standins.kubernetes import KubernetesPlugin
 from standins.server import Failure, Urn
 from standins.values import UNKNOWN, Secret
+from tests.fast.api_stub import NAME, stub_api, stub_proxy
 from tests.fast.certificates import self_signed
 
 
@@ -328,3 +330,11 @@ def test_client_key_is_not_left_on_disk(tmp_path: Any, monkeypatch: pytest.Monke
         )
     )
     assert list(tmp_path.iterdir()) == []
+
+
+def test_requests_use_the_proxy_as_the_plugin_does(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with stub_api(tmp_path) as server, stub_proxy(server.port) as proxy:
+        monkeypatch.setenv("HTTPS_PROXY", proxy.url)
+        Api(kube_api.load(server.kubeconfig(NAME))).request("POST", "/api", {})
+        assert proxy.tunnels == [f"{NAME}:{server.port}"]
+        assert server.requests == ["POST /api"]

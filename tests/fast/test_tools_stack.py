@@ -170,6 +170,26 @@ def test_preview_of_known_stack_uses_its_state(checkout: Path, tools: env.Toolbo
         assert stack.salt_in((checkout / f"Pulumi.{name}.yaml").read_text()) == "v1:new"
 
 
+def test_qualified_name_means_the_same_stack(checkout: Path, tools: env.Toolbox, tmp_path: Path) -> None:
+    ensure(checkout, tools)
+    (tmp_path / "calls").unlink()
+    stack.ensure("organization/p/dev", tools, Progress(quiet=True), checkout)
+    with stack.for_preview("organization/p/dev", tools, {}, Progress(quiet=True), checkout) as (_, arguments):
+        assert arguments == []
+    assert "init" not in (tmp_path / "calls").read_text()
+
+
+@pytest.mark.parametrize("name", ["acme/p/dev", "acme/dev", "organization/other/dev"])
+def test_stack_of_another_organization_is_refused(checkout: Path, tools: env.Toolbox, name: str) -> None:
+    with pytest.raises(UserError, match=f"{name} isn't in this project's local backend"):
+        stack.ensure(name, tools, Progress(quiet=True), checkout)
+    with (
+        pytest.raises(UserError, match="run plain pulumi"),
+        stack.for_preview(name, tools, {}, Progress(quiet=True), checkout),
+    ):
+        pass
+
+
 def test_mistyped_stack_is_not_created(checkout: Path, tools: env.Toolbox) -> None:
     def preview(name: str) -> None:
         with stack.for_preview(name, tools, {}, Progress(quiet=True), checkout):
