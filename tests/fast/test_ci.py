@@ -306,7 +306,7 @@ def test_update_is_refused_after_a_newer_change(
     commit(repository, Pulumi_prod_yaml="2")
     git(repository, "switch", "--quiet", "--detach", approved)
     for stack in ("prod", "org/kubeadm-ipvs/prod"):
-        with pytest.raises(UserError, match="main has a newer change of .*prod"):
+        with pytest.raises(UserError, match=r"main has a newer change of .*prod"):
             ci.up(repository, stack, "main")
 
 
