@@ -34,6 +34,7 @@ class SshServer:
         commands: The commands so far, in order, without the probes of `ssh_access`.
         probes: The probes so far, in order.
         logins: The user names of the logins so far, in order.
+        shell_ended: Set when a login shell that ran a probe has ended.
         shell: The login shell, which runs a probe with `-c`. If empty, probes succeed without being run.
         max_tries: How many keys a client may try.
         forwards: Whether the server can be a jump host.
@@ -46,6 +47,7 @@ class SshServer:
     commands: list[str] = field(default_factory=list)
     probes: list[str] = field(default_factory=list)
     logins: list[str] = field(default_factory=list)
+    shell_ended: threading.Event = field(default_factory=threading.Event)
     shell: str = ""
     max_tries: int = 1000
     forwards: bool = True
@@ -142,6 +144,8 @@ async def _serve_command(process: Any, seen: SshServer, answer: Answer | None) -
     await asyncio.gather(forward(child.stdout, process.stdout), forward(child.stderr, process.stderr))
     status = await child.wait()
     feeding.cancel()
+    if probe:
+        seen.shell_ended.set()
     if status < 0:
         process.exit_with_signal("KILL" if status == -9 else "TERM")
     else:

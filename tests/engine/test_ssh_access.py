@@ -284,7 +284,8 @@ def test_hanging_login_shell_is_reported(
     monkeypatch.setattr(ssh_access, "PROBE_SECONDS", 0.3)
     host.shell = str(programs(shell="echo 'Password expired'; exec sleep 1") / "shell")
     message = error_message(settings_for(host, tmp_path))
-    time.sleep(1)  # the server's loop must see the end of its child
+    # The server must not be stopped before its child has ended.
+    assert host.shell_ended.wait(30)
     assert "doesn't end within" in message
     assert "'Password expired'" in message
 
