@@ -24,6 +24,7 @@ _AROUND_DRAIN_SECONDS = 300
 # Two requests, each retried for two minutes if there is no connection (scripts/lib/kubectl.sh), and a margin.
 _DEREGISTER_SECONDS = 300
 _PRINT_SECONDS = 60
+_CHECK_SECONDS = 300  # seconds on an idle host, two minutes on a busy emulated one
 
 
 @dataclass(frozen=True)
@@ -37,7 +38,6 @@ class Step:
         delete_limit: Timeout of `delete` in seconds; None if deleting the resource runs nothing.
         changes: Whether it changes the host or the cluster. If an update of such a step fails, host and state
             differ.
-        owned: Whether it refuses a host that belongs to another stack.
         repairs: Whether the host's `repair` setting runs it again.
         secret: Whether its values or output are secret: never logged, and encrypted in the state.
         script: Its file in `scripts/steps/`, without the suffix; the step's name if empty.
@@ -49,92 +49,97 @@ class Step:
     values: frozenset[str] = frozenset()
     delete_limit: Callable[[Settings], int] | None = None
     changes: bool = False
-    owned: bool = False
     repairs: bool = False
     secret: bool = False
     script: str = ""
     previous_name: str = ""
+
+    @property
+    def owned(self) -> bool:
+        """Whether it refuses a host that belongs to another stack: if it changes or deletes anything."""
+        return self.changes or self.delete_limit is not None
 
 
 def _names(text: str) -> frozenset[str]:
     return frozenset(text.split())
 
 
+def _prepare(settings: Settings) -> int:
+    return settings.step_timeouts.prepare
+
+
+def _rollout(settings: Settings) -> int:
+    return settings.step_timeouts.rollout
+
+
+def _reset(settings: Settings) -> int:
+    return settings.step_timeouts.reset
+
+
+def _verify(settings: Settings) -> int:
+    return settings.step_timeouts.verification + settings.verification.wait_seconds
+
+
 CLAIM = Step(
     "claim",
     lambda settings: settings.step_timeouts.inspect,
     _names("ROLE ADDRESS NODE_PORT MODE SCHEDULER VERSION MANAGE IGNORED_CHECKS POD_NETWORK"),
-    delete_limit=lambda settings: settings.step_timeouts.reset,
+    delete_limit=_reset,
     changes=True,
-    owned=True,
 )
-KERNEL = Step(
-    "kernel",
-    lambda settings: settings.step_timeouts.prepare,
-    _names("MODE SCHEDULER NETWORK_MODULES"),
-    changes=True,
-    owned=True,
-    repairs=True,
-)
+KERNEL = Step("kernel", _prepare, _names("MODE SCHEDULER NETWORK_MODULES"), changes=True, repairs=True)
 FIREWALL = Step(
     "firewall",
-    lambda settings: settings.step_timeouts.prepare,
+    _prepare,
     _names("FIREWALL ROLE ADDRESS POD_SUBNET POD_NETWORK"),
     changes=True,
-    owned=True,
     repairs=True,
 )
 PACKAGES = Step(
     "packages",
-    lambda settings: settings.step_timeouts.prepare,
+    _prepare,
     _names("VERSION REVISION REPOSITORY_DEB REPOSITORY_RPM KEY KEY_URL MANAGE"),
     changes=True,
-    owned=True,
     repairs=True,
 )
 RUNTIME = Step(
     "runtime",
-    lambda settings: settings.step_timeouts.prepare,
+    _prepare,
     _names("SANDBOX_IMAGE MIRRORS IMAGES POD_NETWORK"),
     changes=True,
-    owned=True,
     repairs=True,
 )
 INIT = Step(
     "init",
     lambda settings: settings.step_timeouts.init,
     _names("CONFIG PATCHES CERT_SANS CERTIFICATE_DAYS KUBELET PROXY DISABLE_EVICTION POD_NETWORK"),
-    delete_limit=lambda settings: settings.step_timeouts.reset,
+    delete_limit=_reset,
     changes=True,
-    owned=True,
     repairs=True,
 )
 JOIN = Step(
     "join",
     lambda settings: settings.step_timeouts.join,
     _names("CONFIG KUBELET PROXY POD_NETWORK"),
-    delete_limit=lambda settings: settings.step_timeouts.reset,
+    delete_limit=_reset,
     changes=True,
-    owned=True,
     repairs=True,
     secret=True,
 )
 PROXY = Step(
     "proxy",
-    lambda settings: settings.step_timeouts.rollout,
+    _rollout,
     _names("PROXY MODE SCHEDULER SERVICE_ADDRESS NODE_ENDPOINT READY_SECONDS"),
     changes=True,
-    owned=True,
     repairs=True,
 )
 NODE = Step(
     "node",
-    lambda settings: settings.step_timeouts.rollout,
+    _rollout,
     _names("NODE LABELS TAINTS READY_SECONDS DRAIN_SECONDS"),
     # Longer than the drain, which makes the node schedulable again if it times out.
     delete_limit=lambda settings: settings.step_timeouts.drain + _AROUND_DRAIN_SECONDS,
     changes=True,
-    owned=True,
     previous_name="member",
 )
 DEREGISTER = Step(
@@ -142,7 +147,6 @@ DEREGISTER = Step(
     lambda _: _DEREGISTER_SECONDS,
     _names("NODE"),
     delete_limit=lambda _: _DEREGISTER_SECONDS,
-    owned=True,
     previous_name="registration",
 )
 # The next three source no other script, so that their text never changes: the provider, and with it every
@@ -154,20 +158,22 @@ ADMIN = Step("admin", lambda _: _PRINT_SECONDS, secret=True)
 TOKEN = Step("token", lambda _: _PRINT_SECONDS, secret=True)
 EXPECTED_SERVICES = Step(
     "expected_services",
-    lambda settings: settings.step_timeouts.verification + settings.verification.wait_seconds,
+    _verify,
     _names("SERVICES WAIT_SECONDS SUBJECT"),
     previous_name="look",
 )
 VERIFICATION = Step(
     "verification",
-    lambda settings: settings.step_timeouts.verification + settings.verification.wait_seconds,
+    _verify,
     _names("EXPECTED CLUSTER_ENDPOINT NODE_ENDPOINT ENDPOINTS MODE SCHEDULER REQUESTS WAIT_SECONDS")
     | {"POD_NETWORK"},
     previous_name="proof",
 )
 # No resource runs these two; `tools/check.py` and `tools/show.py` do.
-CHECK = Step("check", lambda _: 0, _names("STACK VERSION MANAGE FIREWALL MODE SCHEDULER SERVICE_ADDRESS"))
-TRAFFIC = Step("traffic", lambda _: 0)
+CHECK = Step(
+    "check", lambda _: _CHECK_SECONDS, _names("STACK VERSION MANAGE FIREWALL MODE SCHEDULER SERVICE_ADDRESS")
+)
+TRAFFIC = Step("traffic", lambda _: _PRINT_SECONDS)
 
 PREPARATION = (CLAIM, KERNEL, FIREWALL, PACKAGES, RUNTIME)
 """The steps that prepare a host, in their order."""

@@ -30,8 +30,6 @@ from model.settings_file import load
 from model.settings_problems import SettingsError
 from tools.reader import Reader
 
-CHECK_SECONDS = 300  # seconds on an idle host, two minutes on a busy emulated one
-
 
 def settings_of(stack: str) -> Settings:
     """The settings of a stack, read by the `pulumi` on PATH. A version that isn't written is the cluster's.
@@ -115,7 +113,7 @@ async def check_host(settings: Settings, host: Host, owner: str) -> tuple[Differ
         UserError: The host can't be reached, the step failed, or its output is invalid.
     """
     async with Reader(settings, host) as reader:
-        printed = await reader.run(steps.CHECK, drift.values(settings, owner), CHECK_SECONDS)
+        printed = await reader.run(steps.CHECK, drift.values(settings, owner))
     try:
         return drift.differences(printed, datetime.now(UTC))
     except ValueError as error:

@@ -36,19 +36,19 @@ class Reader:
             self._connection.close()
             await self._connection.wait_closed()
 
-    async def run(self, step: Step, values: Mapping[str, str], limit: int) -> str:
+    async def run(self, step: Step, values: Mapping[str, str]) -> str:
         """Run a step and return what it prints.
 
         Args:
             step: A step that changes nothing.
             values: The step's values.
-            limit: Seconds after which the host ends the step.
 
         Raises:
             UserError: The host can't be reached, doesn't answer in time, or the step failed.
         """
         import asyncssh
 
+        limit = step.limit(self._settings)
         user = self._settings.ssh_user(self.host)
         command = command_text("create", step, self.host.name, limit, user)
         connection = await self._connected()

@@ -37,7 +37,6 @@ _MISSING = "does not have output property"  # Pulumi's error message
 # The kernel updates its counters every two seconds.
 WATCH_SECONDS = 2.0
 # The step reads a few files in /proc. A host that hangs delays the next reading of all hosts by this long.
-READ_SECONDS = 60
 
 
 @dataclass(frozen=True)
@@ -106,7 +105,7 @@ async def read(readers: Sequence[Reader]) -> Snapshot:
 
     async def one(reader: Reader) -> View | UserError:
         try:
-            return traffic.view_of_report(reader.host.name, await reader.run(steps.TRAFFIC, {}, READ_SECONDS))
+            return traffic.view_of_report(reader.host.name, await reader.run(steps.TRAFFIC, {}))
         except UserError as error:
             return error
         except ipvs.UnreadableError as error:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import shlex
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -14,6 +15,8 @@ from tests.engine.ssh_server import SshServer
 from tests.engine.ssh_settings import settings_for
 from tools import reader
 from tools.reader import Reader
+
+STEP = replace(TRAFFIC, limit=lambda _: 9)
 
 
 @pytest.fixture(autouse=True)
@@ -27,12 +30,12 @@ def test_steps_share_one_login(host: SshServer, tmp_path: Path) -> None:
 
     async def outputs() -> list[str]:
         async with Reader(settings, settings.hosts[0]) as reading:
-            found = [await reading.run(TRAFFIC, {"TEXT": f"echo {word}"}, 9) for word in ("one", "two")]
+            found = [await reading.run(STEP, {"TEXT": f"echo {word}"}) for word in ("one", "two")]
             assert reading._connection is not None
             reading._connection.abort()
             with pytest.raises(UserError, match="the connection was lost"):
-                await reading.run(TRAFFIC, {"TEXT": "echo lost"}, 9)
-            return [*found, await reading.run(TRAFFIC, {"TEXT": "echo three"}, 9)]
+                await reading.run(STEP, {"TEXT": "echo lost"})
+            return [*found, await reading.run(STEP, {"TEXT": "echo three"})]
 
     assert asyncio.run(outputs()) == ["one\n", "two\n", "three\n"]
     assert len(host.logins) == 2
@@ -58,7 +61,7 @@ def test_failed_step_reports_cause_and_next_move(
 
     async def run() -> None:
         async with Reader(settings, settings.hosts[0]) as reading:
-            await reading.run(TRAFFIC, {"TEXT": f"printf %s {shlex.quote(printed)} >&2; exit 3"}, 9)
+            await reading.run(STEP, {"TEXT": f"printf %s {shlex.quote(printed)} >&2; exit 3"})
 
     with pytest.raises(UserError) as caught:
         asyncio.run(run())
@@ -72,7 +75,7 @@ def test_hanging_host_times_out(host: SshServer, tmp_path: Path, monkeypatch: py
 
     async def run() -> None:
         async with Reader(settings, settings.hosts[0]) as reading:
-            await reading.run(TRAFFIC, {"TEXT": ""}, 1)
+            await reading.run(replace(STEP, limit=lambda _: 1), {"TEXT": ""})
 
     with pytest.raises(UserError, match="the connection was lost: no answer"):
         asyncio.run(run())
@@ -87,7 +90,7 @@ def test_login_shell_that_prints_is_reported(host: SshServer, tmp_path: Path) ->
 
     async def run() -> None:
         async with Reader(settings, settings.hosts[0]) as reading:
-            await reading.run(TRAFFIC, {"TEXT": ""}, 9)
+            await reading.run(STEP, {"TEXT": ""})
 
     with pytest.raises(UserError, match=r"node1: root can log in, but the host doesn't run .* 'Welcome'"):
         asyncio.run(run())
@@ -100,7 +103,7 @@ def test_unreachable_host_is_named_with_its_address(host: SshServer, tmp_path: P
 
     async def run() -> None:
         async with Reader(settings, settings.hosts[0]) as reading:
-            await reading.run(TRAFFIC, {"TEXT": ""}, 9)
+            await reading.run(STEP, {"TEXT": ""})
 
     with pytest.raises(UserError, match=r"no SSH server answers at 127\.0\.0\.1:1: "):
         asyncio.run(run())

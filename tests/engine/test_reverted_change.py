@@ -34,7 +34,6 @@ for name in ("kernel", "runtime"):
         lambda _: 60,
         frozenset({{"WANTED"}}),
         changes=True,
-        owned=True,
         secret=given["secret"],
         script="step",
     )
