@@ -6,6 +6,8 @@ import json
 import re
 from dataclasses import dataclass
 
+from model.sorting import natural
+
 Location = tuple[str | int, ...]
 """Names and list indexes that lead to a setting: `("hosts", 1, "address")`."""
 
@@ -39,7 +41,7 @@ class SettingsError(Exception):
     """
 
     def __init__(self, problems: list[Problem]) -> None:
-        self.problems = sorted(problems, key=lambda problem: (_natural(problem.path), problem.text))
+        self.problems = sorted(problems, key=lambda problem: (natural(problem.path), problem.text))
         count = "1 problem" if len(self.problems) == 1 else f"{len(self.problems)} problems"
         lines = "\n".join(f"  {problem}" for problem in self.problems)
         super().__init__(f"The configuration has {count}; nothing was changed.\n{lines}")
@@ -56,8 +58,3 @@ def path_of(location: Location) -> str:
         else:
             text += f"[{json.dumps(part)}]"
     return text
-
-
-def _natural(path: str) -> list[tuple[int, str]]:
-    """Sorts `hosts[2]` before `hosts[10]`."""
-    return [(int(part) if part.isdigit() else -1, part) for part in re.split(r"(\d+)", path)]

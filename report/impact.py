@@ -6,10 +6,11 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from model import change_impact
+from model.sorting import natural
 from report import impact_texts
 from report.impact_texts import ImpactText, Level
 from report.plan import CLUSTER, Change
-from report.text import conjunction, count, display, mask, natural
+from report.text import conjunction, count, display, mask
 
 _MAX_PROPERTIES = 4
 _WORKLOADS = ("Deployment", "DaemonSet", "StatefulSet")

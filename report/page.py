@@ -18,12 +18,13 @@ from typing import Any
 import jinja2
 
 from model.change_impact import REPLACES_CLUSTER
+from model.sorting import natural
 from report.impact import Impact, impacts
 from report.impact_texts import Level
 from report.plan import Change, changes_in
 from report.policy_findings import Finding
 from report.settings_diff import settings_diff
-from report.text import conjunction, count, fenced, mask, natural, shorten
+from report.text import conjunction, count, fenced, mask, shorten
 
 MAX_CHARACTERS = 60_000
 """The size of a page: GitHub accepts 65,536 characters in a comment, GitLab a million."""

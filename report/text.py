@@ -41,11 +41,6 @@ def display(value: Any) -> str:
     return text if len(text) <= _MAX_VALUE_CHARACTERS else f"{text[: _MAX_VALUE_CHARACTERS - 3]}..."
 
 
-def natural(text: str) -> list[tuple[int, str]]:
-    """A sort key that puts `node2` before `node10`."""
-    return [(int(part) if part.isdigit() else -1, part) for part in re.split(r"(\d+)", text)]
-
-
 def count(number: int, noun: str) -> str:
     """`1 object` or `2 objects`."""
     return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
