@@ -35,7 +35,7 @@ class ClusterArgs:
 
     settings: Settings
     stack: str
-    verified: pulumi.Input[str | None]
+    verified: str | None
 
 
 class Cluster(pulumi.ComponentResource):

@@ -7,7 +7,6 @@ from pathlib import Path
 import pulumi
 from pulumi.runtime import config
 
-from components import previous_outputs
 from model.settings import Settings
 from model.settings_file import load
 from model.settings_problems import SettingsError
@@ -15,10 +14,12 @@ from model.settings_problems import SettingsError
 PROJECT = Path(__file__).resolve().parent.parent
 
 
-def settings_of_stack() -> Settings:
+def settings_of_stack(previous_version: str | None) -> Settings:
     """The settings of the current stack.
 
-    An existing cluster keeps its version if the setting isn't written (docs/decisions/0028).
+    Args:
+        previous_version: The existing cluster's Kubernetes version, or None. An existing cluster keeps its
+            version if the setting isn't written (docs/decisions/0028).
 
     Raises:
         pulumi.RunError: The configuration has problems; the message lists all of them.
@@ -43,6 +44,6 @@ def settings_of_stack() -> Settings:
         settings = load(raw, PROJECT)
         if settings.version_is_written:
             return settings
-        return load(raw, PROJECT, previous_outputs.kubernetes_version())
+        return load(raw, PROJECT, previous_version)
     except SettingsError as error:
         raise pulumi.RunError(str(error)) from None

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+from dataclasses import dataclass
 from typing import Any
 
 import pulumi
@@ -10,35 +12,57 @@ from pulumi import runtime
 KUBERNETES_VERSION = "kubernetesVersion"
 """The output with the cluster's version."""
 
+VERIFIED = "verified"
+"""The output with the verification attempt that succeeded."""
+
 # The default of all versions of the program that didn't have that output.
 _FIRST_VERSION = "1.37.2"
 _READ = "pulumi:pulumi:readStackOutputs"
 # The organization that `pulumi.get_organization` reports for backends without organizations.
 NO_ORGANIZATION = "organization"
 
+# A file:// backend replaces the state file atomically, but truncates the `.attrs` file beside it first. The
+# engine writes the state while the program starts, so a read may find that file empty.
+_UNREADABLE = "failed to load checkpoint"
+_READ_SECONDS = 10.0
+_RETRY_SECONDS = 0.05
 
-def output(name: str) -> pulumi.Output[Any]:
-    """One of the stack's outputs after the last completed run; None before the first.
+
+@dataclass(frozen=True)
+class PreviousOutputs:
+    """Outputs of the last completed run; each is None before the first.
+
+    Attributes:
+        kubernetes_version: The cluster's version.
+        verified: `Cluster.verified`.
+    """
+
+    kubernetes_version: str | None = None
+    verified: str | None = None
+
+
+def read() -> PreviousOutputs:
+    """Read the stack's outputs, and wait for them: settings depend on them.
 
     It calls the engine function behind `StackReference`, because a `StackReference` would keep a second copy
     of all outputs in the state.
-
-    Args:
-        name: An output that isn't secret. The engine returns all outputs at once, and marks all of them
-            secret if any is.
     """
-    read = runtime.invoke_output(_READ, {"name": _full_name()})
-    return pulumi.Output.unsecret(read.apply(lambda found: found["outputs"].get(name)))
+    outputs = _outputs()
+    if not outputs:
+        return PreviousOutputs()
+    return PreviousOutputs(str(outputs.get(KUBERNETES_VERSION, _FIRST_VERSION)), outputs.get(VERIFIED))
 
 
-def kubernetes_version() -> str | None:
-    """The cluster's version after the last completed run; None before the first.
-
-    Unlike `output`, it waits for the engine's response, because the version must be known before the first
-    resource is registered.
-    """
-    outputs = runtime.invoke(_READ, {"name": _full_name()}).value["outputs"]
-    return str(outputs.get(KUBERNETES_VERSION, _FIRST_VERSION)) if outputs else None
+def _outputs() -> dict[str, Any]:
+    deadline = time.monotonic() + _READ_SECONDS
+    while True:
+        try:
+            found: dict[str, Any] = runtime.invoke(_READ, {"name": _full_name()}).value["outputs"]
+            return found
+        except Exception as error:  # the SDK raises no narrower class
+            if _UNREADABLE not in str(error) or time.monotonic() >= deadline:
+                raise
+        time.sleep(_RETRY_SECONDS)
 
 
 def _full_name() -> str:

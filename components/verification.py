@@ -34,7 +34,7 @@ class VerificationArgs:
     prepared: Mapping[str, PreparedHost]
     control_plane: ControlPlane
     subject: pulumi.Input[str]
-    verified: pulumi.Input[str | None]
+    verified: str | None
     depends_on: Sequence[pulumi.Resource]
 
 

@@ -46,7 +46,8 @@ class _Mocks(mocks.Mocks):
         return f"{args.name}-id", {**args.inputs, **kept, **self._outputs(args.name)}
 
     def call(self, args: mocks.MockCallArgs) -> tuple[dict[Any, Any], list[tuple[str, str]] | None]:
-        raise AssertionError(f"unexpected call of a provider function: {args.token}")
+        assert args.token == "pulumi:pulumi:readStackOutputs", f"unexpected call of a function: {args.token}"
+        return {"outputs": {}}, []  # like the engine for a new stack
 
 
 class Recorder(mocks.MockMonitor):

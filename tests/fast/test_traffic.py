@@ -217,7 +217,7 @@ class _Readers:
             async def __aexit__(self, *_: object) -> None:
                 """Nothing to close."""
 
-            async def run(self, step: Step, values: dict[str, str], limit: int) -> str:
+            async def run(self, step: Step, values: dict[str, str]) -> str:
                 assert (step, values) == (TRAFFIC, {})
                 if isinstance(answer, UserError):
                     raise answer
