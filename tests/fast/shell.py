@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shlex
 import subprocess
+import tarfile
 from pathlib import Path
 
 from model.pod_network import FLANNEL
@@ -22,11 +23,20 @@ def home_of(root: Path) -> Path:
 
 
 def record(root: Path, **files: str) -> Path:
-    """Create the record of the host's original state; `packages_added=…` writes its file packages-added."""
+    """Create the record of the host's original state; `packages_added=…` writes its file packages-added.
+
+    The files that are never empty get a line that matters to no test.
+    """
     folder = home_of(root) / "record"
     folder.mkdir(exist_ok=True)
     for name, text in files.items():
         (folder / name.replace("_", "-")).write_text(text)
+    for name in ("packages", "units", "links", "sysctls"):
+        if not (folder / name).exists():
+            (folder / name).write_text("none\n")
+    if not (folder / "files.tar").exists():
+        with tarfile.open(folder / "files.tar", "w"):
+            pass
     return folder
 
 

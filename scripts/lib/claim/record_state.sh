@@ -4,6 +4,7 @@
 source lib/step.sh
 source lib/packages.sh
 source lib/pod_network.sh
+source lib/reset/files.sh
 source lib/reset/kernel.sh
 
 # Files that later steps may write, remove or hide.
@@ -12,6 +13,7 @@ readonly RECORDED_FILES=(
   /etc/default/kubelet /etc/sysconfig/kubelet /etc/cni /opt/cni /etc/kubernetes
   /var/lib/kubelet /var/lib/etcd /var/lib/cni /var/lib/containerd
   /opt/containerd /usr/libexec/kubernetes /etc/firewalld
+  "${LOG_FOLDERS[@]}" "${LOGIND_FILE%/*}" "$LOGIND_FILE"
   /etc/ssl /etc/ssl/certs /etc/pki /etc/ca-certificates /usr/share/ca-certificates /usr/local/share/ca-certificates
 )
 
@@ -30,21 +32,21 @@ record_state() {
     say "the host's original state is already recorded"
     return
   fi
+  local doing="recording the host's original state in $RECORD"
   mkdir -p "$HOME_DIR"
   chmod 0700 "$HOME_DIR"
   # Renamed when it is complete, so there is never half a record.
   rm -rf "$HOME_DIR/record.new"
   mkdir -m 0700 "$HOME_DIR/record.new"
-  (
-    cd "$HOME_DIR/record.new" || exit
-    record_packages
-    record_files
-    # Before record_network, where nft may load modules.
-    record_kernel
-    record_services
-    record_network
-    sync -f .
-  )
+  cd "$HOME_DIR/record.new"
+  record_packages
+  record_files
+  # Before record_network, where nft may load modules.
+  record_kernel
+  record_services
+  record_network
+  sync -f .
+  cd /
   mv "$HOME_DIR/record.new" "$RECORD"
 }
 
@@ -68,8 +70,12 @@ record_files() {
   for path in "${RECORDED_FILES[@]}" $(pod_network folder); do
     if [[ -e $ROOT$path ]]; then echo "$path" >>present; else echo "$path" >>absent; fi
   done
-  sed -nE 's#^/(etc/(containerd/.*|crictl\.yaml|(selinux|default|sysconfig|cni|firewalld)(/.*)?))$#\1#p' present >copied
-  tar --numeric-owner -cpf files.tar -C "$ROOT/" -T "$PWD/copied"
+  local small='containerd/.*|crictl\.yaml|systemd/.*\.conf|(selinux|default|sysconfig|cni|firewalld)(/.*)?'
+  sed -nE "s#^/(etc/($small))\$#\1#p" present >copied
+  for path in "${LOG_FOLDERS[@]}"; do
+    if [[ -d $ROOT$path ]]; then find "$ROOT$path" -mindepth 1 -maxdepth 1 -printf "$path/%f\n"; fi
+  done >pod-logs
+  tar --numeric-owner --hard-dereference -cpf files.tar -C "$ROOT/" -T "$PWD/copied"
 }
 
 record_services() {
