@@ -6,11 +6,15 @@
 # state, so `destroy` always finds the host.
 #
 # Values: OWNER, ROLE, ADDRESS, NODE_PORT, MODE, SCHEDULER, VERSION, MANAGE (see packages.sh), IGNORED_CHECKS (kubeadm's
-# preflight checks that this host may fail, one per line), POD_NETWORK.
+# preflight checks that this host may fail, one per line), POD_NETWORK, NETWORKS (see lib/networks.sh), RESOLV_CONF
+# (kubelet's, or empty), REMOVE_LEFTOVERS (true or empty), FIRST_BOOT_SECONDS.
 
 source lib/step.sh
 source lib/record.sh
 source lib/claim/preflight.sh
+source lib/claim/kubelet.sh
+source lib/claim/network.sh
+source lib/claim/leftovers.sh
 source lib/claim/record_state.sh
 source lib/reset/kubeadm.sh
 source lib/reset/firewall.sh
@@ -20,36 +24,55 @@ source lib/reset/kernel.sh
 source lib/reset/files.sh
 
 create() {
-  local problems=() problem
+  local problems=() problem leftovers=() advice=''
   refuse_existing_node
+  await_first_boot
   check_system
+  check_cgroups
+  check_modules
   check_packages
+  check_kubelet_files
+  check_etcd_folder
   check_containers
-  # If the host is a node of ours already, the node itself uses the ports.
-  if [[ ! -e $HOME_DIR/node.started ]]; then check_ports; fi
+  check_leftovers
+  check_virtual_servers
+  check_routes
+  check_dns
+  check_cloud_setup
+  check_ports
   if ((${#problems[@]})); then
     for problem in "${problems[@]}"; do say "- $problem"; done
     fail "this host can't be a node of the cluster: ${#problems[@]} problem(s), listed above" \
-      "fix them, or remove $HOST from the configuration; nothing was changed"
+      "fix them$advice, or remove $HOST from the configuration; nothing was changed"
   fi
+  claim_host
+  say "claimed"
+}
+
+claim_host() {
+  local leftover
   rm -rf "$REMOVED_HOME"
+  remove_leftovers
   record_state
   # Even if the record exists: the run that created it may have been interrupted before this point.
-  printf '%s\n' "$HOST" | put_file "$HOME_DIR/name" 0600 || :
-  printf '%s\n' "$ROLE" | put_file "$HOME_DIR/role" 0600 || :
-  printf '%s\n' "$OWNER" | put_file "$HOME_DIR/owner" 0600 || :
-  say "claimed"
+  put_file "$HOME_DIR/name" 0600 <<<"$HOST"
+  put_file "$HOME_DIR/role" 0600 <<<"$ROLE"
+  put_file "$HOME_DIR/owner" 0600 <<<"$OWNER"
+  put_file "$HOME_DIR/node-port" 0600 <<<"$NODE_PORT"
+  put_file "$NETWORKS_FILE" 0600 <<<"$NETWORKS"
+  for leftover in "${leftovers[@]}"; do note leftovers "$leftover"; done
 }
 
 # A containerd that this program installed is removed together with everything that it runs.
 refuse_foreign_containers() {
   grep -qxE 'containerd(\.io)?' < <(noted packages-added) && unit_active containerd && have ctr || return 0
-  local namespace found=()
+  local namespaces namespace containers found=()
+  namespaces=$(timeout 60 ctr namespaces ls -q)
   while read -r namespace; do
-    if [[ $namespace != k8s.io && -n $(timeout 60 ctr -n "$namespace" containers ls -q) ]]; then
-      found+=("$namespace")
-    fi
-  done < <(timeout 60 ctr namespaces ls -q)
+    [[ -n $namespace && $namespace != k8s.io ]] || continue
+    containers=$(timeout 60 ctr -n "$namespace" containers ls -q)
+    [[ -z $containers ]] || found+=("$namespace")
+  done <<<"$namespaces"
   ((${#found[@]} == 0)) ||
     fail "the containerd that this program installed runs containers that aren't the cluster's, in the namespaces \
 ${found[*]}" "move or remove them (ctr -n ${found[0]} containers ls), then run again; nothing was changed"
@@ -59,6 +82,7 @@ ${found[*]}" "move or remove them (ctr -n ${found[0]} containers ls), then run a
 readonly REMOVED_HOME=$HOME_DIR.removed
 
 delete() {
+  local without=''
   rm -rf "$REMOVED_HOME"
   if [[ ! -e $HOME_DIR ]]; then
     say "the host is already restored"
@@ -69,6 +93,9 @@ the node by hand, or reinstall the host"
     return
   fi
   need_record
+  copied_files >/dev/null ||
+    fail "the record of this host's original state ($RECORD) is damaged: tar can't read files.tar" \
+      "restore that file from a backup, or reinstall the host; nothing was changed"
   refuse_foreign_containers
   choose_packages
   reset_node
@@ -77,8 +104,9 @@ the node by hand, or reinstall the host"
   remove_packages
   restore_kernel
   restore_files
+  [[ -z $(noted leftovers) ]] || without=", without the previous cluster's leftovers that the claim removed"
   # Last, because a run after an interruption needs it.
   mv "$HOME_DIR" "$REMOVED_HOME"
   rm -rf "$REMOVED_HOME"
-  say "the host is restored to its original state"
+  say "the host is restored to its original state$without"
 }

@@ -23,6 +23,8 @@ readonly UNCOMPARED=(-path /usr/local -o -name '*.pyc' -o -name __pycache__ -o -
 
 # Compares configuration and state by hash, and installed programs by size.
 files() {
+  # The logs themselves change.
+  { ls -d /var/log/pods /var/log/containers 2>/dev/null || :; } | section folder
   find "${CONFIGURED[@]}" -xdev \( "${VOLATILE[@]}" \) -prune -o -printf '%p %y %m %u:%g %l\n' | section file
   find "${CONFIGURED[@]}" -xdev \( "${VOLATILE[@]}" \) -prune -o -type f -print0 |
     xargs -0 -r sha256sum | section hash

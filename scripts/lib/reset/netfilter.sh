@@ -3,57 +3,70 @@
 # sets, links.
 
 source lib/step.sh
+source lib/ipvs.sh
 source lib/pod_network.sh
 
-# Keeps virtual servers that the host had before, and those that kube-proxy never creates: by firewall mark or on IPv6.
 remove_ipvs_services() {
-  [[ -r $ROOT/proc/net/ip_vs ]] && have ipvsadm || return 0
-  local lines line protocol
-  mapfile -t lines < <(awk '/^(TCP|UDP|SCTP) +[0-9A-F]+:/' "$ROOT/proc/net/ip_vs")
-  for line in "${lines[@]}"; do
-    read -r protocol line _ <<<"$line"
-    grep -qE "^$protocol +$line " "$RECORD/ipvs" ||
-      ipvsadm --delete-service "--${protocol,,}-service" "$(decode_address "$line")"
-  done
+  have ipvsadm || return 0
+  local servers protocol server
+  servers=$(virtual_servers cluster)
+  while read -r protocol server; do
+    [[ -z $server ]] || ipvsadm --delete-service "--${protocol,,}-service" "$server"
+  done <<<"$servers"
 }
 
-# decode_address C0A8A665:7562 prints 192.168.166.101:30050.
-decode_address() {
-  local ip=$((16#${1%:*}))
-  echo "$((ip >> 24)).$((ip >> 16 & 255)).$((ip >> 8 & 255)).$((ip & 255)):$((16#${1#*:}))"
+# usable MODULE: whether tools that load the module may run. The claim removes leftovers before it has recorded which
+# modules are loaded.
+usable() { [[ -d $RECORD ]] || module_loaded "$1"; }
+
+# The variants of iptables that may have rules. Running the legacy one would load its modules.
+iptables_variants() {
+  local command suffix
+  for command in iptables ip6tables; do
+    for suffix in -nft -legacy; do
+      have "$command$suffix-save" || continue
+      if [[ $suffix == -nft ]]; then
+        usable nf_tables || continue
+      elif [[ ! -s $ROOT/proc/net/${command/tables/_tables}_names ]]; then
+        continue
+      fi
+      echo "$command$suffix"
+    done
+  done
 }
 
 # Rewrites each table without Kubernetes' rules, in one transaction per table. The user's rules keep their counters.
 remove_iptables_rules() {
-  local command suffix family table rules others
-  for command in iptables ip6tables; do
-    family=ip
-    [[ $command == iptables ]] || family=ip6
-    for suffix in -nft -legacy; do
-      have "$command$suffix-save" || continue
-      # Running legacy iptables would load its modules.
-      [[ $suffix == -nft || -s $ROOT/proc/net/${command/tables/_tables}_names ]] || continue
-      rules=$("$command$suffix-save" -c 2>/dev/null) || continue
-      others=$(without_kubernetes <<<"$rules")
-      if [[ $others != "$rules" ]]; then
-        "$command$suffix-restore" -c <<<"$others" ||
-          fail "can't remove Kubernetes' rules from $command$suffix" "check $command$suffix-save on $HOST"
-      fi
-    done
-    have nft || continue
+  local command family table rules others
+  for command in $(iptables_variants); do
+    rules=$("$command-save" -c 2>/dev/null) || continue
+    others=$(without_kubernetes <<<"$rules")
+    if [[ $others != "$rules" ]]; then
+      "$command-restore" -c <<<"$others" ||
+        fail "can't remove Kubernetes' rules from $command" "check $command-save on $HOST"
+    fi
+  done
+  have nft && usable nf_tables || return 0
+  for family in ip ip6; do
     for table in filter nat mangle raw; do
-      grep -qx "table $family $table" "$RECORD/nft-tables" && continue
+      # Without a record, an empty table may be the host's own.
+      if [[ ! -d $RECORD ]] || grep -qx "table $family $table" < <(noted nft-tables); then continue; fi
       # iptables created the table for Kubernetes' rules. Delete it if no rule is left.
       if rules=$(nft -a list table "$family" "$table" 2>/dev/null) &&
         ! grep -qv '{ # handle' < <(grep '# handle' <<<"$rules"); then
         nft delete table "$family" "$table"
       fi
     done
-    for table in kube-proxy $(pod_network table); do
+    for table in $(cluster_tables); do
       if nft list table "$family" "$table" >/dev/null 2>&1; then nft delete table "$family" "$table"; fi
     done
   done
 }
+
+# Names of nftables' tables, interfaces and sets that only Kubernetes and the pod network create.
+cluster_tables() { echo kube-proxy; pod_network table; }
+cluster_links() { printf '%s\n' kube-ipvs0 nodelocaldns; pod_network link; }
+cluster_sets() { ipset list -n | grep '^KUBE-' || :; }
 
 # Filters iptables-save: drops Kubernetes' and the pod network's chains and the rules that jump to them. Other users of
 # CNI (nerdctl, podman) share CNI's chains for published ports, so only our own network's are dropped, and the common
@@ -82,30 +95,38 @@ without_kubernetes() {
 }
 
 remove_ipsets() {
-  have ipset || return 0
+  have ipset && usable ip_set || return 0
   local name
   # Twice: a set that is a member of another one can only be destroyed after it.
   for _ in 1 2; do
     while read -r name; do
       ipset destroy "$name" 2>/dev/null || :
-    done < <(ipset list -n | grep '^KUBE-' || :)
+    done < <(cluster_sets)
   done
 }
 
 remove_links() {
   local link namespace
-  for link in kube-ipvs0 nodelocaldns $(pod_network link); do remove_link "$link"; done
-  for namespace in "$ROOT"/run/netns/cni-*; do
-    # Ours have no processes left. podman's namespaces have the same kind of name, but contain processes.
-    if [[ ! -e $namespace ]] ||
-      grep -qxF "net:[$(stat -c %i "$namespace")]" < <(readlink /proc/[0-9]*/ns/net || :); then
-      continue
-    fi
+  for link in $(cluster_links); do remove_link "$link"; done
+  while read -r namespace; do
     umount "$namespace" 2>/dev/null || :
     rm -f "$namespace"
+  done < <(unused_namespaces)
+}
+
+# The pods' network namespaces. Ours have no processes left. podman's have the same kind of name, but contain processes.
+unused_namespaces() {
+  local namespace
+  for namespace in "$ROOT"/run/netns/cni-*; do
+    if [[ -e $namespace ]] &&
+      ! grep -qxF "net:[$(stat -c %i "$namespace")]" < <(readlink /proc/[0-9]*/ns/net || :); then
+      echo "$namespace"
+    fi
   done
 }
 
+# kube-ipvs0 is always kube-proxy's, even if an earlier version of this program recorded a previous cluster's.
 remove_link() {
-  if [[ -e $ROOT/sys/class/net/$1 ]] && ! grep -qx "$1" "$RECORD/links"; then ip link delete "$1"; fi
+  [[ -e $ROOT/sys/class/net/$1 ]] || return 0
+  if [[ $1 == kube-ipvs0 ]] || ! grep -qx "$1" < <(noted links); then ip link delete "$1"; fi
 }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -207,6 +208,29 @@ def test_port_in_use_is_found(tmp_path: Path, ipv6: bool) -> None:
 
 
 @pytest.mark.parametrize(
+    ("stored", "port", "found"),
+    [
+        ("30080\n", "30080", False),
+        ("30080\n", "30090", True),
+        (None, "30090", True),
+        ("30090\n", "30091", False),
+    ],
+)
+def test_new_node_port_in_use_is_found(tmp_path: Path, stored: str | None, port: str, found: bool) -> None:
+    """Earlier versions didn't store the port. The node itself listens on 10250."""
+    listening = "   0: 00000000:758A 00000000:0000 0A\n   1: 00000000:280A 00000000:0000 0A\n"
+    put(tmp_path, "proc/net/tcp", f"  sl  local_address rem_address   st\n{listening}")
+    (home_of(tmp_path) / "node.started").touch()
+    if stored is not None:
+        (home_of(tmp_path) / "node-port").write_text(stored)
+    tools = """ss() { echo 'LISTEN 0 511 *:30090 *:* users:(("theirs",pid=1,fd=6))'; }\n"""
+    values = {"ROLE": "worker", "NODE_PORT": port, "IGNORED_CHECKS": ""}
+    lines = problems(tmp_path, "check_ports", tools, **values)
+    assert [line.split(",")[0] for line in lines] == (["port 30090/tcp is in use by theirs"] if found else [])
+    assert all("choose another one, or stop the program" in line for line in lines)
+
+
+@pytest.mark.parametrize(
     ("manage", "installed", "found"),
     [
         ("true", "", ""),
@@ -227,9 +251,18 @@ dpkg-query() {{ [[ ${{!#}} == kubelet && -n '{installed}' ]] && echo '{installed
 
 STUBS = (
     "refuse_existing_node",
+    "await_first_boot",
     "check_system",
+    "check_cgroups",
+    "check_modules",
     "check_packages",
+    "check_kubelet_files",
+    "check_etcd_folder",
     "check_containers",
+    "check_virtual_servers",
+    "check_routes",
+    "check_dns",
+    "check_cloud_setup",
     "check_ports",
     "choose_packages",
     "reset_node",
@@ -244,7 +277,33 @@ STUBS = (
 def claim(root: Path, verb: str) -> None:
     """Run the claim's create or delete on a suitable host with nothing to restore."""
     stubs = "".join(f"{name}() {{ :; }}\n" for name in STUBS)
-    bash(with_code(CLAIM, stubs, ROLE="worker", OWNER="dev"), verb, "claim", "node1", root=root)
+    values = {"ROLE": "worker", "OWNER": "dev", "NODE_PORT": "30080", "NETWORKS": ""}
+    bash(with_code(CLAIM, stubs, **values), verb, "claim", "node1", root=root)
+
+
+def test_damaged_archive_blocks_the_delete(tmp_path: Path) -> None:
+    folder = record(tmp_path)
+    (folder / "files.tar").write_text("half an archive")
+    code = "reset_node() { echo reset; }\nrefuse_foreign_containers() { :; }\nchoose_packages() { :; }\n"
+    done = run(CLAIM, code, tmp_path, 1, verb="delete")
+    assert "tar can't read files.tar" in done.stderr
+    assert done.stdout == ""
+
+
+@pytest.mark.parametrize("file", ["name", "role"])
+def test_empty_name_or_role_is_refused(tmp_path: Path, file: str) -> None:
+    """An earlier version left them empty on a full disk."""
+    record(tmp_path)
+    (home_of(tmp_path) / "node.started").touch()
+    path = home_of(tmp_path) / file
+    path.touch()
+    code = "create() { refuse_existing_node; }\n"
+    done = run(CLAIM, code, tmp_path, 1, ROLE="worker")
+    assert f"{path} is empty" in done.stderr
+    command = f"cd {path.parent} && echo node1 >name && echo worker >role"
+    assert f"run `{command}` on it" in done.stderr
+    subprocess.run(["bash", "-c", command], check=True)
+    run(CLAIM, code, tmp_path, ROLE="worker")
 
 
 def test_claim_after_an_interrupted_one_sets_the_owner(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
@@ -110,3 +111,71 @@ create() {
     run("lib/record.sh", code, tmp_path)
     assert config.read_text() == "before\n"
     assert not added.exists()
+
+
+PODS = (
+    "var/log/pods/kube-system_etcd-master_0a1b",
+    "var/log/pods/default_web_77",
+    "var/log/containers/web.log",
+)
+
+
+@pytest.mark.parametrize("before", [False, True])
+def test_pod_logs_are_removed_except_earlier_ones(tmp_path: Path, before: bool) -> None:
+    theirs = "var/log/pods/default_theirs_1"
+    for name in (*PODS, *([theirs] if before else [])):
+        (tmp_path / name).mkdir(parents=True)
+    record(tmp_path, pod_logs=f"/{theirs}\n" if before else "")
+    absent = "" if before else "/var/log/pods\n/var/log/containers\n"
+    files(tmp_path, "remove_pod_logs", absent=absent)
+    left = [path.relative_to(tmp_path) for path in (tmp_path / "var/log").rglob("*")]
+    assert sorted(map(str, left)) == ["var/log/containers", "var/log/pods", theirs] * before
+    files(tmp_path, "remove_pod_logs", absent=absent)
+
+
+def test_pod_logs_are_removed_by_age_without_a_list(tmp_path: Path) -> None:
+    theirs = tmp_path / "var/log/pods/default_theirs_1"
+    ours = tmp_path / "var/log/pods/default_web_77"
+    for folder, age in ((theirs, 1000), (ours, 3000)):
+        folder.mkdir(parents=True)
+        os.utime(folder, (age, age))
+    os.utime(record(tmp_path, packages="bash\n") / "packages", (2000, 2000))
+    files(tmp_path, "remove_pod_logs")
+    assert (theirs.exists(), ours.exists()) == (True, False)
+
+
+SYSTEMCTL = 'systemctl() { echo "$*" >"$ROOT/called"; }'
+LOGIND = "etc/systemd/logind.conf.d/99-kubelet.conf"
+
+
+@pytest.mark.parametrize(
+    ("recorded", "written", "left"),
+    [("absent", 3000, False), ("unknown", 3000, False), ("unknown", 1000, True)],
+)
+def test_kubelets_logind_file_is_removed(tmp_path: Path, recorded: str, written: int, left: bool) -> None:
+    file = put(tmp_path, LOGIND)
+    os.utime(file, (written, written))
+    os.utime(record(tmp_path, packages="bash\n") / "packages", (2000, 2000))
+    absent = f"/{LOGIND}\n/etc/systemd/logind.conf.d\n" if recorded == "absent" else ""
+    files(tmp_path, f"{SYSTEMCTL}; restore_logind", absent=absent)
+    assert file.exists() == left
+    assert file.parent.exists() == (recorded == "unknown")
+    assert (tmp_path / "called").exists() != left
+
+
+def test_recorded_logind_file_is_restored(tmp_path: Path) -> None:
+    file = put(tmp_path, LOGIND, "before\n")
+    record(tmp_path, present=f"/{LOGIND}\n", absent="")
+    code = f"""
+create() {{
+  tar -cf "$RECORD/files.tar" -C "$ROOT" {LOGIND}
+  {SYSTEMCTL}
+  restore_logind
+  [[ ! -e $ROOT/called ]]
+  echo after >"$ROOT/{LOGIND}"
+  restore_logind
+}}
+"""
+    run(FILES, code, tmp_path)
+    assert (tmp_path / "called").read_text() == "kill --signal=HUP systemd-logind\n"
+    assert file.read_text() == "before\n"

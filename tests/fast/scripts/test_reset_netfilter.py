@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from tests.fast.shell import put, record, run, stdout_of
+import pytest
+
+from tests.fast.shell import home_of, put, record, stdout_of
 
 NETFILTER = "lib/reset/netfilter.sh"
 # A node's nat table with a port published by one of its pods, one published by nerdctl, and the user's rules.
@@ -43,20 +45,66 @@ TCP  C0000201:0050 wlc
 TCP  [2001:0db8:0000:0000:0000:0000:0000:0001]:0050 wlc
 FWM  00000001 wlc
 """
+NETWORKS = "pod 10.244.0.0/16\nservice 10.96.0.0/12\nexclude 198.51.100.0/24\n"
+REMOVE_SERVERS = """
+ipvsadm() { echo "${*#--delete-service}"; }
+have() { true; }
+ip() {
+  [[ $* == '-4 -o address show' ]]
+  echo '1: lo    inet 127.0.0.1/8 scope host lo'
+  echo '2: eth0    inet 192.168.166.101/24 brd 192.168.166.255 scope global eth0'
+  if [[ -e $ROOT/sys/class/net/kube-ipvs0 ]]; then echo '9: kube-ipvs0    inet 203.0.113.7/32'; fi
+}
+create() { remove_ipvs_services; }
+"""
+
+
+def removed_servers(root: Path, table: str) -> list[str]:
+    """The virtual servers that a reset removes."""
+    put(root, "proc/net/ip_vs", table)
+    return [line.strip() for line in stdout_of(NETFILTER, REMOVE_SERVERS, root).splitlines()]
 
 
 def test_foreign_virtual_servers_stay(tmp_path: Path) -> None:
-    put(tmp_path, "proc/net/ip_vs", IPVS)
-    record(tmp_path, ipvs="TCP  C0000201:0050 wlc\n")
-    code = 'ipvsadm() { echo "$*"; }\nhave() { true; }\ncreate() { remove_ipvs_services; }\n'
-    assert stdout_of(NETFILTER, code, tmp_path).splitlines() == [
-        "--delete-service --tcp-service 10.96.0.1:443",
-        "--delete-service --udp-service 10.96.0.10:53",
-        "--delete-service --sctp-service 10.96.0.11:53",
+    (home_of(tmp_path) / "networks").write_text(NETWORKS)
+    record(tmp_path, ipvs="TCP  0A60000C:0050 wlc\n")
+    recorded = "TCP  0A60000C:0050 wlc\n"
+    assert removed_servers(tmp_path, IPVS + recorded) == [
+        "--tcp-service 10.96.0.1:443",
+        "--udp-service 10.96.0.10:53",
+        "--sctp-service 10.96.0.11:53",
     ]
-    put(tmp_path, "proc/net/ip_vs", "".join(IPVS.splitlines(keepends=True)[:3]))
-    done = run(NETFILTER, code, tmp_path)
-    assert done.stdout + done.stderr == ""
+    assert removed_servers(tmp_path, "".join(IPVS.splitlines(keepends=True)[:3])) == []
+
+
+@pytest.mark.parametrize(
+    ("line", "server", "with_proxy", "without_proxy"),
+    [
+        ("TCP  CB007107:0050 rr", "203.0.113.7:80", True, False),  # a load balancer's address on kube-ipvs0
+        ("TCP  C0A8A665:7580 rr", "192.168.166.101:30080", True, False),  # a node port
+        ("TCP  C0A8A665:0050 rr", "192.168.166.101:80", False, False),
+        ("TCP  C0A8A665:7FFF rr", "192.168.166.101:32767", True, False),
+        ("TCP  C0A8A665:8000 rr", "192.168.166.101:32768", False, False),
+        ("TCP  0AF40101:7580 rr", "10.244.1.1:30080", True, True),  # of an interface that is gone
+        ("TCP  C0000209:7580 rr", "192.0.2.9:30080", False, False),  # added by the user later
+        ("TCP  7F000001:7580 rr", "127.0.0.1:30080", False, False),
+        ("TCP  C6336407:0050 rr", "198.51.100.7:80", False, False),  # in proxy.excludeCidrs
+    ],
+)
+def test_only_kube_proxys_virtual_servers_are_removed(
+    tmp_path: Path, line: str, server: str, with_proxy: bool, without_proxy: bool
+) -> None:
+    (home_of(tmp_path) / "networks").write_text(NETWORKS)
+    record(tmp_path, ipvs="")
+    for removed in (without_proxy, with_proxy):
+        assert removed_servers(tmp_path, f"{line}\n") == [f"--tcp-service {server}"] * removed
+        (tmp_path / "sys/class/net/kube-ipvs0").mkdir(parents=True, exist_ok=True)
+
+
+def test_excluded_virtual_server_on_a_node_port_stays(tmp_path: Path) -> None:
+    (home_of(tmp_path) / "networks").write_text("exclude 192.168.166.101/32\n")
+    (tmp_path / "sys/class/net/kube-ipvs0").mkdir(parents=True)
+    assert removed_servers(tmp_path, "TCP  C0A8A665:7580 rr\n") == []
 
 
 def test_foreign_links_and_network_namespaces_stay(tmp_path: Path) -> None:
@@ -75,3 +123,19 @@ create() {{ remove_links; }}
 """
     assert stdout_of(NETFILTER, code, tmp_path).splitlines() == ["link delete kube-ipvs0"]
     assert [path.name for path in namespaces.iterdir()] == ["cni-podman"]
+
+
+def test_recorded_kube_ipvs0_is_removed_with_the_mode(tmp_path: Path) -> None:
+    # Earlier versions of this program recorded a previous cluster's. kube-proxy then uses it.
+    (tmp_path / "sys/class/net/kube-ipvs0").mkdir(parents=True)
+    record(tmp_path, links="eth0\nkube-ipvs0\n")
+    code = """
+ip() { if [[ $1 == link ]]; then rmdir "$ROOT/sys/class/net/$3"; fi; }
+nft() { :; }
+ipset() { :; }
+iptables-save() { :; }
+ip6tables-save() { :; }
+create() { remove_other_modes; other_modes; }
+"""
+    assert stdout_of("steps/proxy.sh", code, tmp_path, MODE="iptables").split() == []
+    assert not (tmp_path / "sys/class/net/kube-ipvs0").exists()
