@@ -65,13 +65,21 @@ def check_change(old: Mapping[str, Any], new: Mapping[str, Any], settings: Setti
     """Return the warning for a change of the cluster's inputs; empty if it needs none.
 
     Raises:
-        RefusedChangeError: The Kubernetes version differs, or the control plane's host becomes a worker.
+        RefusedChangeError: The Kubernetes version differs and `cluster.manualUpgrades` is false, or the
+            control plane's host becomes a worker.
     """
+    warnings = []
     if old.get(VERSION) != new.get(VERSION):
-        raise RefusedChangeError(
-            f"cluster.kubernetesVersion is {new.get(VERSION)}, but the cluster runs {old.get(VERSION)}: this "
-            "program can't upgrade a running cluster yet. Nothing was changed. Change it back to "
-            f"{old.get(VERSION)}, or create a new cluster in another stack"
+        if not settings.cluster.manual_upgrades:
+            raise RefusedChangeError(
+                f"cluster.kubernetesVersion is {new.get(VERSION)}, but the cluster runs {old.get(VERSION)}: "
+                "this program can't upgrade a running cluster yet. Nothing was changed. Change it back to "
+                f"{old.get(VERSION)}, or create a new cluster in another stack. If you have upgraded every "
+                "host by hand, set cluster.manualUpgrades to true"
+            )
+        warnings.append(
+            f"cluster.kubernetesVersion changes from {old.get(VERSION)} to {new.get(VERSION)}, which every "
+            "host must already have: this program doesn't upgrade, and a host with another version refuses it"
         )
     name = old.get(_NAME)
     if name in [host.name for host in settings.workers]:
@@ -81,4 +89,6 @@ def check_change(old: Mapping[str, Any], new: Mapping[str, Any], settings: Setti
             "(with another control plane, which is a new cluster), and add it in the next"
         )
     changed = identity_changes(old, new)
-    return replacement(changed, [host.name for host in settings.hosts]) if changed else ""
+    if changed:
+        warnings.append(replacement(changed, [host.name for host in settings.hosts]))
+    return ". ".join(warnings)

@@ -18,6 +18,19 @@ package_family() {
   fi
 }
 
+# installed_version PACKAGE: prints its version without the revision; nothing if it isn't installed.
+installed_version() {
+  local found
+  if [[ $(package_family) == deb ]]; then
+    found=$(dpkg-query -W -f '${db:Status-Abbrev}|${Version}' "$1" 2>/dev/null) || found=
+    [[ $found == ?i*'|'* ]] || found=
+    found=${found#*|}
+  else
+    found=$(rpm -q --qf '%{VERSION}' "$1" 2>/dev/null) || found=
+  fi
+  printf '%s' "${found%%-*}"
+}
+
 # Completes an interrupted dpkg run; until then dpkg refuses to do anything else. Waits if another package manager is
 # running, such as for a new host's first updates: apt-get can do that itself, dpkg can't.
 finish_dpkg() {

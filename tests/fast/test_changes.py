@@ -21,6 +21,13 @@ def test_another_version_is_refused() -> None:
         assert words in str(caught.value)
 
 
+def test_version_of_a_manual_upgrade_is_announced() -> None:
+    newer = settings_with(cluster={"kubernetesVersion": "1.38.0", "manualUpgrades": True})
+    warning = check_change(NOW, cluster_inputs(newer), newer)
+    assert "from 1.37.2 to 1.38.0" in warning
+    assert "a host with another version refuses it" in warning
+
+
 def test_demoting_the_control_plane_is_refused() -> None:
     swapped = settings_with()
     hosts = [host.model_copy(update={"role": role}) for host, role in zip(swapped.hosts, ROLES, strict=True)]

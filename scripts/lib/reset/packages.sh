@@ -73,10 +73,15 @@ keep_dependencies() {
 }
 
 remove_debs() {
-  local package
-  if [[ $(recorded_enabled kubelet) != enabled ]]; then systemctl disable --quiet kubelet 2>/dev/null || :; fi
+  local package held
+  if [[ $(recorded_enabled kubelet) != enabled ]] && systemctl is-enabled --quiet kubelet 2>/dev/null; then
+    systemctl disable --quiet kubelet
+  fi
+  held=$(apt-mark showhold)
   for package in kubelet kubeadm kubectl; do
-    grep -qx "$package" "$RECORD/holds" || apt-mark unhold "$package" >/dev/null 2>&1 || :
+    if grep -qx "$package" <<<"$held" && ! grep -qx "$package" "$RECORD/holds"; then
+      apt-mark unhold "$package" >/dev/null
+    fi
   done
   if ((${#remove[@]})); then
     say "removing ${#remove[@]} packages that came with the cluster"
@@ -109,7 +114,9 @@ remove_rpms() {
   if ((${#remove[@]})); then
     # Not every package's scripts stop and disable its services.
     for unit in kubelet containerd; do
-      [[ $(recorded_enabled "$unit") == enabled ]] || systemctl disable --quiet --now "$unit" 2>/dev/null || :
+      if [[ $(recorded_enabled "$unit") != enabled ]] && systemctl cat "$unit" >/dev/null 2>&1; then
+        systemctl disable --quiet --now "$unit"
+      fi
     done
     say "removing ${#remove[@]} packages that came with the cluster"
     dnf remove -y --setopt=clean_requirements_on_remove=False "${remove[@]}" >"$HOME_DIR/packages.log" 2>&1 || {

@@ -6,12 +6,18 @@ source lib/record.sh
 source lib/containerd.sh
 
 restore_runtime() {
+  set_aside_edited_files
   unit_recorded containerd || return 0
   if unit_active containerd && have ctr; then remove_images; fi
   # Before restore_file, which doesn't remove other files from a recorded folder.
   remove_mirrors
   restore_file /etc/containerd/config.toml
-  restore_file /etc/containerd/certs.d
+  # The folder may have files of registries that somebody has added since.
+  if ! was_absent /etc/containerd/certs.d; then
+    restore_file /etc/containerd/certs.d
+  elif [[ -d $CONTAINERD_CERTS ]]; then
+    find "$CONTAINERD_CERTS" -depth -type d -empty -delete
+  fi
   restore_file /etc/crictl.yaml
   if [[ $(recorded_active containerd) == active ]]; then
     systemctl restart containerd

@@ -49,8 +49,6 @@ def host(tmp_path: Path) -> Path:
         tmp_path,
         packages_added="kubelet\ncontainerd\nnftables\nlibnftables1\nipset\n",
         holds="",
-        units="",
-        packages="",
     )
     for name in ("plan", "depends"):
         put(tmp_path, name)
