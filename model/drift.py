@@ -8,9 +8,8 @@ from datetime import UTC, datetime
 
 from cryptography import x509
 
-from model.settings import Settings
-
-CERTIFICATE_DAYS = 30
+from model import firewall
+from model.settings import Host, Settings
 
 
 @dataclass(frozen=True)
@@ -22,28 +21,33 @@ class Difference:
     found: str
 
 
-def values(settings: Settings, owner: str) -> dict[str, str]:
-    """The values of the `check` step, the same for every host.
+def values(settings: Settings, host: Host, owner: str) -> dict[str, str]:
+    """The values of the `check` step.
 
     Args:
         settings: The cluster's settings.
+        host: The host to check.
         owner: The hosts' owner in the stack's state: `STACK ID`, with the name that the stack had when it was
             first updated. A renamed stack keeps it.
     """
     return {
-        # The step compares only the name.
-        "STACK": owner.partition(" ")[0],
+        "STACK": owner,
         "VERSION": settings.cluster.kubernetes_version,
         "MANAGE": "true" if settings.packages.manage else "false",
-        "FIREWALL": settings.firewall,
         "MODE": settings.proxy.mode,
         "SCHEDULER": settings.proxy.scheduler,
         "SERVICE_ADDRESS": settings.service_address,
+        **firewall.values(settings, host),
     }
 
 
-def differences(printed: str, now: datetime) -> tuple[Difference, ...]:
-    """The differences in the step's output, including certificates that expire within `CERTIFICATE_DAYS`.
+def differences(printed: str, now: datetime, certificate_days: int) -> tuple[Difference, ...]:
+    """The differences in the step's output, including certificates that expire soon.
+
+    Args:
+        printed: The step's output.
+        now: The current time.
+        certificate_days: How many days a certificate must still be valid.
 
     Raises:
         ValueError: A line has an unexpected form.
@@ -61,12 +65,12 @@ def differences(printed: str, now: datetime) -> tuple[Difference, ...]:
                 found.append(Difference(parts[1], "a certificate", "unreadable"))
                 continue
             days = (certificate.not_valid_after_utc - now).days
-            if days < CERTIFICATE_DAYS:
+            if days < certificate_days:
                 end = certificate.not_valid_after_utc.astimezone(UTC)
                 found.append(
                     Difference(
                         parts[1],
-                        f"valid for {CERTIFICATE_DAYS} days",
+                        f"valid for {certificate_days} days",
                         f"expired on {end:%F}" if days < 0 else f"expires on {end:%F}, in {days} days",
                     )
                 )

@@ -4,9 +4,10 @@
 # Prints a line `SUBJECT<tab>EXPECTED<tab>FOUND` for each difference, and each certificate as
 # `certificate<tab>PATH<tab>BASE64 IN ONE LINE`. The caller decides which certificates expire too soon.
 #
-# Values: STACK, VERSION, MANAGE, FIREWALL, MODE, SCHEDULER, SERVICE_ADDRESS (the API's: 10.96.0.1).
+# Values: STACK (with its ID, as on its hosts), VERSION, MANAGE, FIREWALL and those of lib/firewall.sh, MODE, SCHEDULER,
+# SERVICE_ADDRESS (the API's: 10.96.0.1).
 
-source lib/firewalld.sh
+source lib/firewall.sh
 source lib/http.sh
 source lib/packages.sh
 
@@ -14,17 +15,20 @@ locking() { false; }
 
 create() {
   if [[ ! -d $RECORD ]]; then
-    differs host "a node of the stack $STACK" "not set up"
+    differs host "a node of the stack ${STACK% *}" "not set up"
     return
   fi
   local owner
-  owner=$(sed 's/ .*//' "$HOME_DIR/owner" 2>/dev/null) || owner=nobody
-  [[ $owner == "$STACK" ]] || differs host "a node of the stack $STACK" "of the stack $owner"
+  owner=$(cat "$HOME_DIR/owner" 2>/dev/null) || owner=nobody
+  # Earlier versions of this program wrote the stack's name only.
+  [[ $owner == "$STACK" || $owner == "${STACK% *}" ]] ||
+    differs host "a node of the stack $STACK" "${owner:+of the stack }${owner:-$HOME_DIR/owner is empty}"
   [[ -e $HOME_DIR/node.done ]] || differs node finished unfinished
   check_files
   check_kernel
   check_swap
   check_firewall
+  check_pod_routes
   check_packages
   check_services
   check_proxy
@@ -35,6 +39,10 @@ differs() { printf '%s\t%s\t%s\n' "$1" "$2" "${3:-nothing}"; }
 
 check_files() {
   local sum path
+  if [[ ! -s $CHECKSUMS ]] || grep -qvE '^[0-9a-f]{64}  /' "$CHECKSUMS"; then
+    differs "$CHECKSUMS" "a checksum in each line" "empty or damaged"
+    return
+  fi
   while read -r sum path; do
     if [[ ! -f $path ]]; then
       differs "$path" present missing
@@ -66,7 +74,7 @@ check_swap() {
 }
 
 check_firewall() {
-  local unit scope zone kind first second arguments signature rule
+  local unit active wanted missing unwanted rule
   case $FIREWALL in
     disable)
       for unit in firewalld ufw; do
@@ -74,23 +82,47 @@ check_firewall() {
       done
       ;;
     open)
-      if unit_active firewalld; then
-        while read -r scope zone kind first second; do
-          arguments=("$first")
-          signature=s
-          if [[ -n $second ]]; then
-            arguments+=("$second")
-            signature=ss
-          fi
-          [[ $(firewalld_zone "$scope" "$zone" "query$kind" "$signature" "${arguments[@]}") == "b true" ]] ||
-            differs "firewalld, zone $zone ($scope)" "$kind ${arguments[*]}" "not allowed"
-        done < <(noted firewalld)
-      fi
+      active=$(active_firewall)
+      [[ -n $active ]] || return 0
+      wanted=$(wanted_rules "$active")
+      missing=$(missing_rules "$active" "$wanted")
+      unwanted=$(unwanted_rules "$active" "$wanted")
       while read -r rule; do
-        grep -qF "ufw $rule" < <(ufw show added) || differs ufw "$rule" "not allowed"
-      done < <(noted ufw)
+        [[ -z $rule ]] || differs "$(rule_place "$active" "$rule")" "$(rule_text "$active" "$rule")" "not allowed"
+      done <<<"$missing"
+      while read -r rule; do
+        [[ -z $rule ]] || differs "$(rule_place "$active" "$rule")" "not allowed" "$(rule_text "$active" "$rule")"
+      done <<<"$unwanted"
       ;;
   esac
+}
+
+# The parts of a rule in the record (see lib/firewalld.sh and lib/ufw.sh).
+rule_place() {
+  local scope zone
+  read -r scope zone _ <<<"$2"
+  if [[ $1 == ufw ]]; then echo ufw; else echo "firewalld, zone $zone ($scope)"; fi
+}
+rule_text() {
+  if [[ $1 == ufw ]]; then echo "$2"; else cut -d ' ' -f 3- <<<"${2/ RichRule / }"; fi
+}
+
+# Addresses and routes that NetworkManager or systemd-networkd removes don't come back: flannel adds them once.
+check_pod_routes() {
+  local interface nodes missing
+  local -a routes
+  # On any interface: VXLAN's entries stay after a change to host-gw.
+  mapfile -t routes < <(ip -4 route show root "$POD_SUBNET" | awk '$2 == "via" {print $1}')
+  while read -r interface; do
+    [[ -e $ROOT/sys/class/net/$interface ]] || continue
+    [[ -n $(ip -4 -o address show dev "$interface") ]] || differs "$interface" "an address" "none"
+    # flannel's VXLAN still has an entry for each node, with its host's address.
+    nodes=$(bridge fdb show dev "$interface" 2>/dev/null | awk '/ dst / {n++} END {print n + 0}') || continue
+    ((nodes > ${#routes[@]})) || continue
+    missing=$(comm -23 <(ip -4 neigh show dev "$interface" nud permanent | awk '{print $1}' | sort) \
+      <(printf '%s\n' "${routes[@]%/*}" | sort) | xargs)
+    differs "routes to other nodes' pods" "$nodes" "${#routes[@]}${missing:+, none to $missing}"
+  done < <(pod_network interface)
 }
 
 check_packages() {

@@ -1,19 +1,26 @@
 # shellcheck shell=bash
 # The host's firewall: `open` the cluster's ports, `disable` the firewall, or `leave` it alone.
 # Each rule is recorded before it is added, so that exactly these rules are removed later.
-# Values: FIREWALL, ROLE, ADDRESS, POD_SUBNET, POD_NETWORK.
+# Values: FIREWALL, and those of lib/firewall.sh.
 
-source lib/firewalld.sh
-source lib/pod_network.sh
+source lib/firewall.sh
 
 create() {
+  local active
   need_record
+  stop_firewall_job
   case $FIREWALL in
     leave) say "unchanged, as configured" ;;
     disable) disable_firewall ;;
     open)
       start_stopped_firewalls
-      open_firewall
+      active=$(active_firewall)
+      if [[ -n $active ]]; then
+        open_firewall "$active"
+      else
+        say "neither firewalld nor ufw is active"
+        warn_of_other_rules
+      fi
       ;;
   esac
 }
@@ -31,102 +38,99 @@ disable_firewall() {
   done
 }
 
+# open_firewall ACTIVE: only what differs changes, in an order without a gap. After a host was added, that is a rule per
+# port.
 open_firewall() {
-  # kubelet and NodePorts.
-  local ports=(10250/tcp 30000-32767/tcp 30000-32767/udp)
-  mapfile -t -O "${#ports[@]}" ports < <(pod_network port)
-  # The API server.
-  [[ $ROLE == worker ]] || ports+=(6443/tcp)
-  if unit_active firewalld; then
-    open_firewalld "${ports[@]}"
-  elif have ufw && grep -q '^Status: active' < <(ufw status); then
-    open_ufw "${ports[@]}"
+  local wanted missing leaving
+  wanted=$(wanted_rules "$1")
+  missing=$(missing_rules "$1" "$wanted")
+  if [[ -n $missing ]]; then
+    # All at once: `note` writes the whole file for each line.
+    put_file "$RECORD/$1" 0600 < <(
+      noted "$1"
+      comm -23 <(printf '%s\n' "$missing") <(noted "$1" | sort -u)
+    )
+    "${1}_add" "$missing"
+  fi
+  say "$1 lets in the cluster's hosts, its pods and the configured sources"
+  [[ -n $(unwanted_rules "$1" "$wanted") ]] || return 0
+  leaving=$(leaving_hosts)
+  if [[ -z $leaving ]]; then
+    remove_unwanted_rules
   else
-    say "neither firewalld nor ufw is active"
-    warn_of_other_rules
+    say "rules that the cluster no longer needs are removed once these nodes have left it: ${leaving//$'\n'/, }"
+    remove_unwanted_rules_later
   fi
 }
 
-# Rules that somebody wrote by hand aren't changed. Those that may reject incoming traffic are printed.
+remove_unwanted_rules() {
+  local active wanted unwanted kept
+  active=$(active_firewall)
+  [[ -n $active ]] || return 0
+  wanted=$(wanted_rules "$active")
+  unwanted=$(unwanted_rules "$active" "$wanted")
+  [[ -n $unwanted ]] || return 0
+  "${active}_remove" "$unwanted"
+  kept=$(comm -12 <(printf '%s\n' "$wanted") <(noted "$active" | sort -u))
+  put_file "$RECORD/$active" 0600 < <(printf '%s' "${kept:+$kept$'\n'}")
+  say "removed $(wc -l <<<"$unwanted") rule(s) of $active that the cluster no longer needs"
+}
+
+# A drain can take hours if a disruption budget forbids it, so this doesn't wait. If the host reboots before the job
+# ends, check.sh reports the rules that are left.
+remove_unwanted_rules_later() {
+  put_file "$HOME_DIR/$FIREWALL_JOB.sh" 0600 < <(
+    declare -f
+    declare -p PATH HOST STEP OWNER ROOT HOME_DIR RECORD LOCK LOCK_SECONDS CHECKSUMS FIREWALLD_BUS FIREWALLD_PATH \
+      ROLE ADDRESS POD_SUBNET POD_NETWORK HOST_SOURCES API_SOURCES NODE_PORT_SOURCES
+    cat <<'JOB'
+set -eEuo pipefail
+export PATH LC_ALL=C
+exec 8<> <(:)
+changed=false
+wait_for 86400 "nodes to leave the cluster" nobody_leaves
+run_step remove_unwanted_rules
+JOB
+  )
+  systemd-run --quiet --collect --unit="$FIREWALL_JOB" bash "$HOME_DIR/$FIREWALL_JOB.sh"
+}
+
+nobody_leaves() { [[ -z $(leaving_hosts) ]]; }
+
+# Rules that somebody wrote by hand aren't changed. Those that may reject the cluster's traffic are printed: to the
+# host, and between its interfaces, such as from a pod to another host.
 warn_of_other_rules() {
   local rules
-  have nft || return 0
-  rules=$(nft list ruleset 2>/dev/null | awk '
-    /^[[:space:]]*chain / {hook = 0; name = $2}
-    / hook input / {hook = 1; if (/policy drop/) print "chain " name ": policy drop"}
-    hook && / (drop|reject)/ && !/ hook / && !/invalid/' | sed -nE '1,3s/^[[:space:]]*//p') || :
+  rules=$({ nft_rejections; iptables_rejections; } | sed -n '1,4p')
   [[ -z $rules ]] ||
-    say "existing rules may block the cluster's ports (listed in docs/own-machines.md): ${rules//$'\n'/; }"
+    say "existing rules may block the cluster's traffic (docs/own-machines.md lists what it needs): ${rules//$'\n'/; }"
 }
 
-# Changes both the stored and the active rules; a reload instead would drop active rules that the user hasn't stored.
-open_firewalld() {
-  local zone zones scope port interface
-  zones=$(cluster_zones)
-  for scope in permanent runtime; do
-    for zone in $zones; do
-      for port in "$@"; do firewalld_add "$scope" "$zone" Port "${port%/*}" "${port#*/}"; done
-    done
-    # The pods' own traffic. Restricting it is up to network policies.
-    while read -r interface; do
-      firewalld_add "$scope" trusted Interface "$interface"
-    done < <(pod_network interface)
-    firewalld_add "$scope" trusted Source "$POD_SUBNET"
-  done
-  say "firewalld allows the cluster's ports and the pod network"
-}
-
-# The zone of the interface that has the host's address; the default zone, for interfaces without one; and the source
-# zones that the hosts' network belongs to, which take precedence in firewalld.
-cluster_zones() {
-  local interface default own
-  interface=$(ip -o -4 address show to "$ADDRESS" | awk 'NR == 1 {print $2}')
-  default=$(firewalld_call getDefaultZone)
-  own=$(firewalld_call zone.getZoneOfInterface s "$interface")
-  { printf '%s\n' "$default" "$own" | sed -nE 's/^s "(.+)"$/\1/p'; source_zones; } | sort -u
-}
-
-# The zones with a source that contains the host's address. busctl prints a{sa{sas}}: the number of zones; for each its
-# name and the number of its lists; for each list its name (interfaces, sources), its length and its items.
-source_zones() {
-  firewalld_call zone.getActiveZones | tr -d '"' | awk -v address="$ADDRESS" '
-    function number(ip,  part) {
-      split(ip, part, ".")
-      return ((part[1] * 256 + part[2]) * 256 + part[3]) * 256 + part[4]
+# A policy in iptables' own FORWARD, which Docker sets, is left out: flannel appends rules to that chain that accept the
+# pods' traffic. A policy in another table's chain applies whatever flannel accepts.
+nft_rejections() {
+  have nft || return 0
+  nft list ruleset 2>/dev/null | awk '
+    /^table / {table = $2 " " $3}
+    /^[[:space:]]*chain / {hook = ""; name = $2}
+    / hook (input|forward) / {
+      hook = / hook input / ? "input" : "forward"
+      if (/policy drop/ && !(hook == "forward" && table == "ip filter")) print "chain " name " (" hook "): policy drop"
     }
-    function contains(network,  part, size) {
-      if (network !~ /^[0-9.]+(\/[0-9]+)?$/) return 0
-      size = 2 ^ (32 - (split(network, part, "/") == 2 ? part[2] : 32))
-      return int(number(part[1]) / size) == int(number(address) / size)
-    }
-    {
-      field = 3
-      for (zones = $2; zones > 0; zones--) {
-        zone = $(field++)
-        for (lists = $(field++); lists > 0; lists--) {
-          list = $(field++)
-          for (items = $(field++); items > 0; items--) {
-            item = $(field++)
-            if (list == "sources" && contains(item)) print zone
-          }
-        }
-      }
-    }'
+    hook != "" && /[[:space:]](drop|reject)/ && !/ hook / && !/invalid/ {
+      sub("^[[:space:]]*", ""); print "chain " name " (" hook "): " $0
+    }' || :
 }
 
-open_ufw() {
-  local port
-  # ufw writes a range with a colon.
-  for port in "$@"; do add_ufw_rule "allow ${port/-/:}"; done
-  add_ufw_rule "allow from $POD_SUBNET"
-  add_ufw_rule "route allow from $POD_SUBNET"
-  add_ufw_rule "route allow to $POD_SUBNET"
-  say "ufw allows the cluster's ports and the pod network"
-}
-
-add_ufw_rule() {
-  if grep -qF "ufw $1" < <(ufw show added); then return 0; fi
-  note ufw "$1"
-  # shellcheck disable=SC2086 # a rule is several words
-  ufw $1 >/dev/null
+# Rules of the older iptables, which nft doesn't show, or all of iptables if nft isn't installed.
+iptables_rejections() {
+  local save=iptables-save
+  if [[ -s $ROOT/proc/net/ip_tables_names ]] && have iptables-legacy-save; then
+    save=iptables-legacy-save
+  elif have nft || ! have iptables-save; then
+    return 0
+  fi
+  "$save" -t filter 2>/dev/null | awk '
+    /^:INPUT DROP/ {print "chain INPUT: policy drop"}
+    /^-A (INPUT|FORWARD) .*-j (DROP|REJECT)/ && !/INVALID/ {sub("^-A ", ""); print "chain " $0}' || :
 }

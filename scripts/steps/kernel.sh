@@ -1,8 +1,10 @@
 # shellcheck shell=bash
-# Prepares the kernel: modules, sysctls, no swap, and SELinux, if present, in permissive mode.
-# Values: MODE and SCHEDULER (kube-proxy's), NETWORK_MODULES (the pod network's, separated by spaces).
+# Prepares the kernel: modules, sysctls, no swap, SELinux, if present, in permissive mode, and links that network
+# managers leave alone.
+# Values: MODE and SCHEDULER (kube-proxy's), NETWORK_MODULES (the pod network's, separated by spaces), POD_NETWORK.
 
 source lib/step.sh
+source lib/network_managers.sh
 
 readonly MODULES_FILE=$ROOT/etc/modules-load.d/kubeadm-ipvs.conf
 readonly SYSCTL_FILE=$ROOT/etc/sysctl.d/99-kubeadm-ipvs.conf
@@ -15,6 +17,7 @@ create() {
   set_sysctls
   stop_swap
   relax_selinux
+  keep_network_managers_away
   say "modules, sysctls and swap are set for kubelet and IPVS"
 }
 
@@ -24,10 +27,10 @@ load_modules() {
   local -a network
   read -ra network <<<"$NETWORK_MODULES"
   modules+=("${network[@]}")
-  {
+  put_file "$MODULES_FILE" 0644 < <(
     echo "# kubeadm-ipvs: containers, bridged pod traffic, IPVS and its scheduler"
     printf '%s\n' "${modules[@]}"
-  } | put_file "$MODULES_FILE" 0644 || :
+  )
   for module in "${modules[@]}"; do
     module_loaded "$module" || modprobe "$module" ||
       fail "can't load the module $module" "check dmesg on $HOST; a hardened kernel may forbid it"
@@ -43,15 +46,15 @@ set_sysctls() {
     vm.swappiness=0
   ) setting path
   for setting in "${settings[@]}"; do
-    path=/proc/sys/$(tr . / <<<"${setting%%=*}")
+    path=$ROOT/proc/sys/$(tr . / <<<"${setting%%=*}")
     grep -q "^${setting%%=*} " "$RECORD/sysctls" 2>/dev/null || note sysctls "${setting%%=*} $(cat "$path")"
   done
-  {
+  put_file "$SYSCTL_FILE" 0644 < <(
     echo "# kubeadm-ipvs: iptables sees bridged pod traffic, hosts forward, no swapping"
     printf '%s\n' "${settings[@]}"
-  } | put_file "$SYSCTL_FILE" 0644 || :
+  )
   for setting in "${settings[@]}"; do
-    path=/proc/sys/$(tr . / <<<"${setting%%=*}")
+    path=$ROOT/proc/sys/$(tr . / <<<"${setting%%=*}")
     [[ $(cat "$path") == "${setting#*=}" ]] || echo "${setting#*=}" >"$path"
   done
 }
@@ -89,20 +92,20 @@ hold_unit() {
   local folder=$UNITS/$1.d
   [[ -d $folder ]] || note held-folders "$folder"
   note held-units "$1"
-  if put_file "$folder/kubeadm-ipvs.conf" 0644 <<'CONF'
+  put_file "$folder/kubeadm-ipvs.conf" 0644 <<'CONF'
 # kubeadm-ipvs: kubelet doesn't start while swap is on
 [Unit]
 ConditionPathExists=!/etc/modules-load.d/kubeadm-ipvs.conf
 CONF
-  then
-    systemctl daemon-reload
-  fi
+  if $changed; then systemctl daemon-reload; fi
 }
 
 relax_selinux() {
-  [[ -r /sys/fs/selinux/enforce ]] || return 0
-  if [[ $(cat /sys/fs/selinux/enforce) == 1 ]]; then setenforce 0; fi
+  local config
+  [[ -r $ROOT/sys/fs/selinux/enforce ]] || return 0
+  if [[ $(cat "$ROOT/sys/fs/selinux/enforce") == 1 ]]; then setenforce 0; fi
   if [[ -f $SELINUX_CONFIG ]] && grep -q '^SELINUX=enforcing' "$SELINUX_CONFIG"; then
-    sed 's/^SELINUX=enforcing/SELINUX=permissive/' "$SELINUX_CONFIG" | put_file "$SELINUX_CONFIG" 0644 || :
+    config=$(sed 's/^SELINUX=enforcing/SELINUX=permissive/' "$SELINUX_CONFIG")
+    put_file "$SELINUX_CONFIG" 0644 <<<"$config"
   fi
 }

@@ -4,8 +4,10 @@
 source lib/step.sh
 source lib/record.sh
 source lib/firewalld.sh
+source lib/ufw.sh
 
 restore_firewall() {
+  stop_firewall_job
   # Before the rest: rules can only be removed from a firewalld that is running.
   start_stopped_firewalls
   restore_firewalld
@@ -26,28 +28,21 @@ restore_firewalld() {
 }
 
 restore_running_firewalld() {
-  local scope zone kind first second arguments signature
-  while read -r scope zone kind first second; do
-    arguments=("$first")
-    signature=s
-    if [[ -n $second ]]; then
-      arguments+=("$second")
-      signature=ss
-    fi
-    if [[ $(firewalld_zone "$scope" "$zone" "query$kind" "$signature" "${arguments[@]}") == "b true" ]]; then
-      firewalld_zone "$scope" "$zone" "remove$kind" "$signature" "${arguments[@]}" >/dev/null
-    fi
-  done < <(noted firewalld)
+  firewalld_remove "$(noted firewalld)"
   reload_firewalld
 }
 
 # Somebody has stopped firewalld since. It stays stopped; only its stored configuration is cleaned up.
 restore_stopped_firewalld() {
-  local scope zone kind first second option
+  local scope zone kind argument option
   have firewall-offline-cmd || return 0
-  while read -r scope zone kind first second; do
+  while read -r scope zone kind argument; do
     [[ $scope == permanent ]] || continue
-    option=${kind,,}=$first${second:+/$second}
+    case $kind in
+      RichRule) option=rich-rule=$argument ;;
+      Port) option=port=${argument/ //} ;;
+      *) option=${kind,,}=$argument ;;
+    esac
     if firewall-offline-cmd --zone="$zone" --query-"$option" >/dev/null 2>&1; then
       firewall-offline-cmd --zone="$zone" --remove-"$option" >/dev/null
     fi
@@ -99,15 +94,4 @@ remove_unchanged_zones() {
   done
 }
 
-# In ufw's syntax `delete` comes after `route`. Deleting a rule that is gone already is a warning, not an error.
-restore_ufw() {
-  local rule
-  have ufw || return 0
-  while read -r rule; do
-    # shellcheck disable=SC2086 # a rule is several words
-    case $rule in
-      'route '*) ufw --force route delete ${rule#route } >/dev/null ;;
-      *) ufw --force delete $rule >/dev/null ;;
-    esac
-  done < <(noted ufw)
-}
+restore_ufw() { if have ufw; then ufw_remove "$(noted ufw)"; fi; }

@@ -1,8 +1,9 @@
 # shellcheck shell=bash
-# Restores kernel settings, swap, modules and SELinux.
+# Restores kernel settings, swap, modules, SELinux and network managers.
 
 source lib/step.sh
 source lib/record.sh
+source lib/network_managers.sh
 
 readonly HASHSIZE=$ROOT/sys/module/nf_conntrack/parameters/hashsize
 
@@ -14,6 +15,7 @@ restore_kernel() {
   mapfile -t units < <(noted masked)
   ((${#units[@]} == 0)) || systemctl unmask --quiet "${units[@]}"
   restore_swap
+  restore_network_managers
   unload_modules
   if [[ -s $RECORD/selinux ]]; then
     [[ $(cat /sys/fs/selinux/enforce) == "$(cat "$RECORD/selinux")" ]] || setenforce "$(cat "$RECORD/selinux")"
