@@ -9,31 +9,17 @@ retried later would find its token expired. A resource hook runs before every at
 from __future__ import annotations
 
 import functools
-import json
-import os
-import ssl
-import tempfile
 from datetime import UTC, datetime, timedelta
 from email.utils import parsedate_to_datetime
-from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
 
 import pulumi
-import urllib3
 
-from model import http_proxy
-from model.kubeconfig import Kubeconfig
+from components import api_requests
+from components.api_requests import ApiError
 
 SECRETS = "/api/v1/namespaces/kube-system/secrets"
-TIMEOUT_SECONDS = 60
 CLOCK_TOLERANCE = timedelta(minutes=1)
-# OpenSSL's X509_V_ERR_CERT_NOT_YET_VALID and X509_V_ERR_CERT_HAS_EXPIRED.
-_NOT_YET_VALID, _EXPIRED = 9, 10
-
-
-class BootstrapTokenError(Exception):
-    """The API server is unreachable or refused the request; the message never contains the token."""
 
 
 class BootstrapToken:
@@ -73,7 +59,7 @@ class BootstrapToken:
     def _revoke(self, _: pulumi.ResourceHookArgs) -> None:
         try:
             revoke(self._kubeconfig, self._token)
-        except BootstrapTokenError as error:
+        except ApiError as error:
             # The join succeeded, and the token expires by itself.
             pulumi.log.warn(f"{self._worker}: can't revoke the join token: {error}. It expires by itself")
 
@@ -84,7 +70,7 @@ def create(kubeconfig: str, token: str, worker: str, minutes: int) -> None:
     The API server compares the expiration with its own clock, so that clock counts, not this machine's.
 
     Raises:
-        BootstrapTokenError: The API server is unreachable or refused the request.
+        ApiError: The API server is unreachable or refused the request.
     """
     behind = revoke(kubeconfig, token)
     if abs(behind) > CLOCK_TOLERANCE:
@@ -100,7 +86,7 @@ def revoke(kubeconfig: str, token: str) -> timedelta:
         How far this machine's clock is behind the API server's; negative if it is ahead.
 
     Raises:
-        BootstrapTokenError: The API server is unreachable or refused the request.
+        ApiError: The API server is unreachable or refused the request.
     """
     path = f"{SECRETS}/bootstrap-token-{token.partition('.')[0]}"
     return _request(kubeconfig, "DELETE", path, None, accepted=(200, 202, 404))
@@ -152,20 +138,7 @@ def _request(
     kubeconfig: str, method: str, path: str, body: dict[str, Any] | None, accepted: tuple[int, ...]
 ) -> timedelta:
     """Send a request; returns how far this machine's clock is behind the API server's."""
-    config = Kubeconfig.parse(kubeconfig)
-    headers = {"Authorization": f"Bearer {config.token}"} if config.token else {}
-    proxy = http_proxy.proxy_for(config.server, os.environ)
-    try:
-        with _pool(config, proxy) as pool:
-            response = pool.request(
-                method, f"{config.server}{path}", json=body, headers=headers, timeout=TIMEOUT_SECONDS
-            )
-    except (OSError, urllib3.exceptions.HTTPError) as error:
-        raise BootstrapTokenError(_unreachable(config, proxy, error)) from error
-    if response.status not in accepted:
-        raise BootstrapTokenError(
-            f"the API server {config.server} returned {response.status}: {_message(response.data)}"
-        )
+    response = api_requests.send(kubeconfig, method, path, body, accepted=accepted)
     return _behind(response.headers.get("Date"))
 
 
@@ -175,51 +148,3 @@ def _behind(date: str | None) -> timedelta:
         return parsedate_to_datetime(date or "").astimezone(UTC) - now()
     except ValueError:
         return timedelta()
-
-
-def _pool(config: Kubeconfig, proxy: str | None) -> urllib3.PoolManager:
-    """Connections to the API server, through the proxy that the Kubernetes provider uses as well."""
-    try:
-        return http_proxy.pool(proxy, ssl_context=_tls(config), retries=False)
-    except http_proxy.UnsupportedProxyError as error:
-        raise BootstrapTokenError(
-            f"the API server {config.server} is unreachable: {error}. {_direct(config)}"
-        ) from None
-
-
-def _unreachable(config: Kubeconfig, proxy: str | None, error: Exception) -> str:
-    way = f" through the proxy {http_proxy.without_login(proxy)}" if proxy else ""
-    cause = error.args[0] if error.args else None
-    code = cause.verify_code if isinstance(cause, ssl.SSLCertVerificationError) else None
-    clock = f"This machine's clock shows {now():%F %H:%M} UTC"
-    if code == _NOT_YET_VALID:
-        why = f"its certificate isn't valid yet. {clock}; set it, for example with NTP"
-    elif code == _EXPIRED:
-        why = f"its certificate has expired. {clock}; if that is right, set `repair` on the control plane"
-    else:
-        why = f"{error}" + (f". {_direct(config)}" if proxy else "")
-    return f"the API server {config.server} is unreachable{way}: {why}"
-
-
-def _direct(config: Kubeconfig) -> str:
-    return f"For a direct connection, add {urlsplit(config.server).hostname} to NO_PROXY"
-
-
-def _tls(config: Kubeconfig) -> ssl.SSLContext:
-    """A TLS context with the cluster's CA and the client's certificate."""
-    context = ssl.create_default_context(cadata=config.ca)
-    if config.client_certificate and config.client_key:
-        # The ssl module loads a client key only from a file. Nobody else can read this one.
-        with tempfile.TemporaryDirectory(prefix="kubeadm-ipvs-") as folder:
-            pair = Path(folder) / "client.pem"
-            pair.touch(mode=0o600)
-            pair.write_text(config.client_certificate + config.client_key, encoding="utf-8")
-            context.load_cert_chain(pair)
-    return context
-
-
-def _message(body: bytes) -> str:
-    try:
-        return str(json.loads(body)["message"])
-    except (ValueError, KeyError, TypeError):
-        return "no reason given"

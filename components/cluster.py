@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import secrets
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -31,11 +32,15 @@ class ClusterArgs:
         settings: The environment.
         stack: The stack's name, written on each host as its owner.
         verified: `Cluster.verified` after the last completed run.
+        renewal: Certificates that expire by then are renewed (`certificates.renewal`); empty for none.
+        dead: The names of dead workers (`dead_hosts.find`).
     """
 
     settings: Settings
     stack: str
     verified: str | None
+    renewal: str = ""
+    dead: frozenset[str] = frozenset()
 
 
 class Cluster(pulumi.ComponentResource):
@@ -46,11 +51,15 @@ class Cluster(pulumi.ComponentResource):
     as soon as the API is up. The application waits until all nodes are Ready, because its pods can't start
     earlier and the control plane is busiest while nodes join.
 
+    Nothing waits for a worker that is dead when the run starts. Its own steps come last, so that their
+    failure stops nothing else (docs/decisions/0032).
+
     Attributes:
         kubeconfig: The administrator's kubeconfig; secret.
         tables: The verified services' virtual servers in each host's kernel, by host name.
         node_ports: The application's URL on each host.
         verified: The verification attempt that succeeded.
+        certificates_expire: When the first of the cluster's certificates expires, if that is known.
     """
 
     def __init__(self, name: str, args: ClusterArgs, opts: pulumi.ResourceOptions | None = None) -> None:
@@ -73,11 +82,17 @@ class Cluster(pulumi.ComponentResource):
 
         first = settings.control_plane
         prepared = {first.name: PreparedHost(first.name, PreparedHostArgs(settings, first, owner), child)}
-        control_plane = ControlPlane("control-plane", ControlPlaneArgs(settings, prepared[first.name]), child)
-        for host in settings.workers:
-            deregister = control_plane.deregister(host)
+        control_plane = ControlPlane(
+            "control-plane", ControlPlaneArgs(settings, prepared[first.name], args.renewal), child
+        )
+        living = [host for host in settings.workers if host.name not in args.dead]
+        dead = [host for host in settings.workers if host.name in args.dead]
+        deregister = {host.name: control_plane.deregister(host) for host in settings.workers}
+        for host in living:
             prepared[host.name] = PreparedHost(
-                host.name, PreparedHostArgs(settings, host, owner, outlived_by=[deregister]), child
+                host.name,
+                PreparedHostArgs(settings, host, owner, outlived_by=[deregister[host.name]]),
+                child,
             )
         provider = kubernetes.Provider(
             name,
@@ -105,12 +120,19 @@ class Cluster(pulumi.ComponentResource):
         pods = pod_network.of(settings)
         network = Manifest(
             pods.name,
-            ManifestArgs(pods.manifest, pods.parameters(settings), provider, control_plane),
+            ManifestArgs(
+                pods.manifest,
+                # A rollout counts the pods on dead hosts as unavailable.
+                {**pods.parameters(settings), "max_unavailable": 1 + len(dead)},
+                provider,
+                control_plane,
+                wait_for_daemon_sets=not dead,
+            ),
             child,
         )
         workers = [
             Worker(f"{host.name}-worker", WorkerArgs(settings, prepared[host.name], control_plane), child)
-            for host in settings.workers
+            for host in living
         ]
         joined = {first.name: control_plane.init}
         joined |= {worker.host.name: worker.join for worker in workers}
@@ -121,13 +143,14 @@ class Cluster(pulumi.ComponentResource):
                 child,
             )
             for host in settings.hosts
+            if host.name in joined
         ]
         proxies = ProxyMode("proxy", ProxyModeArgs(settings, prepared, joined), child)
         nginx = Manifest(
             "nginx",
             ManifestArgs(
                 "nginx.yaml",
-                _nginx(settings),
+                _nginx(settings, args.dead),
                 provider,
                 control_plane,
                 depends_on=[node.ready for node in cluster_nodes],
@@ -146,22 +169,64 @@ class Cluster(pulumi.ComponentResource):
             ),
             child,
         )
+        # Not `depends_on`, which would also order deletions: no host could be restored before the dead one.
+        last: pulumi.Output[None] = pulumi.Output.from_input(_registered(verification.steps))
+        for host in dead:
+            prepared[host.name] = PreparedHost(
+                host.name,
+                PreparedHostArgs(settings, host, owner, outlived_by=[deregister[host.name]], after=last),
+                child,
+            )
+            worker = Worker(
+                f"{host.name}-worker", WorkerArgs(settings, prepared[host.name], control_plane), child
+            )
+            node = Node(
+                f"{host.name}-node",
+                NodeArgs(
+                    settings,
+                    host,
+                    control_plane,
+                    worker.join,
+                    [*network.objects.values()],
+                    access=prepared[host.name].runner.access,
+                ),
+                child,
+            )
+            proxy = proxies.change(prepared[host.name], worker.join, ())
+            verification.add_dead_host(prepared[host.name], [node.ready, proxy])
         self.kubeconfig = control_plane.kubeconfig
         self.tables = verification.tables
         self.verified = verification.verified
+        self.certificates_expire = control_plane.certificates_expire
         self.node_ports = [f"http://{host.address}:{settings.nginx.node_port}/" for host in settings.hosts]
         self.register_outputs(
             {"kubeconfig": self.kubeconfig, "nodePorts": self.node_ports, "caHash": control_plane.ca_hash}
         )
 
 
-def _nginx(settings: Settings) -> dict[str, documents.Parameter]:
+async def _registered(resources: Iterable[pulumi.Resource]) -> None:
+    """Wait for the end of the resources' operations."""
+    for resource in resources:
+        await resource.urn.future()
+
+
+# How long a change of endpoints takes to reach kube-proxy on a busy host, and nginx to finish its requests
+# (docs/decisions/0035).
+_ENDPOINT_SECONDS, _REQUEST_SECONDS = 15, 30
+
+
+def _nginx(settings: Settings, dead: Collection[str]) -> dict[str, documents.Parameter]:
     nginx = settings.nginx
+    hosts = [host for host in settings.nginx_hosts if host.name not in dead]
+    pause = math.ceil(seconds(settings.proxy.min_sync_period)) + _ENDPOINT_SECONDS
     return {
         "image": nginx.image,
         "replicas": nginx.replicas,
         "node_port": nginx.node_port,
-        "spread": settings.nginx_spread,
+        # With fewer hosts than that, pods would stay pending.
+        "spread": max(1, min(settings.nginx_spread, len(hosts))),
+        "pause": pause,
+        "grace": pause + _REQUEST_SECONDS,
     }
 
 

@@ -62,6 +62,8 @@ class ManifestArgs:
         provider: The cluster's provider.
         cluster: The control plane. When the cluster is deleted, its objects aren't deleted one by one.
         depends_on: Resources that must exist first.
+        wait_for_daemon_sets: Whether to wait for the pods of DaemonSets; those on a dead host never become
+            ready.
     """
 
     file: str
@@ -69,6 +71,7 @@ class ManifestArgs:
     provider: kubernetes.Provider
     cluster: ControlPlane
     depends_on: Sequence[pulumi.Resource] = field(default_factory=tuple)
+    wait_for_daemon_sets: bool = True
 
 
 class Object(pulumi.CustomResource):
@@ -78,10 +81,16 @@ class Object(pulumi.CustomResource):
     spec: pulumi.Output[Any]
 
     def __init__(
-        self, name: str, document: documents.Document, opts: pulumi.ResourceOptions | None = None
+        self,
+        name: str,
+        document: documents.Document,
+        opts: pulumi.ResourceOptions | None = None,
+        *,
+        wait: bool = True,
     ) -> None:
         metadata = document.body["metadata"]
-        named = {**metadata, "annotations": {**metadata.get("annotations", {}), **APPLIED}}
+        own = APPLIED if wait else {**APPLIED, "pulumi.com/skipAwait": "true"}
+        named = {**metadata, "annotations": {**metadata.get("annotations", {}), **own}}
         # `spec` is declared even if the document has none, so that its output resolves.
         properties: dict[str, Any] = {"spec": None, **document.body, "metadata": named}
         super().__init__(document.type, name, properties, opts)
@@ -151,6 +160,7 @@ class Manifest(pulumi.ComponentResource):
                     hooks=hooks,
                     custom_timeouts=pulumi.CustomTimeouts(create=READY_WITHIN, update=READY_WITHIN),
                 ),
+                wait=args.wait_for_daemon_sets or document.kind != "DaemonSet",
             )
             self.objects[document.name] = resource
             if document.kind == "Namespace":

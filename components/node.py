@@ -23,6 +23,7 @@ class NodeArgs:
         control_plane: The control plane, where kubectl runs.
         joined: The command that made the host a node (init or join).
         depends_on: Everything else that the node needs to become Ready.
+        access: Hooks to run before the step, besides those of the control plane.
     """
 
     settings: Settings
@@ -30,6 +31,7 @@ class NodeArgs:
     control_plane: ControlPlane
     joined: remote.Command
     depends_on: Sequence[pulumi.Resource]
+    access: pulumi.ResourceHookBinding | None = None
 
 
 class Node(pulumi.ComponentResource):
@@ -62,7 +64,9 @@ class Node(pulumi.ComponentResource):
                 "DRAIN_SECONDS": str(settings.step_timeouts.drain),
             },
             opts=pulumi.ResourceOptions(
-                depends_on=[args.joined, *args.depends_on], deleted_with=cluster.admin_kubeconfig
+                depends_on=[args.joined, *args.depends_on],
+                deleted_with=cluster.admin_kubeconfig,
+                hooks=args.access,
             ),
         )
         self.register_outputs({"node": host.name})

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import pulumi
@@ -20,7 +20,8 @@ class ProxyModeArgs:
     Attributes:
         settings: The environment.
         prepared: The prepared hosts by name.
-        nodes: The command that made each host a node (init or join), by the host's name.
+        nodes: The command that made each host a node (init or join), by the host's name. Dead hosts are
+            missing; `ProxyMode.change` adds them later.
     """
 
     settings: Settings
@@ -37,31 +38,35 @@ class ProxyMode(pulumi.ComponentResource):
     with the failed one.
 
     Attributes:
-        steps: One step per host, in the order of the settings.
+        steps: One step per host of `nodes`, in the order of the settings.
     """
 
     def __init__(self, name: str, args: ProxyModeArgs, opts: pulumi.ResourceOptions | None = None) -> None:
         super().__init__("kubeadm-ipvs:index:ProxyMode", name, None, opts)
-        settings = args.settings
+        self._settings = settings = args.settings
         self.steps: list[remote.Command] = []
         for host in settings.hosts:
-            node = args.nodes[host.name]
-            self.steps.append(
-                args.prepared[host.name].runner.step(
-                    steps.PROXY,
-                    self,
-                    triggers=[node.id],
-                    values={
-                        "PROXY": kubeadm.proxy_config(settings),
-                        "MODE": settings.proxy.mode,
-                        "SCHEDULER": settings.proxy.scheduler,
-                        "SERVICE_ADDRESS": settings.service_address,
-                        "NODE_ENDPOINT": f"{host.address}:{settings.nginx.node_port}",
-                        "READY_SECONDS": str(settings.step_timeouts.rollout - 60),
-                    },
-                    opts=pulumi.ResourceOptions(
-                        depends_on=[node, *self.steps[-1:]], deleted_with=node, replace_with=[node]
-                    ),
-                )
-            )
+            if host.name in args.nodes:
+                step = self.change(args.prepared[host.name], args.nodes[host.name], self.steps[-1:])
+                self.steps.append(step)
         self.register_outputs({"mode": settings.proxy.mode})
+
+    def change(
+        self, prepared: PreparedHost, node: remote.Command, after: Sequence[pulumi.Resource]
+    ) -> remote.Command:
+        """The step that changes one host's kube-proxy, `after` those of other hosts."""
+        settings = self._settings
+        return prepared.runner.step(
+            steps.PROXY,
+            self,
+            triggers=[node.id],
+            values={
+                "PROXY": kubeadm.proxy_config(settings),
+                "MODE": settings.proxy.mode,
+                "SCHEDULER": settings.proxy.scheduler,
+                "SERVICE_ADDRESS": settings.service_address,
+                "NODE_ENDPOINT": f"{prepared.host.address}:{settings.nginx.node_port}",
+                "READY_SECONDS": str(settings.step_timeouts.rollout - 60),
+            },
+            opts=pulumi.ResourceOptions(depends_on=[node, *after], deleted_with=node, replace_with=[node]),
+        )

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import pulumi
+from pulumi_command import remote
 
 from components.control_plane import ControlPlane
 from components.host import PreparedHost
@@ -23,7 +24,8 @@ class VerificationArgs:
 
     Attributes:
         settings: The environment.
-        prepared: The prepared hosts by name; each is verified.
+        prepared: The prepared hosts by name; each is verified. Dead hosts are missing;
+            `Verification.add_dead_host` adds them later.
         control_plane: The control plane, from which the expected services are read.
         subject: A fingerprint of everything behind the services. If it changes, every host is verified again.
         verified: `Verification.verified` after the last completed run, or None.
@@ -42,8 +44,7 @@ class Verification(pulumi.ComponentResource):
     """Fails the update unless every host's kernel matches the cluster's services.
 
     Attributes:
-        tables: The verified services' virtual servers in each host's kernel, by host name.
-        verified: The attempt that succeeded (`attempt_at`); unknown until every host is verified.
+        steps: The verification of each host of `prepared`.
     """
 
     def __init__(self, name: str, args: VerificationArgs, opts: pulumi.ResourceOptions | None = None) -> None:
@@ -54,10 +55,11 @@ class Verification(pulumi.ComponentResource):
         )
         settings, cluster = args.settings, args.control_plane
         self._settings = settings
-        attempt = pulumi.Output.all(args.verified, args.subject, cluster.init.id, _reasons(settings)).apply(
-            lambda known: attempt_at(known[0], known[1:])
-        )
-        expected_services = cluster.runner.step(
+        self._cluster = cluster
+        self._attempt = pulumi.Output.all(
+            args.verified, args.subject, cluster.init.id, _reasons(settings)
+        ).apply(lambda known: attempt_at(known[0], known[1:]))
+        self._expected_services = cluster.runner.step(
             steps.EXPECTED_SERVICES,
             self,
             name="expected-services",
@@ -66,10 +68,11 @@ class Verification(pulumi.ComponentResource):
                 "SERVICES": "\n".join(
                     f"{service} {count}" for service, count in ipvs.expected_services(settings).items()
                 ),
+                "NODE_NAMES": "\n".join(args.prepared),
                 "WAIT_SECONDS": str(settings.verification.wait_seconds),
                 # Changes whenever the verification must run again, including after a failed one: kernels are
                 # compared with the services at that time, not with an earlier list.
-                "SUBJECT": attempt,
+                "SUBJECT": self._attempt,
             },
             opts=pulumi.ResourceOptions(
                 depends_on=list(args.depends_on),
@@ -77,22 +80,47 @@ class Verification(pulumi.ComponentResource):
                 aliases=[pulumi.Alias(name="promises")],
             ),
         )
-        services = plain_output(expected_services)
-        self.tables: dict[str, pulumi.Output[list[dict[str, Any]]]] = {}
-        for host in settings.hosts:
-            verification = args.prepared[host.name].runner.step(
-                steps.VERIFICATION,
-                self,
-                triggers=[cluster.init.id],
-                values=self._values(host, services),
-                repair=host.repair,
-                opts=pulumi.ResourceOptions(depends_on=[expected_services], deleted_with=cluster.init),
-            )
-            self.tables[host.name] = pulumi.Output.all(plain_output(verification), services).apply(
-                lambda known: ipvs.report_tables(str(known[0]), str(known[1]), settings)
-            )
-        self.verified = pulumi.Output.all(attempt, *self.tables.values()).apply(lambda known: str(known[0]))
+        self._services = plain_output(self._expected_services)
+        self._tables: dict[str, pulumi.Output[list[dict[str, Any]]]] = {}
+        self.steps = [self._verify(prepared) for prepared in args.prepared.values()]
         self.register_outputs({"hosts": [host.name for host in settings.hosts]})
+
+    @property
+    def tables(self) -> dict[str, pulumi.Output[list[dict[str, Any]]]]:
+        """The verified services' virtual servers in each host's kernel, by host name."""
+        return {host.name: self._tables[host.name] for host in self._settings.hosts}
+
+    @property
+    def verified(self) -> pulumi.Output[str]:
+        """The attempt that succeeded (`attempt_at`); unknown until every host is verified."""
+        return pulumi.Output.all(self._attempt, *self.tables.values()).apply(lambda known: str(known[0]))
+
+    def add_dead_host(self, prepared: PreparedHost, after: Sequence[pulumi.Resource]) -> None:
+        """Verify a host that was dead when the run started, after its own steps.
+
+        The verification is replaced, which removes it from the state. So a run fails as long as the host is
+        dead, even if nothing on it has changed, and verifies it once it is back.
+        """
+        self._verify(prepared, [secrets.token_hex(4)], after)
+
+    def _verify(
+        self, prepared: PreparedHost, triggers: Sequence[str] = (), after: Sequence[pulumi.Resource] = ()
+    ) -> remote.Command:
+        cluster, host = self._cluster, prepared.host
+        step = prepared.runner.step(
+            steps.VERIFICATION,
+            self,
+            triggers=[cluster.init.id, *triggers],
+            values=self._values(host, self._services),
+            repair=host.repair,
+            opts=pulumi.ResourceOptions(
+                depends_on=[self._expected_services, *after], deleted_with=cluster.init
+            ),
+        )
+        self._tables[host.name] = pulumi.Output.all(plain_output(step), self._services).apply(
+            lambda known: ipvs.report_tables(str(known[0]), str(known[1]), self._settings)
+        )
+        return step
 
     def _values(self, host: Host, services: pulumi.Output[str]) -> Mapping[str, pulumi.Input[str]]:
         settings = self._settings
@@ -101,7 +129,8 @@ class Verification(pulumi.ComponentResource):
             "EXPECTED": services.apply(lambda text: "\n".join(ipvs.expected(text, settings, host))),
             "CLUSTER_ENDPOINT": services.apply(ipvs.cluster_endpoint),
             "NODE_ENDPOINT": f"{host.address}:{port}",
-            "ENDPOINTS": "\n".join(f"{other.address}:{port}" for other in settings.hosts),
+            "ENDPOINTS": services.apply(lambda text: "\n".join(ipvs.node_ports(text, settings, host))),
+            "NODE_PROBLEM": services.apply(lambda text: ipvs.node_problem(text, host)),
             "MODE": settings.proxy.mode,
             "SCHEDULER": settings.proxy.scheduler,
             "REQUESTS": str(settings.verification.requests),

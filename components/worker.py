@@ -64,6 +64,7 @@ class Worker(pulumi.ComponentResource):
             triggers=[control_plane.init.id],
             values={
                 "CONFIG": config,
+                "NODE_ADDRESS": host.address,
                 "KUBELET": kubeadm.kubelet_config(settings),
                 "PROXY": kubeadm.proxy_config(settings),
                 "POD_NETWORK": pod_network.of(settings).lines,

@@ -8,6 +8,7 @@ can read the differences:
     virtual TCP 10.96.0.1:443 rr                            a virtual server and its scheduler
     real TCP 10.96.0.1:443 192.168.166.101:6443 Masq        one of its real servers
     set KUBE-CLUSTER-IP                                     an ipset that the masquerading rules use
+    node-port-networks TCP 30080 192.168.166.101/32         no other address of the host serves the node port
 
 kube-proxy's behaviour: pkg/proxy/ipvs/proxier.go, v1.37.2.
 """
@@ -21,7 +22,7 @@ from dataclasses import dataclass, replace
 from ipaddress import IPv4Address, IPv4Network
 from typing import Any
 
-from model.settings import Host, Settings
+from model.settings import ANYWHERE, Host, Settings
 
 # IPVS mode always has these, for masquerading traffic to service addresses and hairpin traffic.
 _SETS = ("KUBE-CLUSTER-IP", "KUBE-LOOP-BACK")
@@ -140,11 +141,22 @@ def expected(
             node_port = port.get("nodePort")
             if node_port:
                 lines.add(f"set {_NODE_PORT_SETS[protocol]}")
+                networks = _node_port_networks(settings, host)
+                if networks:
+                    lines.add(" ".join(["node-port-networks", protocol, str(node_port), *networks]))
                 places += [f"{address}:{node_port}" for address in addresses or (host.address,)]
             for place in places:
                 lines.add(f"virtual {protocol} {place} {settings.proxy.scheduler}")
                 lines |= {f"real {protocol} {place} {endpoint} Masq" for endpoint in ready}
     return sorted(lines)
+
+
+def _node_port_networks(settings: Settings, host: Host) -> list[str]:
+    """The networks of the only addresses that serve node ports; empty if all of the host's do."""
+    networks = list(settings.proxy.node_port_addresses)
+    if networks == ["primary"]:
+        return [f"{host.address}/32"]
+    return [] if ANYWHERE in networks else networks
 
 
 def cluster_endpoint(objects: str) -> str:
@@ -163,15 +175,79 @@ def cluster_endpoint(objects: str) -> str:
     return f"{specification['clusterIP']}:{specification['ports'][0]['port']}"
 
 
-def _services_and_slices(objects: str) -> tuple[dict[str, Any], dict[str, list[Any]]]:
-    """Services and their endpoint slices, both by the service's `namespace/name`."""
+def node_ports(objects: str, settings: Settings, host: Host) -> list[str]:
+    """`address:port` of nginx on each host that this host must reach: itself, and those whose Node is Ready.
+
+    Args:
+        objects: The same as for `expected`.
+        settings: The cluster's settings.
+        host: The host.
+
+    Raises:
+        UnreadableError: The objects can't be parsed.
+    """
+    nodes = _nodes(objects)
+    ready = {name for name, node in nodes.items() if node.ready}
+    hosts = [other for other in settings.hosts if not nodes or other == host or other.name in ready]
+    return [f"{other.address}:{settings.nginx.node_port}" for other in hosts]
+
+
+def node_problem(objects: str, host: Host) -> str:
+    """Why the host's Node isn't as it should be; empty if it is.
+
+    Args:
+        objects: The same as for `expected`.
+        host: The host.
+
+    Raises:
+        UnreadableError: The objects can't be parsed.
+    """
+    nodes = _nodes(objects)
+    if not nodes:
+        return ""
+    node = nodes.get(host.name)
+    if node is None:
+        return f"the cluster has no node {host.name}"
+    if not node.ready:
+        return f"the node isn't Ready ({node.message})"
+    if host.address not in node.addresses:
+        return f"the cluster knows the node by the address {' '.join(node.addresses)}, not {host.address}"
+    return ""
+
+
+@dataclass(frozen=True)
+class _Node:
+    ready: bool
+    message: str
+    addresses: Sequence[str]
+
+
+def _nodes(objects: str) -> dict[str, _Node]:
+    """The Nodes in a list by name. Lists of earlier versions of the program contain none."""
+    nodes = {}
+    for item in _items(objects):
+        if item["kind"] == "Node":
+            [condition] = item["conditions"] or [{"status": "Unknown"}]
+            message = " ".join(condition.get("message", "its kubelet hasn't reported its condition").split())
+            nodes[item["metadata"]["name"]] = _Node(
+                condition["status"] == "True", message, item["addresses"].split()
+            )
+    return nodes
+
+
+def _items(objects: str) -> list[dict[str, Any]]:
     document = _json(objects, "the cluster's objects")
     items = document.get("items") if isinstance(document, dict) else None
     if not isinstance(items, list):
         raise UnreadableError("the cluster's objects aren't a list of Kubernetes objects")
+    return items
+
+
+def _services_and_slices(objects: str) -> tuple[dict[str, Any], dict[str, list[Any]]]:
+    """Services and their endpoint slices, both by the service's `namespace/name`."""
     services: dict[str, Any] = {}
     slices: dict[str, list[Any]] = {}
-    for item in items:
+    for item in _items(objects):
         metadata = item["metadata"]
         if item["kind"] == "Service":
             services[f"{metadata['namespace']}/{metadata['name']}"] = item

@@ -6,10 +6,8 @@ steps get what they need as the value POD_NETWORK, which scripts/lib/pod_network
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from ipaddress import IPv4Address, IPv4Network
 
 from model.documents import Parameter
 from model.settings import Settings
@@ -22,7 +20,7 @@ class PodNetwork:
     Attributes:
         name: Its name in resource names.
         manifest: Its file in `manifests/`.
-        parameters: Computes the values of the manifest's placeholders.
+        parameters: Computes the values of the manifest's placeholders, except max_unavailable.
         images: Computes the images that every node runs.
         modules: Computes the kernel modules to load.
         all_modules: Kernel modules that any settings may need; a host must have all of them.
@@ -77,26 +75,13 @@ class PodNetwork:
         return "\n".join([*lines, *(f"{kind} {value}" for kind, value in single.items())])
 
 
-def flannel_interface_regex(settings: Settings) -> str:
-    """The regular expression (Go's RE2) that selects flannel's interface.
+def flannel_interface(settings: Settings) -> str:
+    """The option that selects flannel's interface on each host, by default the one with the host's address.
 
-    Without the setting, it matches the /24 blocks of the hosts' addresses, so that adding a host in a known
-    block changes nothing. If such a block overlaps the pod or service subnet, whose addresses are also on a
-    node's interfaces, it matches exactly the hosts' addresses instead.
+    `--iface-can-reach` would select `lo` on the host that has the address itself.
     """
-    network = settings.network
-    if network.flannel.interface_regex is not None:
-        return network.flannel.interface_regex
-    blocks = sorted({IPv4Network(f"{host.address}/24", strict=False) for host in settings.hosts})
-    inside = [IPv4Network(subnet) for subnet in (network.pod_subnet, network.service_subnet)]
-    if any(block.overlaps(subnet) for block in blocks for subnet in inside):
-        addresses = sorted(IPv4Address(host.address) for host in settings.hosts)
-        return _alternatives([re.escape(str(address)) for address in addresses], "")
-    return _alternatives([re.escape(str(block[0]).rpartition(".")[0]) for block in blocks], r"\.[0-9]+")
-
-
-def _alternatives(patterns: list[str], end: str) -> str:
-    return f"^{patterns[0]}{end}$" if len(patterns) == 1 else f"^({'|'.join(patterns)}){end}$"
+    regex = settings.network.flannel.interface_regex
+    return "--iface=$(HOST_IP)" if regex is None else f"--iface-regex={regex}"
 
 
 def _flannel_parameters(settings: Settings) -> Mapping[str, Parameter]:
@@ -106,7 +91,7 @@ def _flannel_parameters(settings: Settings) -> Mapping[str, Parameter]:
         "backend": flannel.backend,
         "image": flannel.image,
         "cni_plugin_image": flannel.cni_plugin_image,
-        "interface_regex": flannel_interface_regex(settings),
+        "interface": flannel_interface(settings),
         "resync_seconds": flannel.resync_seconds,
         "api_host": settings.control_plane.address,
         "api_port": settings.api_port,

@@ -11,10 +11,13 @@ source lib/step.sh
 source lib/reset/kubeadm.sh
 source lib/http.sh
 
-# Returns 1 if the node is already finished. Removes an unfinished node first.
-begin_node() {
+node_finished() {
   need_record
-  [[ ! -e $HOME_DIR/node.done ]] || return 1
+  [[ -e $HOME_DIR/node.done ]]
+}
+
+# Removes an unfinished node first. Not to be called in a condition, where bash ignores `set -e`.
+begin_node() {
   if [[ -e $HOME_DIR/node.started ]]; then
     say "removing the unfinished node of an interrupted run"
     reset_node
@@ -25,8 +28,6 @@ begin_node() {
   mark node.started
 }
 node_removed=
-
-mark() { : | put_file "$HOME_DIR/$1" 0600 || :; }
 
 # run_kubeadm ATTEMPTS ARGUMENT...: prints kubeadm's phases as they run and, on failure, the end of its log.
 #
@@ -39,6 +40,7 @@ run_kubeadm() {
   for ((attempt = 1; ; attempt++)); do
     status=0
     say "kubeadm $1"
+    mark kubeadm.log
     kubeadm "$@" --config "$HOME_DIR/kubeadm.yaml" 2>&1 | redact | tee "$HOME_DIR/kubeadm.log" |
       sed -unE "s/^\[([a-z0-9-]+)\] (.*)/$HOST: $STEP: [\1] \2/p" >&2 || status=$?
     ((status)) || return 0
@@ -89,8 +91,8 @@ readonly KUBELET_FILES=("$ROOT/var/lib/kubelet/config.yaml" "$ROOT/var/lib/kubel
 store_settings() {
   local file
   for file in "${KUBELET_FILES[@]}"; do [[ ! -f $file ]] || store_checksum "$file"; done
-  printf '%s\n' "$KUBELET" | put_file "$HOME_DIR/kubelet.yaml" 0600 || :
-  printf '%s\n' "$PROXY" | put_file "$HOME_DIR/proxy.yaml" 0600 || :
+  put_file "$HOME_DIR/kubelet.yaml" 0600 <<<"$KUBELET"
+  put_file "$HOME_DIR/proxy.yaml" 0600 <<<"$PROXY"
 }
 
 # Restarts kubelet with the cluster's configuration if that, or kubelet's own file, has changed. Pods keep running.
@@ -107,7 +109,7 @@ converge_kubelet() {
     fail "kubelet doesn't start with its new configuration: $(journalctl -u kubelet -n 1 -o cat --no-pager)" \
       "correct cluster.kubelet and run again; details: journalctl -u kubelet on $HOST"
   store_checksum "${KUBELET_FILES[0]}"
-  printf '%s\n' "$KUBELET" | put_file "$HOME_DIR/kubelet.yaml" 0600 || :
+  put_file "$HOME_DIR/kubelet.yaml" 0600 <<<"$KUBELET"
 }
 
 kubelet_healthy() { request 127.0.0.1:10248 /healthz; }

@@ -4,11 +4,13 @@
 # seconds, so differences are errors only if they still exist at the time limit. Read-only.
 #
 # Values: EXPECTED (lines, see below), MODE, SCHEDULER, CLUSTER_ENDPOINT (address:port of the application's ClusterIP
-# service), NODE_ENDPOINT (this host's address:NodePort), ENDPOINTS (every host's address:NodePort, one per line),
-# REQUESTS, WAIT_SECONDS, POD_NETWORK.
+# service), NODE_ENDPOINT (this host's address:NodePort), ENDPOINTS (address:NodePort of each host whose node is Ready,
+# one per line), NODE_PROBLEM (why this host's node isn't as it should be; empty if it is), REQUESTS, WAIT_SECONDS,
+# POD_NETWORK.
 #
 # Lines for IPVS: `address 10.96.0.1` (on kube-ipvs0), `virtual TCP 10.96.0.1:443 rr`,
-# `real TCP 10.96.0.1:443 192.168.166.101:6443 Masq`, `set KUBE-CLUSTER-IP`. Lines for iptables and nftables:
+# `real TCP 10.96.0.1:443 192.168.166.101:6443 Masq`, `set KUBE-CLUSTER-IP`, `node-port-networks TCP 30080 10.0.0.0/8`
+# (no address outside serves the node port). Lines for iptables and nftables:
 # `service TCP 10.96.0.1:443`, `node-port TCP 30080`, `endpoint TCP 10.244.1.2:80`.
 
 source lib/http.sh
@@ -19,6 +21,7 @@ locking() { false; }
 
 create() {
   local deadline=$((SECONDS + WAIT_SECONDS)) reported=$SECONDS problems spread=
+  check_node
   until problems=$(differences) && [[ -z $problems ]]; do
     if ((SECONDS >= deadline)); then
       printf '%s\n' "$problems" | sed "s/^/$HOST: $STEP: /" >&2
@@ -36,8 +39,41 @@ create() {
   # The other modes choose endpoints at random, so a few requests can't show how they are distributed.
   if [[ $MODE == ipvs ]]; then
     spread=$(check_spread "$CLUSTER_ENDPOINT"; check_spread "$NODE_ENDPOINT")
-    ipvs_report "$spread"
+    ipvs_report "$spread" | verified_only
   fi
+}
+
+check_node() {
+  local address=${NODE_ENDPOINT%:*} found
+  found=$(ip -4 -o address show)
+  grep -qwF "$address" <<<"$found" ||
+    fail "the host no longer has the address $address, but $(awk -v others="lo kube-ipvs0 $(pod_network link | xargs)" '
+      index(" " others " ", " " $2 " ") == 0 {sub("/.*", "", $4); print $4}' <<<"$found" | xargs)" \
+      "give it that address again, for example by a DHCP reservation; docs/operating.md has the steps for a new one"
+  [[ -z $NODE_PROBLEM ]] || fail "$NODE_PROBLEM" "check journalctl -u kubelet -u containerd on $HOST"
+}
+
+# Keeps the verified services' virtual servers and addresses of a report. The output stays in Pulumi's state, and a
+# kernel has a virtual server for every service of the cluster. A node port is served on all addresses of the host.
+verified_only() {
+  awk '
+    FILENAME == ARGV[1] {
+      if ($1 == "address") address[$2]
+      if ($1 == "virtual") {
+        server[$2, $3]
+        split($3, part, ":")
+        if (!(part[1] in address)) node_port[$2, part[2]]
+      }
+      next
+    }
+    FILENAME == ARGV[2] { service[$1]; next }
+    $1 == "==" { section = $2; kept = section != "addresses" }
+    section == "addresses" { kept = $1 == "==" || $1 in address }
+    section ~ /^(ipvs|stats)$/ && $1 ~ /^(TCP|UDP|SCTP|FWM)$/ {
+      split($2, part, ":")
+      kept = ($1, $2) in server || ($1, part[2]) in node_port && !(part[1] in service)
+    }
+    kept' <(printf '%s\n' "$EXPECTED") <(ip -4 -o address show dev kube-ipvs0 | awk '{sub("/.*", "", $4); print $4}') -
 }
 
 entries() { "${MODE}_entries"; }
@@ -75,7 +111,7 @@ differences() {
     if ipvs_active; then echo "kube-ipvs0 exists in mode $MODE"; fi
     # Only the cluster's services: the user may have virtual servers too.
     sed -n 's/^service \([A-Z]*\) /\1 /p' <<<"$EXPECTED" | while read -r protocol place; do
-      if grep -qxF "$protocol $place" < <(virtual_servers); then echo "balanced by IPVS: $protocol $place"; fi
+      if grep -qxF "$protocol $place" < <(ipvs_servers); then echo "balanced by IPVS: $protocol $place"; fi
     done
   fi
   if [[ $MODE != iptables ]]; then
@@ -87,7 +123,7 @@ differences() {
   fi
 }
 
-virtual_servers() {
+ipvs_servers() {
   if [[ -r $ROOT/proc/net/ip_vs ]]; then ipvs_entries | sed -n 's/^virtual \([A-Z]* [^ ]*\) .*/\1/p'; fi
 }
 
@@ -96,7 +132,8 @@ ipvs_differences() {
   state=$(cat "$ROOT/sys/class/net/kube-ipvs0/operstate" 2>/dev/null || echo missing)
   [[ $state == down ]] || echo "kube-ipvs0 is $state, not DOWN"
   found=$(entries | sort -u)
-  comm -23 <(sort -u <<<"$EXPECTED") <(printf '%s\n' "$found") | sed 's/^/missing: /'
+  comm -23 <(grep -v '^node-port-networks ' <<<"$EXPECTED" | sort -u) <(printf '%s\n' "$found") | sed 's/^/missing: /'
+  node_ports_elsewhere
   # Unexpected servers matter only for the cluster's own services.
   comm -13 <(sort -u <<<"$EXPECTED") <(printf '%s\n' "$found") | awk '
     NR == FNR { if ($1 == "virtual") expected[$2 " " $3] = 1; next }
@@ -109,6 +146,20 @@ ipvs_differences() {
     grep -qE -- "^-A KUBE-(POSTROUTING|SERVICES) .*--match-set $set " <<<"$rules" ||
       echo "missing: a rule that masquerades by the set $set"
   done
+}
+
+# With proxy.nodePortAddresses, other addresses of the host must not serve a node port. A service may have the same port
+# on an address of its own, on kube-ipvs0, and the user in proxy.excludeCidrs.
+node_ports_elsewhere() {
+  local protocol port networks place
+  while read -r protocol port networks; do
+    mapfile -t networks < <(tr ' ' '\n' <<<"$networks"; cluster_networks exclude)
+    while read -r _ _ place _; do
+      if ! in_network "${place%:*}" "${networks[@]}" && ! grep -qxF "address ${place%:*}" <<<"$found"; then
+        echo "unexpected: virtual $protocol $place, because proxy.nodePortAddresses doesn't contain its address"
+      fi
+    done < <(grep -E "^virtual $protocol [0-9.]+:$port " <<<"$found" || :)
+  done < <(sed -n 's/^node-port-networks //p' <<<"$EXPECTED")
 }
 
 check_responses() {

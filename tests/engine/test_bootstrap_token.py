@@ -11,7 +11,8 @@ import pytest
 
 from common.paths import project_dir
 from components import bootstrap_token
-from components.bootstrap_token import SECRETS, BootstrapTokenError, create, revoke
+from components.api_requests import ApiError
+from components.bootstrap_token import SECRETS, create, revoke
 from tests.engine.api_server import ApiServer
 from tests.engine.ssh_server import SshServer
 from tests.engine.stack import Stack
@@ -111,6 +112,6 @@ def test_wrong_own_clock_doesnt_change_the_expiry(
 
 
 def test_error_names_the_api_server_without_the_token(cluster: ApiServer) -> None:
-    with pytest.raises(BootstrapTokenError, match=r"127\.0\.0\.1:1 is unreachable") as caught:
+    with pytest.raises(ApiError, match=r"127\.0\.0\.1:1 is unreachable") as caught:
         create(cluster.kubeconfig_for("https://127.0.0.1:1"), TOKEN, "node1", 5)
     assert TOKEN not in str(caught.value)

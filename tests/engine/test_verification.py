@@ -46,15 +46,26 @@ def test_expected_services_prints_only_the_configured_services(tmp_path: Path, c
         metadata = {"name": f"{service}-x", "labels": labels}
         slice_ = {"metadata": metadata, "addressType": "IPv4", "ports": ports, "endpoints": entries}
         cluster.call("POST", f"/apis/discovery.k8s.io/v1/namespaces/{namespace}/endpointslices", slice_)
+    cluster.call("POST", "/api/v1/nodes", {"metadata": {"name": namespace}})
+    condition = {"type": "Ready", "status": "False", "message": 'it says "no"'}
+    addresses = [{"type": "InternalIP", "address": address} for address in ("10.0.0.12", "fd00::2")]
+    status = {"status": {"conditions": [condition], "addresses": addresses}}
+    cluster.call("PATCH", f"/api/v1/nodes/{namespace}/status", status, "application/merge-patch+json")
     put(tmp_path, "/etc/kubernetes/admin.conf", cluster.kubeconfig)
-    kubectl = f'kubectl() {{ {cluster.kubectl} "$@"; }}'
-    services = f"{namespace}/dns 2"
-    output = stdout_of("steps/expected_services.sh", kubectl, tmp_path, SERVICES=services, WAIT_SECONDS="20")
-    by_kind = {item["kind"]: item for item in json.loads(output)["items"]}
+    code = f'kubectl() {{ {cluster.kubectl} "$@"; }}\nNODES_SECONDS=0'
+    values = {"SERVICES": f"{namespace}/dns 2", "NODE_NAMES": namespace, "WAIT_SECONDS": "20"}
+    items = json.loads(stdout_of("steps/expected_services.sh", code, tmp_path, **values))["items"]
+    nodes = {item["metadata"]["name"]: item for item in items if item["kind"] == "Node"}
+    assert nodes["no-machine"]["conditions"] == []
+    assert nodes[namespace]["addresses"] == "10.0.0.12 fd00::2"
+    [found] = nodes[namespace]["conditions"]
+    assert {name: found[name] for name in condition} == condition
+    by_kind = {item["kind"]: item for item in items if item["kind"] != "Node"}
     assert {kind: item["metadata"]["name"] for kind, item in by_kind.items()} == {
         "Service": "dns",
         "EndpointSlice": "dns-x",
     }
     assert by_kind["Service"]["spec"]["ports"][0]["port"] == 53
     assert by_kind["EndpointSlice"]["endpoints"] == endpoints
+    cluster.call("DELETE", f"/api/v1/nodes/{namespace}")
     cluster.forget_namespace(namespace)

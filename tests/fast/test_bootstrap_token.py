@@ -10,7 +10,8 @@ import pulumi
 import pytest
 
 from components import bootstrap_token
-from components.bootstrap_token import BootstrapTokenError, create
+from components.api_requests import ApiError
+from components.bootstrap_token import create
 from tests.fast.api_stub import NAME, StubApi, StubProxy, stub_api, stub_proxy
 
 TOKEN = "abcdef.0123456789abcdef"
@@ -96,7 +97,7 @@ def test_certificate_outside_its_time_names_the_clock(tmp_path: Path, end: dt.ti
     now = dt.datetime.now(dt.UTC)
     with (
         stub_api(tmp_path, end=now + end) as api,
-        pytest.raises(BootstrapTokenError, match=f"{words}.*clock shows {now:%Y-%m-%d}"),
+        pytest.raises(ApiError, match=f"{words}.*clock shows {now:%Y-%m-%d}"),
     ):
         create(api.kubeconfig(), TOKEN, "node1", 15)
 
@@ -111,7 +112,7 @@ def test_no_proxy_is_honoured(api: StubApi, proxy: StubProxy, monkeypatch: pytes
     create(api.kubeconfig(), TOKEN, "node1", 15)
     assert proxy.tunnels == [], "Go never uses a proxy for this machine itself"
     monkeypatch.setenv("NO_PROXY", ".example.com")
-    with pytest.raises(BootstrapTokenError, match="is unreachable: "):
+    with pytest.raises(ApiError, match="is unreachable: "):
         create(api.kubeconfig(NAME), TOKEN, "node1", 15)
     assert proxy.tunnels == []
 
@@ -123,14 +124,14 @@ def test_proxy_login_is_sent_and_never_shown(
     create(api.kubeconfig(NAME), TOKEN, "node1", 15)
     assert proxy.logins[0] == "Basic bWU6c0BjcmV0"
     proxy.refuse = True
-    with pytest.raises(BootstrapTokenError) as caught:
+    with pytest.raises(ApiError) as caught:
         create(api.kubeconfig(NAME), TOKEN, "node1", 15)
     assert "cret" not in str(caught.value)
 
 
 def test_refusing_proxy_is_named_with_the_way_out(api: StubApi, proxy: StubProxy) -> None:
     proxy.refuse = True
-    with pytest.raises(BootstrapTokenError) as caught:
+    with pytest.raises(ApiError) as caught:
         create(api.kubeconfig(NAME), TOKEN, "node1", 15)
     message = str(caught.value)
     assert f"through the proxy {proxy.url}" in message
@@ -140,5 +141,5 @@ def test_refusing_proxy_is_named_with_the_way_out(api: StubApi, proxy: StubProxy
 
 def test_socks_proxy_is_refused_in_words(api: StubApi, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HTTPS_PROXY", "socks5://127.0.0.1:1080")
-    with pytest.raises(BootstrapTokenError, match=f"SOCKS.*add {NAME} to NO_PROXY"):
+    with pytest.raises(ApiError, match=f"SOCKS.*add {NAME} to NO_PROXY"):
         create(api.kubeconfig(NAME), TOKEN, "node1", 15)

@@ -194,6 +194,23 @@ def test_node_ports_are_expected_on_given_addresses() -> None:
     assert places == ["virtual TCP 10.0.2.15:30080 rr", "virtual TCP 10.244.1.1:30080 rr"]
 
 
+@pytest.mark.parametrize(
+    ("addresses", "networks"),
+    [
+        ([], ""),
+        (["0.0.0.0/0"], ""),
+        (["primary"], f" {NODE1.address}/32"),
+        (["192.168.166.0/24", "172.16.0.0/12"], " 192.168.166.0/24 172.16.0.0/12"),
+    ],
+)
+def test_node_ports_are_expected_only_in_configured_networks(addresses: list[str], networks: str) -> None:
+    proxy = SETTINGS.proxy.model_copy(update={"node_port_addresses": tuple(addresses)})
+    lines = ipvs.expected(text(objects()), SETTINGS.model_copy(update={"proxy": proxy}), NODE1)
+    found = [line for line in lines if line.startswith("node-port-networks ")]
+    assert found == ([f"node-port-networks TCP 30080{networks}"] if networks else [])
+    assert f"virtual TCP {NODE1.address}:30080 rr" in lines
+
+
 def test_ipv4_endpoints_of_all_slices_are_combined() -> None:
     more = endpoint_slice("default/nginx", {"10.244.3.3": True}, HTTP)
     ipv6 = endpoint_slice("default/nginx", {"fd00::1": True}, HTTP, addressType="IPv6")
@@ -244,6 +261,56 @@ def test_expected_services_have_endpoint_counts() -> None:
 
 def test_nginxs_cluster_endpoint_is_found() -> None:
     assert ipvs.cluster_endpoint(text(objects())) == "10.100.1.1:80"
+
+
+def node(name: str, address: str, ready: str = "True", message: str = "") -> dict[str, Any]:
+    """A Node as the step `expected_services` prints it; without a condition if `ready` is empty."""
+    condition = {"type": "Ready", "status": ready, "message": message}
+    return {
+        "kind": "Node",
+        "metadata": {"name": name},
+        "conditions": [condition] if ready else [],
+        "addresses": address,
+    }
+
+
+MASTER = node("master", "192.168.166.101")
+PORTS = ["192.168.166.101:30080", "192.168.166.102:30080"]
+
+
+@pytest.mark.parametrize(
+    ("nodes", "ports", "problem"),
+    [
+        # Printed by an earlier version of the program.
+        ([], PORTS, ""),
+        ([MASTER, node("node1", "192.168.166.102")], PORTS, ""),
+        ([MASTER, node("node1", "192.168.166.102 fd00::2")], PORTS, ""),
+        (
+            [MASTER, node("node1", "192.168.166.102", "Unknown", "Kubelet stopped\nposting node status.")],
+            PORTS[:1],
+            "the node isn't Ready (Kubelet stopped posting node status.)",
+        ),
+        (
+            [MASTER, node("node1", "192.168.166.102", "")],
+            PORTS[:1],
+            "the node isn't Ready (its kubelet hasn't reported its condition)",
+        ),
+        ([MASTER], PORTS[:1], "the cluster has no node node1"),
+        (
+            [MASTER, node("node1", "10.0.2.15")],
+            PORTS,
+            "the cluster knows the node by the address 10.0.2.15, not 192.168.166.102",
+        ),
+    ],
+)
+def test_nodes_that_arent_ready_are_left_out_and_reported(
+    nodes: list[dict[str, Any]], ports: list[str], problem: str
+) -> None:
+    objects = text(nodes)
+    assert ipvs.node_ports(objects, SETTINGS, SETTINGS.control_plane) == ports
+    assert ipvs.node_ports(objects, SETTINGS, NODE1) == PORTS, "a host always verifies itself"
+    assert ipvs.node_problem(objects, NODE1) == problem
+    assert ipvs.node_problem(objects, SETTINGS.control_plane) == ""
 
 
 def test_unknown_lines_are_reported() -> None:

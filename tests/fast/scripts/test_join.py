@@ -22,7 +22,7 @@ JOIN = "steps/join.sh"
 )
 def test_deleted_node_registers_again(tmp_path: Path, kubectl: str, restarted: bool) -> None:
     code = f"""
-begin_node() {{ false; }}
+node_finished() {{ true; }}
 converge_kubelet() {{ :; }}
 kubectl() {{ {kubectl}; }}
 systemctl() {{ echo "systemctl $*"; }}
@@ -50,6 +50,44 @@ systemctl() { echo "systemctl $*"; }
 """
     assert stdout_of(JOIN, code, tmp_path, CONFIG="c", KUBELET="k", PROXY="p").splitlines() == calls
     assert (home / "node.done").exists()
+
+
+FLAGS = 'KUBELET_KUBEADM_ARGS="--node-ip={} --node-labels=disk=ssd"\n'
+PODS = (
+    "true DaemonSet kube-system kube-proxy-x\ntrue Node kube-system static\n DaemonSet default agent\n"
+    "true  default bare\ntrue DaemonSet mine exporter\n"
+)
+
+
+@pytest.mark.parametrize("interrupted", [False, True])
+def test_new_address_reaches_kubelet_and_host_network_pods(tmp_path: Path, interrupted: bool) -> None:
+    record(tmp_path)
+    address = "10.0.0.99" if interrupted else "10.0.0.12"
+    flags = put(tmp_path, "var/lib/kubelet/kubeadm-flags.env", FLAGS.format(address))
+    marker = home_of(tmp_path) / "address.changing"
+    if interrupted:
+        marker.touch()
+    put(tmp_path, "pods", PODS)
+    code = f"""
+systemctl() {{ echo "systemctl $*" >&5; }}
+kubectl() {{
+  case $* in
+    *" get node "*) printf '%s' '10.0.0.99 fd00::2' ;;
+    *" get pods "*) cat {tmp_path}/pods ;;
+    *) echo "${{*:4}}" >&5 ;;
+  esac
+}}
+create() {{ converge_address; }}
+exec 5>&1
+"""
+    assert stdout_of(JOIN, code, tmp_path, NODE_ADDRESS="10.0.0.99").splitlines() == [
+        "systemctl restart kubelet",
+        "-n kube-system delete pod kube-proxy-x --ignore-not-found --wait=false",
+        "-n mine delete pod exporter --ignore-not-found --wait=false",
+    ]
+    assert flags.read_text() == FLAGS.format("10.0.0.99")
+    assert not marker.exists()
+    assert stdout_of(JOIN, code, tmp_path, NODE_ADDRESS="10.0.0.99") == ""
 
 
 READY = 'a Node with name "node1" and status "Ready" already exists in the cluster. You must delete'

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.fast.shell import bash, put, stdout_of, with_code
+from tests.fast.shell import bash, put, run, stdout_of, with_code
 
 VERIFICATION = "steps/verification.sh"
 DATA = Path(__file__).parent.parent / "data"
@@ -57,6 +57,28 @@ create() {{ ipvs_differences | grep -v kube-ipvs0 || :; }}
 """
     output = stdout_of(VERIFICATION, code, tmp_path, MODE="ipvs", EXPECTED="set KUBE-CLUSTER-IP")
     assert output == (f"missing: a rule that masquerades by the set {missing}\n" if missing else "")
+
+
+@pytest.mark.parametrize(
+    ("networks", "elsewhere"),
+    [
+        ("", []),
+        ("192.168.166.0/24", ["10.0.2.15", "192.168.167.9"]),
+        ("192.168.166.102/32 10.0.0.0/8", ["192.168.167.9"]),
+    ],
+)
+def test_node_ports_on_other_addresses_are_found(tmp_path: Path, networks: str, elsewhere: list[str]) -> None:
+    """Services and excluded networks may have the same port."""
+    put(tmp_path, "var/lib/kubeadm-ipvs/networks", "exclude 192.0.2.0/24\n")
+    servers = ["192.168.166.102:30080", "10.0.2.15:30080", "192.168.167.9:30080", "10.96.0.7:30080"]
+    servers += ["192.0.2.1:30080", "192.168.167.9:30081", "192.168.167.9:130080"]
+    found = "address 10.96.0.7\n" + "".join(f"virtual TCP {server} rr\n" for server in servers)
+    code = f"create() {{ local found='{found}'; node_ports_elsewhere; }}\n"
+    expected = f"node-port-networks TCP 30080 {networks}" if networks else "set KUBE-CLUSTER-IP"
+    lines = stdout_of(VERIFICATION, code, tmp_path, EXPECTED=expected).splitlines()
+    assert [line.partition(",")[0] for line in lines] == [
+        f"unexpected: virtual TCP {address}:30080" for address in elsewhere
+    ]
 
 
 EXPECTED = """\
@@ -160,6 +182,85 @@ create() {{ differences; }}
 """
     output = stdout_of(VERIFICATION, code, tmp_path, MODE="ipvs", EXPECTED=EXPECTED)
     assert output.splitlines() == differences
+
+
+OWN_ADDRESSES = """\
+1: lo    inet 127.0.0.1/8 scope host lo
+2: eth0    inet 10.0.0.12/24 brd 10.0.0.255 scope global eth0
+3: kube-ipvs0    inet 10.96.0.1/32 scope global kube-ipvs0
+4: cni0    inet 10.244.1.1/24 scope global cni0
+"""
+
+
+@pytest.mark.parametrize(
+    ("address", "problem", "message"),
+    [
+        ("10.0.0.12", "", ""),
+        ("10.0.0.12", "the node isn't Ready (stopped)", "FAILED: the node isn't Ready (stopped)"),
+        ("10.0.0.1", "", "FAILED: the host no longer has the address 10.0.0.1, but 10.0.0.12\n"),
+    ],
+)
+def test_node_that_isnt_ready_or_moved_fails(
+    tmp_path: Path, address: str, problem: str, message: str
+) -> None:
+    put(tmp_path, "addresses", OWN_ADDRESSES)
+    code = f"""
+ip() {{ cat {tmp_path}/addresses; }}
+differences() {{ :; }}
+check_responses() {{ :; }}
+"""
+    values = {"NODE_ENDPOINT": f"{address}:30080", "NODE_PROBLEM": problem, "MODE": "iptables"}
+    done = run(VERIFICATION, code, tmp_path, 1 if message else 0, WAIT_SECONDS="5", **values)
+    assert message in done.stderr
+
+
+REPORT = """\
+== ipvs
+IP Virtual Server version 1.2.1 (size=4096)
+Prot LocalAddress:Port Scheduler Flags
+  -> RemoteAddress:Port           Forward Weight ActiveConn InActConn
+TCP  10.0.0.12:30080 rr
+  -> 10.244.1.2:80                Masq    1      0          0
+TCP  10.0.2.15:30080 rr
+  -> 10.244.1.2:80                Masq    1      0          0
+UDP  10.0.0.12:30080 rr
+TCP  10.0.0.12:30081 rr
+  -> 10.244.1.9:80                Masq    1      0          0
+TCP  10.96.0.1:443 rr
+  -> 10.0.0.11:6443               Masq    1      0          0
+TCP  10.97.0.1:30080 rr
+  -> 10.244.1.9:80                Masq    1      0          0
+FWM  1 rr
+  -> 10.244.1.9:80                Masq    1      0          0
+== addresses
+10.96.0.1
+10.97.0.1
+== sets
+KUBE-CLUSTER-IP
+== spread
+10.0.0.12:30080 10.244.1.2:80 5
+"""
+
+
+def test_only_verified_services_are_printed(tmp_path: Path) -> None:
+    put(tmp_path, "services", "3: kube-ipvs0    inet 10.96.0.1/32\n3: kube-ipvs0    inet 10.97.0.1/32\n")
+    put(
+        tmp_path, "report", REPORT.replace("== addresses", f"== stats{REPORT[7:].split('==')[0]}== addresses")
+    )
+    expected = "address 10.96.0.1\nvirtual TCP 10.0.0.12:30080 rr\nvirtual TCP 10.96.0.1:443 rr"
+    code = f"""
+ip() {{ cat {tmp_path}/services; }}
+create() {{ verified_only <{tmp_path}/report; }}
+"""
+    lines = stdout_of(VERIFICATION, code, tmp_path, EXPECTED=expected).splitlines()
+    kept = ["TCP  10.0.0.12:30080 rr", "TCP  10.0.2.15:30080 rr", "TCP  10.96.0.1:443 rr"]
+    assert [line for line in lines if line[:3] in ("TCP", "UDP", "FWM")] == kept * 2
+    assert not [line for line in lines if "10.244.1.9" in line]
+    assert len([line for line in lines if line.startswith("  -> 1")]) == 6
+    assert lines[lines.index("== addresses") :] == [
+        *("== addresses", "10.96.0.1", "== sets", "KUBE-CLUSTER-IP"),
+        *("== spread", "10.0.0.12:30080 10.244.1.2:80 5"),
+    ]
 
 
 def spread(root: Path, choice: str, *, lag: int) -> subprocess.CompletedProcess[str]:
