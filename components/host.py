@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,8 +11,8 @@ import pulumi
 from pulumi_command import remote
 
 from components.remote import Runner
-from model import pod_network, steps
-from model.field_types import is_url
+from model import firewall, pod_network, steps
+from model.field_types import Mirror, is_url
 from model.settings import Host, Settings
 
 
@@ -24,12 +25,14 @@ class PreparedHostArgs:
         host: One of `settings.hosts`.
         owner: The owner to claim the host for (see `Runner`); a host with a different owner is refused.
         outlived_by: Resources to delete only after the host has been restored.
+        after: No step on the host starts before this is known.
     """
 
     settings: Settings
     host: Host
     owner: pulumi.Input[str]
     outlived_by: Sequence[pulumi.Resource] = ()
+    after: pulumi.Output[None] | None = None
 
 
 class PreparedHost(pulumi.ComponentResource):
@@ -49,7 +52,7 @@ class PreparedHost(pulumi.ComponentResource):
         super().__init__("kubeadm-ipvs:index:PreparedHost", name, None, opts)
         self.host = args.host
         self._args = args
-        self.runner = Runner(args.settings, args.host, args.owner)
+        self.runner = Runner(args.settings, args.host, args.owner, self, args.after)
         self.claim = self._claim()
         self.ready = self._prepare()
         self.register_outputs({"address": args.host.address, "claim": self.claim.id})
@@ -71,6 +74,11 @@ class PreparedHost(pulumi.ComponentResource):
                 "MANAGE": _manage(settings),
                 "IGNORED_CHECKS": "\n".join(settings.preflight.ignore),
                 "POD_NETWORK": pod_network.of(settings).lines,
+                "NETWORKS": _networks(settings),
+                "RESOLV_CONF": settings.cluster.kubelet.resolv_conf or "",
+                "REMOVE_LEFTOVERS": "true" if settings.preflight.remove_leftovers else "",
+                # The checks after it take seconds, or a minute on a busy emulated host.
+                "FIRST_BOOT_SECONDS": str(max(0, settings.step_timeouts.inspect - 60)),
             },
             # Workers may still come and go in production; losing the control plane means losing the cluster.
             opts=pulumi.ResourceOptions(
@@ -89,18 +97,10 @@ class PreparedHost(pulumi.ComponentResource):
                     "MODE": settings.proxy.mode,
                     "SCHEDULER": settings.proxy.scheduler,
                     "NETWORK_MODULES": " ".join(network.modules(settings)),
-                },
-            ),
-            (
-                steps.FIREWALL,
-                {
-                    "FIREWALL": settings.firewall,
-                    "ROLE": host.role,
-                    "ADDRESS": host.address,
-                    "POD_SUBNET": settings.network.pod_subnet,
                     "POD_NETWORK": network.lines,
                 },
             ),
+            (steps.FIREWALL, firewall.values(settings, host)),
             (steps.PACKAGES, _packages(settings)),
             (steps.RUNTIME, _runtime(settings, host)),
         ]
@@ -115,6 +115,13 @@ class PreparedHost(pulumi.ComponentResource):
                 ),
             )
         return last
+
+
+def _networks(settings: Settings) -> str:
+    """Lines `kind network`, which scripts/lib/networks.sh reads."""
+    network = settings.network
+    lines = [f"pod {network.pod_subnet}", f"service {network.service_subnet}"]
+    return "\n".join([*lines, *(f"exclude {excluded}" for excluded in settings.proxy.exclude_cidrs)])
 
 
 def _packages(settings: Settings) -> dict[str, str]:
@@ -137,7 +144,8 @@ def _manage(settings: Settings) -> str:
 
 def _runtime(settings: Settings, host: Host) -> dict[str, str]:
     mirrors = "\n".join(
-        " ".join([registry, *urls]) for registry, urls in sorted(settings.runtime.mirrors.items())
+        " ".join([registry, *map(_mirror, found)])
+        for registry, found in sorted(settings.runtime.mirrors.items())
     )
     return {
         "SANDBOX_IMAGE": settings.pause_image,
@@ -145,6 +153,16 @@ def _runtime(settings: Settings, host: Host) -> dict[str, str]:
         "IMAGES": "\n".join(node_images(settings, host)),
         "POD_NETWORK": pod_network.of(settings).lines,
     }
+
+
+def _mirror(mirror: Mirror) -> str:
+    """A mirror as the step `runtime` reads it: `URL#override_path#ca=BASE64`. No URL contains a `#`."""
+    ca = "" if mirror.ca is None else Path(mirror.ca).read_text(encoding="utf-8").strip()
+    return (
+        mirror.url
+        + ("#override_path" if mirror.override_path else "")
+        + (f"#ca={base64.b64encode(ca.encode()).decode()}" if ca else "")
+    )
 
 
 def node_images(settings: Settings, host: Host) -> tuple[str, ...]:

@@ -3,7 +3,7 @@
 The whole script of a step is sent on standard input instead of in the command, because the command appears in
 every error of the provider and in the host's process list. `model/steps.py` composes the text. The command
 contains only time limit, verb, step and host, so an error reads `running "timeout … bash -s -- create kernel
-node1"`, followed by what the step printed.
+node1"`, followed by what the step printed. `stdout` holds the step's results only (`model.steps.results`).
 
 This relies on the following behaviour of pulumi-command 1.2.1:
 
@@ -16,36 +16,68 @@ This relies on the following behaviour of pulumi-command 1.2.1:
 
 from __future__ import annotations
 
+import asyncio
+import functools
 import hashlib
-from collections.abc import Mapping, Sequence
-from pathlib import Path
+import re
+import time
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import pulumi
 from pulumi_command import remote
 
 from components import ssh_access
+from model.login import Login
 from model.settings import Host, Settings
-from model.steps import Step, command_text, script_text
+from model.steps import Step, command_text, has_results, results, script_text
+
+_NOT_CONNECTED = re.compile(r"after \d+ failed attempts: (.*)", re.DOTALL)
+# Not worth a retry: the command ran (its error quotes it), or the host refuses the login.
+_FINAL = re.compile(r'running "|unable to authenticate|host key mismatch')
 
 
 class Runner:
     """Runs steps on one host. All components that need the host share its runner.
+
+    Attributes:
+        access: Hooks that check SSH access to the host before a step.
 
     Args:
         settings: The environment.
         host: The host.
         owner: `STACK ID`, constant for the life of the state. The claim step writes it on the host, and other
             steps refuse a host with a different owner.
+        parent: The component that owns the host's login.
+        after: No step starts before this is known.
     """
 
-    def __init__(self, settings: Settings, host: Host, owner: pulumi.Input[str]) -> None:
+    def __init__(
+        self,
+        settings: Settings,
+        host: Host,
+        owner: pulumi.Input[str],
+        parent: pulumi.Resource | None = None,
+        after: pulumi.Output[None] | None = None,
+    ) -> None:
         self._settings = settings
         self._host = host
         self._owner = owner
-        self._user = settings.ssh_user(host)
-        self._connection = _connection(settings, host)
-        self._access = ssh_access.hooks(settings, host)
+        check = ssh_access.once(settings, host)
+        login = _kept_login(settings, host, check, parent, after)
+        self._user = pulumi.Output.unsecret(login.apply(lambda known: known.user))
+        self._connection = login.apply(lambda known: _connection(settings, host, known))
+
+        async def check_access(_: pulumi.ResourceHookArgs) -> None:
+            kept = await login.future()
+            assert kept is not None, "hooks don't run in a preview"
+            await check(kept)
+
+        hook = pulumi.ResourceHook(f"{host.name}-ssh-access", check_access)
+        turned_away = pulumi.ErrorHook(f"{host.name}-turned-away", RetryWhenTurnedAway(settings))
+        self.access = pulumi.ResourceHookBinding(
+            before_create=[hook], before_update=[hook], on_error=[turned_away]
+        )
 
     def step(
         self,
@@ -96,10 +128,10 @@ class Runner:
         name = name or f"{host}-{step.name}"
         limit = step.limit(self._settings)
 
-        def command(verb: str, seconds: int) -> str:
-            return command_text(verb, step, self._host.name, seconds, self._user)
+        def command(verb: str, seconds: int) -> pulumi.Output[str]:
+            return self._user.apply(lambda user: command_text(verb, step, self._host.name, seconds, user))
 
-        update: pulumi.Input[str] = command("update", limit)
+        update = command("update", limit)
         if step.changes:
             desired = _desired(name, previous, text, parent, opts)
             update = pulumi.Output.concat(update, " ", desired.id.apply(lambda known: known[:8]))
@@ -110,11 +142,12 @@ class Runner:
             # In the default order the delete would reset what the create has just set up.
             delete_before_replace=True,
             additional_secret_outputs=["stdin", "stdout", "stderr"] if step.secret else None,
-            hooks=self._access,
+            hooks=self.access,
         )
         delete_limit = step.delete_limit(self._settings) if step.delete_limit and deletes else None
-        return remote.Command(
+        return _StepCommand(
             name,
+            lambda output, text, urn: _results(step, host, output, text, urn),
             remote.CommandArgs(
                 connection=self._connection,
                 create=command("create", limit),
@@ -126,8 +159,131 @@ class Runner:
                 add_previous_output_in_env=False,
                 logging=remote.Logging.NONE if step.secret else remote.Logging.STDERR,
             ),
-            opts=pulumi.ResourceOptions.merge(own, opts),
+            pulumi.ResourceOptions.merge(own, opts),
         )
+
+
+class _StepCommand(remote.Command):
+    """A command whose `stdout` is the step's results, without other text of the host."""
+
+    def __init__(
+        self,
+        name: str,
+        results_of: Callable[[str, str, str], str],
+        args: remote.CommandArgs,
+        opts: pulumi.ResourceOptions,
+    ) -> None:
+        """Create the command.
+
+        Args:
+            name: The resource's name.
+            results_of: Returns the results for the host's output, the text that ran and the resource's URN.
+            args: The command's arguments.
+            opts: The resource's options.
+        """
+        super().__init__(name, args, opts=opts)
+        self._results: pulumi.Output[str] = pulumi.Output.all(super().stdout, self.stdin, self.urn).apply(
+            lambda known: results_of(str(known[0]), str(known[1]), str(known[2]))
+        )
+
+    @property
+    def stdout(self) -> pulumi.Output[str]:
+        """The step's results."""
+        return self._results
+
+
+def _kept_login(
+    settings: Settings,
+    host: Host,
+    check: Callable[[Login], Any],
+    parent: pulumi.Resource | None,
+    after: pulumi.Output[None] | None,
+) -> pulumi.Output[Login]:
+    """The login that worked first. It is secret.
+
+    Steps go on using it until `python -m tools credentials` replaces it in the state, so that other
+    credentials in the settings don't change, and thereby run, every step (docs/decisions/0034).
+    """
+    given = Login.of(settings, host)
+
+    async def check_given(_: pulumi.ResourceHookArgs) -> None:
+        await check(given)
+
+    # Without the check, a login that never works would be kept.
+    hook = pulumi.ResourceHook(f"{host.name}-first-login", check_given)
+    stash = pulumi.Stash(
+        f"{host.name}-login",
+        # Every step needs the login, so all of them wait.
+        input=pulumi.Output.secret(pulumi.Output.all(given.values, after).apply(lambda known: known[0])),
+        opts=pulumi.ResourceOptions(
+            parent=parent, ignore_changes=["input"], hooks=pulumi.ResourceHookBinding(before_create=[hook])
+        ),
+    )
+
+    def kept(values: Mapping[str, str]) -> Login:
+        login = Login.stored(values)
+        # Not in a preview, which is the same for all operators.
+        if not (pulumi.runtime.is_dry_run() or login.same_as(given)):
+            _report(ssh_access.replacement_hint(login, given))
+        return login
+
+    return stash.input.apply(kept)
+
+
+@functools.cache
+def _report(text: str) -> None:
+    """Print a message once, not for each host."""
+    pulumi.log.info(text)
+
+
+class RetryWhenTurnedAway:
+    """Decides whether the engine runs a host's step again after it couldn't connect.
+
+    Access to the host was checked before, so a rate limit is the likely reason (ufw limit, fail2ban, sshd's
+    MaxStartups). The provider tries every few seconds, which prolongs such a block; only a pause ends it.
+    """
+
+    def __init__(self, settings: Settings) -> None:
+        self._limit = settings.ssh.wait_seconds
+        self._began: dict[str, float] = {}
+
+    async def __call__(self, failure: pulumi.ErrorHookArgs) -> bool:
+        """Pause and return whether to retry; a deletion isn't retried, because its host may be dead."""
+        found = _NOT_CONNECTED.search(failure.errors[0])
+        if failure.failed_operation == "delete" or found is None or _FINAL.search(failure.errors[0]):
+            return False
+        began = self._began.setdefault(failure.urn, time.monotonic())
+        if time.monotonic() - began >= self._limit:
+            return False
+        pause = ssh_access.LIMITED_PAUSE_SECONDS
+        reason = " ".join(found[1].split())
+        pulumi.log.info(
+            f"{failure.name}: the host doesn't accept the connection any more ({reason}); a rate limit? "
+            f"Retrying in {pause:.0f} s"
+        )
+        await asyncio.sleep(pause)
+        return True
+
+
+def _results(step: Step, host: str, output: str, text: str, urn: str) -> str:
+    """A step's results.
+
+    Raises:
+        pulumi.RunError: The step didn't run, although the host reported success.
+    """
+    if not has_results(step, text):
+        return output  # of an earlier version of the program, in a run that doesn't update it (`--target`)
+    try:
+        return results(step, output)
+    except ValueError as error:
+        again = f"set `repair` on {host} to a new text and run `pulumi up`"
+        if step.unframed is not None:
+            again = f"run `pulumi up --replace '{urn}'`"
+        raise pulumi.RunError(
+            f"{host}: {step.name}: the host reported success, but {error}. Make the login run commands "
+            "and print nothing else (login shell, ~/.bashrc, ForceCommand in sshd_config); then "
+            f"{again}"
+        ) from None
 
 
 def _desired(
@@ -167,10 +323,9 @@ def plain_output(command: remote.Command) -> pulumi.Output[str]:
     return pulumi.Output.unsecret(command.stdout)
 
 
-def _connection(settings: Settings, host: Host) -> remote.ConnectionArgs:
+def _connection(settings: Settings, host: Host, login: Login) -> remote.ConnectionArgs:
     """The SSH connection to a host, with a pinned host key and limited connection attempts."""
-    key_file = settings.ssh.private_key_file
-    private_key = pulumi.Output.secret(Path(key_file).read_text(encoding="utf-8")) if key_file else None
+    private_key = login.private_key or None
     address, port = settings.ssh_endpoint(host)
     jump = settings.jump_host(host)
     proxy = None
@@ -178,7 +333,7 @@ def _connection(settings: Settings, host: Host) -> remote.ConnectionArgs:
         proxy = remote.ProxyConnectionArgs(
             host=jump.address,
             port=float(jump.port),
-            user=jump.user,
+            user=login.jump_user(jump),
             host_key=jump.host_key,
             private_key=private_key,
             per_dial_timeout=settings.ssh.dial_timeout_seconds,
@@ -187,7 +342,7 @@ def _connection(settings: Settings, host: Host) -> remote.ConnectionArgs:
     return remote.ConnectionArgs(
         host=address,
         port=float(port),
-        user=settings.ssh_user(host),
+        user=login.user,
         host_key=settings.host_key(host),
         private_key=private_key,
         per_dial_timeout=settings.ssh.dial_timeout_seconds,

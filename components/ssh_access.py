@@ -20,7 +20,9 @@ from typing import TYPE_CHECKING, Any
 import pulumi
 
 from components import ssh_agent
+from model.login import Login, fingerprint
 from model.settings import Host, Settings
+from model.steps import as_root
 
 if TYPE_CHECKING:
     import asyncssh
@@ -77,51 +79,65 @@ class _Server:
 
 
 @dataclass(frozen=True)
-class _Login:
+class _Keys:
     """The keys to log in with.
 
     Attributes:
         keys: The same keys that the provider uses, in the same order.
         source: Where they come from, for messages.
+        agent: Whether they are an agent's.
         missing: What to do if there are none; empty otherwise.
     """
 
     keys: list[Any]
     source: str
+    agent: bool = False
     missing: str = ""
 
 
-def hooks(settings: Settings, host: Host) -> pulumi.ResourceHookBinding:
-    """Hooks that keep a step from running before its host is usable."""
-    check_access = once(settings, host)
+def once(settings: Settings, host: Host) -> Callable[[Login], Awaitable[None]]:
+    """`wait`, run once for each login and shared by all callers: a run doesn't log in before each step."""
+    attempts: dict[Login, asyncio.Task[None]] = {}
 
-    async def check(_: pulumi.ResourceHookArgs) -> None:
-        await check_access()
-
-    hook = pulumi.ResourceHook(f"{host.name}-ssh-access", check)
-    return pulumi.ResourceHookBinding(before_create=[hook], before_update=[hook])
-
-
-def once(settings: Settings, host: Host) -> Callable[[], Awaitable[None]]:
-    """`wait`, run once and shared by all callers: a run logs in once, not before each step."""
-    attempt: asyncio.Task[None] | None = None
-
-    async def check() -> None:
-        nonlocal attempt
-        if attempt is None:
-            attempt = asyncio.create_task(wait(settings, host))
+    async def check(login: Login) -> None:
+        if login not in attempts:
+            attempts[login] = asyncio.create_task(wait(settings, host, login))
         # Cancelling one step must not cancel the check for the others.
-        await asyncio.shield(attempt)
+        await asyncio.shield(attempts[login])
 
     return check
 
 
-async def wait(settings: Settings, host: Host) -> None:
+async def wait(settings: Settings, host: Host, login: Login | None = None) -> None:
     """Wait until the host accepts the login and runs commands as root.
+
+    Args:
+        settings: The environment.
+        host: The host.
+        login: The login that steps use, if it isn't the one in the settings.
 
     Raises:
         UnreachableError: The host isn't usable within `ssh.waitSeconds`, or waiting can't help.
     """
+    given = Login.of(settings, host)
+    login = login or given
+    try:
+        await _wait(settings, host, login)
+    except UnreachableError as error:
+        if login.same_as(given):
+            raise
+        raise UnreachableError(f"{error}. {replacement_hint(login, given)}") from None
+
+
+def replacement_hint(kept: Login, given: Login) -> str:
+    """What to do if the state's login isn't the one in the settings any more."""
+    return (
+        f"The state's login is {kept}; the settings' is {given}. To put the settings' login into the state, "
+        f"run `.venv/bin/python -m tools credentials --stack {pulumi.get_stack()} --write`"
+    )
+
+
+async def _wait(settings: Settings, host: Host, login: Login) -> None:
     dead_socket = ssh_agent.unreachable_socket()
     if dead_socket:
         raise UnreachableError(
@@ -132,7 +148,7 @@ async def wait(settings: Settings, host: Host) -> None:
     greeted = False
     while True:
         try:
-            connection = await connect(settings, host)
+            connection = await connect(settings, host, login)
             break
         except NotAnsweringError as error:
             greeted = greeted or error.greeted
@@ -156,7 +172,7 @@ async def wait(settings: Settings, host: Host) -> None:
                 pause = SLOW_PAUSE_SECONDS
             await asyncio.sleep(min(pause, left))
     async with connection:
-        await check_commands(connection, settings, host)
+        await check_commands(connection, host, login)
 
 
 def _gave_up(host: Host, endpoint: str, waited: float, reason: str, greeted: bool, limited: bool) -> str:
@@ -179,8 +195,8 @@ def _gave_up(host: Host, endpoint: str, waited: float, reason: str, greeted: boo
     )
 
 
-async def connect(settings: Settings, host: Host) -> asyncssh.SSHClientConnection:
-    """Try once to log in, with pinned host keys, the provider's credentials and a time limit.
+async def connect(settings: Settings, host: Host, login: Login) -> asyncssh.SSHClientConnection:
+    """Try once to log in, with pinned host keys, the keys that the provider would use, and a time limit.
 
     A connection to a jump host ends with the returned one.
 
@@ -188,30 +204,30 @@ async def connect(settings: Settings, host: Host) -> asyncssh.SSHClientConnectio
         UnreachableError: The host's key or our key is rejected.
         NotAnsweringError: No login is possible yet.
     """
-    user, (address, port) = settings.ssh_user(host), settings.ssh_endpoint(host)
-    server = _Server(host.name, user, address, port, settings.host_key(host), "the host's ssh.hostKey")
+    address, port = settings.ssh_endpoint(host)
+    server = _Server(host.name, login.user, address, port, settings.host_key(host), "the host's ssh.hostKey")
     jump = settings.jump_host(host)
-    async with _login(settings) as login:
+    async with _keys_of(settings, login) as keys:
         if jump is None:
-            return await _connect(settings, server, login)
+            return await _connect(settings, server, keys)
         jump_server = _Server(
             f"{host.name}: the jump host",
-            jump.user,
+            login.jump_user(jump),
             jump.address,
             jump.port,
             jump.host_key,
             "ssh.proxyJumpHostKey",
         )
-        tunnel = await _connect(settings, jump_server, login)
+        tunnel = await _connect(settings, jump_server, keys)
         try:
-            return await _connect(settings, server, login, tunnel)
+            return await _connect(settings, server, keys, tunnel)
         except BaseException:
             tunnel.abort()
             raise
 
 
 async def _connect(
-    settings: Settings, server: _Server, login: _Login, tunnel: asyncssh.SSHClientConnection | None = None
+    settings: Settings, server: _Server, keys: _Keys, tunnel: asyncssh.SSHClientConnection | None = None
 ) -> asyncssh.SSHClientConnection:
     """Log in to one server, directly or through the connection to a jump host."""
     # Imported here because it is slow to load and a run that changes nothing doesn't need it.
@@ -236,7 +252,7 @@ async def _connect(
         "config": None,
         "agent_path": None,
         # asyncssh would use ~/.ssh/id_* for an empty list, which the provider doesn't.
-        "client_keys": login.keys or None,
+        "client_keys": keys.keys or None,
         "preferred_auth": "publickey",
         "connect_timeout": HANDSHAKE_SECONDS,
         "login_timeout": HANDSHAKE_SECONDS,
@@ -260,9 +276,9 @@ async def _connect(
             "wasn't, another machine is answering in its place"
         ) from None
     except asyncssh.PermissionDenied:
-        if login.missing:
-            raise UnreachableError(f"{server} rejects a login without a key: {login.missing}") from None
-        raise UnreachableError(f"{server} {_rejected(login)}") from None
+        if keys.missing:
+            raise UnreachableError(f"{server} rejects a login without a key: {keys.missing}") from None
+        raise UnreachableError(f"{server} {_rejected(keys)}") from None
     except NotAnsweringError as error:
         raise NotAnsweringError(str(error), endpoint, limited=error.limited) from None
     except TimeoutError:
@@ -282,11 +298,11 @@ async def _connect(
         raise NotAnsweringError(error.reason, endpoint) from None
     except asyncssh.Error as error:
         if "too many authentication failures" in error.reason.lower():
-            if settings.ssh.private_key_file is not None:
-                raise UnreachableError(f"{server} {_rejected(login)}") from None
+            if not keys.agent:
+                raise UnreachableError(f"{server} {_rejected(keys)}") from None
             raise UnreachableError(
                 f"{server} ended the login after too many failures (MaxAuthTries in sshd_config, 6 by "
-                f"default), while trying {login.source}. Set ssh.privateKeyFile to the key that may log in, "
+                f"default), while trying {keys.source}. Set ssh.privateKeyFile to the key that may log in, "
                 "or remove other keys from the agent (ssh-add -d)"
             ) from None
         reason = ": ".join([error.reason, *banner[-1:]])
@@ -296,28 +312,31 @@ async def _connect(
             sock.close()
 
 
-def _rejected(login: _Login) -> str:
+def _rejected(keys: _Keys) -> str:
     return (
-        f"rejects the login with {login.source}. Add the public key to ~/.ssh/authorized_keys there, or "
+        f"rejects the login with {keys.source}. Add the public key to ~/.ssh/authorized_keys there, or "
         "correct ssh.user or ssh.privateKeyFile"
     )
 
 
 @contextlib.asynccontextmanager
-async def _login(settings: Settings) -> AsyncIterator[_Login]:
+async def _keys_of(settings: Settings, login: Login) -> AsyncIterator[_Keys]:
     """The keys that the provider would log in with. An agent's keys can be used until the block ends."""
     import asyncssh
 
     file = settings.ssh.private_key_file
-    if file is not None:
+    if login.private_key:
+        source = file
+        if file is None or Path(file).read_text(encoding="utf-8").split() != login.private_key.split():
+            source = f"the key in the state ({fingerprint(login.private_key)})"
         try:
-            key = asyncssh.import_private_key(Path(file).read_text(encoding="utf-8"))
+            key = asyncssh.import_private_key(login.private_key)
         except (asyncssh.KeyImportError, asyncssh.KeyEncryptionError) as error:
             raise UnreachableError(
-                f"{file} can't be used as a login key: {error}. Add a key with a passphrase to an agent "
+                f"{source} can't be used as a login key: {error}. Add a key with a passphrase to an agent "
                 "(ssh-add) and leave ssh.privateKeyFile unset"
             ) from None
-        yield _Login([key], file)
+        yield _Keys([key], str(source))
         return
     default = ssh_agent.default_key()
     if default:
@@ -329,7 +348,10 @@ async def _login(settings: Settings) -> AsyncIterator[_Login]:
         fix = "Set ssh.privateKeyFile, or add a key to an agent (ssh-add)"
     path = ssh_agent.socket_path()
     if not path:
-        yield _Login([], "", f"ssh.privateKeyFile and SSH_AUTH_SOCK (the SSH agent) aren't set. {fix}")
+        unset = "ssh.privateKeyFile and SSH_AUTH_SOCK (the SSH agent) aren't set"
+        if file is not None:
+            unset = "the state has none, and SSH_AUTH_SOCK (the SSH agent) isn't set"
+        yield _Keys([], "", agent=True, missing=f"{unset}. {fix}")
         return
     try:
         agent = await asyncssh.connect_agent(path)
@@ -344,7 +366,7 @@ async def _login(settings: Settings) -> AsyncIterator[_Login]:
         except ValueError as error:
             raise UnreachableError(f"the SSH agent on {path} doesn't list its keys: {error}") from None
         missing = "" if keys else f"the SSH agent on {path} has no keys, or is locked. {fix}"
-        yield _Login(keys, f"the agent's keys ({len(keys)})", missing)
+        yield _Keys(keys, f"the agent's keys ({len(keys)})", agent=True, missing=missing)
 
 
 async def _check_greeting(sock: socket.socket) -> None:
@@ -369,7 +391,7 @@ async def _check_greeting(sock: socket.socket) -> None:
         raise NotAnsweringError(f"it closes the connection with {line!r}", limited=True)
 
 
-async def check_commands(connection: asyncssh.SSHClientConnection, settings: Settings, host: Host) -> None:
+async def check_commands(connection: asyncssh.SSHClientConnection, host: Host, login: Login) -> None:
     """Run a script as a step would, and require that it returns exactly what it prints.
 
     Raises:
@@ -377,7 +399,7 @@ async def check_commands(connection: asyncssh.SSHClientConnection, settings: Set
     """
     import asyncssh
 
-    user = settings.ssh_user(host)
+    user = login.user
     try:
         # Not `async with`, which would wait forever for a host that hangs.
         process = await connection.create_process(probe_command(user), errors="replace")
@@ -402,8 +424,7 @@ async def check_commands(connection: asyncssh.SSHClientConnection, settings: Set
 
 def probe_command(user: str) -> str:
     """The command that runs the probe on standard input, in the form of a step's command."""
-    sudo = "" if user == "root" else "sudo -n "
-    return f"{sudo}timeout --kill-after=5 {PROBE_SECONDS:.0f} bash -s -- probe"
+    return as_root(f"timeout --kill-after=5 {PROBE_SECONDS:.0f} bash -s -- probe", user)
 
 
 def _no_answer(user: str, output: str, errors: str) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import binascii
+import re
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,18 @@ from typing import Any
 import yaml
 
 from model import go_yaml
+
+# The sections of a kubeconfig (k8s.io/client-go/tools/clientcmd/api/v1).
+_SECTIONS = {
+    "apiVersion",
+    "clusters",
+    "contexts",
+    "current-context",
+    "extensions",
+    "kind",
+    "preferences",
+    "users",
+}
 
 
 class KubeconfigError(ValueError):
@@ -76,6 +89,29 @@ class Kubeconfig:
             tls_server_name=place.get("tls-server-name"),
             insecure=bool(place.get("insecure-skip-tls-verify")),
         )
+
+
+def printed(output: str) -> str:
+    """The kubeconfig that a host printed, without text that a login shell printed before it.
+
+    YAML accepts a greeting such as `Welcome to: node1` as a section of its own.
+
+    Raises:
+        KubeconfigError: The output isn't a kubeconfig.
+    """
+    start = re.search(r"^apiVersion: ", output, re.MULTILINE)
+    for text in (output, output[start.start() :] if start else output):
+        try:
+            document = _document(text)
+        except KubeconfigError:
+            continue
+        if document.get("clusters") and document.keys() <= _SECTIONS:
+            return text
+    raise KubeconfigError(
+        "it returned nothing instead of a kubeconfig"
+        if not output.strip()
+        else "it returned text that isn't a kubeconfig"
+    )
 
 
 def with_server(text: str, server: str) -> str:

@@ -14,6 +14,7 @@ commands = cli.LazyGroup(
         "show": "tools.show:command",
         "timeline": "tools.timeline:command",
         "check": "tools.check:command",
+        "credentials": "tools.credentials:command",
         "preview": "tools.preview:command",
         "policy": "tools.policy:command",
         "report": "tools.report:command",

@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Self
 
 from common.errors import UserError
 from components import ssh_access
+from model.login import Login
 from model.settings import Host, Settings
-from model.steps import Step, command_text, script_text
+from model.steps import Step, command_text, results, script_text
 
 if TYPE_CHECKING:
     import asyncssh
@@ -24,6 +25,7 @@ class Reader:
     def __init__(self, settings: Settings, host: Host) -> None:
         self.host = host
         self._settings = settings
+        self._login = Login.of(settings, host)
         self._connection: asyncssh.SSHClientConnection | None = None
 
     async def __aenter__(self) -> Self:
@@ -37,7 +39,7 @@ class Reader:
             await self._connection.wait_closed()
 
     async def run(self, step: Step, values: Mapping[str, str]) -> str:
-        """Run a step and return what it prints.
+        """Run a step and return its results.
 
         Args:
             step: A step that changes nothing.
@@ -49,8 +51,7 @@ class Reader:
         import asyncssh
 
         limit = step.limit(self._settings)
-        user = self._settings.ssh_user(self.host)
-        command = command_text("create", step, self.host.name, limit, user)
+        command = command_text("create", step, self.host.name, limit, self._login.user)
         connection = await self._connected()
         try:
             async with asyncio.timeout(limit + _LOST_SECONDS):
@@ -67,14 +68,17 @@ class Reader:
             # Start at the step's own error message: the cause, followed by the next move.
             failed = next((number for number, line in enumerate(lines) if ": FAILED: " in line), -1)
             raise UserError("\n".join(lines[failed:]) or f"the step ended with status {done.exit_status}")
-        return str(done.stdout)
+        try:
+            return results(step, str(done.stdout))
+        except ValueError as error:
+            raise UserError(f"the host reported success, but {error}") from None
 
     async def _connected(self) -> asyncssh.SSHClientConnection:
         if self._connection is None:
             try:
-                connection = await ssh_access.connect(self._settings, self.host)
+                connection = await ssh_access.connect(self._settings, self.host, self._login)
                 try:
-                    await ssh_access.check_commands(connection, self._settings, self.host)
+                    await ssh_access.check_commands(connection, self.host, self._login)
                 except BaseException:
                     connection.abort()
                     raise

@@ -22,9 +22,9 @@ import yaml
 from model.settings import PREFIX
 from tests import stacks
 from tests.engine.api_server import ApiServer
-from tests.engine.ssh_server import CommandFailed, private, ssh_server
+from tests.engine.ssh_server import CommandFailed, SshServer, private, ssh_server
 from tests.engine.stack import Stack, make_stack_of
-from tests.fast.recorded_run import TOKEN, services_and_slices
+from tests.fast.recorded_run import TOKEN, framed, services_and_slices
 
 NAME = "trial"
 HOSTS = {"master": "10.0.0.11", "node1": "10.0.0.12", "node2": "10.0.0.13", "node3": "10.0.0.14"}
@@ -44,6 +44,7 @@ class Environment:
         calls: The steps that hosts ran so far, in order, such as `node1: delete claim node1`.
         failing: Hosts on which every step fails, and single steps that fail, written as in `calls`.
         barriers: Steps, written as in `calls`, that succeed only if all steps at their barrier run at once.
+        servers: The hosts' SSH servers by host name.
     """
 
     stack: Stack
@@ -52,6 +53,7 @@ class Environment:
     calls: list[str]
     failing: set[str]
     barriers: dict[str, threading.Barrier]
+    servers: dict[str, SshServer]
 
     @property
     def file(self) -> Path:
@@ -108,10 +110,12 @@ def environment(folder: Path, variables: dict[str, str], cluster: ApiServer) -> 
 
     with ExitStack() as running:
         hosts: list[dict[str, Any]] = []
+        servers: dict[str, SshServer] = {}
         for name, address in HOSTS.items():
             server = running.enter_context(
                 ssh_server(folder / name, login=login, answer=partial(serve, name))
             )
+            servers[name] = server
             ssh = {"host": "127.0.0.1", "port": server.port, "hostKey": server.host_key}
             role = "worker" if hosts else "control-plane"
             hosts.append({"name": name, "role": role, "address": address, "ssh": ssh})
@@ -125,7 +129,7 @@ def environment(folder: Path, variables: dict[str, str], cluster: ApiServer) -> 
         without_agent = {name: value for name, value in variables.items() if name != "SSH_AUTH_SOCK"}
         stack = make_stack_of(project, without_agent, NAME)
         stack.language_host = True
-        made = Environment(stack, settings, hosts[3], calls, failing, barriers)
+        made = Environment(stack, settings, hosts[3], calls, failing, barriers, servers)
         made.write(settings)
         yield made
 
@@ -139,7 +143,7 @@ def answer(command: str, cluster: ApiServer) -> str:
         case "token":
             return TOKEN + "\n"
         case "expected_services":
-            return services_and_slices()
+            return framed(services_and_slices())
         case "verification":
-            return "== ipvs\n== stats\n== addresses\n== sets\n== spread\n"
-    return ""
+            return framed("== ipvs\n== stats\n== addresses\n== sets\n== spread\n")
+    return framed()

@@ -31,6 +31,7 @@ class SshServer:
     Attributes:
         host_key: The public host key, such as `ssh-ed25519 AAAA...`.
         private_key: The private key that may log in.
+        authorized: The public keys that may log in; that of `private_key` at first.
         commands: The commands so far, in order, without the probes of `ssh_access`.
         probes: The probes so far, in order.
         logins: The user names of the logins so far, in order.
@@ -38,12 +39,15 @@ class SshServer:
         shell: The login shell, which runs a probe with `-c`. If empty, probes succeed without being run.
         max_tries: How many keys a client may try.
         forwards: Whether the server can be a jump host.
+        refusing: How many of the next connections are closed at once, after the first probe.
+        down: Whether it closes every new connection, like a host that is off.
     """
 
     port: int
     folder: Path
     host_key: str
     private_key: str
+    authorized: set[str] = field(default_factory=set)
     commands: list[str] = field(default_factory=list)
     probes: list[str] = field(default_factory=list)
     logins: list[str] = field(default_factory=list)
@@ -51,6 +55,8 @@ class SshServer:
     shell: str = ""
     max_tries: int = 1000
     forwards: bool = True
+    refusing: int = 0
+    down: bool = False
 
     def lines(self, name: str = "log") -> list[str]:
         """The lines of a file in the server's folder; empty if there is no such file."""
@@ -75,12 +81,22 @@ class _Server(asyncssh.SSHServer):
 
     def connection_made(self, conn: asyncssh.SSHServerConnection) -> None:
         self._connection = conn
+        if self._seen.probes and self._seen.refusing:
+            self._seen.refusing -= 1
+            conn.abort()
+        if self._seen.down:
+            conn.abort()
 
     def begin_auth(self, username: str) -> bool:
         self._user = username
         return True
 
+    def public_key_auth_supported(self) -> bool:
+        return True
+
     def validate_public_key(self, username: str, key: asyncssh.SSHKey) -> bool:
+        if public(key) in self._seen.authorized:
+            return True
         self._tries += 1
         if self._tries >= self._seen.max_tries:  # as OpenSSH does
             reason = "Too many authentication failures"
@@ -221,14 +237,13 @@ def ssh_server(
             folder=folder,
             host_key=public(server_key),
             private_key=private(login_key),
+            authorized={public(login_key)},
         )
-        authorized = asyncssh.import_authorized_keys(login_key.export_public_key().decode())
         acceptor = await asyncssh.create_server(
             lambda: _Server(seen),
             "127.0.0.1",
             port,
             server_host_keys=[server_key],
-            authorized_client_keys=authorized,
             process_factory=lambda process: _serve_command(process, seen, answer),
             encoding=None,
         )

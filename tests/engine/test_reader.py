@@ -13,6 +13,7 @@ from common.errors import UserError
 from model.steps import TRAFFIC
 from tests.engine.ssh_server import SshServer
 from tests.engine.ssh_settings import settings_for
+from tests.fast.recorded_run import framed
 from tools import reader
 from tools.reader import Reader
 
@@ -25,19 +26,24 @@ def _short_steps(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(reader, "script_text", lambda step, values: values["TEXT"])
 
 
+def printing(results: str) -> str:
+    """A script with these results."""
+    return f"printf %s {shlex.quote(framed(results))}"
+
+
 def test_steps_share_one_login(host: SshServer, tmp_path: Path) -> None:
     settings = settings_for(host, tmp_path)
 
     async def outputs() -> list[str]:
         async with Reader(settings, settings.hosts[0]) as reading:
-            found = [await reading.run(STEP, {"TEXT": f"echo {word}"}) for word in ("one", "two")]
+            found = [await reading.run(STEP, {"TEXT": printing(word)}) for word in ("one", "two")]
             assert reading._connection is not None
             reading._connection.abort()
             with pytest.raises(UserError, match="the connection was lost"):
                 await reading.run(STEP, {"TEXT": "echo lost"})
-            return [*found, await reading.run(STEP, {"TEXT": "echo three"})]
+            return [*found, await reading.run(STEP, {"TEXT": f"echo Welcome; {printing('three')}"})]
 
-    assert asyncio.run(outputs()) == ["one\n", "two\n", "three\n"]
+    assert asyncio.run(outputs()) == ["one", "two", "three"]
     assert len(host.logins) == 2
     assert host.commands[0] == "timeout --kill-after=20 9 bash -s -- create traffic node1"
 
@@ -66,6 +72,18 @@ def test_failed_step_reports_cause_and_next_move(
     with pytest.raises(UserError) as caught:
         asyncio.run(run())
     assert str(caught.value) == reported
+
+
+def test_step_that_didnt_run_is_reported(host: SshServer, tmp_path: Path) -> None:
+    settings = settings_for(host, tmp_path)
+
+    async def run(text: str) -> None:
+        async with Reader(settings, settings.hosts[0]) as reading:
+            await reading.run(STEP, {"TEXT": text})
+
+    for text, reported in (("true", "it returned nothing"), ("echo Welcome", "without the lines that frame")):
+        with pytest.raises(UserError, match=f"the host reported success, but .*{reported}"):
+            asyncio.run(run(text))
 
 
 def test_hanging_host_times_out(host: SshServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

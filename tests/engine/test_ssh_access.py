@@ -15,6 +15,7 @@ import asyncssh
 import pytest
 
 from components import ssh_access
+from model.login import Login
 from model.settings import Settings
 from tests.engine.ssh_server import (
     SshServer,
@@ -59,14 +60,35 @@ def test_accessible_host_is_accepted_at_once(host: SshServer, tmp_path: Path) ->
 
 def test_many_steps_log_in_once(host: SshServer, tmp_path: Path) -> None:
     settings = settings_for(host, tmp_path)
+    root, ops = (Login(user, host.private_key) for user in ("root", "ops"))
 
     async def steps() -> None:
         access = ssh_access.once(settings, settings.hosts[0])
-        await asyncio.gather(access(), access())
-        await access()
+        await asyncio.gather(access(root), access(root))
+        await access(Login("root", host.private_key))
+        await asyncio.gather(access(ops), access(ops))
 
     asyncio.run(steps())
-    assert len(host.logins) == 1
+    assert host.logins == ["root", "ops"]
+
+
+def test_rejected_login_of_the_state_is_named(
+    host: SshServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = settings_for(host, tmp_path, wait=60)
+    old = new_key()
+    with pytest.raises(ssh_access.UnreachableError) as caught:
+        asyncio.run(ssh_access.wait(settings, settings.hosts[0], Login("root", private(old))))
+    message = str(caught.value)
+    assert f"rejects the login with the key in the state ({old.get_fingerprint()})" in message
+    current = asyncssh.import_private_key(host.private_key).get_fingerprint()
+    assert f"the settings' is root with the key {current}. To put" in message
+    assert "python -m tools credentials --stack" in message
+    assert private(old).splitlines()[1] not in message
+    monkeypatch.delenv("SSH_AUTH_SOCK", raising=False)
+    with pytest.raises(ssh_access.UnreachableError) as caught:
+        asyncio.run(ssh_access.wait(settings, settings.hosts[0], Login("root")))
+    assert "the state has none, and SSH_AUTH_SOCK (the SSH agent) isn't set" in str(caught.value)
 
 
 def test_booting_host_is_waited_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

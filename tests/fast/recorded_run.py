@@ -24,6 +24,8 @@ def run(
     preview: bool = False,
     *,
     verified: str | None = None,
+    dead: frozenset[str] = frozenset(),
+    renewal: str = "",
     use: Callable[[Cluster], object] | None = None,
 ) -> graph.Recorder:
     """Run the program and return the resources that it registered.
@@ -32,12 +34,14 @@ def run(
         settings: The cluster's settings.
         preview: Run a preview.
         verified: The output `verified` of the previous run.
+        dead: The names of dead workers.
+        renewal: The expiry up to which certificates are renewed.
         use: Receives the cluster while the program runs, for access to its outputs.
     """
     kubeconfig()  # fills the cache before several threads need it
 
     def program() -> None:
-        cluster = Cluster("test", ClusterArgs(settings, graph.STACK, verified))
+        cluster = Cluster("test", ClusterArgs(settings, graph.STACK, verified, renewal, dead))
         if use is not None:
             use(cluster)
 
@@ -62,10 +66,15 @@ def outputs(name: str) -> dict[str, Any]:
     if name.endswith("-token"):
         return {"stdout": TOKEN, "stderr": ""}
     if name == "expected-services":
-        return {"stdout": services_and_slices(), "stderr": ""}
+        return {"stdout": framed(services_and_slices()), "stderr": ""}
     if name.endswith("-verification"):
-        return {"stdout": "== ipvs\n== stats\n== addresses\n== sets\n== spread\n", "stderr": ""}
-    return {"stdout": "", "stderr": ""}
+        return {"stdout": framed("== ipvs\n== stats\n== addresses\n== sets\n== spread\n"), "stderr": ""}
+    return {"stdout": framed(), "stderr": ""}
+
+
+def framed(results: str = "") -> str:
+    """What a host returns for a step with these results."""
+    return f"\n--- kubeadm-ipvs: begin ---\n{results}\n--- kubeadm-ipvs: end ---\n"
 
 
 @functools.cache  # so that runs can be compared: all have the same certificate authority

@@ -8,7 +8,18 @@ from pathlib import Path
 
 import pytest
 
-from model.steps import SCRIPTS, STEPS, Step, body, command_text, script_text
+from model.steps import (
+    SCRIPTS,
+    STEPS,
+    Step,
+    as_root,
+    body,
+    command_text,
+    has_results,
+    host_of,
+    results,
+    script_text,
+)
 from tests.fast.shell import bash
 
 # By step, the values that its script doesn't use. A new value only makes the step run again.
@@ -70,8 +81,54 @@ def composed(folder: Path, code: str, **values: str) -> str:
 def test_values_arrive_unchanged(tmp_path: Path) -> None:
     nasty = f"a'b\"c $(touch {tmp_path}/ran) `x` \\ \n  two\tthree"
     text = composed(tmp_path, "create() { printf '%s' \"$NASTY\"; }\n", NASTY=nasty)
-    assert bash(text, root=tmp_path).stdout == nasty
+    assert results(Step("own", lambda _: 0), bash(text, root=tmp_path).stdout) == nasty
     assert not (tmp_path / "ran").exists()
+
+
+@pytest.mark.parametrize("printed", ["", "one", "one\ntwo\n", "--- kubeadm-ipvs: begin ---\nx"])
+def test_results_are_found_between_other_text(tmp_path: Path, printed: str) -> None:
+    step = Step("own", lambda _: 0)
+    text = composed(tmp_path, "create() { printf '%s' \"$PRINTED\"; }\n", PRINTED=printed)
+    output = bash(text, root=tmp_path).stdout
+    for around in (output, f"Welcome: node1\n{output}Bye\n", output.removesuffix("\n")):
+        assert results(step, around) == printed.removesuffix("\n")
+
+
+def test_step_that_didnt_reach_its_end_has_no_results(tmp_path: Path) -> None:
+    step = Step("own", lambda _: 0)
+    text = composed(tmp_path, "create() { echo early; exit 0; }\n")
+    for output, reported in (
+        ("", "it returned nothing"),
+        ("Welcome\n", "without the lines that frame"),
+        (text, "without the lines that frame"),  # from a host that returns its input
+        (bash(text, root=tmp_path).stdout, "without the lines that frame"),
+    ):
+        with pytest.raises(ValueError, match=reported) as caught:
+            results(step, output)
+        assert "early" not in str(caught.value)
+
+
+def test_only_texts_of_earlier_versions_have_no_frame() -> None:
+    for step in STEPS.values():
+        assert has_results(step, script_text(step, {}))
+        assert has_results(step, "run_step create\nexit\n") == (step.unframed is not None)
+
+
+def test_token_is_found_between_other_text() -> None:
+    token = "abcdef.0123456789abcdef"
+    for output in (token, f"{token}\n", f"Welcome: to node1\n{token}\nBye"):
+        assert results(STEPS["token"], output) == token
+    for output in ("", "Welcome", f"{token}\n{token}", f"token {token}"):
+        with pytest.raises(ValueError, match="join tokens instead of one"):
+            results(STEPS["token"], output)
+
+
+def test_command_is_rewritten_for_another_user() -> None:
+    command = command_text("update", STEPS["kernel"], "node1", 600, "root") + " 4fd10a2b"
+    assert as_root(command, "ops") == f"sudo -n {command}"
+    assert as_root(as_root(command, "ops"), "admin") == as_root(command, "ops")
+    assert as_root(as_root(command, "ops"), "root") == command
+    assert (host_of(command), host_of("true")) == ("node1", None)
 
 
 def test_value_name_must_be_a_shell_variable() -> None:
