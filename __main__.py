@@ -2,25 +2,44 @@
 
 from __future__ import annotations
 
+from datetime import UTC, datetime
+
 import pulumi
 
-from components import previous_outputs
+from components import dead_hosts, previous_outputs
 from components.cluster import Cluster, ClusterArgs
 from components.configuration import settings_of_stack
+from model import certificates
 
 previous = previous_outputs.read()
 settings = settings_of_stack(previous.kubernetes_version)
 
+now = datetime.now(UTC)
+renewal = certificates.renewal(
+    previous.certificates_expire, previous.certificates_renewed, settings.cluster.certificates.renew_days, now
+)
+if renewal != previous.certificates_renewed:
+    pulumi.log.warn(certificates.announcement(renewal, now))
+
 # A fixed name: a name taken from the settings would replace every object when that setting changes.
 cluster = Cluster(
     "kubernetes",
-    ClusterArgs(settings, stack=pulumi.get_stack(), verified=previous.verified),
+    ClusterArgs(
+        settings,
+        stack=pulumi.get_stack(),
+        verified=previous.verified,
+        renewal=renewal,
+        dead=dead_hosts.find(settings, previous.kubeconfig),
+    ),
     # Its name in stacks created by earlier versions.
     pulumi.ResourceOptions(aliases=[pulumi.Alias(name=settings.cluster.name)]),
 )
 
-pulumi.export("kubeconfig", cluster.kubeconfig)
+pulumi.export(previous_outputs.KUBECONFIG, cluster.kubeconfig)
 pulumi.export("nodePorts", cluster.node_ports)
 pulumi.export("virtualServers", cluster.tables)
 pulumi.export(previous_outputs.VERIFIED, cluster.verified)
 pulumi.export(previous_outputs.KUBERNETES_VERSION, settings.cluster.kubernetes_version)
+pulumi.export(previous_outputs.CERTIFICATES_EXPIRE, cluster.certificates_expire)
+if renewal:
+    pulumi.export(previous_outputs.CERTIFICATES_RENEWED, renewal)

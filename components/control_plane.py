@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 
 import pulumi
 from pulumi_command import remote
 
 from components import changes
 from components.host import PreparedHost
-from model import drift, kubeadm, pod_network, steps
+from components.remote import plain_output
+from model import certificates, kubeadm, pod_network, steps
 from model.settings import Host, Settings
 
 
@@ -20,10 +22,12 @@ class ControlPlaneArgs:
     Attributes:
         settings: The environment.
         prepared: The prepared host that becomes the control plane.
+        renewal: Certificates that expire by then are renewed (`certificates.renewal`); empty for none.
     """
 
     settings: Settings
     prepared: PreparedHost
+    renewal: str = ""
 
 
 class ControlPlane(pulumi.ComponentResource):
@@ -39,6 +43,7 @@ class ControlPlane(pulumi.ComponentResource):
             alone when the cluster is removed or replaced. `init` itself wouldn't work, because the engine
             marks it as deleted too late (docs/decisions/0006).
         ca_hash: `sha256:…` of the cluster's CA certificate, which identifies the cluster.
+        certificates_expire: When the first of the cluster's certificates expires, if that is known.
     """
 
     def __init__(self, name: str, args: ControlPlaneArgs, opts: pulumi.ResourceOptions | None = None) -> None:
@@ -54,7 +59,7 @@ class ControlPlane(pulumi.ComponentResource):
                 "CONFIG": kubeadm.init_config(settings),
                 "PATCHES": "\n".join(f"{file}\t{text}" for file, text in kubeadm.patches(settings).items()),
                 "CERT_SANS": "\n".join(settings.cert_sans),
-                "CERTIFICATE_DAYS": str(drift.CERTIFICATE_DAYS),
+                **_certificates(settings, args.renewal),
                 "KUBELET": kubeadm.kubelet_config(settings),
                 "PROXY": kubeadm.proxy_config(settings),
                 "POD_NETWORK": pod_network.of(settings).lines,
@@ -74,18 +79,30 @@ class ControlPlane(pulumi.ComponentResource):
             "kubeadm-ipvs:index:NodeList", "node-list", None, pulumi.ResourceOptions(parent=self)
         )
         server = f"https://{settings.api_server}"
-        # Read twice: a repair may renew the administrator's certificate, which makes `kubeconfig` unknown in
-        # that preview. The CA hash must stay known, or every join would appear to change.
+        # Read twice: a run that renews the administrator's certificate reads `kubeconfig` again, which makes
+        # it unknown in that preview. The CA hash must stay known, or every join would appear to change.
+        read = self._kubeconfig(args.renewal)
         self.kubeconfig: pulumi.Output[str] = pulumi.Output.secret(
-            self._admin(steps.KUBECONFIG).stdout.apply(lambda text: kubeadm.kubeconfig_for(text, server))
+            read.stdout.apply(lambda text: kubeadm.kubeconfig_for(text, server))
         )
         self.admin_kubeconfig = self._admin(steps.ADMIN)
         self.ca_hash: pulumi.Output[str] = pulumi.Output.unsecret(
             self.admin_kubeconfig.stdout.apply(kubeadm.ca_hash)
         )
+        self.certificates_expire: pulumi.Output[str | None] = pulumi.Output.unsecret(
+            pulumi.Output.all(plain_output(self.init), self.kubeconfig).apply(
+                lambda known: certificates.first_expiry(known[0] or "", known[1])
+            )
+        )
         self.register_outputs({"kubeconfig": self.kubeconfig, "caHash": self.ca_hash})
 
-    def _admin(self, step: steps.Step) -> remote.Command:
+    def _kubeconfig(self, renewal: str) -> remote.Command:
+        """The step for `kubeconfig`. Its text changes only with a renewal, so it has no empty value."""
+        if not renewal:
+            return self._admin(steps.KUBECONFIG)
+        return self._admin(replace(steps.KUBECONFIG, values=frozenset({"RENEW"})), {"RENEW": renewal})
+
+    def _admin(self, step: steps.Step, values: Mapping[str, str] | None = None) -> remote.Command:
         """A step that prints the administrator's kubeconfig.
 
         Its text is constant and only a new cluster changes its trigger, so everything built from its output
@@ -95,6 +112,7 @@ class ControlPlane(pulumi.ComponentResource):
             step,
             self,
             triggers=[self.init.id],
+            values=values,
             opts=pulumi.ResourceOptions(depends_on=[self.init], deleted_with=self.init),
         )
 
@@ -104,6 +122,15 @@ class ControlPlane(pulumi.ComponentResource):
             steps.DEREGISTER,
             self,
             about=host.name,
+            repair=host.repair,
             values={"NODE": host.name},
             opts=pulumi.ResourceOptions(deleted_with=self._nodes),
         )
+
+
+def _certificates(settings: Settings, renewal: str) -> dict[str, str]:
+    """The values of `init` that concern certificates."""
+    wanted = settings.cluster.certificates
+    days = str(wanted.renew_days)
+    timer = steps.script_text(steps.RENEWAL, {"CERTIFICATE_DAYS": days}) if wanted.renew_timer else ""
+    return {"CERTIFICATE_DAYS": days, "RENEW": renewal, "RENEWAL": timer}

@@ -3,11 +3,22 @@
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import pulumi
 from pulumi import runtime
+
+from model import certificates
+
+CERTIFICATES_EXPIRE = "certificatesExpire"
+"""The output with the first expiry of the cluster's certificates."""
+
+CERTIFICATES_RENEWED = "certificatesRenewed"
+"""The output with the expiry up to which certificates were renewed last."""
+
+KUBECONFIG = "kubeconfig"
+"""The output with the administrator's kubeconfig; secret."""
 
 KUBERNETES_VERSION = "kubernetesVersion"
 """The output with the cluster's version."""
@@ -35,10 +46,16 @@ class PreviousOutputs:
     Attributes:
         kubernetes_version: The cluster's version.
         verified: `Cluster.verified`.
+        certificates_expire: `Cluster.certificates_expire`.
+        certificates_renewed: The result of `certificates.renewal`; empty if no run has renewed certificates.
+        kubeconfig: The administrator's kubeconfig.
     """
 
     kubernetes_version: str | None = None
     verified: str | None = None
+    certificates_expire: str | None = None
+    certificates_renewed: str = ""
+    kubeconfig: str | None = field(default=None, repr=False)
 
 
 def read() -> PreviousOutputs:
@@ -50,7 +67,15 @@ def read() -> PreviousOutputs:
     outputs = _outputs()
     if not outputs:
         return PreviousOutputs()
-    return PreviousOutputs(str(outputs.get(KUBERNETES_VERSION, _FIRST_VERSION)), outputs.get(VERIFIED))
+    expire = outputs.get(CERTIFICATES_EXPIRE)
+    return PreviousOutputs(
+        kubernetes_version=str(outputs.get(KUBERNETES_VERSION, _FIRST_VERSION)),
+        verified=outputs.get(VERIFIED),
+        # Earlier versions of the program didn't have that output.
+        certificates_expire=expire or certificates.client_expiry(str(outputs.get(KUBECONFIG))),
+        certificates_renewed=str(outputs.get(CERTIFICATES_RENEWED, "")),
+        kubeconfig=outputs.get(KUBECONFIG),
+    )
 
 
 def _outputs() -> dict[str, Any]:

@@ -2,12 +2,14 @@
 # kubeadm init on the control plane.
 # Values: CONFIG (kubeadm's documents), PATCHES (kubeadm's, lines `file<tab>JSON`), CERT_SANS (additional names in the
 # API server's certificate, one per line), DISABLE_EVICTION (true or empty), CERTIFICATE_DAYS (a repair renews
-# certificates that expire within this many days), KUBELET and PROXY (see lib/kubeadm.sh).
+# certificates that expire within this many days), RENEW (certificates that expire by then are renewed; may be empty),
+# RENEWAL (see lib/renewal_timer.sh), KUBELET and PROXY (see lib/kubeadm.sh).
+#
+# Prints `certificates expire TIME`, the first expiry, for model/certificates.py.
 
 source lib/kubeadm.sh
-source lib/containerd.sh
-
-readonly ADMIN=/etc/kubernetes/admin.conf
+source lib/certificates.sh
+source lib/renewal_timer.sh
 
 # An update means that the cluster exists. On a host that was reinstalled, another init would create a different
 # cluster, which the workers don't belong to.
@@ -20,11 +22,15 @@ update() {
 
 create() {
   store_disable_eviction
-  if ! begin_node; then
-    converge
-    return
-  fi
-  printf '%s\n' "$CONFIG" | put_file "$HOME_DIR/kubeadm.yaml" 0600 || :
+  if node_finished; then converge; else create_cluster; fi
+  converge_renewal_timer
+  read_expiry
+  printf 'certificates expire %s\n' "$first_expiry"
+}
+
+create_cluster() {
+  begin_node
+  put_file "$HOME_DIR/kubeadm.yaml" 0600 <<<"$CONFIG"
   put_patches
   run_kubeadm 1 init --skip-token-print --skip-phases=show-join-command
   wait_for 300 "the API server" api_ready ||
@@ -35,7 +41,7 @@ create() {
     fail "the API server doesn't return its schema" "check crictl ps -a on $HOST"
   request_proxy_cpu
   store_settings
-  printf '%s\n' "$CERT_SANS" | put_file "$HOME_DIR/certificate-names" 0600 || :
+  put_file "$HOME_DIR/certificate-names" 0600 <<<"$CERT_SANS"
   store_repair
   mark node.done
   say "the control plane is up"
@@ -52,11 +58,9 @@ request_proxy_cpu() {
 put_patches() {
   local file text
   while IFS=$'\t' read -r file text; do
-    [[ -z $file ]] || printf '%s\n' "$text" | put_file "$HOME_DIR/patches/$file" 0600 || :
+    [[ -z $file ]] || put_file "$HOME_DIR/patches/$file" 0600 <<<"$text"
   done <<<"$PATCHES"
 }
-
-api_ready() { kubectl --kubeconfig "$ADMIN" --request-timeout=10s get --raw /readyz; }
 
 # The provider requests the schema's binary form, which is built from the other one and takes longer.
 schema_ready() {
@@ -71,7 +75,12 @@ store_disable_eviction() {
 
 # Changes a finished control plane where it differs from the settings.
 converge() {
-  if repair_requested; then renew_certificates; fi
+  local limit=$RENEW window
+  if repair_requested; then
+    window=$(soon)
+    if [[ $window > $limit ]]; then limit=$window; fi
+  fi
+  renew_certificates "$limit"
   wait_for 300 "the API server" api_ready ||
     fail "the API server doesn't respond" "check crictl ps -a and journalctl -u kubelet on $HOST"
   converge_config
@@ -81,57 +90,15 @@ converge() {
   say "the control plane is up and matches the settings"
 }
 
-# Renews all of kubeadm's certificates except the CAs if one expires soon. Doesn't need the API server, which may be
-# down because of them. The components read their certificates only when they start; after an interruption, the marker
-# file makes the next run restart them.
-renew_certificates() {
-  local name containers
-  if [[ ! -e $HOME_DIR/certificates.renewing ]]; then
-    certificates_expire_soon || return 0
-    mark certificates.renewing
-  fi
-  say "renewing the cluster's certificates and restarting the components that use them"
-  kubeadm_phase certs renew all --config "$HOME_DIR/kubeadm.yaml" ||
-    fail "can't renew the cluster's certificates" "fix the cause above and run the same command again"
-  for name in etcd kube-apiserver kube-controller-manager kube-scheduler; do
-    containers=$(cri ps --quiet --name "^$name\$") ||
-      fail "can't find the container of $name, which still uses its old certificate" \
-        "run the same command again, or check crictl ps on $HOST"
-    # shellcheck disable=SC2086 # several IDs
-    [[ -z $containers ]] || cri stop --timeout 30 $containers >/dev/null
-  done
-  wait_for 300 "the API server" api_ready ||
-    fail "the API server doesn't respond with its new certificate" "check crictl ps -a on $HOST"
-  rm -f "$HOME_DIR/certificates.renewing"
-}
-
-# Whether a certificate expires within CERTIFICATE_DAYS.
-certificates_expire_soon() {
-  local limit expiration
-  limit=$(date -u -d "+$CERTIFICATE_DAYS days" +%FT%TZ)
-  expiration=$(kubeadm certs check-expiration --config "$HOME_DIR/kubeadm.yaml" --output json \
-    2>"$HOME_DIR/phase.log") || {
-    tail -n 5 "$HOME_DIR/phase.log" >&2
-    fail "can't determine when the cluster's certificates expire" \
-      "the lines above name the file: restore it, or remove it so that kubeadm creates a new one"
-  }
-  tr ',' '\n' <<<"$expiration" | awk -v limit="$limit" '
-    /"certificateAuthorities"/ {authorities = 1}
-    !authorities && match($0, /"expirationDate": *"[^"]*"/) {
-      split(substr($0, RSTART, RLENGTH), part, "\"")
-      if (part[4] < limit) found = 1
-    }
-    END {exit !found}'
-}
-
 # Uploads the configuration that kubeadm keeps in the cluster. Each node's kubelet reads it in the node's own step, and
 # each kube-proxy in the step `proxy`, which restarts them one by one.
 converge_config() {
-  printf '%s\n' "$CONFIG" | put_file "$HOME_DIR/kubeadm.new.yaml" 0600 || :
+  put_file "$HOME_DIR/kubeadm.new.yaml" 0600 <<<"$CONFIG"
   if cmp -s "$HOME_DIR/kubeadm.new.yaml" "$HOME_DIR/kubeadm.yaml" && ! repair_requested; then
     rm -f "$HOME_DIR/kubeadm.new.yaml"
     return
   fi
+  refuse_older_version
   say "uploading the settings to the cluster"
   # The configuration names the patches' folder, which kubeadm requires to exist.
   put_patches
@@ -142,23 +109,52 @@ converge_config() {
   mv -f "$HOME_DIR/kubeadm.new.yaml" "$HOME_DIR/kubeadm.yaml"
 }
 
+# Somebody may have upgraded the cluster by hand. Nodes that join, and upgrades, read the version in this configuration.
+refuse_older_version() {
+  local wanted server stored newest
+  wanted=$(sed -n 's/^kubernetesVersion: v//p' <<<"$CONFIG")
+  server=$(kubectl --kubeconfig "$ADMIN" --request-timeout=60s get --raw /version)
+  stored=$(kubectl --kubeconfig "$ADMIN" --request-timeout=60s -n kube-system get configmap kubeadm-config \
+    --output 'jsonpath={.data.ClusterConfiguration}')
+  newest=$(sed -nE 's/.*("gitVersion": *"|^kubernetesVersion: )v([0-9.]+).*/\2/p' <<<"$server"$'\n'"$stored" |
+    sort -V - <(echo "$wanted") | tail -n 1)
+  [[ $newest == "$wanted" ]] ||
+    fail "the cluster runs Kubernetes $newest, newer than cluster.kubernetesVersion $wanted" "if somebody has upgraded \
+it by hand, set cluster.kubernetesVersion to $newest and cluster.manualUpgrades to true; the settings weren't uploaded"
+}
+
 # Only the ConfigMap of kubeadm's addon: the rest would restart kube-proxy on all nodes at once.
 upload_proxy_config() {
-  kubeadm_phase init phase addon kube-proxy --print-manifest --config "$HOME_DIR/kubeadm.new.yaml" || return 1
-  awk '/^---/ {on = 0} /^kind: ConfigMap/ {on = 1} on' "$HOME_DIR/phase.log" |
+  local manifest
+  # Not through a file: on a full disk it could be cut off, and kubeadm doesn't report that.
+  manifest=$(kubeadm init phase addon kube-proxy --print-manifest --config "$HOME_DIR/kubeadm.new.yaml" \
+    2>"$HOME_DIR/phase.log") || {
+    tail -n 5 "$HOME_DIR/phase.log" >&2
+    return 1
+  }
+  awk '/^---/ {on = 0} /^kind: ConfigMap/ {on = 1} on' <<<"$manifest" |
     kubectl --kubeconfig "$ADMIN" --request-timeout=60s replace --filename - >/dev/null
 }
 
 # Creates a new certificate for the API server, which reloads it by itself. The old one is kept until then.
 converge_certificate() {
-  local pki=/etc/kubernetes/pki name old=$HOME_DIR/certificate.old
-  if [[ ! -e $old ]] && cmp -s <(printf '%s\n' "$CERT_SANS") "$HOME_DIR/certificate-names"; then return 0; fi
+  local pki=$ROOT/etc/kubernetes/pki name old
+  # Left by an interrupted run of an earlier version of this program.
+  local earlier=$HOME_DIR/certificate.old
+  old=$pki/.kubeadm-ipvs.old
+  if [[ ! -e $old && ! -e $earlier ]] && cmp -s <(printf '%s\n' "$CERT_SANS") "$HOME_DIR/certificate-names"; then
+    return 0
+  fi
   say "new certificate for the API server, with the names: $(xargs <<<"$CERT_SANS")"
+  # Renamed instead of copied, which also works on a full disk.
   mkdir -p "$old"
-  if [[ ! -e $old/apiserver.key ]]; then cp -p "$pki/apiserver.crt" "$pki/apiserver.key" "$old/"; fi
+  for name in apiserver.crt apiserver.key; do
+    [[ -e $old/$name || ! -e $pki/$name ]] || mv "$pki/$name" "$old/"
+  done
   rm -f "$pki/apiserver.crt" "$pki/apiserver.key"
   kubeadm_phase init phase certs apiserver --config "$HOME_DIR/kubeadm.yaml" || {
-    cp -p "$old/"apiserver.* "$pki/"
+    mv -f "$old/"apiserver.* "$pki/"
+    rmdir "$old"
     fail "can't create a new certificate for the API server; it still uses the old one" \
       "fix the cause above and run the same command again"
   }
@@ -167,8 +163,8 @@ converge_certificate() {
     wait_for 180 "the API server to serve its certificate for $name" serves_name "$name" ||
       fail "the API server doesn't serve a certificate for $name" "check crictl logs of kube-apiserver on $HOST"
   done <<<"$CERT_SANS"
-  printf '%s\n' "$CERT_SANS" | put_file "$HOME_DIR/certificate-names" 0600 || :
-  rm -rf "$old"
+  put_file "$HOME_DIR/certificate-names" 0600 <<<"$CERT_SANS"
+  rm -rf "$old" "$earlier"
 }
 
 serves_name() { kubectl --kubeconfig "$ADMIN" --request-timeout=10s --tls-server-name "$1" get --raw /readyz; }

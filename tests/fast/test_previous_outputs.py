@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import pulumi
@@ -11,6 +12,7 @@ from pulumi.runtime.invoke import InvokeResult
 
 from components import previous_outputs
 from components.previous_outputs import PreviousOutputs
+from tests.fast.test_certificates import text, with_client
 
 # Printed by the engine when it read the state's `.attrs` file while that was being written.
 RACE = (
@@ -52,12 +54,18 @@ def read(
         # Created by a version of the program that had no version output.
         ({"verified": "a b", "kubeconfig": "secret"}, PreviousOutputs("1.37.2", "a b")),
         ({"kubernetesVersion": "1.36.3"}, PreviousOutputs("1.36.3", None)),
+        (
+            {"certificatesExpire": "2027-11-30T10:00:00Z", "certificatesRenewed": "2026-12-24T10:00:00Z"},
+            PreviousOutputs("1.37.2", None, "2027-11-30T10:00:00Z", "2026-12-24T10:00:00Z"),
+        ),
+        # Created by a version of the program that knew no expiry: the kubeconfig has one.
+        ({"kubeconfig": with_client(10)}, PreviousOutputs("1.37.2", None, text(10))),
     ],
 )
 def test_outputs_of_last_run_are_read(
     monkeypatch: pytest.MonkeyPatch, outputs: dict[str, str], expected: PreviousOutputs
 ) -> None:
-    assert read(monkeypatch, Engine(outputs)) == expected
+    assert read(monkeypatch, Engine(outputs)) == replace(expected, kubeconfig=outputs.get("kubeconfig"))
 
 
 @pytest.mark.parametrize(

@@ -4,6 +4,7 @@
 
 source lib/step.sh
 source lib/containerd.sh
+source lib/renewal_timer.sh
 source lib/reset/netfilter.sh
 source lib/reset/files.sh
 
@@ -13,6 +14,7 @@ reset_node() {
     say "this program didn't set up a node here"
     return
   fi
+  remove_renewal_timer
   if [[ -e $ROOT/etc/kubernetes/kubelet.conf || -e $ROOT/etc/kubernetes/manifests ||
     -e $ROOT/var/lib/kubelet/config.yaml ]]; then
     run_kubeadm_reset

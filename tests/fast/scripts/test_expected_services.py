@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 from pathlib import Path
 
 import pytest
@@ -12,14 +13,14 @@ from tests.fast.shell import run, stdout_of
 SCRIPT = "steps/expected_services.sh"
 
 
-def missing(root: Path, lines: list[str], services: str) -> str:
+def missing(root: Path, lines: list[str], services: str, nodes: str = "") -> str:
     """The step's report of what is missing when kubectl prints these lines."""
-    printed = " ".join(f"'{line}'" for line in lines)
+    printed = shlex.join(lines)
     code = f"""
 kubectl() {{ printf '%s\\n' {printed}; }}
-create() {{ local detail= objects= nodes_checked=$SECONDS; all_ready || :; printf '%s' "$detail"; }}
+create() {{ local detail= objects= evicted=$SECONDS; all_ready || :; printf '%s' "$detail"; }}
 """
-    return stdout_of(SCRIPT, code, root, SERVICES=services)
+    return stdout_of(SCRIPT, code, root, SERVICES=services, NODE_NAMES=nodes)
 
 
 @pytest.mark.parametrize(
@@ -76,25 +77,68 @@ kubectl() {{
   echo 'object kube-system/kube-dns {{"kind": "Service", "a": "b c"}}'
 }}
 """
-    output = stdout_of(SCRIPT, code, tmp_path, SERVICES="kube-system/kube-dns 2", WAIT_SECONDS="30")
+    values = {"SERVICES": "kube-system/kube-dns 2", "NODE_NAMES": "", "WAIT_SECONDS": "30"}
+    output = stdout_of(SCRIPT, code, tmp_path, **values)
     assert json.loads(output) == {
         "items": [{"kind": "EndpointSlice"}, {"kind": "Service", "a": "b c"}],
     }
-    assert len((tmp_path / "calls").read_text().splitlines()) == 2
+    assert (tmp_path / "calls").read_text().count("get nodes,deployments,services,endpointslices") == 2
+
+
+def node(name: str, ready: str) -> str:
+    """A line with a node as kubectl prints it."""
+    item = {
+        "kind": "Node",
+        "metadata": {"name": name},
+        "conditions": [{"type": "Ready", "status": ready, "message": 'says "hello"\nto you'}],
+        "addresses": "192.0.2.1",
+    }
+    return f"node {name} ={ready} {json.dumps(item)}"
+
+
+def test_node_that_stays_not_ready_is_left_out_and_printed(tmp_path: Path) -> None:
+    for name in ("before", "after"):
+        lines = [node("master", "True"), node("node1", "Unknown" if name == "before" else "True")]
+        (tmp_path / name).write_text("\n".join([*lines, node("node2", "Unknown"), ""]))
+    code = f"""
+NODES_SECONDS=2
+spread_dns() {{ :; }}
+evict_from_dead_nodes() {{ :; }}
+kubectl() {{ if [[ -e {tmp_path}/second ]]; then cat {tmp_path}/after; else cat {tmp_path}/before; fi; }}
+pause() {{ touch {tmp_path}/second; sleep 0.2; }}
+"""
+    values = {"SERVICES": "", "NODE_NAMES": "master\nnode1\nnode2\ndeleted", "WAIT_SECONDS": "60"}
+    done = run(SCRIPT, code, tmp_path, **values)
+    assert [line.split("the node ")[1] for line in done.stderr.splitlines()] == [
+        f"{name} isn't Ready: the other hosts' verification leaves it out" for name in ("node2", "deleted")
+    ]
+    items = json.loads(done.stdout)["items"]
+    assert {item["metadata"]["name"]: item["conditions"][0]["status"] for item in items} == {
+        "master": "True",
+        "node1": "True",
+        "node2": "Unknown",
+    }
+
+
+def test_every_node_gets_time_to_become_ready(tmp_path: Path) -> None:
+    lines = [node("master", "True"), node("node1", "False"), node("dead", "Unknown")]
+    assert missing(tmp_path, lines, "", "master\nnode1") == "the node node1 isn't Ready"
 
 
 def test_pods_are_moved_from_dead_nodes_only(tmp_path: Path) -> None:
     code = """
 kubectl() {
   case $* in
-    *'get deployments,services,endpointslices'*) echo endpoints kube-system/kube-dns ;;
-    *'get nodes'*) printf '%s\\n' 'node1 True' 'node2 Unknown' 'node3 False' ;;
+    *'get nodes,deployments,services,endpointslices'*)
+      echo endpoints kube-system/kube-dns
+      printf 'node %s {}\\n' 'node1 =True' 'node2 =Unknown' 'node3 =False'
+      ;;
     *) echo "$*" >&5 ;;
   esac
 }
 exec 5>&1
 """
-    values = {"SERVICES": "kube-system/kube-dns 1", "WAIT_SECONDS": "2"}
+    values = {"SERVICES": "kube-system/kube-dns 1", "NODE_NAMES": "", "WAIT_SECONDS": "2"}
     done = run(SCRIPT, code, tmp_path, 1, **values)
     assert "kube-system/kube-dns has 0 ready endpoints, not 1" in done.stderr
     on_node2 = "--field-selector spec.nodeName=node2 --wait=false"

@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from model.certificates import first_expiry
+from model.steps import STEPS, script_text
 from tests.fast.shell import home_of, put, run, stdout_of
 
 INIT = "steps/init.sh"
@@ -44,10 +46,38 @@ def test_patches_exist_before_kubeadm_runs(tmp_path: Path) -> None:
     code = """
 kubeadm_phase() { ls "$HOME_DIR/patches"; }
 upload_proxy_config() { :; }
+refuse_older_version() { :; }
 create() { converge_config; }
 """
     output = stdout_of(INIT, code, tmp_path, CONFIG="new", PATCHES="etcd+strategic.json\t{}")
     assert output == "etcd+strategic.json\n"
+
+
+@pytest.mark.parametrize(
+    ("server", "stored", "newest"),
+    [
+        ("v1.37.2", "v1.37.2", ""),
+        ("v1.37.1", "v1.36.9", ""),
+        ("v1.37.10", "v1.37.2", "1.37.10"),
+        ("v1.37.2-0.build", "v1.38.0", "1.38.0"),
+    ],
+)
+def test_older_version_is_never_uploaded(tmp_path: Path, server: str, stored: str, newest: str) -> None:
+    code = f"""
+kubeadm_phase() {{ echo uploaded; }}
+upload_proxy_config() {{ :; }}
+kubectl() {{
+  case $* in
+    *" --raw /version") printf '{{\n  "major": "1",\n  "gitVersion": "{server}",\n}}\n' ;;
+    *" configmap kubeadm-config "*) printf 'kind: ClusterConfiguration\nkubernetesVersion: {stored}\n' ;;
+  esac
+}}
+create() {{ converge_config; }}
+"""
+    config = "kind: ClusterConfiguration\nkubernetesVersion: v1.37.2\n---\nkind: Other\n"
+    done = run(INIT, code, tmp_path, int(bool(newest)), CONFIG=config, PATCHES="")
+    assert done.stdout == ("" if newest else "uploaded\n")
+    assert (f"set cluster.kubernetesVersion to {newest}" in done.stderr) is bool(newest)
 
 
 def test_schema_is_requested_in_the_format_of_the_provider(tmp_path: Path) -> None:
@@ -82,6 +112,36 @@ def expiration(days: int, compact: bool) -> str:
     return json.dumps(text, separators=(",", ":")) if compact else json.dumps(text, indent=4)
 
 
+# kubeadm and crictl, which log their calls. The fake renewal lasts until 2100.
+PROGRAMS = """
+kubeadm() {{
+  case "$1 $2" in
+    "certs check-expiration") cat {root}/expiration ;;
+    *)
+      echo "kubeadm $1 $2 $3" >>{root}/calls
+      echo "$*" >>{root}/arguments
+      {renewal}
+      ;;
+  esac
+}}
+cri() {{ if [[ $1 == ps ]]; then echo "id-$4"; else echo "stop ${{*: -1}}" >>{root}/calls; fi; }}
+kubectl() {{ echo ok; }}
+systemctl() {{ echo "systemctl $*" >>{root}/calls; }}
+"""
+RENEWED = "sed -i 's/20[2-9][0-9]-/2100-/' {root}/expiration"
+COMPONENTS = ("etcd", "kube-apiserver", "kube-controller-manager", "kube-scheduler")
+RENEWAL = ["kubeadm certs renew all", *(f"stop id-^{name}$" for name in COMPONENTS)]
+
+
+def programs(root: Path, renewal: str = RENEWED) -> str:
+    put(root, "calls")
+    return PROGRAMS.format(root=root, renewal=renewal.format(root=root))
+
+
+def calls(root: Path) -> list[str]:
+    return (root / "calls").read_text().splitlines()
+
+
 @pytest.mark.parametrize(
     ("kubeadm", "cri", "error"),
     [
@@ -90,22 +150,31 @@ def expiration(days: int, compact: bool) -> str:
             ":",
             "can't determine when the cluster's certificates expire",
         ),
-        (":", "return 1", "can't find the container of etcd"),
+        ("""[[ $2 == renew ]] || echo '{"expirationDate": "2100-01-01"}'""", "return 1", "container of etcd"),
+        (": renew", ":", "kubeadm lists no certificate"),
     ],
 )
-def test_failed_renewal_fails_the_repair(tmp_path: Path, kubeadm: str, cri: str, error: str) -> None:
+def test_failed_renewal_fails_the_step(tmp_path: Path, kubeadm: str, cri: str, error: str) -> None:
     mark = home_of(tmp_path) / "certificates.renewing"
-    if kubeadm == ":":
+    if "renew" in kubeadm:
         mark.touch()
     code = f"""
 kubeadm() {{ {kubeadm}; }}
 cri() {{ {cri}; }}
 kubectl() {{ echo ok; }}
-create() {{ renew_certificates; }}
+create() {{ renew_certificates 2027-01-01T00:00:00Z; }}
 """
-    done = run(INIT, code, tmp_path, 1, CERTIFICATE_DAYS="30")
+    done = run(INIT, code, tmp_path, 1)
     assert error in done.stderr
-    assert mark.exists() == (kubeadm == ":")
+    assert mark.exists() == ("renew" in kubeadm)
+
+
+CONVERGED = """
+node_finished() { true; }
+converge_config() { :; }
+converge_certificate() { :; }
+converge_kubelet() { :; }
+"""
 
 
 @pytest.mark.parametrize("compact", [True, False])
@@ -120,21 +189,91 @@ def test_repair_renews_expiring_certificates(
     mark = home_of(tmp_path) / "certificates.renewing"
     if interrupted:
         mark.touch()
-    calls = put(tmp_path, "calls")
-    code = f"""
-kubeadm() {{
-  case "$1 $2" in
-    "certs check-expiration") cat {tmp_path}/expiration ;;
-    *) echo "kubeadm $1 $2 $3" >>{calls} ;;
-  esac
-}}
-cri() {{ if [[ $1 == ps ]]; then echo "id-$4"; else echo "stop ${{*: -1}}" >>{calls}; fi; }}
-kubectl() {{ echo ok; }}
-create() {{ renew_certificates; }}
-"""
-    run(INIT, code, tmp_path, CERTIFICATE_DAYS="30")
-    components = ("etcd", "kube-apiserver", "kube-controller-manager", "kube-scheduler")
-    assert calls.read_text().splitlines() == (
-        ["kubeadm certs renew all", *(f"stop id-^{name}$" for name in components)] if renewed else []
-    )
+    code = programs(tmp_path) + CONVERGED
+    run(INIT, code, tmp_path, **VALUES, REPAIR="1")
+    assert calls(tmp_path) == (RENEWAL if renewed else [])
     assert not mark.exists()
+
+
+VALUES = {"CERTIFICATE_DAYS": "30", "RENEW": "", "RENEWAL": "", "DISABLE_EVICTION": ""}
+SOON, LATER = (f"{datetime.now(UTC) + timedelta(days=days):%Y-%m-%dT%H:%M:%SZ}" for days in (20, 40))
+
+
+@pytest.mark.parametrize(("renew", "renewed"), [("", False), (SOON, False), (LATER, True)])
+def test_run_renews_the_announced_certificates(tmp_path: Path, renew: str, renewed: bool) -> None:
+    """The program decides: a host whose clock is a little behind must not skip the renewal for good."""
+    put(tmp_path, "expiration", expiration(39, compact=True))
+    done = run(INIT, programs(tmp_path) + CONVERGED, tmp_path, **{**VALUES, "RENEW": renew})
+    assert calls(tmp_path) == (RENEWAL if renewed else [])
+    expected = "2100-" if renewed else f"{datetime.now(UTC) + timedelta(days=39):%Y-%m-%d}"
+    assert done.stdout.startswith(f"certificates expire {expected}")
+    assert first_expiry(done.stdout, "") is not None
+
+
+def test_renewal_without_the_ca_key_fails(tmp_path: Path) -> None:
+    put(tmp_path, "expiration", expiration(39, compact=True))
+    code = programs(tmp_path, """echo "Detected external ca, certificate can't be renewed" """) + CONVERGED
+    done = run(INIT, code, tmp_path, 1, **{**VALUES, "RENEW": LATER})
+    assert "Detected external ca" in done.stderr
+    assert "kubeadm didn't renew the certificates that expire at" in done.stderr
+    assert calls(tmp_path) == ["kubeadm certs renew all"]
+
+
+def test_missing_certificate_file_is_skipped(tmp_path: Path) -> None:
+    """Hardening guides remove super-admin.conf."""
+    text = json.loads(expiration(39, compact=True))
+    text["certificates"].append({"name": "super-admin.conf", "expirationDate": None, "missing": True})
+    put(tmp_path, "expiration", json.dumps(text))
+    done = run(INIT, programs(tmp_path) + CONVERGED, tmp_path, **VALUES)
+    assert done.stdout.startswith("certificates expire 20")
+
+
+TIMER = "etc/systemd/system/kubeadm-ipvs-certificates"
+
+
+def test_timer_is_installed_and_removed_again(tmp_path: Path) -> None:
+    put(tmp_path, "expiration", expiration(100, compact=True))
+    code = programs(tmp_path) + CONVERGED
+    text = script_text(STEPS["renewal"], {"CERTIFICATE_DAYS": "30"})
+    run(INIT, code, tmp_path, **{**VALUES, "RENEWAL": text})
+    script = home_of(tmp_path) / "renewal.sh"
+    assert script.read_text() == f"{text}\n"
+    assert (
+        f"ExecStart=/bin/bash {script} create renewal node1\n" in (tmp_path / f"{TIMER}.service").read_text()
+    )
+    unit = "kubeadm-ipvs-certificates.timer"
+    assert calls(tmp_path) == [
+        "systemctl daemon-reload",
+        f"systemctl enable --quiet {unit}",
+        f"systemctl restart {unit}",
+    ]
+    put(tmp_path, "calls")
+    run(INIT, code, tmp_path, **VALUES)
+    assert calls(tmp_path)[0] == f"systemctl disable --quiet --now {unit}"
+    assert [path.name for path in (tmp_path / "etc/systemd/system").iterdir()] == []
+    assert not script.exists()
+    assert (home_of(tmp_path) / "files").read_text() == ""
+    put(tmp_path, "calls")
+    run(INIT, code, tmp_path, **VALUES)
+    assert calls(tmp_path) == []
+
+
+@pytest.mark.parametrize("left", ["timer", "service", "renewal.sh"])
+def test_half_removed_timer_is_removed(tmp_path: Path, left: str) -> None:
+    file = home_of(tmp_path) / left if left == "renewal.sh" else put(tmp_path, f"{TIMER}.{left}")
+    file.touch()
+    run("lib/reset/kubeadm.sh", programs(tmp_path) + "create() { remove_renewal_timer; }\n", tmp_path)
+    assert not file.exists()
+
+
+@pytest.mark.parametrize(
+    ("node", "days", "renewed"), [(True, 29, True), (True, 31, False), (False, 29, False)]
+)
+def test_timer_renews_certificates_that_expire_soon(
+    tmp_path: Path, node: bool, days: int, renewed: bool
+) -> None:
+    put(tmp_path, "expiration", expiration(days, compact=False))
+    if node:
+        (home_of(tmp_path) / "node.done").touch()
+    run("steps/renewal.sh", programs(tmp_path), tmp_path, CERTIFICATE_DAYS="30")
+    assert calls(tmp_path) == (RENEWAL if renewed else [])
