@@ -6,7 +6,9 @@ and raises `ValueError` with the text that follows the setting's path in the err
 
 from __future__ import annotations
 
+import json
 import re
+from dataclasses import dataclass
 from decimal import Decimal
 from ipaddress import AddressValueError, IPv4Address, IPv4Network
 from typing import Annotated, Any
@@ -132,6 +134,17 @@ def _network(value: str) -> str:
         raise ValueError(f"is {value!r}; write an IPv4 network: `10.244.0.0/16`") from None
     if str(network) != value:
         raise ValueError(f"is {value}, an address in a network; write the network: `{network}`")
+    return value
+
+
+def _node_port_address(value: str) -> str:
+    return value if value == "primary" else _network(value)
+
+
+def _node_port_addresses(value: tuple[str, ...]) -> tuple[str, ...]:
+    # Before 1.37, kube-proxy doesn't accept the word next to others (validateKubeProxyNodePortAddress).
+    if "primary" in value and len(value) > 1:
+        raise ValueError("has `primary` next to other items; write `[primary]` or only networks")
     return value
 
 
@@ -345,16 +358,60 @@ def _image_repository(value: str) -> str:
     return value
 
 
-def _mirrors(value: dict[str, tuple[str, ...]]) -> dict[str, tuple[str, ...]]:
-    for registry, urls in value.items():
+@dataclass(frozen=True)
+class Mirror:
+    """A mirror of a registry.
+
+    Attributes:
+        url: Its URL.
+        override_path: Whether the URL's path is the API's root, to which containerd must not add `/v2`.
+        ca: File on this machine with the certificates of the CAs that may have issued the mirror's own.
+    """
+
+    url: str
+    override_path: bool = False
+    ca: str | None = None
+
+
+_MIRROR_NAMES = ("url", "overridePath", "ca")
+
+
+def _mirror(value: Any) -> Mirror:
+    form = "`{url: https://registry.example.com, overridePath: true, ca: FILE}`"
+    if isinstance(value, str):
+        return Mirror(_mirror_url(value, override_path=False))
+    if not isinstance(value, dict):
+        raise ValueError(f"is {without_logins(json.dumps(value))}; write a URL, or {form}")
+    unknown = sorted(set(value) - set(_MIRROR_NAMES))
+    if unknown:
+        logins = any(re.search("user|pass|auth|login|token", name, re.IGNORECASE) for name in unknown)
+        raise ValueError(
+            f"has {', '.join(unknown)}, but a mirror can only have {', '.join(_MIRROR_NAMES)}"
+            + ("; for a login, see docs/air-gap.md" if logins else "")
+        )
+    url, ca, override_path = (value.get("url"), value.get("ca"), _boolean(value.get("overridePath", False)))
+    if not isinstance(url, str):
+        raise ValueError(f"has no url; write {form}")
+    if not isinstance(override_path, bool):
+        raise ValueError(f"has overridePath: {json.dumps(override_path)}; write true or false")
+    if ca is not None:
+        if not isinstance(ca, str) or not ca.strip():
+            raise ValueError(f"has ca: {json.dumps(ca)}; write the path of a file with PEM certificates")
+        if not url.startswith("https://"):
+            raise ValueError("has ca, which only an https:// URL can use; change the URL, or remove ca")
+    return Mirror(_mirror_url(url, override_path), override_path, ca)
+
+
+def _mirrors(value: dict[str, tuple[Mirror, ...]]) -> dict[str, tuple[Mirror, ...]]:
+    for registry, mirrors in value.items():
         if not re.fullmatch(r"[a-z0-9]([a-z0-9.-]*[a-z0-9])?(:\d{1,5})?", registry):
             raise ValueError(
                 f"has the registry {registry!r}; write the upstream registry's name without scheme or path: "
                 "`registry.k8s.io`"
             )
-        if not urls:
+        if not mirrors:
             raise ValueError(f"has no mirror for {registry}; write at least one URL, or remove the registry")
-        if len(set(urls)) != len(urls):
+        if len({mirror.url for mirror in mirrors}) != len(mirrors):
             raise ValueError(f"lists a mirror of {registry} twice; list each one once")
     return value
 
@@ -370,17 +427,20 @@ def _package_key(value: str) -> str:
     return _url(value, "the key's URL", "write the path of a file with the key", ("https",))
 
 
-def _mirror_url(value: str) -> str:
-    _url(value, "the mirror's URL", "use a mirror that needs no login, for example one that admits the hosts")
+def _mirror_url(value: str, override_path: bool) -> str:
+    _url(
+        value,
+        "the mirror's URL",
+        "use a mirror that needs no login, or write it on the hosts as docs/air-gap.md describes",
+    )
     folders = [folder for folder in urlsplit(value).path.split("/") if folder]
     # containerd's parseHostConfig and request (core/remotes/docker, v1.7.27 and v2.1.4).
-    if "v2" in folders[:-1]:
+    if not override_path and "v2" in folders[:-1]:
         path = "/".join(folders if folders[-1] == "v2" else [*folders, "v2"])
         raise ValueError(
-            f"is {value}, for which containerd would request /{path}/IMAGE: it adds /v2 to the end unless "
-            "its option override_path is set, which this program can't do yet; write a URL that has its own "
-            "/v2 (Artifactory: /artifactory/api/docker/REPOSITORY, Nexus: /repository/REPOSITORY), or, for a "
-            "Harbor project, the URL of a reverse proxy that inserts the project after /v2"
+            f"is {value}, for which containerd would request /{path}/IMAGE, because it adds /v2 to the end; "
+            f"for a path that already has the API's /v2, such as a Harbor project's, write "
+            f"`{{url: {value}, overridePath: true}}`"
         )
     return value
 
@@ -510,6 +570,12 @@ def _preflight_checks(value: tuple[str, ...]) -> tuple[str, ...]:
     return value
 
 
+def _host_path(value: str) -> str:
+    if not re.fullmatch(r"(/[^/\s]+)+", value):
+        raise ValueError(f"is {value!r}; write the full path of a file on the hosts: `/etc/resolv.pods.conf`")
+    return value
+
+
 _QUANTITY = re.compile(r"\d+(\.\d+)?(m|k|M|G|T|Ki|Mi|Gi|Ti)?")
 _RESERVABLE = ("cpu", "memory", "ephemeral-storage", "pid")  # cmd/kubelet/app/server.go, parseResourceList
 _SIGNALS = (  # pkg/kubelet/eviction/api/types.go; kubelet sets the containerfs signals itself
@@ -629,6 +695,16 @@ Name = Annotated[
 Subdomain = Annotated[str, AfterValidator(_subdomain), Kind("DNS name", pattern=rf"^{_SUBDOMAIN.pattern}$")]
 Address = Annotated[str, AfterValidator(_address), Kind("IPv4 address", format="ipv4")]
 Network4 = Annotated[str, AfterValidator(_network), _NETWORK_KIND]
+NodePortAddresses = Annotated[
+    tuple[
+        Annotated[
+            str, AfterValidator(_node_port_address), Kind("IPv4 network", pattern=r"^([\d.]+/\d+|primary)$")
+        ],
+        ...,
+    ],
+    AfterValidator(_node_port_addresses),
+    Kind("list: IPv4 network, or `[primary]`"),
+]
 PodSubnet = Annotated[str, AfterValidator(_pod_subnet), _NETWORK_KIND]
 ServiceSubnet = Annotated[str, AfterValidator(_service_subnet), _NETWORK_KIND]
 KubernetesVersion = Annotated[
@@ -649,9 +725,34 @@ PackageKey = Annotated[str, AfterValidator(_package_key), Kind("path or URL")]
 Image = Annotated[str, AfterValidator(_image), Kind("image with tag or digest", pattern="[:@]")]
 ImageRepository = Annotated[str, AfterValidator(_image_repository), Kind("registry and path")]
 Mirrors = Annotated[
-    dict[str, tuple[Annotated[str, AfterValidator(_mirror_url)], ...]],
+    dict[
+        str,
+        tuple[
+            Annotated[
+                Any,
+                AfterValidator(_mirror),
+                Kind(
+                    "mirror",
+                    anyOf=[
+                        {"type": "string"},
+                        {
+                            "type": "object",
+                            "properties": {
+                                "url": {"type": "string"},
+                                "overridePath": {"enum": [True, False, "true", "false"]},
+                                "ca": {"type": "string", "minLength": 1},
+                            },
+                            "required": ["url"],
+                            "additionalProperties": False,
+                        },
+                    ],
+                ),
+            ],
+            ...,
+        ],
+    ],
     AfterValidator(_mirrors),
-    Kind("registry: list of URLs"),
+    Kind("registry: list of mirrors"),
 ]
 HostKey = Annotated[
     str,
@@ -659,6 +760,7 @@ HostKey = Annotated[
     Kind("public key", pattern=r"^\s*(ssh-ed25519|ecdsa-sha2-nistp(256|384|521))\s+AAAA"),
 ]
 Regex = Annotated[str, AfterValidator(_regex), Kind("regular expression")]
+HostPath = Annotated[str, AfterValidator(_host_path), Kind("path", pattern="^/")]
 Labels = Annotated[dict[str, str], AfterValidator(_labels), Kind("name: text")]
 Taints = Annotated[tuple[str, ...], AfterValidator(_taints), Kind("list of taints")]
 PreflightChecks = Annotated[
@@ -700,4 +802,6 @@ Positive = Annotated[int, BeforeValidator(_integer), Between(1, 1_000_000, "a wh
 # A step waits a minute less than this, so that it has that minute for the rest of its work.
 RolloutSeconds = Annotated[int, BeforeValidator(_integer), Between(120, 1_000_000, "seconds")]
 ResyncSeconds = Annotated[int, BeforeValidator(_integer), Between(1, 3600, "seconds")]
+# More would renew them in every run: they are valid for a year.
+RenewDays = Annotated[int, BeforeValidator(_integer), Between(1, 180, "days")]
 TokenMinutes = Annotated[int, BeforeValidator(_integer), Between(1, 1440, "minutes")]

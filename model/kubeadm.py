@@ -18,7 +18,7 @@ from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
 from model import go_yaml
 from model.kubeconfig import Kubeconfig, KubeconfigError, with_server
-from model.settings import Host, Kubelet, Proxy, Settings
+from model.settings import ANYWHERE, Host, Kubelet, Proxy, Settings
 
 API_VERSION = "kubeadm.k8s.io/v1beta4"
 # init.sh writes `patches` there before it runs kubeadm.
@@ -257,6 +257,10 @@ def _given(kubelet: Kubelet) -> dict[str, Any]:
 
 def _proxy(settings: Settings) -> dict[str, Any]:
     proxy = settings.proxy
+    node_ports = list(proxy.node_port_addresses)
+    # By default, this mode serves node ports only on the primary address, the other modes on all addresses.
+    if not node_ports and proxy.mode == "nftables":
+        node_ports = [ANYWHERE]
     return {
         "apiVersion": "kubeproxy.config.k8s.io/v1alpha1",
         "kind": "KubeProxyConfiguration",
@@ -265,9 +269,7 @@ def _proxy(settings: Settings) -> dict[str, Any]:
         "mode": proxy.mode,
         # Each mode reads its own section.
         **({proxy.mode: _sync(proxy)} if proxy.mode != "ipvs" else {}),
-        # By default, this mode serves node ports only on the primary address, the other modes on all
-        # addresses.
-        **({"nodePortAddresses": ["0.0.0.0/0"]} if proxy.mode == "nftables" else {}),
+        **({"nodePortAddresses": node_ports} if node_ports else {}),
         "ipvs": {
             "scheduler": proxy.scheduler,
             **_sync(proxy),

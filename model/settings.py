@@ -30,6 +30,7 @@ from model.field_types import (
     Flag,
     GracePeriod,
     HostKey,
+    HostPath,
     HostPort,
     Image,
     ImageRepository,
@@ -43,6 +44,7 @@ from model.field_types import (
     Name,
     Network4,
     NodePort,
+    NodePortAddresses,
     PackageKey,
     PackageRevision,
     PodSubnet,
@@ -51,6 +53,7 @@ from model.field_types import (
     PositiveDuration,
     PreflightChecks,
     Regex,
+    RenewDays,
     RepositoryUrl,
     Reserved,
     ResyncSeconds,
@@ -69,6 +72,9 @@ from model.field_types import (
 
 PREFIX = "kubeadm-ipvs:"
 """Prefix of every setting in a stack file: the project's name in Pulumi.yaml."""
+
+ANYWHERE = "0.0.0.0/0"
+"""The network of all addresses. As a source for the firewall, it includes IPv6."""
 
 
 class Effect(Enum):
@@ -103,17 +109,18 @@ class Section(BaseModel):
 class Ssh(Section):
     """SSH access to the hosts. A host's own `ssh` section overrides some of it."""
 
-    user: Annotated[UserName, Effect.NOTHING] = Field(
+    user: Annotated[UserName, Effect.LATER] = Field(
         "root",
         description="Login user, such as `root` or `ops@corp.example.com`. Any user other than root needs "
-        "sudo without a password.",
+        "sudo without a password. Steps on existing hosts use the login in the state; "
+        "`python -m tools credentials` replaces it.",
     )
     port: Annotated[Port, Effect.NOTHING] = Field(22, description="Port of the hosts' SSH servers.")
-    private_key_file: Annotated[FilePath | None, Effect.NOTHING] = Field(
+    private_key_file: Annotated[FilePath | None, Effect.LATER] = Field(
         None,
         description="Private key to log in with, without a passphrase. If unset, the SSH agent at "
         "`SSH_AUTH_SOCK` provides the keys. ssh's default keys, such as `~/.ssh/id_ed25519`, aren't used by "
-        "themselves.",
+        "themselves. Steps on existing hosts use the key in the state, as with `ssh.user`.",
     )
     known_hosts_file: Annotated[FilePath | None, Effect.NOTHING] = Field(
         None,
@@ -152,9 +159,7 @@ class HostSsh(Section):
     port: Annotated[Port | None, Effect.NOTHING] = Field(
         None, description="Port of the SSH server, if not `ssh.port`."
     )
-    user: Annotated[UserName | None, Effect.NOTHING] = Field(
-        None, description="Login user, if not `ssh.user`."
-    )
+    user: Annotated[UserName | None, Effect.LATER] = Field(None, description="Login user, if not `ssh.user`.")
     host_key: Annotated[HostKey | None, Effect.NOTHING] = Field(
         None,
         description="Public key of the host, `ssh-ed25519 AAAA...`. Takes precedence over the known_hosts "
@@ -179,13 +184,21 @@ class JumpServer:
 
 
 class Preflight(Section):
-    """kubeadm's preflight checks."""
+    """The checks before a host becomes a node: kubeadm's and the program's own."""
 
     ignore: Annotated[PreflightChecks, Effect.LATER] = Field(
         (),
         description="kubeadm preflight checks that a host may fail, such as `[NumCPU]`. The program's own "
-        "checks for `NumCPU`, `Mem` and `Port-NUMBER` are skipped too. `NumCPU` also lowers the control "
-        "plane's CPU requests, so that its pods fit on one CPU.",
+        "checks for `NumCPU`, `Mem`, `Port-NUMBER` and `DirAvailable--var-lib-etcd` are skipped too. "
+        "`NumCPU` also lowers the control plane's CPU requests, so that its pods fit on one CPU. `Routes`, "
+        "which kubeadm doesn't have, accepts routes and DNS servers in the pod and service subnets.",
+    )
+    remove_leftovers: Annotated[Flag, Effect.LATER] = Field(
+        default=False,
+        description="Whether a previous cluster's leftovers are removed from a host before its state is "
+        "recorded: network interfaces, IPVS virtual servers, iptables chains, nftables tables and IP sets of "
+        "kube-proxy and flannel, and flannel's CNI files. If not, such a host is refused. Data, certificates "
+        "and containers are never removed.",
     )
 
     def ignores(self, check: str) -> bool:
@@ -312,6 +325,12 @@ class Kubelet(Section):
     container_log_max_size: Annotated[Size | None, Effect.IN_PLACE] = Field(
         None, description="Maximum size of a container's log file, such as `10Mi`."
     )
+    resolv_conf: Annotated[HostPath | None, Effect.IN_PLACE] = Field(
+        None,
+        description="File on every host with the DNS servers that CoreDNS asks. If unset, "
+        "`/run/systemd/resolve/resolv.conf` where systemd-resolved is active, else `/etc/resolv.conf`. Pods "
+        "that run already keep their servers.",
+    )
     serialize_image_pulls: Annotated[Flag | None, Effect.IN_PLACE] = Field(
         None, description="Whether kubelet pulls one image at a time."
     )
@@ -320,6 +339,21 @@ class Kubelet(Section):
         description="How long pods may take to terminate when the host shuts down. kubelet raises logind's "
         "`InhibitDelayMaxSec` to it. On hosts with the package `unattended-upgrades`, more than `30s` has no "
         "effect (docs/troubleshooting.md).",
+    )
+
+
+class Certificates(Section):
+    """Renewal of kubeadm's certificates, which are valid for a year."""
+
+    renew_days: Annotated[RenewDays, Effect.IN_PLACE] = Field(
+        30,
+        description="How many days before they expire `pulumi up` renews the cluster's certificates and "
+        "`make check` reports them.",
+    )
+    renew_timer: Annotated[Flag, Effect.IN_PLACE] = Field(
+        default=False,
+        description="Whether a systemd timer on the control plane renews the certificates too, in case "
+        "nobody runs `pulumi up` in those days. The control plane's components restart when it does.",
     )
 
 
@@ -333,6 +367,11 @@ class Cluster(Section):
         "1.37.2",
         description="Kubernetes version, 1.34 to 1.39. From 1.40 on, IPVS mode is off by default. If unset, "
         "an existing cluster keeps its version.",
+    )
+    manual_upgrades: Annotated[Flag, Effect.NOTHING] = Field(
+        default=False,
+        description="Whether you upgrade the cluster yourself, with `kubeadm upgrade`. Previews then accept "
+        "another `kubernetesVersion`; hosts that don't have it yet refuse it.",
     )
     image_repository: Annotated[ImageRepository, Effect.LATER] = Field(
         "registry.k8s.io",
@@ -370,6 +409,7 @@ class Cluster(Section):
     join_token_minutes: Annotated[TokenMinutes, Effect.NOTHING] = Field(
         15, description="How long a join token is valid, in minutes. It is revoked after the join."
     )
+    certificates: Certificates = Certificates()
     kubelet: Kubelet = Kubelet()
     timeouts: Timeouts = Timeouts()
 
@@ -394,7 +434,8 @@ class Flannel(Section):
     interface_regex: Annotated[Regex | None, Effect.ROLLING] = Field(
         None,
         description="Regular expression that selects flannel's network interface, matched first against the "
-        "interfaces' addresses, then against their names. Defaults to the networks of the hosts' addresses.",
+        "interfaces' addresses, then against their names. By default, each host uses the interface with its "
+        "`address`.",
     )
     resync_seconds: Annotated[ResyncSeconds, Effect.ROLLING] = Field(
         5,
@@ -441,7 +482,9 @@ class Proxy(Section):
         "5s", description="How often kube-proxy resyncs all rules."
     )
     min_sync_period: Annotated[Duration, Effect.ROLLING] = Field(
-        "5s", description="Minimum time between two resyncs. At most `proxy.syncPeriod`."
+        "1s",
+        description="Minimum time between two resyncs. At most `proxy.syncPeriod`. The kernels may send "
+        "connections to a pod that has ended for that long.",
     )
     strict_arp: Annotated[Flag, Effect.ROLLING] = Field(
         default=False, description="Strict ARP, which MetalLB and kube-vip require in ARP mode."
@@ -456,7 +499,34 @@ class Proxy(Section):
         "0s", description="IPVS timeout of UDP packets. `0s` keeps the kernel's value."
     )
     exclude_cidrs: Annotated[tuple[Network4, ...], Effect.ROLLING] = Field(
-        (), description="Networks in which kube-proxy leaves virtual servers alone."
+        (), description="Networks in which kube-proxy in mode `ipvs` leaves virtual servers alone."
+    )
+    node_port_addresses: Annotated[NodePortAddresses, Effect.ROLLING] = Field(
+        (),
+        description="Networks of the host addresses that serve NodePorts, or `[primary]` for only each "
+        "host's `address`. They must contain each host's `address`. If the list is empty, every address of a "
+        "host serves them.",
+    )
+
+
+class FirewallSources(Section):
+    """Addresses that the hosts' firewalls let in, if `firewall` is `open`."""
+
+    api: Annotated[tuple[Network4, ...], Effect.IN_PLACE] = Field(
+        (ANYWHERE,),
+        description="Networks from which the API server can be reached (6443/tcp on the control plane), "
+        "besides the hosts. Include the machine that runs Pulumi. With an empty list, only the hosts reach "
+        "it.",
+    )
+    node_ports: Annotated[tuple[Network4, ...], Effect.IN_PLACE] = Field(
+        (ANYWHERE,),
+        description="Networks from which NodePorts can be reached (30000 to 32767), besides the hosts. Only "
+        "`proxy.mode: ipvs` can restrict them. With an empty list, only the hosts reach them.",
+    )
+    hosts: Annotated[tuple[Network4, ...], Effect.IN_PLACE] = Field(
+        (),
+        description="Networks of the hosts' other addresses, if kubelet (10250/tcp) or flannel's VXLAN "
+        "(8472/udp) get traffic from them. Each host's `address` is always let in.",
     )
 
 
@@ -489,8 +559,10 @@ class Runtime(Section):
 
     mirrors: Annotated[Mirrors, Effect.IN_PLACE] = Field(
         {},
-        description="Mirrors of each upstream registry, tried in order. containerd adds `/v2` to a URL's "
-        "path. Logins aren't supported.",
+        description="Mirrors of each upstream registry, tried in order. Each is a URL, or `{url: URL, "
+        "overridePath: true, ca: FILE}`: containerd adds `/v2` to the URL's path unless `overridePath` is "
+        "true, and trusts the CA certificates in `ca`, a PEM file, for this mirror. Logins belong on the "
+        "hosts (docs/air-gap.md).",
     )
 
 
@@ -539,6 +611,7 @@ class Settings(Section):
         description="The hosts' firewalls: `open` the required ports, `disable` the firewall, or `leave` it "
         "as it is.",
     )
+    firewall_sources: FirewallSources = FirewallSources()
     production: Annotated[Flag, Effect.NOTHING] = Field(
         default=False,
         description="Protects the control plane: no run deletes or replaces it until you set `false` and "

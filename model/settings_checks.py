@@ -7,9 +7,11 @@ from collections.abc import Callable
 from ipaddress import IPv4Address, IPv4Network
 from pathlib import Path
 
+from pydantic.alias_generators import to_camel
+
 from model import knownhosts
 from model.field_types import NODE_PREFIX, is_url, seconds
-from model.settings import Host, Settings
+from model.settings import ANYWHERE, Host, Settings
 from model.settings_problems import Finding, Location
 
 
@@ -68,8 +70,11 @@ class Checks:
         self._ssh_endpoints()
         self._networks()
         self._sync_periods()
+        self._firewall_sources()
+        self._node_port_addresses()
         self._private_key()
         self._signing_key()
+        self._mirror_cas()
         self._taints()
         return self._host_keys()
 
@@ -168,17 +173,85 @@ class Checks:
                 "kube-proxy wouldn't start; write at most that duration",
             )
 
+    def _firewall_sources(self) -> None:
+        settings, sources = self.settings, self.settings.firewall_sources
+        section = "firewallSources"
+        if not self._valid("firewall"):
+            return
+        if settings.firewall != "open":
+            for name in map(to_camel, sorted(sources.model_fields_set)):
+                if self._valid(section, name):
+                    self._add(
+                        (section, name),
+                        f"has no effect with `firewall: {settings.firewall}`; remove it, or write `firewall: "
+                        "open`",
+                    )
+            return
+        mode = settings.proxy.mode
+        valid = self._valid(section, "nodePorts") and self._valid("proxy", "mode")
+        if valid and ANYWHERE not in sources.node_ports and mode != "ipvs":
+            self._add(
+                (section, "nodePorts"),
+                f"is set, but with proxy.mode {mode} traffic to NodePorts is forwarded to the pods past the "
+                "hosts' rules for incoming traffic, so it can't be restricted; remove it, or write `mode: "
+                "ipvs`",
+            )
+        flannel = settings.network.flannel
+        regex, hosts = flannel.interface_regex, (section, "hosts")
+        if regex is None or flannel.backend != "vxlan" or sources.hosts or not self._valid(*hosts):
+            return
+        # flannel compares it with addresses first.
+        if all(re.search(regex, host.address) for host in settings.hosts):
+            return
+        if all(self._valid("network", "flannel", name) for name in ("interfaceRegex", "backend")):
+            self._add(
+                hosts,
+                f"is missing, and network.flannel.interfaceRegex {regex} may select an interface whose "
+                "address isn't the host's `address`; write the networks of the addresses between which "
+                "flannel sends VXLAN, because the hosts' firewalls let it in from nowhere else",
+            )
+
+    def _node_port_addresses(self) -> None:
+        proxy, location = self.settings.proxy, ("proxy", "nodePortAddresses")
+        if not proxy.node_port_addresses or not self._valid(*location):
+            return
+        if proxy.node_port_addresses == ("primary",):
+            return
+        networks = [IPv4Network(text) for text in proxy.node_port_addresses]
+        services = IPv4Network(self.settings.network.service_subnet)
+        for network in networks:
+            # kube-proxy takes 0.0.0.0/0 for every address except those of services.
+            if network.prefixlen and network.overlaps(services) and self._valid("network", "serviceSubnet"):
+                self._add(
+                    location,
+                    f"has {network}, which overlaps network.serviceSubnet {services}, so that every service "
+                    "address would serve every NodePort; write smaller networks, or `[primary]`",
+                )
+        outside = [
+            f"hosts[{index}].address {host.address}"
+            for index, host in enumerate(self.settings.hosts)
+            if self._valid("hosts", index, "address")
+            and not any(IPv4Address(host.address) in network for network in networks)
+        ]
+        if outside:
+            more = f" and {len(outside) - 1} more" if len(outside) > 1 else ""
+            self._add(
+                location,
+                f"doesn't contain {outside[0]}{more}, where nginx's NodePort is verified; add the network of "
+                "the hosts' addresses, or write `[primary]`",
+            )
+
     def _file(
-        self, section: str, name: str, file: str | None, decode: Callable[[bytes], str] | None = None
+        self, location: Location, file: str | None, decode: Callable[[bytes], str] | None = None
     ) -> str | None:
         """The text of a file that a setting names. None if there is none; an unreadable file is reported."""
-        if file is None or is_url(file) or not self._valid(section, name):
+        if file is None or is_url(file) or not self._valid(*location):
             return None
         try:
             return read_file(Path(file), decode)
         except UnreadableFileError as error:
             reason = error
-        self._add((section, name), f"is {file}, which {reason}{missing_file_hint(file)}")
+        self._add(location, f"is {file}, which {reason}{missing_file_hint(file)}")
         return None
 
     def _signing_key(self) -> None:
@@ -197,9 +270,21 @@ class Checks:
                 "same connection as the packages, on which anyone can replace both; write the path of a file "
                 "with the key or an https:// URL, or use an https:// repository",
             )
-        text = self._file("packages", "key", file)
+        text = self._file(("packages", "key"), file)
         if text is not None and "-----BEGIN PGP PUBLIC KEY BLOCK-----" not in text:
             self._add(("packages", "key"), f"is {file}, which isn't an armored key; use gpg --export --armor")
+
+    def _mirror_cas(self) -> None:
+        for registry, mirrors in self.settings.runtime.mirrors.items():
+            for index, mirror in enumerate(mirrors):
+                location = ("runtime", "mirrors", registry, index, "ca")
+                text = self._file(location, mirror.ca)
+                if text is None:
+                    continue
+                if "PRIVATE KEY-----" in text:
+                    self._add(location, f"is {mirror.ca}, which has a private key; write only certificates")
+                elif "-----BEGIN CERTIFICATE-----" not in text:
+                    self._add(location, f"is {mirror.ca}, which isn't a CA certificate in PEM form")
 
     def _taints(self) -> None:
         if self.settings.hosts and not self.settings.nginx_hosts:
@@ -211,7 +296,7 @@ class Checks:
 
     def _private_key(self) -> None:
         file = self.settings.ssh.private_key_file
-        text = self._file("ssh", "privateKeyFile", file)
+        text = self._file(("ssh", "privateKeyFile"), file)
         if text is None:
             return
         if not re.search(r"-----BEGIN [A-Z ]*PRIVATE KEY-----", text):
@@ -224,7 +309,7 @@ class Checks:
 
     def _host_keys(self) -> Settings:
         file = self.settings.ssh.known_hosts_file
-        known = self._file("ssh", "knownHostsFile", file, knownhosts.decode)
+        known = self._file(("ssh", "knownHostsFile"), file, knownhosts.decode)
         # An unreadable file is one problem, not one for each host.
         unreadable = (file is not None and known is None) or not self._valid("ssh", "knownHostsFile")
         hosts = []

@@ -227,8 +227,16 @@ def _report_unknown(known: list[str], value: Any, location: Location, findings: 
 
 
 def _make_paths_absolute(data: dict[str, Any], base: Path, findings: list[Finding]) -> None:
-    for section, name in _FILE_SETTINGS:
-        values = data.get(section)
+    places: list[tuple[Location, Any]] = [
+        ((section, name), data.get(section)) for section, name in _FILE_SETTINGS
+    ]
+    runtime = data.get("runtime")
+    registries = runtime.get("mirrors") if isinstance(runtime, dict) else None
+    for registry, mirrors in registries.items() if isinstance(registries, dict) else ():
+        for index, mirror in enumerate(mirrors) if isinstance(mirrors, list) else ():
+            places.append((("runtime", "mirrors", registry, index, "ca"), mirror))
+    for location, values in places:
+        name = location[-1]
         if not isinstance(values, dict):
             continue
         value = values.get(name)
@@ -238,7 +246,7 @@ def _make_paths_absolute(data: dict[str, Any], base: Path, findings: list[Findin
             values[name] = str((base / Path(value).expanduser()).absolute())
         except RuntimeError:
             findings.append(
-                ((section, name), f"is {value!r}, but that user has no home directory here; write a path")
+                (location, f"is {value!r}, but that user has no home directory here; write a path")
             )
             del values[name]
 

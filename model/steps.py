@@ -1,7 +1,8 @@
 """All remote steps: their scripts, values and timeouts, and the text that is sent to a host.
 
 A step is a script in `scripts/steps/` with the step's name. `components/remote.py` sends the text from
-`script_text`. `values_of` and `step_of` parse such texts and commands for the report on a change.
+`script_text`, and `results` takes a step's results out of what the host returned. `values_of` and `step_of`
+parse such texts and commands for the report on a change.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from model import kubeconfig
 from model.settings import Settings
 
 SCRIPTS = Path(__file__).resolve().parent.parent / "scripts"
@@ -25,6 +27,7 @@ _AROUND_DRAIN_SECONDS = 300
 _DEREGISTER_SECONDS = 300
 _PRINT_SECONDS = 60
 _CHECK_SECONDS = 300  # seconds on an idle host, two minutes on a busy emulated one
+_RENEWAL_SECONDS = 1800  # an earlier step may hold the host's lock for half of that
 
 
 @dataclass(frozen=True)
@@ -41,6 +44,8 @@ class Step:
         repairs: Whether the host's `repair` setting runs it again.
         secret: Whether its values or output are secret: never logged, and encrypted in the state.
         script: Its file in `scripts/steps/`, without the suffix; the step's name if empty.
+        unframed: Takes the results out of the output of a step whose text never changes. None for all other
+            steps: their text prints a line before and after the results.
         previous_name: Its name in earlier versions of the program, which states may still contain.
     """
 
@@ -52,6 +57,7 @@ class Step:
     repairs: bool = False
     secret: bool = False
     script: str = ""
+    unframed: Callable[[str], str] | None = None
     previous_name: str = ""
 
     @property
@@ -80,18 +86,34 @@ def _verify(settings: Settings) -> int:
     return settings.step_timeouts.verification + settings.verification.wait_seconds
 
 
+def _token(text: str) -> str:
+    """The join token that a step printed, perhaps with text of the login shell around it."""
+    tokens = re.findall(r"^[a-z0-9]{6}\.[a-z0-9]{16}$", text, re.MULTILINE)
+    if len(tokens) != 1:
+        raise ValueError(f"it returned {len(tokens)} join tokens instead of one")
+    return str(tokens[0])
+
+
+_FIREWALL_VALUES = _names("FIREWALL ROLE ADDRESS POD_SUBNET POD_NETWORK") | _names(
+    "HOST_SOURCES API_SOURCES NODE_PORT_SOURCES"
+)
+
 CLAIM = Step(
     "claim",
     lambda settings: settings.step_timeouts.inspect,
-    _names("ROLE ADDRESS NODE_PORT MODE SCHEDULER VERSION MANAGE IGNORED_CHECKS POD_NETWORK"),
+    _names("ROLE ADDRESS NODE_PORT MODE SCHEDULER VERSION MANAGE IGNORED_CHECKS POD_NETWORK NETWORKS")
+    | {"RESOLV_CONF", "REMOVE_LEFTOVERS", "FIRST_BOOT_SECONDS"},
     delete_limit=_reset,
     changes=True,
+    repairs=True,
 )
-KERNEL = Step("kernel", _prepare, _names("MODE SCHEDULER NETWORK_MODULES"), changes=True, repairs=True)
+KERNEL = Step(
+    "kernel", _prepare, _names("MODE SCHEDULER NETWORK_MODULES POD_NETWORK"), changes=True, repairs=True
+)
 FIREWALL = Step(
     "firewall",
     _prepare,
-    _names("FIREWALL ROLE ADDRESS POD_SUBNET POD_NETWORK"),
+    _FIREWALL_VALUES,
     changes=True,
     repairs=True,
 )
@@ -112,7 +134,8 @@ RUNTIME = Step(
 INIT = Step(
     "init",
     lambda settings: settings.step_timeouts.init,
-    _names("CONFIG PATCHES CERT_SANS CERTIFICATE_DAYS KUBELET PROXY DISABLE_EVICTION POD_NETWORK"),
+    _names("CONFIG PATCHES CERT_SANS CERTIFICATE_DAYS RENEW RENEWAL KUBELET PROXY DISABLE_EVICTION")
+    | {"POD_NETWORK"},
     delete_limit=_reset,
     changes=True,
     repairs=True,
@@ -120,7 +143,7 @@ INIT = Step(
 JOIN = Step(
     "join",
     lambda settings: settings.step_timeouts.join,
-    _names("CONFIG KUBELET PROXY POD_NETWORK"),
+    _names("CONFIG NODE_ADDRESS KUBELET PROXY POD_NETWORK"),
     delete_limit=_reset,
     changes=True,
     repairs=True,
@@ -151,29 +174,40 @@ DEREGISTER = Step(
 )
 # The next three source no other script, so that their text never changes: the provider, and with it every
 # object, is built from their output and must stay known in previews when other scripts change. The first two
-# print the same file. A repair can renew the administrator's certificate, so it runs `kubeconfig` again. It
-# doesn't run `admin`, so the cluster's CA stays known in that preview.
-KUBECONFIG = Step("kubeconfig", lambda _: _PRINT_SECONDS, repairs=True, secret=True, script="admin")
-ADMIN = Step("admin", lambda _: _PRINT_SECONDS, secret=True)
-TOKEN = Step("token", lambda _: _PRINT_SECONDS, secret=True)
+# print the same file. A repair or the value RENEW, which only renewals set, runs `kubeconfig` again, because
+# the administrator's certificate may be new. `admin` doesn't run again, so the cluster's CA stays known.
+KUBECONFIG = Step(
+    "kubeconfig",
+    lambda _: _PRINT_SECONDS,
+    repairs=True,
+    secret=True,
+    script="admin",
+    unframed=kubeconfig.printed,
+)
+ADMIN = Step("admin", lambda _: _PRINT_SECONDS, secret=True, unframed=kubeconfig.printed)
+TOKEN = Step("token", lambda _: _PRINT_SECONDS, secret=True, unframed=_token)
 EXPECTED_SERVICES = Step(
     "expected_services",
     _verify,
-    _names("SERVICES WAIT_SECONDS SUBJECT"),
+    _names("SERVICES NODE_NAMES WAIT_SECONDS SUBJECT"),
     previous_name="look",
 )
 VERIFICATION = Step(
     "verification",
     _verify,
     _names("EXPECTED CLUSTER_ENDPOINT NODE_ENDPOINT ENDPOINTS MODE SCHEDULER REQUESTS WAIT_SECONDS")
-    | {"POD_NETWORK"},
+    | {"NODE_PROBLEM", "POD_NETWORK"},
     previous_name="proof",
 )
 # No resource runs these two; `tools/check.py` and `tools/show.py` do.
 CHECK = Step(
-    "check", lambda _: _CHECK_SECONDS, _names("STACK VERSION MANAGE FIREWALL MODE SCHEDULER SERVICE_ADDRESS")
+    "check",
+    lambda _: _CHECK_SECONDS,
+    _names("STACK VERSION MANAGE MODE SCHEDULER SERVICE_ADDRESS") | _FIREWALL_VALUES,
 )
 TRAFFIC = Step("traffic", lambda _: _PRINT_SECONDS)
+# A systemd timer on the control plane runs this one (scripts/lib/renewal_timer.sh, which has the same limit).
+RENEWAL = Step("renewal", lambda _: _RENEWAL_SECONDS, _names("CERTIFICATE_DAYS"))
 
 PREPARATION = (CLAIM, KERNEL, FIREWALL, PACKAGES, RUNTIME)
 """The steps that prepare a host, in their order."""
@@ -201,16 +235,23 @@ STEPS: Mapping[str, Step] = {
         VERIFICATION,
         CHECK,
         TRAFFIC,
+        RENEWAL,
     )
 }
 """All steps by name."""
 
+# The script's `printf` differs from what it prints, so a host that only returns its input isn't believed.
+_FRAME = r"printf '\n--- kubeadm-ipvs: %s ---\n' "
+_RESULTS = re.compile(
+    r"^--- kubeadm-ipvs: begin ---\n(.*?)\n--- kubeadm-ipvs: end ---$", re.MULTILINE | re.DOTALL
+)
 _PREVIOUS_NAMES = {step.previous_name: step for step in STEPS.values() if step.previous_name}
 _SOURCE = re.compile(r"^source (\S+)\n", re.MULTILINE)
 _VALUE = r"""[\w@%+=:,./-]*|(?:'[^']*'|"'")+"""
 _ASSIGNMENT = re.compile(rf"^([A-Z][A-Z0-9_]*)=({_VALUE})\n", re.MULTILINE | re.ASCII)
 _ASSIGNMENTS = re.compile(rf"^(?:[A-Z][A-Z0-9_]*=(?:{_VALUE})\n)+\Z", re.MULTILINE | re.ASCII)
-_COMMAND = re.compile(r"bash -s -- [a-z]+ ([a-z_]+) ")
+_COMMAND = re.compile(r"bash -s -- [a-z]+ ([a-z_]+) (\S+)")
+_SUDO = "sudo -n "
 
 
 def body(script: str, scripts: Path | None = None) -> str:
@@ -249,15 +290,50 @@ def script_text(step: Step, values: Mapping[str, str], scripts: Path | None = No
             raise ValueError(f"not a valid shell variable: {name}")
     assignments = "".join(f"{name}={shlex.quote(value)}\n" for name, value in sorted(values.items()))
     # bash reads this text while it runs it. A step that reads standard input would consume the rest.
-    call = f'{CALL}run_step "$1" </dev/null\nexit\n'
+    call = 'run_step "$1" </dev/null\n'
+    if step.unframed is None:
+        call = f"set -e\n{_FRAME}begin\n{call}{_FRAME}end\n"
+    call = f"{CALL}{call}exit\n"
     return f"{body(f'steps/{step.script or step.name}.sh', scripts)}\n{assignments}{call}"
 
 
 def command_text(verb: str, step: Step, host: str, limit_seconds: int, user: str) -> str:
     """The command that sshd runs: short, constant and without secrets."""
-    sudo = "" if user == "root" else "sudo -n "
     limit = f"timeout --kill-after={KILL_AFTER_SECONDS} {limit_seconds}"
-    return f"{sudo}{limit} bash -s -- {verb} {step.name} {host}"
+    return as_root(f"{limit} bash -s -- {verb} {step.name} {host}", user)
+
+
+def as_root(command: str, user: str) -> str:
+    """A command in the form in which a user runs it as root; it may be in another user's form."""
+    return ("" if user == "root" else _SUDO) + command.removeprefix(_SUDO)
+
+
+def host_of(command: str) -> str | None:
+    """The host on which a step's command runs; None if it isn't a step's."""
+    found = _COMMAND.search(command)
+    return None if found is None else found[2]
+
+
+def has_results(step: Step, text: str) -> bool:
+    """Whether `results` applies to the output of a text. Earlier versions of the program had no frame."""
+    return step.unframed is not None or _FRAME in text
+
+
+def results(step: Step, output: str) -> str:
+    """A step's results: the part of a host's output that the step itself printed.
+
+    A login shell may print text of its own, or end with status 0 without running the step.
+
+    Raises:
+        ValueError: The step didn't run, or not to its end. The message contains nothing of the output.
+    """
+    if step.unframed is not None:
+        return step.unframed(output)
+    found = _RESULTS.search(output)
+    if found is None:
+        printed = "nothing" if not output.strip() else "output without the lines that frame a step's results"
+        raise ValueError(f"it returned {printed}, so the step didn't run")
+    return found[1].removesuffix("\n")
 
 
 def values_of(text: str) -> dict[str, str] | None:

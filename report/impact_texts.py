@@ -51,7 +51,18 @@ STEPS: Mapping[str, Mapping[str, ImpactText]] = {
             Level.QUIET, "kernel modules for the pod network are loaded on {hosts}"
         ),
     },
-    "firewall": {"FIREWALL": ImpactText(Level.IN_PLACE, "Firewall rules change on {hosts}")},
+    "firewall": {
+        "FIREWALL": ImpactText(Level.IN_PLACE, "Firewall rules change on {hosts}"),
+        "API_SOURCES": ImpactText(
+            Level.IN_PLACE, "Other addresses can reach the API server's port on {hosts}", unless=("FIREWALL",)
+        ),
+        "NODE_PORT_SOURCES": ImpactText(
+            Level.IN_PLACE, "Other addresses can reach NodePorts on {hosts}", unless=("FIREWALL",)
+        ),
+        "HOST_SOURCES": ImpactText(
+            Level.QUIET, "firewall rules follow the list of hosts on {hosts}", unless=("FIREWALL",)
+        ),
+    },
     "packages": {
         name: ImpactText(Level.IN_PLACE, "The source or version of packages changes on {hosts}")
         for name in ("VERSION", "REVISION", "REPOSITORY_DEB", "REPOSITORY_RPM", "KEY", "KEY_URL", "MANAGE")
@@ -77,6 +88,17 @@ STEPS: Mapping[str, Mapping[str, ImpactText]] = {
     "init": {
         "CERT_SANS": ImpactText(
             Level.IN_PLACE, "The API server's certificate is reissued with different names on {hosts}"
+        ),
+        "RENEW": ImpactText(
+            Level.ROLLING,
+            "Certificates that expire soon are renewed on {hosts}",
+            after="The control plane's components restart; pods keep running.",
+        ),
+        "RENEWAL": ImpactText(
+            Level.IN_PLACE, "The timer that renews certificates is set up, changed or removed on {hosts}"
+        ),
+        "CERTIFICATE_DAYS": ImpactText(
+            Level.QUIET, "a repair renews certificates earlier or later on {hosts}", unless=("RENEWAL",)
         ),
         "KUBELET": ImpactText(
             Level.ROLLING, "kubelet restarts with new settings on every node", after="Pods keep running."
@@ -117,7 +139,7 @@ STEPS: Mapping[str, Mapping[str, ImpactText]] = {
             after="A NoExecute taint evicts pods that don't tolerate it.",
         ),
     },
-    # These read, renew or verify something again; nothing in the cluster changes.
+    # These read, renew or verify something again; at most, a pod of CoreDNS moves.
     "admin": {},
     "kubeconfig": {},
     "token": {},

@@ -37,7 +37,7 @@ def settings_of(stack: str) -> Settings:
     Raises:
         UserError: There is no such stack, its settings are invalid, or its state can't be read.
     """
-    done = _pulumi("config", "--stack", stack, "--json", "--show-secrets", "--non-interactive")
+    done = pulumi("config", "--stack", stack, "--json", "--show-secrets", "--non-interactive")
     if done.returncode != 0:
         raise UserError(f"the settings of the stack {stack} can't be read: {done.stderr.strip()}")
     config = json.loads(done.stdout)
@@ -77,7 +77,7 @@ def version_of(stack: str) -> str | None:
 
 def _in_state(stack: str, kind: str, end: str, part: str, name: str) -> str | None:
     """A property of the first resource of a kind whose URN has an end; None if there is no such resource."""
-    done = _pulumi("stack", "export", "--stack", stack, "--non-interactive")
+    done = pulumi("stack", "export", "--stack", stack, "--non-interactive")
     why = done.stderr.strip()
     if done.returncode == 0:
         try:
@@ -90,12 +90,17 @@ def _in_state(stack: str, kind: str, end: str, part: str, name: str) -> str | No
     raise UserError(f"the state of the stack {stack} can't be read: {why}")
 
 
-def _pulumi(*arguments: str) -> subprocess.CompletedProcess[str]:
+def pulumi(*arguments: str, given: str = "") -> subprocess.CompletedProcess[str]:
+    """Run the `pulumi` on PATH, with `given` on its standard input.
+
+    Raises:
+        UserError: There is no such program.
+    """
     try:
         return subprocess.run(
             ["pulumi", *arguments],
             cwd=project_dir(),
-            stdin=subprocess.DEVNULL,
+            input=given,
             capture_output=True,
             text=True,
             check=False,
@@ -113,9 +118,9 @@ async def check_host(settings: Settings, host: Host, owner: str) -> tuple[Differ
         UserError: The host can't be reached, the step failed, or its output is invalid.
     """
     async with Reader(settings, host) as reader:
-        printed = await reader.run(steps.CHECK, drift.values(settings, owner))
+        printed = await reader.run(steps.CHECK, drift.values(settings, host, owner))
     try:
-        return drift.differences(printed, datetime.now(UTC))
+        return drift.differences(printed, datetime.now(UTC), settings.cluster.certificates.renew_days)
     except ValueError as error:
         raise UserError(f"the step's output is invalid: {error}") from None
 

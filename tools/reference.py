@@ -23,7 +23,7 @@ from model.settings import PREFIX, Effect, Section, Settings, effect_of, fields,
 
 _GROUPS: dict[str, tuple[str, ...]] = {
     "The file itself": ("extends",),
-    "Hosts": ("hosts", "ssh", "preflight", "firewall", "production"),
+    "Hosts": ("hosts", "ssh", "preflight", "firewall", "firewallSources", "production"),
     "Cluster": ("cluster", "network"),
     "kube-proxy": ("proxy",),
     "Packages and images": ("packages", "runtime"),

@@ -41,7 +41,7 @@ create() {
   wait_for 120 "a response from $NODE_ENDPOINT" request "$NODE_ENDPOINT" ||
     fail "nginx doesn't respond at $NODE_ENDPOINT in mode $MODE" \
       "change proxy.mode back and run again: this host is changed back, and the remaining ones are unchanged"
-  printf '%s\n' "$PROXY" | put_file "$HOME_DIR/proxy.yaml" 0600 || :
+  put_file "$HOME_DIR/proxy.yaml" 0600 <<<"$PROXY"
   say "kube-proxy runs in mode $MODE, and no rules of another mode are left"
 }
 

@@ -19,6 +19,8 @@ from tools import env
 STATES = sorted(exported_state.FOLDER.glob("*.json.xz"))
 # Other resources are built from the output of these steps, so it must stay known in a preview.
 UNCHANGED = (ADMIN, KUBECONFIG, TOKEN)
+# Objects whose manifests have changed since the states were exported.
+CHANGED = {"DaemonSet/kube-flannel/flannel", "Deployment/default/nginx"}
 VERSION, NEWER = "1.37.2", "1.38.0"
 
 
@@ -33,19 +35,22 @@ def existing(
 
 def planned(made: Environment) -> list[dict[str, Any]]:
     """All changes that a preview plans, including those to providers and the stack."""
-    text = made.stack.call("preview", "--json").stdout
-    plan = json.loads(text[text.index("{\n") :])
+    done = made.stack.call("preview", "--json")
+    assert done.returncode == 0, done.stdout + done.stderr
+    plan = json.loads(done.stdout[done.stdout.index("{\n") :])
     return [step for step in plan["steps"] if step["op"] not in ("same", "refresh")]
 
 
-def test_preview_updates_steps_and_nothing_else(existing: Environment) -> None:
+def test_preview_updates_steps_and_changed_manifests_only(existing: Environment) -> None:
     for step in planned(existing):
         name, state = step["urn"].rpartition("::")[2], step["newState"]
         if state["type"] == "pulumi:index:Stash":
-            # The record of a step's text; replacing it changes only the state.
-            assert name.endswith("-desired"), name
+            # The digest of a step's text, or a host's login; both exist only in the state.
+            assert name.endswith(("-desired", "-login")), name
         elif state["type"] != "pulumi:pulumi:Stack":
             assert step["op"] == "update", f"{step['op']} {name}"
+            if name in CHANGED:
+                continue
             assert state["type"] == "command:remote:Command", name
             assert step_of(state["inputs"]["create"]) not in UNCHANGED, name
 

@@ -32,6 +32,7 @@ OTHER_PROGRAMS = (
     "incorrect passphrase",
     "interrupted while creating",
     "provided port is already allocated",
+    "unable to authenticate",
 )
 
 # Example values in quoted messages, where the source inserts a value.
@@ -61,6 +62,7 @@ def test_example_configuration_is_valid(
     (tmp_path / ".ssh/known_hosts").write_text("".join(f"{host} {HOST_KEY}\n" for host in known))
     shutil.copytree(PROJECT / "environments", tmp_path / "environments")
     (tmp_path / "mirror.asc").write_text("-----BEGIN PGP PUBLIC KEY BLOCK-----\n")
+    (tmp_path / "harbor-ca.crt").write_text("-----BEGIN CERTIFICATE-----\n")
     # Examples without hosts are parts of a stack file.
     hosts = [{"name": "a", "role": "control-plane", "address": "10.0.0.11", "ssh": {"hostKey": HOST_KEY}}]
     settings = load({"hosts": hosts, **config}, tmp_path)

@@ -19,7 +19,8 @@ FLANNEL: dict[str, Parameter] = {
     "cni_plugin_image": "registry.example/flannel-cni-plugin:v1",
     "pod_subnet": "10.244.0.0/16",
     "backend": "vxlan",
-    "interface_regex": r"^192\.168\.166\.[0-9]+$",
+    "interface": "--iface=$(HOST_IP)",
+    "max_unavailable": 1,
     "resync_seconds": 60,
     "api_host": "192.168.166.101",
     "api_port": 6443,
@@ -29,6 +30,8 @@ NGINX: dict[str, Parameter] = {
     "replicas": 2,
     "node_port": 30080,
     "spread": 2,
+    "pause": 16,
+    "grace": 46,
 }
 
 CONFIG = """\
@@ -147,8 +150,9 @@ def test_flannel_uses_the_control_planes_own_address() -> None:
 
 
 def test_flannel_selects_its_interface_by_address() -> None:
-    arguments = flannel_container()["args"]
-    assert r"--iface-regex=^192\.168\.166\.[0-9]+$" in arguments
+    arguments, variables = flannel_container()["args"], flannel_container()["env"]
+    assert "--iface=$(HOST_IP)" in arguments
+    assert {"name": "HOST_IP", "valueFrom": {"fieldRef": {"fieldPath": "status.hostIP"}}} in variables
     assert not [argument for argument in arguments if "can-reach" in argument]
 
 
@@ -187,6 +191,15 @@ def test_nginx_is_spread_over_workers() -> None:
     # Otherwise the tainted control plane would count as an empty domain, and a second pod on a worker would
     # never start.
     assert constraint["nodeTaintsPolicy"] == "Honor"
+
+
+def test_nginx_serves_until_kernels_have_dropped_it() -> None:
+    spec = by_name(load(MANIFESTS / "nginx.yaml", NGINX))["Deployment/default/nginx"]["spec"]
+    assert spec["strategy"]["rollingUpdate"] == {"maxUnavailable": 0, "maxSurge": 1}
+    pod = spec["template"]["spec"]
+    assert pod["containers"][0]["lifecycle"]["preStop"]["sleep"]["seconds"] == 16
+    # The pause counts towards it.
+    assert pod["terminationGracePeriodSeconds"] == 46
 
 
 def test_nginx_has_clusterip_and_nodeport_services() -> None:

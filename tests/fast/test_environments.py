@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from model.field_types import Mirror
 from model.settings import PREFIX, Section, Settings, section_of
 from model.settings_file import load
 from tests import stacks
@@ -42,8 +43,8 @@ def test_own_settings_override_shared_ones_individually(settings: Settings) -> N
     assert settings.ssh.user == "ops"
     assert settings.cluster.kubelet.system_reserved == {"cpu": "200m", "memory": "1Gi"}
     shared, first = "https://registry.example.com", "https://registry.prod.example.com"
-    assert settings.runtime.mirrors["ghcr.io"] == (shared,)
-    assert settings.runtime.mirrors["docker.io"] == (first, shared)
+    assert settings.runtime.mirrors["ghcr.io"] == (Mirror(shared),)
+    assert settings.runtime.mirrors["docker.io"] == (Mirror(first), Mirror(shared))
 
 
 def test_no_environment_repeats_a_shared_setting() -> None:

@@ -6,13 +6,15 @@ import json
 import re
 import threading
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from components.changes import identity
 from model.settings import Settings
 from model.settings_file import load
-from model.steps import STEPS
+from model.steps import STEPS, values_of
+from report.plan import STASH
 from tests.fast import graph
 from tests.fast.recorded_run import TOKEN, commands, run, steps_of
 from tests.fast.sample_settings import HOST_KEY, raw_settings
@@ -182,6 +184,23 @@ def test_only_identity_settings_create_a_new_cluster(tmp_path: Path, settings: S
     assert identity(other) != identity(settings)
 
 
+@pytest.mark.parametrize(("period", "pause"), [("0s", 15), ("1s", 16), ("4500ms", 20)])
+def test_nginx_outlasts_kube_proxys_pause(tmp_path: Path, period: str, pause: int) -> None:
+    raw = raw_settings(tmp_path, proxy={"minSyncPeriod": period})
+    deployment = run(load(raw, tmp_path)).inputs["Deployment/default/nginx"]
+    [container] = deployment["spec"]["template"]["spec"]["containers"]
+    assert container["lifecycle"]["preStop"]["sleep"]["seconds"] == pause
+
+
+def test_mirrors_reach_the_hosts_with_their_options(tmp_path: Path) -> None:
+    (tmp_path / "ca.crt").write_text("-----BEGIN CERTIFICATE-----\n")
+    mirrors = [{"url": "https://a/v2/b", "overridePath": True, "ca": "ca.crt"}, "https://c"]
+    settings = load(raw_settings(tmp_path, runtime={"mirrors": {"docker.io": mirrors}}), tmp_path)
+    values = values_of(run(settings).inputs["node1-runtime"]["stdin"])
+    ca = "LS0tLS1CRUdJTiBDRVJUSUZJQ0FURS0tLS0t"
+    assert values and values["MIRRORS"] == f"docker.io https://a/v2/b#override_path#ca={ca} https://c"
+
+
 def test_new_worker_leaves_other_hosts_unchanged(tmp_path: Path, recorded: graph.Recorder) -> None:
     raw = raw_settings(tmp_path)
     raw["hosts"].append(
@@ -190,11 +209,56 @@ def test_new_worker_leaves_other_hosts_unchanged(tmp_path: Path, recorded: graph
     more = run(load(raw, tmp_path))
     # Each verification uses every host's NodePort, including the new host's, so all of them run again.
     again = {"expected-services", "master-verification", "node1-verification", "node2-verification"}
+    # Each host's firewall lets in the cluster's hosts only.
+    again |= {"master-firewall", "node1-firewall", "node2-firewall"}
     for name in commands(recorded):
         assert (more.inputs[name] != recorded.inputs[name]) == (name in again), name
     for name in recorded.inputs:
         if name.startswith(("DaemonSet", "Deployment", "Service", "ConfigMap")):
             assert more.inputs[name] == recorded.inputs[name], name
+
+
+def test_dead_worker_comes_last(settings: Settings, recorded: graph.Recorder) -> None:
+    dead = run(settings, dead=frozenset({"node1"}))
+    assert set(dead.requests) == set(recorded.requests)
+    order = [name for name in dead.requests if dead.requests[name].type != STASH]
+    last = [name for name in order if name.startswith("node1-")]
+    on_control_plane = {"node1-deregister", "node1-token"}
+    ended = max(order.index(f"{host}-verification") for host in ("master", "node2"))
+    assert {name for name in last if order.index(name) < ended} == on_control_plane
+    for name in dead.requests:
+        if "node1" not in name:
+            waits = {other for other in dead.before(name) if other.startswith("node1")}
+            assert waits <= {"node1-deregister"}, name
+    # A destroy must not wait for the dead host either.
+    assert not [name for name in dead.before("node1-claim") if name.startswith("node2")]
+
+
+def test_dead_worker_is_left_out_of_rollouts(settings: Settings) -> None:
+    def objects(dead: frozenset[str]) -> tuple[Any, Any]:
+        inputs = run(settings, dead=dead).inputs
+        flannel = inputs["DaemonSet/kube-flannel/flannel"]
+        rollout = flannel["spec"]["updateStrategy"]["rollingUpdate"]["maxUnavailable"]
+        skipped = flannel["metadata"]["annotations"].get("pulumi.com/skipAwait")
+        [spread] = inputs["Deployment/default/nginx"]["spec"]["template"]["spec"]["topologySpreadConstraints"]
+        return (rollout, skipped), spread["minDomains"]
+
+    assert objects(frozenset()) == ((1, None), 2)
+    assert objects(frozenset({"node1"})) == ((2, "true"), 1)
+    assert objects(frozenset(WORKERS)) == ((3, "true"), 1)
+
+
+def test_dead_workers_steps_check_its_access_first(settings: Settings) -> None:
+    """Otherwise the control plane would wait for the dead host's node for a quarter of an hour."""
+    hooks = run(settings, dead=frozenset({"node1"})).requests["node1-node"].hooks
+    assert list(hooks.before_update) == ["master-ssh-access", "node1-ssh-access"]
+
+
+def test_dead_workers_verification_always_runs(settings: Settings, recorded: graph.Recorder) -> None:
+    first, second = (run(settings, dead=frozenset({"node1"})) for _ in range(2))
+    for name in ("node1-verification", "node2-verification"):
+        triggers = [run.inputs[name]["triggers"] for run in (recorded, first, second)]
+        assert len({tuple(trigger) for trigger in triggers}) == (3 if name.startswith("node1") else 1)
 
 
 def test_steps_with_secrets_log_nothing(recorded: graph.Recorder) -> None:

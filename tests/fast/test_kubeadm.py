@@ -174,7 +174,7 @@ mode: ipvs
 ipvs:
   scheduler: rr
   syncPeriod: 5s
-  minSyncPeriod: 5s
+  minSyncPeriod: 1s
   strictARP: false
   tcpTimeout: 0s
   tcpFinTimeout: 0s
@@ -251,7 +251,7 @@ def test_every_setting_of_the_proxy_reaches_kube_proxy() -> None:
     proxy = {
         "scheduler": "wlc",
         "syncPeriod": "30s",
-        "minSyncPeriod": "1s",
+        "minSyncPeriod": "2s",
         "strictArp": True,
         "tcpTimeout": "15m",
         "tcpFinTimeout": "2m",
@@ -263,7 +263,7 @@ def test_every_setting_of_the_proxy_reaches_kube_proxy() -> None:
     assert found["ipvs"] == {
         "scheduler": "wlc",
         "syncPeriod": "30s",
-        "minSyncPeriod": "1s",
+        "minSyncPeriod": "2s",
         "strictARP": True,
         "tcpTimeout": "15m",
         "tcpFinTimeout": "2m",
@@ -381,6 +381,7 @@ def test_kubelet_settings_have_kubernetes_names() -> None:
                 "maxPods": 50,
                 "systemReserved": {"cpu": "200m"},
                 "imageGcHighThresholdPercent": 85,
+                "resolvConf": "/etc/resolv.pods.conf",
                 "serializeImagePulls": False,
             }
         }
@@ -392,6 +393,7 @@ def test_kubelet_settings_have_kubernetes_names() -> None:
         "maxPods": 50,
         "systemReserved": {"cpu": "200m"},
         "imageGCHighThresholdPercent": 85,
+        "resolvConf": "/etc/resolv.pods.conf",
         "serializeImagePulls": False,
     }
     assert documents(kubeadm.init_config(given))["KubeletConfiguration"] == rendered

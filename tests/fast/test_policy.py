@@ -270,6 +270,8 @@ def test_own_manifests_pass_all_rules() -> None:
         "replicas": 2,
         "node_port": 30080,
         "spread": 2,
+        "pause": 16,
+        "grace": 46,
     }
     for document in documents.load(stacks.PROJECT / "manifests/nginx.yaml", parameters):
         resource = Resource(document.type, document.name, document.body)

@@ -135,6 +135,20 @@ def test_mirrors_restart_nothing_unless_containerd_restarts() -> None:
     assert "Nothing restarts" in impact_texts_of(mirrors)[0]
 
 
+def test_renewed_certificates_restart_the_control_plane() -> None:
+    [text] = impact_texts_of(update("master-init", {"RENEW": ""}, RENEW="2027-11-30T10:00:00Z"))
+    assert text == (
+        "**Certificates that expire soon are renewed on master**. "
+        "The control plane's components restart; pods keep running."
+    )
+
+
+def test_renewal_timer_is_one_line_without_its_script() -> None:
+    before = {"RENEWAL": "", "CERTIFICATE_DAYS": "30"}
+    [text] = impact_texts_of(update("master-init", before, RENEWAL="echo", CERTIFICATE_DAYS="45"))
+    assert text == "The timer that renews certificates is set up, changed or removed on master."
+
+
 def test_certificate_names_dont_hide_a_kubelet_restart() -> None:
     steps = [
         update("master-init", {}, CERT_SANS="api.test", KUBELET="maxPods: 60", CONFIG="both"),

@@ -22,7 +22,7 @@ from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ed25519, rsa
 
 from components import configuration
-from model.field_types import seconds
+from model.field_types import Mirror, seconds
 from model.settings import PREFIX, Settings, fields
 from model.settings_file import RENAMED, load
 from model.settings_problems import Location, Problem, SettingsError, path_of
@@ -196,6 +196,8 @@ BAD: list[tuple[Callable[[Raw], None], str, list[str]]] = [
         "cluster.kubelet.shutdownGracePeriod",
         ["too long", "2562047h"],
     ),
+    (put("cluster.kubelet", {"resolvConf": "resolv.conf"}), "cluster.kubelet.resolvConf", ["full path"]),
+    (put("cluster.kubelet", {"resolvConf": "/etc/a file"}), "cluster.kubelet.resolvConf", ["full path"]),
     (put("proxy.udpTimeout", "9999999h"), "proxy.udpTimeout", ["too long"]),
     (put("stepTimeouts", {"rollout": 60}), "stepTimeouts.rollout", ["from 120"]),
     (put("hosts.0.taints", ["dedicated"]), "hosts[0].taints", ["`key=value:Effect`", "NoSchedule"]),
@@ -352,9 +354,37 @@ BAD: list[tuple[Callable[[Raw], None], str, list[str]]] = [
             ("https://user:s3 cret@m", ["user name"]),
             ("ftp://user:s3cret@m", ["user name"]),
             # containerd adds /v2 to a path that doesn't end with it.
-            ("https://harbor.example/v2/proj", ["/v2/proj/v2/", "override_path", "Artifactory"]),
+            ("https://harbor.example/v2/proj", ["/v2/proj/v2/", "overridePath: true", "Harbor"]),
             ("https://harbor.example/v2/proj/", ["/v2/proj/v2/"]),
-            ("https://m/a/v2/b/v2", ["/a/v2/b/v2/", "override_path"]),
+            ("https://m/a/v2/b/v2", ["/a/v2/b/v2/", "overridePath"]),
+        )
+    ],
+    *[
+        (put("runtime.mirrors", {"docker.io": [mirror]}), 'runtime.mirrors["docker.io"][0]', words)
+        for mirror, words in (
+            (7, ["is 7", "write a URL"]),
+            ({}, ["has no url", "{url: "]),
+            ({"url": 7}, ["has no url"]),
+            ({"url": "https://m/v2/a", "overridePath": False}, ["overridePath: true"]),
+            ({"url": "https://m/v2/a", "overridePath": "yes"}, ['overridePath: "yes"', "true or false"]),
+            ({"url": "https://m", "override_path": True}, ["has override_path", "overridePath"]),
+            ({"url": "https://m", "password": "s3cret"}, ["has password", "docs/air-gap.md"]),
+            ({"url": "https://u:s3cret@m"}, ["user name", "plain text"]),
+            ({"url": "http://m", "ca": "ca.crt"}, ["https://"]),
+            ({"url": "https://m", "ca": 7}, ["has ca: 7", "path"]),
+        )
+    ],
+    *[
+        (
+            put("runtime.mirrors", {"docker.io": [{"url": "https://m", "ca": file}]}),
+            'runtime.mirrors["docker.io"][0].ca',
+            words,
+        )
+        for file, words in (
+            ("no-such.crt", ["no-such.crt, which doesn't exist"]),
+            ("id.pub", ["isn't a CA certificate"]),
+            ("id", ["private key", "only certificates"]),
+            ("~nobody-here/ca.crt", ["home directory"]),
         )
     ],
     (
@@ -467,7 +497,15 @@ def test_valid_settings_load(raw: Raw, tmp_path: Path) -> None:
 )
 def test_mirror_url_that_containerd_understands_is_unchanged(raw: Raw, tmp_path: Path, url: str) -> None:
     raw["runtime"] = {"mirrors": {"docker.io": [url]}}
-    assert load(raw, tmp_path).runtime.mirrors == {"docker.io": (url,)}
+    assert load(raw, tmp_path).runtime.mirrors == {"docker.io": (Mirror(url),)}
+
+
+def test_mirror_has_options(raw: Raw, tmp_path: Path) -> None:
+    (tmp_path / "ca.crt").write_text("-----BEGIN CERTIFICATE-----\n")
+    harbor = {"url": "https://harbor.example/v2/proj/", "overridePath": "true", "ca": "ca.crt"}
+    raw["runtime"] = {"mirrors": {"docker.io": [harbor, "https://m"]}}
+    mirrors = load(raw, tmp_path).runtime.mirrors["docker.io"]
+    assert mirrors == (Mirror(harbor["url"], True, str(tmp_path / "ca.crt")), Mirror("https://m"))
 
 
 @pytest.mark.parametrize(
@@ -641,7 +679,10 @@ def test_own_settings_take_precedence_over_shared_ones(raw: Raw, tmp_path: Path)
     assert settings.firewall == "leave"
     assert (settings.cluster.kubelet.max_pods, settings.cluster.kubelet.pod_pids_limit) == (70, 9)
     assert settings.cluster.cert_sans == ("c",)
-    assert settings.runtime.mirrors == {"docker.io": ("http://own",), "ghcr.io": ("http://g",)}
+    assert settings.runtime.mirrors == {
+        "docker.io": (Mirror("http://own"),),
+        "ghcr.io": (Mirror("http://g"),),
+    }
     assert settings.packages.key == str(tmp_path / "packages.asc")
 
 

@@ -19,6 +19,15 @@ REQUEST_SECONDS = 15.0
 # The tolerated share of lost requests while kube-proxy changes; on emulated hosts it was one in seventy. An
 # address that doesn't answer in a mode, or only after every host has changed, exceeds it.
 LOST_AT_MOST = 0.2
+# A DNS query in the form of `HTTP_REQUEST`: `bash -ec DNS_REQUEST ADDRESS PORT`. The response must have the
+# query's ID, the bit for responses, and no error. No byte of the query is a newline, where printf could split
+# the datagram.
+DNS_HEAD = r"\x12\x34\x01\x00\x00\x01\x00\x00\x00\x00\x00\x00"
+DNS_NAME = r"\x08kube-dns\x0bkube-system\x03svc\x07cluster\x05local\x00"
+DNS_REQUEST = (
+    rf"exec 3<>/dev/udp/$0/$1; printf '{DNS_HEAD}{DNS_NAME}\x00\x01\x00\x01' >&3; "
+    "dd bs=512 count=1 status=none <&3 | od -An -tx1 -N4 | grep -qE '^ 12 34 8. .0'"
+)
 
 
 @dataclass
@@ -57,16 +66,25 @@ def external_requests(urls: Iterable[str]) -> dict[str, Request]:
 
 
 @contextmanager
-def host_requests(cluster: Cluster, host: str, address: str) -> Iterator[dict[str, Request]]:
-    """A request from a host to port 80 of a cluster address.
+def host_requests(
+    cluster: Cluster, host: str, address: str, port: int = 80, command: str = HTTP_REQUEST
+) -> Iterator[dict[str, Request]]:
+    """A request from a host to a cluster address.
 
     All requests share one SSH connection, because on an emulated host a login costs more than the request.
+
+    Args:
+        cluster: The cluster.
+        host: The host that sends the requests.
+        address: The address of a Service.
+        port: Its port.
+        command: What bash runs for a request: `HTTP_REQUEST` or `DNS_REQUEST`.
     """
     script = (
-        'while read -r; do if error=$(timeout "$2" bash -ec "$0" "$1" 80 2>&1); then echo 200; '
+        'while read -r; do if error=$(timeout "$3" bash -ec "$0" "$1" "$2" 2>&1); then echo 200; '
         'else echo "status $?:" $error; fi; done'
     )
-    line = shlex.join(["bash", "-c", script, HTTP_REQUEST, address, f"{REQUEST_SECONDS:.0f}"])
+    line = shlex.join(["bash", "-c", script, command, address, str(port), f"{REQUEST_SECONDS:.0f}"])
     process: subprocess.Popen[str] | None = None
 
     def request() -> None:
@@ -103,14 +121,14 @@ def host_requests(cluster: Cluster, host: str, address: str) -> Iterator[dict[st
 
 
 @contextmanager
-def probing(requests: dict[str, Request]) -> Iterator[dict[str, Count]]:
-    """Send each request repeatedly, one at a time, until the block ends."""
+def probing(requests: dict[str, Request], pause: float = PAUSE_SECONDS) -> Iterator[dict[str, Count]]:
+    """Send each request repeatedly, one at a time and with a pause in seconds, until the block ends."""
     counts = {name: Count() for name in requests}
     ended = threading.Event()
 
     def probe(name: str) -> None:
         count = counts[name]
-        while not ended.wait(PAUSE_SECONDS):
+        while not ended.wait(pause):
             try:
                 requests[name]()
             except UserError:  # no connection to the requesting host: nothing was sent

@@ -6,6 +6,7 @@ The tests run in this order; the last one destroys the cluster.
 from __future__ import annotations
 
 import re
+import shlex
 import subprocess
 import sys
 import time
@@ -124,6 +125,49 @@ def test_swap_is_off_and_firewall_is_on(cluster: Cluster) -> None:
         assert cluster.run(host, "systemctl is-active firewalld").strip() == "active"
 
 
+# Sends to ADDRESS PORT PROTOCOL from SOURCE and prints `open`, or the error that the firewall causes.
+SEND = """
+import socket, sys
+source, address, port, protocol = sys.argv[1:]
+udp = protocol == "udp"
+with socket.socket(socket.AF_INET, socket.SOCK_DGRAM if udp else socket.SOCK_STREAM) as sender:
+    sender.settimeout(10)
+    sender.bind((source, 0))
+    try:
+        sender.connect((address, int(port)))
+        if udp:
+            sender.send(b"x")
+            sender.recv(1)
+        print("open")
+    except TimeoutError:
+        print("open" if udp else "no answer")  # VXLAN drops the packet without an answer
+    except OSError as error:
+        print(error.strerror)
+"""
+
+
+def test_outside_address_reaches_neither_kubelet_nor_vxlan(cluster: Cluster) -> None:
+    """Another address of a host stands for a host outside the cluster."""
+    host, outside = cluster.hosts[-1], "192.168.166.250"
+    inside = f"192.168.166.{100 + len(cluster.hosts)}"
+
+    def send(source: str, number: int, port: int, protocol: str) -> str:
+        arguments = f"{source} 192.168.166.{101 + number} {port} {protocol}"
+        return cluster.run(host, f"python3 -c {shlex.quote(SEND)} {arguments}").strip()
+
+    interface = cluster.run(host, f"ip -o -4 address show to {inside}").split()[1]
+    cluster.run(host, f"ip address add {outside}/24 dev {interface}")
+    try:
+        for number in range(len(cluster.hosts) - 1):
+            for port, protocol in ((10250, "tcp"), (8472, "udp")):
+                assert send(inside, number, port, protocol) == "open"
+                assert send(outside, number, port, protocol) != "open", f"{port}/{protocol}"
+            assert send(outside, number, 30080, "tcp") == "open"
+        assert send(outside, 0, 6443, "tcp") == "open"
+    finally:
+        cluster.run(host, f"ip address delete {outside}/24 dev {interface}")
+
+
 def test_packages_are_held_at_the_exact_version(cluster: Cluster) -> None:
     for host in cluster.hosts:
         held = set(cluster.run(host, "apt-mark showhold").split())
@@ -184,7 +228,7 @@ apt-mark unhold kubelet >/dev/null
 echo '# edited by hand' >>/etc/containerd/config.toml
 sed -i '/^maxPods/d; $a maxPods: 17' /var/lib/kubelet/config.yaml
 rm /etc/modules-load.d/kubeadm-ipvs.conf
-firewall-cmd --quiet --remove-port=10250/tcp
+firewall-cmd --quiet --remove-rich-rule='rule port port="30000-32767" protocol="udp" accept'
 """
 
 

@@ -5,6 +5,7 @@ Each case reverts its change, so the next one finds the cluster as the fixture l
 
 from __future__ import annotations
 
+import json
 import re
 import time
 from typing import Any
@@ -44,6 +45,42 @@ def test_proxy_mode_and_scheduler_change_live(cluster: Cluster, record: Record) 
         assert len(count.lost) < count.sent * LOST_AT_MOST, [str(count), *count.lost[-3:]]
 
 
+def test_image_change_loses_no_request(cluster: Cluster, record: Record) -> None:
+    """nginx's image changes and changes back under load, and no request is lost"""
+    # Another name of the same image, because the lab has only one image of nginx.
+    name = "docker.io/library/nginx"
+    inspected = cluster.run(cluster.hosts[-1], f"crictl inspecti -o json {name}:1.29")
+    digest = next(found for found in json.loads(inspected)["status"]["repoDigests"] if found.startswith(name))
+
+    def change(config: Config) -> None:
+        config["nginx"] = {**config.get("nginx", {}), "image": digest}
+
+    def pods() -> int:
+        return len(cluster.kubectl("get pods -l app.kubernetes.io/name=nginx -o name").split())
+
+    address = cluster.kubectl("get service nginx -o jsonpath='{.spec.clusterIP}'")
+    outside = external_requests(cluster.lab.status().node_ports)
+    with (
+        host_requests(cluster, cluster.hosts[-1], address) as inside,
+        probing(outside | inside, 0.1) as counts,
+    ):
+        replicas = pods()
+        with edited(cluster, change):
+            up(cluster)
+            assert digest in cluster.kubectl("get deployment nginx -o yaml")
+        up(cluster)
+        # An old pod serves for a while after its end was requested.
+        deadline = time.monotonic() + 300
+        while pods() > replicas:
+            assert time.monotonic() < deadline
+            time.sleep(5)
+    for url, count in counts.items():
+        record(f"{url}: {count}")
+    # Fewer requests would prove nothing.
+    assert all(count.sent > 50 for count in counts.values()), counts
+    assert not any(count.lost for count in counts.values()), [count.lost[:3] for count in counts.values()]
+
+
 def test_node_and_certificate_settings_change_in_place(cluster: Cluster) -> None:
     """Labels, taints, kubelet settings, registry mirrors and certificate SANs change in place"""
     old_identity = identity(cluster)
@@ -76,16 +113,62 @@ def test_node_and_certificate_settings_change_in_place(cluster: Cluster) -> None
     assert identity(cluster) == old_identity
 
 
-def test_expiring_certificates_are_found_and_renewed(cluster: Cluster, record: Record) -> None:
-    """Expiring certificates are found and renewed"""
-    master = cluster.hosts[0]
-    kubeconfig, nodes = identity(cluster)
+def shorten_certificates(cluster: Cluster) -> None:
+    """Replace the control plane's certificates by ones that expire in ten days."""
     cluster.run(
-        master,
+        cluster.hosts[0],
         "umask 077; sed 's/^kind: ClusterConfiguration$/&\\ncertificateValidityPeriod: 240h0m0s/' "
         "/var/lib/kubeadm-ipvs/kubeadm.yaml >/run/short.yaml; "
         "kubeadm certs renew all --config /run/short.yaml; rm /run/short.yaml",
     )
+
+
+def test_up_and_timer_renew_expiring_certificates(cluster: Cluster, record: Record) -> None:
+    """`up` announces and renews expiring certificates; a timer renews them too, and is removed without a
+    trace"""
+    master, unit = cluster.hosts[0], "kubeadm-ipvs-certificates"
+    kubeconfig, nodes = identity(cluster)
+
+    def timer(config: Config) -> None:
+        config["cluster"]["certificates"] = {"renewTimer": True}
+
+    shorten_certificates(cluster)
+    with edited(cluster, timer):
+        # The step that sets up the timer reads the expiry; from then on the program knows it.
+        up(cluster)
+        assert cluster.run(master, f"systemctl is-active {unit}.timer").strip() == "active"
+        short = cluster.output("certificatesExpire")
+        preview = cluster.pulumi("preview")
+        assert preview.returncode == 0, preview.stdout
+        assert "the cluster's certificates expire on" in preview.stdout
+        assert "replace" not in preview.stdout
+        began = time.monotonic()
+        up(cluster)
+        record(f"renewed by up in {time.monotonic() - began:.0f} s")
+        assert cluster.output("certificatesExpire") > short
+        assert not any(drift(cluster).values())
+        renewed = identity(cluster)
+        assert renewed[0] != kubeconfig
+        done = cluster.pulumi("up", "--yes", "--skip-preview", "--expect-no-changes")
+        assert done.returncode == 0, done.stdout
+
+        shorten_certificates(cluster)
+        assert drift(cluster)[master]
+        began = time.monotonic()
+        cluster.run(master, f"systemctl start {unit}.service", timeout=900)
+        record(f"renewed by the timer's service in {time.monotonic() - began:.0f} s")
+        assert not any(drift(cluster).values())
+    up(cluster)
+    units = "systemctl list-unit-files --no-legend; find /etc/systemd /var/lib/kubeadm-ipvs"
+    assert not re.search(rf"{unit}|renewal\.sh", cluster.run(master, units))
+    assert identity(cluster)[1] == nodes
+
+
+def test_expiring_certificates_are_found_and_renewed(cluster: Cluster, record: Record) -> None:
+    """Expiring certificates are found, and renewed by a repair"""
+    master = cluster.hosts[0]
+    kubeconfig, nodes = identity(cluster)
+    shorten_certificates(cluster)
     found = drift(cluster)[master]
     assert {"/etc/kubernetes/pki/apiserver.crt", "/etc/kubernetes/admin.conf"} <= found
     record(f"{len(found)} files found with certificates that expire in ten days")

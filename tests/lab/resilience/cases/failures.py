@@ -7,6 +7,7 @@ import time
 
 from lab import services
 from tests.lab.cluster import Cluster, Config, differences, drift, edited, identity, repaired, up, without
+from tests.lab.prober import DNS_REQUEST, host_requests, probing
 from tests.lab.resilience.checks import failing_up, leftovers
 from tests.lab.resilience.faults import DEAD_HOST_SECONDS, delay_by_dead_host
 from tests.lab.resilience.results import Record
@@ -162,6 +163,51 @@ def test_dead_worker_delays_no_other_host(cluster: Cluster, record: Record) -> N
         cluster.lab.up()
         up(cluster)
     assert leftovers(cluster, host) == ""
+
+
+def test_scheduler_changes_while_a_worker_is_dead(cluster: Cluster, record: Record) -> None:
+    """A dead worker: kube-proxy's scheduler changes on all other hosts, and on this one once it is back"""
+    *others, host = cluster.hosts
+
+    def weighted(config: Config) -> None:
+        config["proxy"] = {**config.get("proxy", {}), "scheduler": "wrr"}
+
+    cluster.lab.power_off(host)
+    cluster.kubectl(f"wait --for=condition=Ready=Unknown --timeout=300s node/{host}")
+    with edited(cluster, weighted):
+        began = time.monotonic()
+        output = failing_up(cluster)
+        record(f"failed after {time.monotonic() - began:.0f} s")
+        assert f"{host} is dead" in output
+        assert f"{host}: no SSH server answers" in output
+        for other in others:
+            assert "10.96.0.1:443 wrr" in cluster.run(other, "ipvsadm -Ln")
+        cluster.lab.up()
+        began = time.monotonic()
+        up(cluster)
+        record(f"completed in {time.monotonic() - began:.0f} s after its return")
+        assert "10.96.0.1:443 wrr" in cluster.run(host, "ipvsadm -Ln")
+    up(cluster)
+
+
+def test_control_plane_reboot_keeps_dns(cluster: Cluster, record: Record) -> None:
+    """The control plane reboots: every DNS query from a worker is answered meanwhile"""
+    master, *workers = cluster.hosts
+    places = cluster.kubectl(
+        "-n kube-system get pods -l k8s-app=kube-dns -o jsonpath='{.items[*].spec.nodeName}'"
+    ).split()
+    assert len(set(places)) == len(places) == 2
+    assert set(places) <= set(workers)
+    with (
+        host_requests(cluster, workers[-1], "10.96.0.10", 53, DNS_REQUEST) as requests,
+        probing(requests, 0.2) as counts,
+    ):
+        cluster.lab.reboot(master)
+        cluster.wait_for_node_ports(900)
+    for name, count in counts.items():
+        record(f"{name}: {count}")
+        assert count.sent > 50, count
+        assert not count.lost, count.lost[:3]
 
 
 def test_hosts_recover_from_reboots_and_power_loss(cluster: Cluster, record: Record) -> None:

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import re
+import subprocess
+import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import asyncssh
@@ -65,9 +68,15 @@ def key_pair() -> tuple[str, str]:
     return key.export_private_key().decode(), key.export_public_key().decode().strip()
 
 
+def replace_login(cluster: Cluster) -> None:
+    """Put the login in the settings into the state."""
+    command = [sys.executable, "-m", "tools", "credentials", "--stack", cluster.stack, "--write"]
+    subprocess.run(command, cwd=project_dir(), env=cluster.environment, check=True, timeout=300)
+
+
 def test_broken_ssh_access_is_reported(cluster: Cluster, record: Record, tmp_path: Path) -> None:
     """Wrong host key, wrong login key, sudo that asks for a password, a silent server: each is reported
-    within a time limit"""
+    within a time limit. A login in the settings isn't used before it is put into the state"""
     host = cluster.hosts[-1]
     private, public = key_pair()
     login = tmp_path / "login"
@@ -101,19 +110,29 @@ def test_broken_ssh_access_is_reported(cluster: Cluster, record: Record, tmp_pat
         "systemd-run --quiet --on-active=120 systemctl kill --kill-whom=main --signal=CONT ssh.service; "
         "systemctl kill --kill-whom=main --signal=STOP ssh.service"
     )
-    for change, preparation, message in (
-        (host_key, "true", f"{host} .*presents a host key other than the pinned one"),
-        (login_key, "true", f"rejects the login with {login}"),
-        (user, "true", "asker can't run commands as root"),
-        (waiting, pause_sshd, f"{host}: .*accepts the connection but stays silent"),
-    ):
-        with edited(cluster, change):
-            cluster.run(host, preparation)
-            began = time.monotonic()
-            output = failing_up(cluster)
-            record(f"{change.__name__.replace('_', ' ')}: rejected after {time.monotonic() - began:.0f} s")
+
+    def reject(change: Callable[[Config], None], message: str) -> None:
+        began = time.monotonic()
+        output = failing_up(cluster)
+        record(f"{change.__name__.replace('_', ' ')}: rejected after {time.monotonic() - began:.0f} s")
         assert re.search(message, output), output
         assert private.splitlines()[1] not in output
+
+    with edited(cluster, host_key):
+        reject(host_key, f"{host} .*presents a host key other than the pinned one")
+    for change, message in (
+        (login_key, f"rejects the login with {login}"),
+        (user, "asker can't run commands as root"),
+    ):
+        with edited(cluster, change):
+            assert "tools credentials" in up(cluster)
+            replace_login(cluster)
+            with edited(cluster, repaired(host)):
+                reject(change, message)
+        replace_login(cluster)
+    with edited(cluster, waiting):
+        cluster.run(host, pause_sshd)
+        reject(waiting, f"{host}: .*accepts the connection but stays silent")
     deadline = time.monotonic() + 300
     while True:
         try:

@@ -72,7 +72,8 @@ def test_rpm_hosts_become_a_cluster_and_are_restored(
         assert "containerd" in plain.run(host, "rpm -q containerd ipvsadm conntrack-tools")
     assert enforcing(plain) == {"permissive"}
     for zone in (ZONE, "public"):
-        assert "10250/tcp" in plain.run(hosts[-1], f"firewall-cmd --permanent --zone={zone} --list-ports")
+        rules = plain.run(hosts[-1], f"firewall-cmd --permanent --zone={zone} --list-rich-rules")
+        assert 'port="10250"' in rules
     assert drift(plain) == {host: set() for host in hosts}
 
     plain.run(hosts[-1], "setenforce 1")
