@@ -30,7 +30,7 @@ from pulumi_command import remote
 from components import ssh_access
 from model.login import Login
 from model.settings import Host, Settings
-from model.steps import Step, command_text, has_results, results, script_text
+from model.steps import CLAIM, Step, command_text, has_results, results, script_text
 
 _NOT_CONNECTED = re.compile(r"after \d+ failed attempts: (.*)", re.DOTALL)
 # Not worth a retry: the command ran (its error quotes it), or the host refuses the login.
@@ -74,9 +74,18 @@ class Runner:
             await check(kept)
 
         hook = pulumi.ResourceHook(f"{host.name}-ssh-access", check_access)
+
+        async def check_clock(_: pulumi.ResourceHookArgs) -> None:
+            ssh_access.check_clock(host)
+
         turned_away = pulumi.ErrorHook(f"{host.name}-turned-away", RetryWhenTurnedAway(settings))
         self.access = pulumi.ResourceHookBinding(
             before_create=[hook], before_update=[hook], on_error=[turned_away]
+        )
+        # Before the host is changed. On a node, other clocks must not stop a repair.
+        clock = pulumi.ResourceHook(f"{host.name}-clock", check_clock)
+        self._first_access = pulumi.ResourceHookBinding(
+            before_create=[hook, clock], before_update=[hook], on_error=[turned_away]
         )
 
     def step(
@@ -142,7 +151,7 @@ class Runner:
             # In the default order the delete would reset what the create has just set up.
             delete_before_replace=True,
             additional_secret_outputs=["stdin", "stdout", "stderr"] if step.secret else None,
-            hooks=self.access,
+            hooks=self._first_access if step is CLAIM else self.access,
         )
         delete_limit = step.delete_limit(self._settings) if step.delete_limit and deletes else None
         return _StepCommand(

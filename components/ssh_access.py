@@ -37,8 +37,14 @@ PROBE_SECONDS = 60.0
 REPORT_EVERY_SECONDS = 20.0
 
 # Arithmetic, so that a host that only returns its input doesn't pass.
-PROBE_SCRIPT = "echo kubeadm-ipvs probe $((6 * 7)), user $(id -u)\n"
-PROBE_ANSWER = "kubeadm-ipvs probe 42, user 0\n"
+PROBE_SCRIPT = "echo kubeadm-ipvs probe $((6 * 7)) at $(date +%s), user $(id -u)\n"
+_ANSWER = re.compile(r"kubeadm-ipvs probe 42 at (\d+), user 0\n")
+
+CLOCK_SECONDS = 60.0
+"""How much the clocks of two hosts may differ."""
+
+# How far each host's clock is ahead of this machine's, in seconds, as found in this run.
+_clocks: dict[str, float] = {}
 
 
 class UnreachableError(Exception):
@@ -172,7 +178,33 @@ async def _wait(settings: Settings, host: Host, login: Login) -> None:
                 pause = SLOW_PAUSE_SECONDS
             await asyncio.sleep(min(pause, left))
     async with connection:
-        await check_commands(connection, host, login)
+        _clocks[host.name] = await check_commands(connection, host, login)
+
+
+def check_clock(host: Host) -> None:
+    """Compare a host's clock with those of the hosts that were checked earlier in this run.
+
+    With different clocks, certificates and tokens of one host aren't valid yet on another, and a lease of the
+    control plane may seem to have expired.
+
+    Raises:
+        UnreachableError: It differs from another host's by more than `CLOCK_SECONDS`.
+    """
+    if host.name not in _clocks:
+        return
+    clock = _clocks[host.name]
+    name, other = max(_clocks.items(), key=lambda item: abs(item[1] - clock))
+    if abs(other - clock) <= CLOCK_SECONDS:
+        return
+    raise UnreachableError(
+        f"{host.name}: its clock and that of {name} differ by {abs(other - clock):.0f} s ({host.name} is "
+        f"{_ahead(clock)} this machine, {name} {_ahead(other)}). Set both with NTP (timedatectl set-ntp "
+        "true), and run the same command again"
+    )
+
+
+def _ahead(seconds: float) -> str:
+    return f"{abs(seconds):.0f} s {'ahead of' if seconds >= 0 else 'behind'}"
 
 
 def _gave_up(host: Host, endpoint: str, waited: float, reason: str, greeted: bool, limited: bool) -> str:
@@ -391,8 +423,11 @@ async def _check_greeting(sock: socket.socket) -> None:
         raise NotAnsweringError(f"it closes the connection with {line!r}", limited=True)
 
 
-async def check_commands(connection: asyncssh.SSHClientConnection, host: Host, login: Login) -> None:
+async def check_commands(connection: asyncssh.SSHClientConnection, host: Host, login: Login) -> float:
     """Run a script as a step would, and require that it returns exactly what it prints.
+
+    Returns:
+        How far the host's clock is ahead of this machine's, in seconds. The error is the script's duration.
 
     Raises:
         UnreachableError: The host runs no commands as root, or adds text of its own.
@@ -417,8 +452,9 @@ async def check_commands(connection: asyncssh.SSHClientConnection, host: Host, l
         raise UnreachableError(
             f"{host.name}: {user} can log in, but can't run a command: {error}. Try it: ssh {user}@... true"
         ) from None
-    if done.exit_status == 0 and done.stdout == PROBE_ANSWER:
-        return
+    answer = _ANSWER.fullmatch(str(done.stdout))
+    if done.exit_status == 0 and answer is not None:
+        return int(answer[1]) - time.time()
     raise UnreachableError(f"{host.name}: {_no_answer(user, str(done.stdout), str(done.stderr))}")
 
 
@@ -436,8 +472,8 @@ def _no_answer(user: str, output: str, errors: str) -> str:
             f"{user} can log in, but only gets the message {printed!r}. Set ssh.user, or the host's own "
             f"ssh.user: {other[1]}"
         )
-    if PROBE_ANSWER in output:
-        extra = _printed(output.replace(PROBE_ANSWER, ""), "")
+    if _ANSWER.search(output):
+        extra = _printed(_ANSWER.sub("", output), "")
         return (
             f"the login shell of {user} prints text of its own ({extra!r}), which would end up in the "
             "results of steps. Let ~/.bashrc print only in interactive shells (after "
@@ -449,7 +485,7 @@ def _no_answer(user: str, output: str, errors: str) -> str:
             f"{user} can't run commands as root: {errors.strip().splitlines()[-1]}. Allow it without a "
             f"password: '{escaped} ALL=(ALL) NOPASSWD: ALL' in /etc/sudoers.d/"
         )
-    wrong_user = re.search(r"^kubeadm-ipvs probe 42, user (\d+)$", output, re.MULTILINE)
+    wrong_user = re.search(r"^kubeadm-ipvs probe 42 at \d+, user (\d+)$", output, re.MULTILINE)
     if wrong_user is not None:
         return (
             f"commands of {user} run with the user ID {wrong_user[1]}, not as root. Set ssh.user to root, or "

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 import socket
 import threading
 import time
@@ -56,6 +57,37 @@ def test_accessible_host_is_accepted_at_once(host: SshServer, tmp_path: Path) ->
     assert time.monotonic() - began < 3
     assert host.commands == []
     assert host.probes == ["timeout --kill-after=5 60 bash -s -- probe"]
+
+
+@pytest.mark.parametrize(
+    ("ahead", "problem"),
+    [
+        (0, ""),
+        (55, ""),
+        (
+            600,
+            "node1: its clock and that of node2 differ by N s (node1 is N s ahead of this machine, node2 N s",
+        ),
+        (
+            -90,
+            "node1: its clock and that of node2 differ by N s (node1 is N s behind this machine, node2 N s",
+        ),
+    ],
+)
+def test_clocks_of_two_hosts_are_compared(
+    host: SshServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ahead: float, problem: str
+) -> None:
+    monkeypatch.setattr(ssh_access, "_clocks", {"node2": 1.0})
+    settings = settings_for(host, tmp_path)
+    host.clock = ahead
+    wait(settings)
+    first = settings.hosts[0]
+    if problem:
+        with pytest.raises(ssh_access.UnreachableError) as caught:
+            ssh_access.check_clock(first)
+        assert re.sub(r"\d+ s", "N s", str(caught.value)).startswith(problem)
+    else:
+        ssh_access.check_clock(first)
 
 
 def test_many_steps_log_in_once(host: SshServer, tmp_path: Path) -> None:
@@ -278,7 +310,7 @@ CLOUD_IMAGE = """echo 'Please login as the user "debian" rather than the user "r
         ),
         ("echo 'bash: line 1: timeout: command not found' >&2; exit 127", ["Install bash and coreutils"]),
         ('exec bash "$@" | sed s/0$/1000/', ["run with the user ID 1000, not as root"]),
-        ('exec bash "$@" 2>&1 | tr -d p', ["doesn't run commands: it prints 'kubeadm-ivs robe 42, user 0'"]),
+        ('exec bash "$@" 2>&1 | tr -d p', ["doesn't run commands: it prints 'kubeadm-ivs robe 42 at "]),
         ("printf '\\377\\n'", ["doesn't run commands"]),
         ("echo; kill -9 $$", ["doesn't run commands: it prints nothing"]),
     ],

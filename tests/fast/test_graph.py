@@ -320,6 +320,9 @@ def test_every_step_waits_for_ssh_access(recorded: graph.Recorder) -> None:
         host = request.object["create"].split()[-1]
         for hooks in (request.hooks.before_create, request.hooks.before_update):
             assert hooks[0] == f"{host}-ssh-access", name
+        # A clock that differs must not stop the repair of a node.
+        assert (f"{host}-clock" in request.hooks.before_create) == name.endswith("-claim"), name
+        assert f"{host}-clock" not in request.hooks.before_update, name
     assert len(steps) > 3 * 8
 
 
