@@ -42,14 +42,15 @@ def lab(failure_logs: dict[str, Callable[[Path], object]], progress: Progress) -
         made.down()
 
 
-def run(lab: Lab, host: str, line: str) -> str:
-    done = lab.ssh(host, ["bash", "-c", line])
+def run(lab: Lab, host: str, line: str, timeout: float = 600.0) -> str:
+    done = lab.ssh(host, ["bash", "-c", line], timeout=timeout)
     assert done.returncode == 0, f"{host}: {line}: {done.stdout}{done.stderr}"
     return done.stdout.strip()
 
 
 def boot_id(lab: Lab, host: str) -> str:
-    return run(lab, host, "cat /proc/sys/kernel/random/boot_id")
+    # A login that begins while the host goes down may hang until ssh gives up, after 5 minutes.
+    return run(lab, host, "cat /proc/sys/kernel/random/boot_id", timeout=60)
 
 
 def command(lab: Lab, *words: str) -> subprocess.CompletedProcess[str]:
