@@ -252,6 +252,9 @@ def test_manual_changes_are_found_and_repaired(cluster: Cluster) -> None:
 
     with edited(cluster, repaired(host)):
         up(cluster)
+    # The edited file is kept (docs/decisions/0031) until its owner removes it.
+    kept = cluster.run(host, "cd /etc/containerd; cat config.toml.edited-*; rm config.toml.edited-*")
+    assert kept.endswith("# edited by hand\n")
     assert not any(drift(cluster).values())
     assert identity(cluster) == old_identity
     # Without `repair`, the steps' inputs change back: an update without effect.
