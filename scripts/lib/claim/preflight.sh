@@ -164,13 +164,8 @@ check_packages() {
   [[ $MANAGE == true && ! -d $RECORD ]] || return 0
   local package found
   for package in kubelet kubeadm kubectl; do
-    if [[ $(package_family) == deb ]]; then
-      found=$(dpkg-query -W -f '${db:Status-Abbrev}|${Version}' "$package" 2>/dev/null |
-        sed -n 's/^.i *|//p') || found=
-    else
-      found=$(rpm -q --qf '%{VERSION}' "$package" 2>/dev/null) || found=
-    fi
-    [[ -z $found || ${found%%-*} == "$VERSION" ]] || problems+=("$package $found is already installed; remove it, or \
+    found=$(installed_version "$package")
+    [[ -z $found || $found == "$VERSION" ]] || problems+=("$package $found is already installed; remove it, or \
 change cluster.kubernetesVersion or packages.manage")
   done
 }

@@ -235,7 +235,7 @@ def test_new_node_port_in_use_is_found(tmp_path: Path, stored: str | None, port:
     [
         ("true", "", ""),
         ("true", "ii |1.37.2-1.1", ""),
-        ("true", "hi |1.36.4-1.1", "kubelet 1.36.4-1.1 is already installed"),
+        ("true", "hi |1.36.4-1.1", "kubelet 1.36.4 is already installed"),
         ("true", "rc |1.36.4-1.1", ""),
         ("false", "hi |1.36.4-1.1", ""),
     ],
