@@ -34,7 +34,7 @@ create() {
 # it starts. Other errors are left to the step `node`, which reports them.
 ensure_registered() {
   local output
-  output=$(kubectl --kubeconfig "$NODE_CREDENTIALS" --request-timeout=60s get node "$HOST" -o name 2>&1) && return
+  output=$(as_node get node "$HOST" -o name 2>&1) && return
   [[ $output == *"(NotFound)"* ]] || return 0
   say "the cluster no longer has a node $HOST; restarting kubelet, which registers it"
   systemctl restart kubelet
