@@ -94,15 +94,17 @@ def _token(text: str) -> str:
     return str(tokens[0])
 
 
-_FIREWALL_VALUES = _names("FIREWALL ROLE ADDRESS POD_SUBNET POD_NETWORK") | _names(
-    "HOST_SOURCES API_SOURCES NODE_PORT_SOURCES"
+_FIREWALL_VALUES = _names(
+    "FIREWALL ROLE ADDRESS POD_SUBNET POD_NETWORK HOST_SOURCES API_SOURCES NODE_PORT_SOURCES"
 )
 
 CLAIM = Step(
     "claim",
     lambda settings: settings.step_timeouts.inspect,
-    _names("ROLE ADDRESS NODE_PORT MODE SCHEDULER VERSION MANAGE IGNORED_CHECKS POD_NETWORK NETWORKS")
-    | {"RESOLV_CONF", "REMOVE_LEFTOVERS", "FIRST_BOOT_SECONDS"},
+    _names(
+        "ROLE ADDRESS NODE_PORT MODE SCHEDULER VERSION MANAGE IGNORED_CHECKS POD_NETWORK NETWORKS "
+        "RESOLV_CONF REMOVE_LEFTOVERS FIRST_BOOT_SECONDS"
+    ),
     delete_limit=_reset,
     changes=True,
     repairs=True,
@@ -134,8 +136,9 @@ RUNTIME = Step(
 INIT = Step(
     "init",
     lambda settings: settings.step_timeouts.init,
-    _names("CONFIG PATCHES CERT_SANS CERTIFICATE_DAYS RENEW RENEWAL KUBELET PROXY DISABLE_EVICTION")
-    | {"POD_NETWORK"},
+    _names(
+        "CONFIG PATCHES CERT_SANS CERTIFICATE_DAYS RENEW RENEWAL KUBELET PROXY DISABLE_EVICTION POD_NETWORK"
+    ),
     delete_limit=_reset,
     changes=True,
     repairs=True,
@@ -195,8 +198,10 @@ EXPECTED_SERVICES = Step(
 VERIFICATION = Step(
     "verification",
     _verify,
-    _names("EXPECTED CLUSTER_ENDPOINT NODE_ENDPOINT ENDPOINTS MODE SCHEDULER REQUESTS WAIT_SECONDS")
-    | {"NODE_PROBLEM", "POD_NETWORK"},
+    _names(
+        "EXPECTED CLUSTER_ENDPOINT NODE_ENDPOINT ENDPOINTS NODE_PROBLEM MODE SCHEDULER REQUESTS WAIT_SECONDS "
+        "POD_NETWORK"
+    ),
     previous_name="proof",
 )
 # No resource runs these two; `tools/check.py` and `tools/show.py` do.
