@@ -267,7 +267,7 @@ class RetryWhenTurnedAway:
         pause = ssh_access.LIMITED_PAUSE_SECONDS
         reason = " ".join(found[1].split())
         pulumi.log.info(
-            f"{failure.name}: the host doesn't accept the connection any more ({reason}); a rate limit? "
+            f"{failure.name}: the host no longer accepts connections ({reason}); a rate limit? "
             f"Retrying in {pause:.0f} s"
         )
         await asyncio.sleep(pause)

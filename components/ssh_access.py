@@ -136,7 +136,7 @@ async def wait(settings: Settings, host: Host, login: Login | None = None) -> No
 
 
 def replacement_hint(kept: Login, given: Login) -> str:
-    """What to do if the state's login isn't the one in the settings any more."""
+    """What to do if the state's login is no longer the one in the settings."""
     return (
         f"The state's login is {kept}; the settings' is {given}. To put the settings' login into the state, "
         f"run `.venv/bin/python -m tools credentials --stack {pulumi.get_stack()} --write`"

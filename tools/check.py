@@ -94,7 +94,7 @@ def pulumi(*arguments: str, given: str = "") -> subprocess.CompletedProcess[str]
     """Run the `pulumi` on PATH, with `given` on its standard input.
 
     Raises:
-        UserError: There is no such program.
+        UserError: The program isn't installed.
     """
     try:
         return subprocess.run(

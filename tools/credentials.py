@@ -47,7 +47,7 @@ def replace(state: dict[str, Any], settings: Settings) -> list[Change]:
 
     Args:
         state: A state exported with `--show-secrets`.
-        settings: The stack's settings. Hosts that aren't in them any more get the login for all hosts.
+        settings: The stack's settings. Hosts that are no longer in them get the login for all hosts.
 
     Returns:
         The resources that had another login.

@@ -87,7 +87,7 @@ missing_rules() {
   comm -23 <(printf '%s\n' "$2") <(sort -u <<<"$present")
 }
 
-# unwanted_rules FIREWALL WANTED: the rules that this program has added and that aren't wanted any more.
+# unwanted_rules FIREWALL WANTED: the rules that this program has added and that are no longer wanted.
 unwanted_rules() { comm -13 <(printf '%s\n' "$2") <(noted "$1" | sort -u); }
 
 # The zone of the interface that has the host's address; the default zone, for interfaces without one; and the source
@@ -128,7 +128,7 @@ source_zones() {
     }'
 }
 
-# Prints the addresses of nodes that the pod network still sends to, but that aren't hosts of the cluster any more. `up`
+# Prints the addresses of nodes that the pod network still sends to, but that are no longer hosts of the cluster. `up`
 # updates this step first, and drains and removes such a host at its very end.
 leaving_hosts() {
   local interface node routes

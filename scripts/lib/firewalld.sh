@@ -97,7 +97,7 @@ firewalld_present() {
   { grep -oE '"([^"\\]|\\.)*"' <<<"$found" || :; } | sed -E "s/^\"(.*)\"$/$1 $2 $3 \1/; s/\\\\\"/\"/g"
 }
 
-# The job that removes rules once hosts have left the cluster (steps/firewall.sh). There is no such unit unless it runs.
+# The job that removes rules once hosts have left the cluster (steps/firewall.sh). The unit exists only while the job runs.
 readonly FIREWALL_JOB=kubeadm-ipvs-firewall
 stop_firewall_job() { systemctl stop "$FIREWALL_JOB.service" 2>/dev/null || :; }
 

@@ -203,7 +203,7 @@ def test_command_replaces_a_key_by_the_agent(operator: Operator, host: SshServer
 def test_turned_away_step_is_retried_after_a_pause(operator: Operator, host: SshServer) -> None:
     host.refusing = 5
     text = operator.runs().up().text
-    assert "the host doesn't accept the connection any more" in text and "a rate limit?" in text
+    assert "the host no longer accepts connections" in text and "a rate limit?" in text
     assert host.lines() == ["create claim one", "create token one"]
 
 

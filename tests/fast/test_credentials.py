@@ -226,7 +226,5 @@ def test_retries_end_after_the_wait(monkeypatch: pytest.MonkeyPatch) -> None:
         return count
 
     assert asyncio.run(retries()) == 3
-    assert (
-        "node1-kernel: the host doesn't accept the connection any more (dial tcp 10.0.0.12:22" in printed[0]
-    )
+    assert "node1-kernel: the host no longer accepts connections (dial tcp 10.0.0.12:22" in printed[0]
     assert "a rate limit?" in printed[0]

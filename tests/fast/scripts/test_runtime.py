@@ -152,7 +152,7 @@ def test_edited_configuration_that_fits_stays(tmp_path: Path) -> None:
         assert "was edited and stays" in configure(tmp_path, REPAIR="GPUs are gone")
         assert config.read_text() == NVIDIA
     assert config.stat().st_mode & 0o777 == 0o600
-    # The drift check doesn't report it any more.
+    # The drift check no longer reports it.
     assert str(config) in (tmp_path / "var/lib/kubeadm-ipvs/files").read_text()
     run(RUNTIME, "create() { checksum_matches $CONTAINERD_CONFIG; }\n", tmp_path)
 
