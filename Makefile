@@ -8,6 +8,7 @@ MAKEFLAGS += --no-builtin-rules
 
 PYTHON ?= python3
 STACK ?= dev
+N ?= 100
 PYTEST_ARGS ?=
 ARGS ?=
 
@@ -25,7 +26,7 @@ up: .bootstrap ## create the lab and its cluster
 	@$(run) -m tools up
 
 .PHONY: test
-test: .bootstrap ## run all checks and all tests: fast, engine, lab
+test: .bootstrap ## run all checks and all tests: fast, engine, fleet, lab
 	@$(run) -m tools lint
 	@$(run) -m lab requirements --install --family rpm --browser
 	@$(run) -m tools install
@@ -92,6 +93,11 @@ fast: .bootstrap ## run the tests without the engine, the network and the lab (s
 engine: .bootstrap ## run the tests with the real engine (minutes; more if it has to be built)
 	@$(run) -m tools install
 	@$(run) -m pytest tests/engine $(PYTEST_ARGS)
+
+.PHONY: fleet
+fleet: .bootstrap ## measure the program with N simulated hosts (N=100; docs/fleet.md)
+	@$(run) -m tools install
+	@$(run) -m tests.fleet --hosts $(N) $(ARGS)
 
 .PHONY: docs
 docs: .bootstrap ## regenerate docs/settings.md and docs/stack.schema.json

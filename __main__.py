@@ -6,7 +6,7 @@ from datetime import UTC, datetime
 
 import pulumi
 
-from components import dead_hosts, previous_outputs
+from components import dead_hosts, previous_outputs, stack_traces
 from components.cluster import Cluster, ClusterArgs
 from components.configuration import settings_of_stack
 from model import certificates
@@ -21,25 +21,29 @@ renewal = certificates.renewal(
 if renewal != previous.certificates_renewed:
     pulumi.log.warn(certificates.announcement(renewal, now))
 
-# A fixed name: a name taken from the settings would replace every object when that setting changes.
-cluster = Cluster(
-    "kubernetes",
-    ClusterArgs(
-        settings,
-        stack=pulumi.get_stack(),
-        verified=previous.verified,
-        renewal=renewal,
-        dead=dead_hosts.find(settings, previous.kubeconfig),
-    ),
-    # Its name in stacks created by earlier versions.
-    pulumi.ResourceOptions(aliases=[pulumi.Alias(name=settings.cluster.name)]),
-)
+with stack_traces.short():
+    # A fixed name: a name taken from the settings would replace every object when that setting changes.
+    cluster = Cluster(
+        "kubernetes",
+        ClusterArgs(
+            settings,
+            stack=pulumi.get_stack(),
+            previous=previous,
+            renewal=renewal,
+            dead=dead_hosts.find(settings, previous.kubeconfig),
+        ),
+        # Its name in stacks created by earlier versions.
+        pulumi.ResourceOptions(aliases=[pulumi.Alias(name=settings.cluster.name)]),
+    )
 
 pulumi.export(previous_outputs.KUBECONFIG, cluster.kubeconfig)
 pulumi.export("nodePorts", cluster.node_ports)
-pulumi.export("virtualServers", cluster.tables)
+# As a secret, because Pulumi prints other outputs in full after each run: 25 lines for each virtual server.
+pulumi.export(previous_outputs.VIRTUAL_SERVERS, pulumi.Output.secret(cluster.tables))
 pulumi.export(previous_outputs.VERIFIED, cluster.verified)
 pulumi.export(previous_outputs.KUBERNETES_VERSION, settings.cluster.kubernetes_version)
 pulumi.export(previous_outputs.CERTIFICATES_EXPIRE, cluster.certificates_expire)
 if renewal:
     pulumi.export(previous_outputs.CERTIFICATES_RENEWED, renewal)
+
+pulumi.run(cluster.settled)

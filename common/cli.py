@@ -59,12 +59,12 @@ class LazyGroup(click.Group):
         return command
 
 
-def run(group: click.Group, program: str, arguments: Sequence[str] | None = None) -> int:
+def run(group: click.Command, program: str, arguments: Sequence[str] | None = None) -> int:
     """Run a command.
 
     Args:
-        group: All commands. Each returns its exit status, or None for 0.
-        program: How users start the group, such as `python -m lab`.
+        group: All commands, or the only one. Each returns its exit status, or None for 0.
+        program: How users start it, such as `python -m lab`.
         arguments: The command line; that of this process by default.
 
     Returns:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import math
 import secrets
-from collections.abc import Collection, Iterable
-from dataclasses import dataclass
+from collections.abc import Collection
+from dataclasses import dataclass, field
 from typing import Any
 
 import pulumi
@@ -15,10 +16,9 @@ from components import changes
 from components.control_plane import ControlPlane, ControlPlaneArgs
 from components.host import PreparedHost, PreparedHostArgs
 from components.manifests import Manifest, ManifestArgs
-from components.node import Node, NodeArgs
-from components.proxy import ProxyMode, ProxyModeArgs
+from components.previous_outputs import PreviousOutputs
 from components.verification import Verification, VerificationArgs
-from components.worker import Worker, WorkerArgs
+from components.workers import Workers, WorkersArgs, finished
 from model import documents, pod_network
 from model.field_types import seconds
 from model.settings import Settings
@@ -31,14 +31,14 @@ class ClusterArgs:
     Attributes:
         settings: The environment.
         stack: The stack's name, written on each host as its owner.
-        verified: `Cluster.verified` after the last completed run.
+        previous: The stack's outputs after the last completed run.
         renewal: Certificates that expire by then are renewed (`certificates.renewal`); empty for none.
         dead: The names of dead workers (`dead_hosts.find`).
     """
 
     settings: Settings
     stack: str
-    verified: str | None
+    previous: PreviousOutputs = field(default_factory=PreviousOutputs)
     renewal: str = ""
     dead: frozenset[str] = frozenset()
 
@@ -46,10 +46,10 @@ class ClusterArgs:
 class Cluster(pulumi.ComponentResource):
     """Hosts, control plane, workers, pod network, application and verification.
 
-    There are no barriers. Each host is prepared as soon as it is reachable. `init` waits only for the control
-    plane's own preparation. A worker joins when it is prepared and the API is up. The pod network is applied
-    as soon as the API is up. The application waits until all nodes are Ready, because its pods can't start
-    earlier and the control plane is busiest while nodes join.
+    Each host is prepared as soon as it is reachable. `init` waits only for the control plane's own
+    preparation. A worker joins when it is prepared and the API is up. The pod network is applied as soon as
+    the API is up. The application waits until all nodes are Ready, because its pods can't start earlier and
+    the control plane is busiest while nodes join.
 
     Nothing waits for a worker that is dead when the run starts. Its own steps come last, so that their
     failure stops nothing else (docs/decisions/0032).
@@ -73,17 +73,16 @@ class Cluster(pulumi.ComponentResource):
         )
         child = pulumi.ResourceOptions(parent=self)
         # Stacks in different backends may share a name, so the owner includes an ID that is generated once.
-        owner_id = pulumi.Stash(
-            "owner",
-            input=f"{args.stack} {secrets.token_hex(4)}",
-            opts=pulumi.ResourceOptions(parent=self, ignore_changes=["input"]),
-        )
-        owner = owner_id.output
+        owner = _kept(self, "owner", f"{args.stack} {secrets.token_hex(4)}")
+        # `join-tokens` is secret.
+        token_key = _kept(self, "join-tokens", pulumi.Output.secret(secrets.token_hex(32)))
 
         first = settings.control_plane
         prepared = {first.name: PreparedHost(first.name, PreparedHostArgs(settings, first, owner), child)}
         control_plane = ControlPlane(
-            "control-plane", ControlPlaneArgs(settings, prepared[first.name], args.renewal), child
+            "control-plane",
+            ControlPlaneArgs(settings, prepared[first.name], args.renewal, args.previous.kubeconfig),
+            child,
         )
         living = [host for host in settings.workers if host.name not in args.dead]
         dead = [host for host in settings.workers if host.name in args.dead]
@@ -122,30 +121,23 @@ class Cluster(pulumi.ComponentResource):
             pods.name,
             ManifestArgs(
                 pods.manifest,
-                # A rollout counts the pods on dead hosts as unavailable.
-                {**pods.parameters(settings), "max_unavailable": 1 + len(dead)},
+                {
+                    **pods.parameters(settings),
+                    "max_unavailable": _unavailable(len(settings.hosts), len(dead)),
+                },
                 provider,
                 control_plane,
+                nodes=len(settings.hosts),
                 wait_for_daemon_sets=not dead,
             ),
             child,
         )
-        workers = [
-            Worker(f"{host.name}-worker", WorkerArgs(settings, prepared[host.name], control_plane), child)
-            for host in living
-        ]
-        joined = {first.name: control_plane.init}
-        joined |= {worker.host.name: worker.join for worker in workers}
-        cluster_nodes = [
-            Node(
-                f"{host.name}-node",
-                NodeArgs(settings, host, control_plane, joined[host.name], [*network.objects.values()]),
-                child,
-            )
-            for host in settings.hosts
-            if host.name in joined
-        ]
-        proxies = ProxyMode("proxy", ProxyModeArgs(settings, prepared, joined), child)
+        workers = Workers(
+            "workers", WorkersArgs(settings, control_plane, token_key, args.previous.members), child
+        )
+        workers.add([prepared[host.name] for host in living])
+        joined = [control_plane.init, *workers.joins.values()]
+        nodes = control_plane.nodes([first, *living], joined, [*network.objects.values()])
         nginx = Manifest(
             "nginx",
             ManifestArgs(
@@ -153,7 +145,7 @@ class Cluster(pulumi.ComponentResource):
                 _nginx(settings, args.dead),
                 provider,
                 control_plane,
-                depends_on=[node.ready for node in cluster_nodes],
+                depends_on=[nodes],
             ),
             child,
         )
@@ -161,53 +153,61 @@ class Cluster(pulumi.ComponentResource):
             "verification",
             VerificationArgs(
                 settings,
-                prepared,
                 control_plane,
-                subject=_subject(settings, joined.values(), network, nginx),
-                verified=args.verified,
-                depends_on=[*nginx.objects.values(), *proxies.steps],
+                {host.host.name: host for host in prepared.values()},
+                dict(zip(prepared, joined, strict=True)),
+                subject=_subject(settings, control_plane, network, nginx),
+                verified=args.previous.verified,
+                depends_on=[*nginx.objects.values(), nodes],
             ),
             child,
         )
         # Not `depends_on`, which would also order deletions: no host could be restored before the dead one.
-        last: pulumi.Output[None] = pulumi.Output.from_input(_registered(verification.steps))
+        last: pulumi.Output[None] = pulumi.Output.from_input(finished(verification.steps))
         for host in dead:
             prepared[host.name] = PreparedHost(
                 host.name,
                 PreparedHostArgs(settings, host, owner, outlived_by=[deregister[host.name]], after=last),
                 child,
             )
-            worker = Worker(
-                f"{host.name}-worker", WorkerArgs(settings, prepared[host.name], control_plane), child
-            )
-            node = Node(
-                f"{host.name}-node",
-                NodeArgs(
-                    settings,
-                    host,
-                    control_plane,
-                    worker.join,
-                    [*network.objects.values()],
-                    access=prepared[host.name].runner.access,
-                ),
-                child,
-            )
-            proxy = proxies.change(prepared[host.name], worker.join, ())
-            verification.add_dead_host(prepared[host.name], [node.ready, proxy])
+            workers.add([prepared[host.name]])
+            verification.add_dead_host(prepared[host.name], workers.joins[host.name])
         self.kubeconfig = control_plane.kubeconfig
         self.tables = verification.tables
         self.verified = verification.verified
         self.certificates_expire = control_plane.certificates_expire
         self.node_ports = [f"http://{host.address}:{settings.nginx.node_port}/" for host in settings.hosts]
+        self._last = [*verification.steps, *workers.joins.values()]
         self.register_outputs(
             {"kubeconfig": self.kubeconfig, "nodePorts": self.node_ports, "caHash": control_plane.ca_hash}
         )
 
+    async def settled(self) -> None:
+        """Wait for the end of the last resources' operations, whether they succeed or not.
 
-async def _registered(resources: Iterable[pulumi.Resource]) -> None:
-    """Wait for the end of the resources' operations."""
-    for resource in resources:
-        await resource.urn.future()
+        The SDK itself waits for everything at the end of the program, but its time grows with the square of
+        what is still outstanding by then (`wait_for_rpcs`).
+        """
+        await asyncio.gather(*(resource.urn.future() for resource in self._last), return_exceptions=True)
+
+
+def _kept(parent: pulumi.Resource, name: str, value: pulumi.Input[str]) -> pulumi.Output[str]:
+    """A value that is chosen once and stays in the state."""
+    stash = pulumi.Stash(
+        name, input=value, opts=pulumi.ResourceOptions(parent=parent, ignore_changes=["input"])
+    )
+    return stash.output
+
+
+def _unavailable(hosts: int, dead: int) -> int | str:
+    """How many nodes may lack a pod of the network at a time during its rollout; it counts dead nodes too.
+
+    A percentage, so that a host more or less doesn't change the object. Kubernetes rounds it up.
+    """
+    return f"{_ROLLOUT_PERCENT}%" if not dead else math.ceil(hosts * _ROLLOUT_PERCENT / 100) + dead
+
+
+_ROLLOUT_PERCENT = 10
 
 
 # How long a change of endpoints takes to reach kube-proxy on a busy host, and nginx to finish its requests
@@ -230,18 +230,17 @@ def _nginx(settings: Settings, dead: Collection[str]) -> dict[str, documents.Par
     }
 
 
-def _subject(
-    settings: Settings, nodes: Iterable[pulumi.CustomResource], *manifests: Manifest
-) -> pulumi.Output[str]:
-    """A fingerprint that changes when a node or object is replaced or an object's spec changes."""
+def _subject(settings: Settings, control_plane: ControlPlane, *manifests: Manifest) -> pulumi.Output[str]:
+    """A fingerprint that changes when the cluster or an object is replaced or an object's spec changes."""
     generations = [
         pulumi.Output.all(resource.id, resource.metadata).apply(_generation)
         for manifest in manifests
         for resource in manifest.objects.values()
     ]
-    proxy = settings.proxy.model_dump_json()
-    made = [node.id for node in nodes]
-    return pulumi.Output.all(*made, *generations).apply(lambda known: "\n".join([*known, proxy]))
+    proxy = settings.proxy.model_dump_json(exclude={"max_unavailable"})
+    return pulumi.Output.all(control_plane.init.id, *generations).apply(
+        lambda known: "\n".join([*known, proxy])
+    )
 
 
 def _generation(values: list[Any]) -> str:

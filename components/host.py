@@ -38,14 +38,15 @@ class PreparedHostArgs:
 class PreparedHost(pulumi.ComponentResource):
     """A host that is ready for kubeadm.
 
-    Its steps run one after the other: claim (checks the host and records its original state; its delete
-    restores that state), kernel, firewall, packages, runtime.
+    Its preparation is one step of several scripts: claim (checks the host and records its original state),
+    kernel, firewall, packages, runtime. The resource `claim`, whose delete restores the host, comes before
+    it: whatever fails, the claim is in the state.
 
     Attributes:
         host: The host's settings.
         runner: Runs further steps on the host.
-        claim: The first step; everything else on the host is `deleted_with` it.
-        ready: The last step.
+        claim: Everything else on the host is `deleted_with` it.
+        ready: The preparation.
     """
 
     def __init__(self, name: str, args: PreparedHostArgs, opts: pulumi.ResourceOptions | None = None) -> None:
@@ -64,22 +65,7 @@ class PreparedHost(pulumi.ComponentResource):
             self,
             # A different address means a different machine, on which no step has run.
             triggers=[host.address],
-            values={
-                "ROLE": host.role,
-                "ADDRESS": host.address,
-                "NODE_PORT": str(settings.nginx.node_port),
-                "MODE": settings.proxy.mode,
-                "SCHEDULER": settings.proxy.scheduler,
-                "VERSION": settings.cluster.kubernetes_version,
-                "MANAGE": _manage(settings),
-                "IGNORED_CHECKS": "\n".join(settings.preflight.ignore),
-                "POD_NETWORK": pod_network.of(settings).lines,
-                "NETWORKS": _networks(settings),
-                "RESOLV_CONF": settings.cluster.kubelet.resolv_conf or "",
-                "REMOVE_LEFTOVERS": "true" if settings.preflight.remove_leftovers else "",
-                # The checks after it take seconds, or a minute on a busy emulated host.
-                "FIRST_BOOT_SECONDS": str(max(0, settings.step_timeouts.inspect - 60)),
-            },
+            values={"POD_NETWORK": pod_network.of(settings).lines},
             # Workers may still come and go in production; losing the control plane means losing the cluster.
             opts=pulumi.ResourceOptions(
                 protect=(settings.production and host.role == "control-plane") or None,
@@ -90,31 +76,37 @@ class PreparedHost(pulumi.ComponentResource):
     def _prepare(self) -> remote.Command:
         settings, host = self._args.settings, self.host
         network = pod_network.of(settings)
-        preparation: list[tuple[steps.Step, dict[str, str]]] = [
-            (
-                steps.KERNEL,
-                {
-                    "MODE": settings.proxy.mode,
-                    "SCHEDULER": settings.proxy.scheduler,
-                    "NETWORK_MODULES": " ".join(network.modules(settings)),
-                    "POD_NETWORK": network.lines,
-                },
+        return self.runner.step(
+            steps.PREPARATION,
+            self,
+            values={
+                **_claim(settings, host),
+                **firewall.values(settings, host),
+                **_packages(settings),
+                **_runtime(settings, host),
+                "NETWORK_MODULES": " ".join(network.modules(settings)),
+                "POD_NETWORK": network.lines,
+            },
+            opts=pulumi.ResourceOptions(
+                depends_on=[self.claim], deleted_with=self.claim, replace_with=[self.claim]
             ),
-            (steps.FIREWALL, firewall.values(settings, host)),
-            (steps.PACKAGES, _packages(settings)),
-            (steps.RUNTIME, _runtime(settings, host)),
-        ]
-        last = self.claim
-        for step, values in preparation:
-            last = self.runner.step(
-                step,
-                self,
-                values=values,
-                opts=pulumi.ResourceOptions(
-                    depends_on=[last], deleted_with=self.claim, replace_with=[self.claim]
-                ),
-            )
-        return last
+        )
+
+
+def _claim(settings: Settings, host: Host) -> dict[str, str]:
+    return {
+        "ROLE": host.role,
+        "ADDRESS": host.address,
+        "NODE_PORT": str(settings.nginx.node_port),
+        "MODE": settings.proxy.mode,
+        "SCHEDULER": settings.proxy.scheduler,
+        "IGNORED_CHECKS": "\n".join(settings.preflight.ignore),
+        "NETWORKS": _networks(settings),
+        "RESOLV_CONF": settings.cluster.kubelet.resolv_conf or "",
+        "REMOVE_LEFTOVERS": "true" if settings.preflight.remove_leftovers else "",
+        # The checks after it take seconds, or a minute on a busy emulated host.
+        "FIRST_BOOT_SECONDS": str(max(0, settings.step_timeouts.inspect - 60)),
+    }
 
 
 def _networks(settings: Settings) -> str:
@@ -134,12 +126,8 @@ def _packages(settings: Settings) -> dict[str, str]:
         "REPOSITORY_RPM": settings.package_repository("rpm"),
         "KEY": Path(key).read_text(encoding="utf-8").strip() if key and not is_url(key) else "",
         "KEY_URL": key if key and is_url(key) else "",
-        "MANAGE": _manage(settings),
+        "MANAGE": "true" if settings.packages.manage else "false",
     }
-
-
-def _manage(settings: Settings) -> str:
-    return "true" if settings.packages.manage else "false"
 
 
 def _runtime(settings: Settings, host: Host) -> dict[str, str]:
@@ -151,7 +139,6 @@ def _runtime(settings: Settings, host: Host) -> dict[str, str]:
         "SANDBOX_IMAGE": settings.pause_image,
         "MIRRORS": mirrors,
         "IMAGES": "\n".join(node_images(settings, host)),
-        "POD_NETWORK": pod_network.of(settings).lines,
     }
 
 

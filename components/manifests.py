@@ -45,8 +45,9 @@ HELD_SECONDS = 900.0
 # somebody else has set, which would otherwise fail every run until they are fixed by hand.
 APPLIED = {"pulumi.com/patchFieldManager": "kubeadm-ipvs", "pulumi.com/patchForce": "true"}
 
-# How long an object may take to become ready, including the pull of flannel's and nginx's images.
-READY_WITHIN = "20m"
+# How long an object may take to become ready, including the pull of flannel's and nginx's images, and how
+# much longer for each node: a DaemonSet's rollout reaches a tenth of them at a time.
+READY_SECONDS, READY_SECONDS_PER_NODE = 1200, 6
 
 PAUSE_SECONDS = 5.0
 LONGEST_PAUSE_SECONDS = 30.0
@@ -62,6 +63,7 @@ class ManifestArgs:
         provider: The cluster's provider.
         cluster: The control plane. When the cluster is deleted, its objects aren't deleted one by one.
         depends_on: Resources that must exist first.
+        nodes: How many nodes the cluster has, which scales the time limit.
         wait_for_daemon_sets: Whether to wait for the pods of DaemonSets; those on a dead host never become
             ready.
     """
@@ -71,6 +73,7 @@ class ManifestArgs:
     provider: kubernetes.Provider
     cluster: ControlPlane
     depends_on: Sequence[pulumi.Resource] = field(default_factory=tuple)
+    nodes: int = 0
     wait_for_daemon_sets: bool = True
 
 
@@ -140,6 +143,7 @@ class Manifest(pulumi.ComponentResource):
         self.objects: dict[str, Object] = {}
         namespaces: list[pulumi.Resource] = []
         hooks = pulumi.ResourceHookBinding(on_error=[pulumi.ErrorHook(f"{name}-busy", RetryWhenBusy())])
+        limit = f"{READY_SECONDS + READY_SECONDS_PER_NODE * args.nodes}s"
         for document in documents.load(MANIFESTS / args.file, args.parameters):
             resource = Object(
                 document.name,
@@ -148,7 +152,7 @@ class Manifest(pulumi.ComponentResource):
                     parent=self,
                     provider=args.provider,
                     depends_on=[*args.depends_on, *namespaces],
-                    deleted_with=args.cluster.admin_kubeconfig,
+                    deleted_with=args.cluster.identity,
                     # With `deleted_with` alone, the objects of a replaced cluster would stay in the state as
                     # if they were in the new one.
                     replace_with=[args.cluster.init],
@@ -158,7 +162,7 @@ class Manifest(pulumi.ComponentResource):
                     # Objects are deleted by name, which must not hit the object just created.
                     delete_before_replace=True,
                     hooks=hooks,
-                    custom_timeouts=pulumi.CustomTimeouts(create=READY_WITHIN, update=READY_WITHIN),
+                    custom_timeouts=pulumi.CustomTimeouts(create=limit, update=limit),
                 ),
                 wait=args.wait_for_daemon_sets or document.kind != "DaemonSet",
             )

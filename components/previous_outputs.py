@@ -23,6 +23,9 @@ KUBECONFIG = "kubeconfig"
 KUBERNETES_VERSION = "kubernetesVersion"
 """The output with the cluster's version."""
 
+VIRTUAL_SERVERS = "virtualServers"
+"""The output with each host's verified virtual servers, by the host's name."""
+
 VERIFIED = "verified"
 """The output with the verification attempt that succeeded."""
 
@@ -49,6 +52,7 @@ class PreviousOutputs:
         certificates_expire: `Cluster.certificates_expire`.
         certificates_renewed: The result of `certificates.renewal`; empty if no run has renewed certificates.
         kubeconfig: The administrator's kubeconfig.
+        members: The names of the cluster's hosts; empty before the first.
     """
 
     kubernetes_version: str | None = None
@@ -56,6 +60,7 @@ class PreviousOutputs:
     certificates_expire: str | None = None
     certificates_renewed: str = ""
     kubeconfig: str | None = field(default=None, repr=False)
+    members: frozenset[str] = frozenset()
 
 
 def read() -> PreviousOutputs:
@@ -75,6 +80,7 @@ def read() -> PreviousOutputs:
         certificates_expire=expire or certificates.client_expiry(str(outputs.get(KUBECONFIG))),
         certificates_renewed=str(outputs.get(CERTIFICATES_RENEWED, "")),
         kubeconfig=outputs.get(KUBECONFIG),
+        members=frozenset(outputs.get(VIRTUAL_SERVERS) or ()),
     )
 
 

@@ -1,13 +1,14 @@
 """The only place that creates a `remote.Command`: runs a step on a host over SSH.
 
-The whole script of a step is sent on standard input instead of in the command, because the command appears in
-every error of the provider and in the host's process list. `model/steps.py` composes the text. The command
-contains only time limit, verb, step and host, so an error reads `running "timeout … bash -s -- create kernel
-node1"`, followed by what the step printed. `stdout` holds the step's results only (`model.steps.results`).
+A step's text is sent on standard input instead of in the command, because the command appears in every error
+of the provider and in the host's process list. `model/steps.py` composes the text. The command contains only
+time limit, verb, step and host, so an error reads `running "timeout … bash -s -- create join node1"`,
+followed by what the step printed. `stdout` holds the step's results only (`model.steps.results`).
 
 This relies on the following behaviour of pulumi-command 1.2.1:
 
 - Only `triggers` replaces a command; any other changed input runs `update`.
+- A create or update without a command doesn't connect.
 - `delete` uses the connection and standard input of the last create or update.
 - A failed create leaves nothing in the state. A failed update leaves the earlier inputs there, hence
   `_desired`.
@@ -21,7 +22,7 @@ import functools
 import hashlib
 import re
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Any
 
 import pulumi
@@ -30,7 +31,7 @@ from pulumi_command import remote
 from components import ssh_access
 from model.login import Login
 from model.settings import Host, Settings
-from model.steps import CLAIM, Step, command_text, has_results, results, script_text
+from model.steps import CLAIM, Step, command_text, has_results, results, step_text
 
 _NOT_CONNECTED = re.compile(r"after \d+ failed attempts: (.*)", re.DOTALL)
 # Not worth a retry: the command ran (its error quotes it), or the host refuses the login.
@@ -41,7 +42,7 @@ class Runner:
     """Runs steps on one host. All components that need the host share its runner.
 
     Attributes:
-        access: Hooks that check SSH access to the host before a step.
+        access: Hooks that check SSH access to the host before a step, and deliver the scripts.
 
     Args:
         settings: The environment.
@@ -64,14 +65,21 @@ class Runner:
         self._host = host
         self._owner = owner
         check = ssh_access.once(settings, host)
-        login = _kept_login(settings, host, check, parent, after)
+        known_owner = pulumi.Output.from_input(owner)
+
+        async def check_login(login: Login) -> None:
+            owner = await known_owner.future()
+            assert owner is not None, "hooks don't run in a preview"
+            await check(login, owner)
+
+        login = _kept_login(settings, host, check_login, parent, after)
         self._user = pulumi.Output.unsecret(login.apply(lambda known: known.user))
         self._connection = login.apply(lambda known: _connection(settings, host, known))
 
         async def check_access(_: pulumi.ResourceHookArgs) -> None:
             kept = await login.future()
             assert kept is not None, "hooks don't run in a preview"
-            await check(kept)
+            await check_login(kept)
 
         hook = pulumi.ResourceHook(f"{host.name}-ssh-access", check_access)
 
@@ -93,10 +101,9 @@ class Runner:
         step: Step,
         parent: pulumi.Resource,
         *,
-        values: Mapping[str, pulumi.Input[str]] | None = None,
+        values: Mapping[str, str],
+        computed: Mapping[str, pulumi.Output[str]] | pulumi.Output[Mapping[str, str]] | None = None,
         triggers: Sequence[Any] = (),
-        repair: str | None = None,
-        deletes: bool = True,
         opts: pulumi.ResourceOptions | None = None,
         about: str | None = None,
         name: str | None = None,
@@ -106,11 +113,9 @@ class Runner:
         Args:
             step: The step.
             parent: The component that owns the command.
-            values: All of the step's values by name.
+            values: The step's values by name, as far as they are known from the settings.
+            computed: Its other values. One output of all of them is cheaper than an output for each.
             triggers: Values whose change replaces the resource (delete, then create).
-            repair: The host's `repair` setting, for a step that must run again after a repair but repairs
-                nothing.
-            deletes: False if deleting this host's resource runs nothing.
             opts: Dependencies and the like. Parent, aliases, delete_before_replace and the SSH access check
                 are set here.
             about: The host that the step concerns, if it isn't the host that it runs on.
@@ -119,54 +124,56 @@ class Runner:
         Raises:
             ValueError: `values` don't match the step's declared values.
         """
-        given: dict[str, pulumi.Input[str]] = dict(values or {})
-        if given.keys() != step.values:
-            raise ValueError(f"{step.name} takes {sorted(step.values)}, not {sorted(given)}")
-        if step.repairs:
-            repair = self._host.repair
-        if repair is not None:
-            given["REPAIR"] = repair
-        if step.owned:
-            given["OWNER"] = self._owner
-        text: pulumi.Input[str] = script_text(step, {})
-        if given:
-            text = pulumi.Output.all(**given).apply(lambda resolved: script_text(step, resolved))
+        own_values = {"REPAIR": self._host.repair} if step.repairs and self._host.repair is not None else {}
+
+        def compose(found: Mapping[str, str], owner: str | None) -> str:
+            given = {**values, **found}
+            if given.keys() != step.values:
+                raise ValueError(f"{step.name} takes {sorted(step.values)}, not {sorted(given)}")
+            return step_text(step, {**given, **own_values, **({} if owner is None else {"OWNER": owner})})
+
+        # Outputs are slow: with hundreds of hosts, most of the program's time goes into them.
+        text: pulumi.Output[str] = pulumi.Output.all(
+            computed or {}, self._owner if step.owned else None
+        ).apply(lambda known: compose(known[0], known[1]))
 
         host = about or self._host.name
-        previous = f"{host}-{step.previous_name}" if step.previous_name else None
         name = name or f"{host}-{step.name}"
-        limit = step.limit(self._settings)
 
-        def command(verb: str, seconds: int) -> pulumi.Output[str]:
-            return self._user.apply(lambda user: command_text(verb, step, self._host.name, seconds, user))
+        def command(verb: str, limit: Callable[[Settings], int] | None) -> pulumi.Output[str] | None:
+            if limit is None:
+                return None
+            seconds = limit(self._settings)
+            return self._user.apply(
+                lambda user: command_text(verb, step.name, self._host.name, seconds, user)
+            )
 
-        update = command("update", limit)
-        if step.changes:
-            desired = _desired(name, previous, text, parent, opts)
-            update = pulumi.Output.concat(update, " ", desired.id.apply(lambda known: known[:8]))
+        update = command("update", step.limit)
+        if step.changes and update is not None:
+            desired = _desired(name, text, parent, opts)
+            update = pulumi.Output.all(update, desired.id).apply(lambda known: f"{known[0]} {known[1][:8]}")
 
         own = pulumi.ResourceOptions(
             parent=parent,
-            aliases=[pulumi.Alias(name=previous)] if previous else None,
+            aliases=[pulumi.Alias(name=f"{host}-{previous}") for previous in step.previous_names],
             # In the default order the delete would reset what the create has just set up.
             delete_before_replace=True,
             additional_secret_outputs=["stdin", "stdout", "stderr"] if step.secret else None,
             hooks=self._first_access if step is CLAIM else self.access,
         )
-        delete_limit = step.delete_limit(self._settings) if step.delete_limit and deletes else None
         return _StepCommand(
             name,
-            lambda output, text, urn: _results(step, host, output, text, urn),
+            lambda output, text: _results(step, host, output, text),
             remote.CommandArgs(
                 connection=self._connection,
-                create=command("create", limit),
+                create=command("create", step.limit),
                 update=update,
-                delete=command("delete", delete_limit) if delete_limit is not None else None,
+                delete=command("delete", step.delete_limit),
                 stdin=pulumi.Output.secret(text) if step.secret else text,
                 triggers=list(triggers) or None,
                 # sshd rejects unknown variables, which causes an error or a warning each time.
                 add_previous_output_in_env=False,
-                logging=remote.Logging.NONE if step.secret else remote.Logging.STDERR,
+                logging=remote.Logging.STDERR,
             ),
             pulumi.ResourceOptions.merge(own, opts),
         )
@@ -178,7 +185,7 @@ class _StepCommand(remote.Command):
     def __init__(
         self,
         name: str,
-        results_of: Callable[[str, str, str], str],
+        results_of: Callable[[str, str], str],
         args: remote.CommandArgs,
         opts: pulumi.ResourceOptions,
     ) -> None:
@@ -186,13 +193,13 @@ class _StepCommand(remote.Command):
 
         Args:
             name: The resource's name.
-            results_of: Returns the results for the host's output, the text that ran and the resource's URN.
+            results_of: Returns the results for the host's output and the text that ran.
             args: The command's arguments.
             opts: The resource's options.
         """
         super().__init__(name, args, opts=opts)
-        self._results: pulumi.Output[str] = pulumi.Output.all(super().stdout, self.stdin, self.urn).apply(
-            lambda known: results_of(str(known[0]), str(known[1]), str(known[2]))
+        self._results: pulumi.Output[str] = pulumi.Output.all(super().stdout, self.stdin).apply(
+            lambda known: results_of(str(known[0]), str(known[1]))
         )
 
     @property
@@ -204,7 +211,7 @@ class _StepCommand(remote.Command):
 def _kept_login(
     settings: Settings,
     host: Host,
-    check: Callable[[Login], Any],
+    check: Callable[[Login], Awaitable[None]],
     parent: pulumi.Resource | None,
     after: pulumi.Output[None] | None,
 ) -> pulumi.Output[Login]:
@@ -274,31 +281,29 @@ class RetryWhenTurnedAway:
         return True
 
 
-def _results(step: Step, host: str, output: str, text: str, urn: str) -> str:
+def _results(step: Step, host: str, output: str, text: str) -> str:
     """A step's results.
 
     Raises:
         pulumi.RunError: The step didn't run, although the host reported success.
     """
-    if not has_results(step, text):
+    if step.limit is None:
+        return ""  # it has never run
+    if not has_results(text):
         return output  # of an earlier version of the program, in a run that doesn't update it (`--target`)
     try:
-        return results(step, output)
+        return results(output)
     except ValueError as error:
-        again = f"set `repair` on {host} to a new text and run `pulumi up`"
-        if step.unframed is not None:
-            again = f"run `pulumi up --replace '{urn}'`"
         raise pulumi.RunError(
             f"{host}: {step.name}: the host reported success, but {error}. Make the login run commands "
-            "and print nothing else (login shell, ~/.bashrc, ForceCommand in sshd_config); then "
-            f"{again}"
+            "and print nothing else (login shell, ~/.bashrc, ForceCommand in sshd_config); then set "
+            f"`repair` on {host} to a new text and run `pulumi up`"
         ) from None
 
 
 def _desired(
     name: str,
-    previous: str | None,
-    text: pulumi.Input[str],
+    text: pulumi.Output[str],
     parent: pulumi.Resource,
     opts: pulumi.ResourceOptions | None,
 ) -> pulumi.Stash:
@@ -308,15 +313,12 @@ def _desired(
     change too, and the step runs although the inputs in its own state are still the earlier ones
     (docs/decisions/0020).
     """
-    digest = pulumi.Output.unsecret(pulumi.Output.from_input(text)).apply(
-        lambda known: hashlib.sha256(known.encode()).hexdigest()[:16]
-    )
+    digest = pulumi.Output.unsecret(text).apply(lambda known: hashlib.sha256(known.encode()).hexdigest()[:16])
     return pulumi.Stash(
         f"{name}-desired",
         input=digest,
         opts=pulumi.ResourceOptions(
             parent=parent,
-            aliases=[pulumi.Alias(name=f"{previous or name}-asked")],
             replace_on_changes=["input"],
             # A step that never starts must not count as requested.
             depends_on=opts.depends_on if opts else None,

@@ -1,18 +1,24 @@
-"""Checks SSH access to a host before the first step runs on it.
+"""Checks SSH access to a host before the first step runs on it, and delivers the steps' scripts.
 
 The provider retries after any failure, even a rejected key, and waits forever for a server that accepts a
 connection and then stays silent. So a hook runs before the first step on a host. It waits for a host that is
 booting, and fails at once, with the reason, if waiting can't help.
+
+The same connection brings the scripts, if the host doesn't have this version of them. In a step's own text
+they would be in the state, for every step of every host.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import re
 import socket
+import threading
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
+from concurrent.futures import Future
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,9 +26,10 @@ from typing import TYPE_CHECKING, Any
 import pulumi
 
 from components import ssh_agent
+from model.delivery import delivery
 from model.login import Login, fingerprint
 from model.settings import Host, Settings
-from model.steps import as_root
+from model.steps import SCRIPTS, as_root
 
 if TYPE_CHECKING:
     import asyncssh
@@ -34,11 +41,10 @@ SLOW_PAUSE_SECONDS = 8.0
 LIMITED_PAUSE_SECONDS = 35.0
 HANDSHAKE_SECONDS = 30.0  # an emulated host needs several seconds for a handshake
 PROBE_SECONDS = 60.0
+DELIVERY_SECONDS = 120.0
 REPORT_EVERY_SECONDS = 20.0
 
-# Arithmetic, so that a host that only returns its input doesn't pass.
-PROBE_SCRIPT = "echo kubeadm-ipvs probe $((6 * 7)) at $(date +%s), user $(id -u)\n"
-_ANSWER = re.compile(r"kubeadm-ipvs probe 42 at (\d+), user 0\n")
+_ANSWER = re.compile(r"kubeadm-ipvs probe 42 at (\d+), user 0, scripts (\w+)\n")
 
 CLOCK_SECONDS = 60.0
 """How much the clocks of two hosts may differ."""
@@ -101,34 +107,61 @@ class _Keys:
     missing: str = ""
 
 
-def once(settings: Settings, host: Host) -> Callable[[Login], Awaitable[None]]:
-    """`wait`, run once for each login and shared by all callers: a run doesn't log in before each step."""
-    attempts: dict[Login, asyncio.Task[None]] = {}
+@dataclass(frozen=True)
+class Answer:
+    """A host's answer to the probe.
 
-    async def check(login: Login) -> None:
+    Attributes:
+        clock: How far its clock is ahead of this machine's, in seconds. The error is the probe's duration.
+        scripts: The digest of the scripts that it has; `none` if they are missing or damaged.
+    """
+
+    clock: float
+    scripts: str
+
+
+def once(settings: Settings, host: Host) -> Callable[[Login, str], Awaitable[None]]:
+    """`wait`, run once for each login and shared by all callers: a run doesn't log in before each step."""
+    attempts: dict[Login, Future[None]] = {}
+
+    async def check(login: Login, owner: str) -> None:
         if login not in attempts:
-            attempts[login] = asyncio.create_task(wait(settings, host, login))
+            attempts[login] = asyncio.run_coroutine_threadsafe(
+                wait(settings, host, login, owner), _own_loop()
+            )
         # Cancelling one step must not cancel the check for the others.
-        await asyncio.shield(attempts[login])
+        await asyncio.shield(asyncio.wrap_future(attempts[login]))
 
     return check
 
 
-async def wait(settings: Settings, host: Host, login: Login | None = None) -> None:
-    """Wait until the host accepts the login and runs commands as root.
+@functools.cache
+def _own_loop() -> asyncio.AbstractEventLoop:
+    """An event loop for the checks, in a thread of its own.
+
+    In the program's loop, all threads may be waiting for resources, and the engine for this check: with 30
+    hosts and two cores, no thread is left to connect with.
+    """
+    loop = asyncio.new_event_loop()
+    threading.Thread(target=loop.run_forever, name="ssh-access", daemon=True).start()
+    return loop
+
+
+async def wait(settings: Settings, host: Host, login: Login, owner: str) -> None:
+    """Wait until the host accepts the login and runs commands as root; then deliver the scripts.
 
     Args:
         settings: The environment.
         host: The host.
-        login: The login that steps use, if it isn't the one in the settings.
+        login: The login that steps use.
+        owner: The stack's owner, as steps know it.
 
     Raises:
         UnreachableError: The host isn't usable within `ssh.waitSeconds`, or waiting can't help.
     """
     given = Login.of(settings, host)
-    login = login or given
     try:
-        await _wait(settings, host, login)
+        await _wait(settings, host, login, owner)
     except UnreachableError as error:
         if login.same_as(given):
             raise
@@ -143,7 +176,7 @@ def replacement_hint(kept: Login, given: Login) -> str:
     )
 
 
-async def _wait(settings: Settings, host: Host, login: Login) -> None:
+async def _wait(settings: Settings, host: Host, login: Login, owner: str) -> None:
     dead_socket = ssh_agent.unreachable_socket()
     if dead_socket:
         raise UnreachableError(
@@ -178,7 +211,10 @@ async def _wait(settings: Settings, host: Host, login: Login) -> None:
                 pause = SLOW_PAUSE_SECONDS
             await asyncio.sleep(min(pause, left))
     async with connection:
-        _clocks[host.name] = await check_commands(connection, host, login)
+        answer = await check_commands(connection, host, login)
+        _clocks[host.name] = answer.clock
+        if answer.scripts != delivery().digest:
+            await _deliver(connection, host, login, owner)
 
 
 def check_clock(host: Host) -> None:
@@ -193,7 +229,7 @@ def check_clock(host: Host) -> None:
     if host.name not in _clocks:
         return
     clock = _clocks[host.name]
-    name, other = max(_clocks.items(), key=lambda item: abs(item[1] - clock))
+    name, other = max([*_clocks.items()], key=lambda item: abs(item[1] - clock))
     if abs(other - clock) <= CLOCK_SECONDS:
         return
     raise UnreachableError(
@@ -423,11 +459,8 @@ async def _check_greeting(sock: socket.socket) -> None:
         raise NotAnsweringError(f"it closes the connection with {line!r}", limited=True)
 
 
-async def check_commands(connection: asyncssh.SSHClientConnection, host: Host, login: Login) -> float:
-    """Run a script as a step would, and require that it returns exactly what it prints.
-
-    Returns:
-        How far the host's clock is ahead of this machine's, in seconds. The error is the script's duration.
+async def check_commands(connection: asyncssh.SSHClientConnection, host: Host, login: Login) -> Answer:
+    """Run `scripts/probe.sh` as a step would, and require that it returns exactly what it prints.
 
     Raises:
         UnreachableError: The host runs no commands as root, or adds text of its own.
@@ -439,7 +472,7 @@ async def check_commands(connection: asyncssh.SSHClientConnection, host: Host, l
         # Not `async with`, which would wait forever for a host that hangs.
         process = await connection.create_process(probe_command(user), errors="replace")
         with contextlib.suppress(OSError):  # the command ended without reading, which its output explains
-            process.stdin.write(PROBE_SCRIPT)
+            process.stdin.write((SCRIPTS / "probe.sh").read_text(encoding="utf-8"))
             process.stdin.write_eof()
         done = await process.wait(timeout=PROBE_SECONDS)
     except asyncssh.TimeoutError as error:
@@ -454,8 +487,35 @@ async def check_commands(connection: asyncssh.SSHClientConnection, host: Host, l
         ) from None
     answer = _ANSWER.fullmatch(str(done.stdout))
     if done.exit_status == 0 and answer is not None:
-        return int(answer[1]) - time.time()
+        return Answer(int(answer[1]) - time.time(), answer[2])
     raise UnreachableError(f"{host.name}: {_no_answer(user, str(done.stdout), str(done.stderr))}")
+
+
+async def _deliver(connection: asyncssh.SSHClientConnection, host: Host, login: Login, owner: str) -> None:
+    """Deliver the scripts (`scripts/deliver.sh`).
+
+    Raises:
+        UnreachableError: The host doesn't accept them.
+    """
+    import asyncssh
+
+    command = as_root(f"timeout --kill-after=5 {DELIVERY_SECONDS:.0f} bash -s -- deliver", login.user)
+    try:
+        done = await connection.run(
+            command, input=delivery().text(owner), timeout=DELIVERY_SECONDS + PROBE_SECONDS, errors="replace"
+        )
+    except asyncssh.TimeoutError:
+        reason = f"no answer within {DELIVERY_SECONDS:.0f} s"
+    except (OSError, asyncssh.Error) as error:
+        reason = str(error)
+    else:
+        if done.exit_status == 0:
+            return
+        reason = _printed(str(done.stdout), str(done.stderr)) or f"it ends with status {done.exit_status}"
+    raise UnreachableError(
+        f"{host.name}: the host doesn't accept the steps' scripts: {reason}. Check its disk (df -h /run "
+        "/var/lib, df -i /run /var/lib), and that tar, gzip and base64 are installed; nothing was changed"
+    )
 
 
 def probe_command(user: str) -> str:
@@ -485,7 +545,7 @@ def _no_answer(user: str, output: str, errors: str) -> str:
             f"{user} can't run commands as root: {errors.strip().splitlines()[-1]}. Allow it without a "
             f"password: '{escaped} ALL=(ALL) NOPASSWD: ALL' in /etc/sudoers.d/"
         )
-    wrong_user = re.search(r"^kubeadm-ipvs probe 42 at \d+, user (\d+)$", output, re.MULTILINE)
+    wrong_user = re.search(r"^kubeadm-ipvs probe 42 at \d+, user (\d+), ", output, re.MULTILINE)
     if wrong_user is not None:
         return (
             f"commands of {user} run with the user ID {wrong_user[1]}, not as root. Set ssh.user to root, or "

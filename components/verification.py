@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import base64
 import hashlib
 import secrets
+import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -11,7 +13,7 @@ from typing import Any
 import pulumi
 from pulumi_command import remote
 
-from components.control_plane import ControlPlane
+from components.control_plane import ControlPlane, membership
 from components.host import PreparedHost
 from components.remote import plain_output
 from model import ipvs, pod_network, steps
@@ -24,17 +26,19 @@ class VerificationArgs:
 
     Attributes:
         settings: The environment.
+        control_plane: The control plane, from which the expected services are read.
         prepared: The prepared hosts by name; each is verified. Dead hosts are missing;
             `Verification.add_dead_host` adds them later.
-        control_plane: The control plane, from which the expected services are read.
+        joined: The command that made each of them a node, by the host's name.
         subject: A fingerprint of everything behind the services. If it changes, every host is verified again.
         verified: `Verification.verified` after the last completed run, or None.
         depends_on: Resources that must exist first.
     """
 
     settings: Settings
-    prepared: Mapping[str, PreparedHost]
     control_plane: ControlPlane
+    prepared: Mapping[str, PreparedHost]
+    joined: Mapping[str, remote.Command]
     subject: pulumi.Input[str]
     verified: str | None
     depends_on: Sequence[pulumi.Resource]
@@ -42,6 +46,9 @@ class VerificationArgs:
 
 class Verification(pulumi.ComponentResource):
     """Fails the update unless every host's kernel matches the cluster's services.
+
+    A host that joins is verified against the services at that time. The other hosts aren't logged into,
+    unless what is expected of them has changed.
 
     Attributes:
         steps: The verification of each host of `prepared`.
@@ -59,7 +66,9 @@ class Verification(pulumi.ComponentResource):
         self._attempt = pulumi.Output.all(
             args.verified, args.subject, cluster.init.id, _reasons(settings)
         ).apply(lambda known: attempt_at(known[0], known[1:]))
-        self._expected_services = cluster.runner.step(
+        hosts = [prepared.host for prepared in args.prepared.values()]
+        members = membership(hosts, list(args.joined.values()))
+        expected_services = cluster.runner.step(
             steps.EXPECTED_SERVICES,
             self,
             name="expected-services",
@@ -70,20 +79,20 @@ class Verification(pulumi.ComponentResource):
                 ),
                 "NODE_NAMES": "\n".join(args.prepared),
                 "WAIT_SECONDS": str(settings.verification.wait_seconds),
-                # Changes whenever the verification must run again, including after a failed one: kernels are
-                # compared with the services at that time, not with an earlier list.
-                "SUBJECT": self._attempt,
             },
+            # Changes whenever the verification must run again, including after a failed one: kernels are
+            # compared with the services at that time, not with an earlier list.
+            computed={"SUBJECT": pulumi.Output.concat(self._attempt, " ", members)},
             opts=pulumi.ResourceOptions(
                 depends_on=list(args.depends_on),
                 deleted_with=cluster.init,
                 aliases=[pulumi.Alias(name="promises")],
             ),
         )
-        self._services = plain_output(self._expected_services)
+        self._services = self._kept_in_previews(plain_output(expected_services), args.verified)
         self._tables: dict[str, pulumi.Output[list[dict[str, Any]]]] = {}
-        self.steps = [self._verify(prepared) for prepared in args.prepared.values()]
-        self.register_outputs({"hosts": [host.name for host in settings.hosts]})
+        self.steps = [self._verify(prepared, args.joined[name]) for name, prepared in args.prepared.items()]
+        self.register_outputs({})
 
     @property
     def tables(self) -> dict[str, pulumi.Output[list[dict[str, Any]]]]:
@@ -95,48 +104,85 @@ class Verification(pulumi.ComponentResource):
         """The attempt that succeeded (`attempt_at`); unknown until every host is verified."""
         return pulumi.Output.all(self._attempt, *self.tables.values()).apply(lambda known: str(known[0]))
 
-    def add_dead_host(self, prepared: PreparedHost, after: Sequence[pulumi.Resource]) -> None:
+    def add_dead_host(self, prepared: PreparedHost, joined: remote.Command) -> None:
         """Verify a host that was dead when the run started, after its own steps.
 
         The verification is replaced, which removes it from the state. So a run fails as long as the host is
         dead, even if nothing on it has changed, and verifies it once it is back.
         """
-        self._verify(prepared, [secrets.token_hex(4)], after)
+        self._verify(prepared, joined, [secrets.token_hex(4)], [joined])
+
+    def _kept_in_previews(self, services: pulumi.Output[str], verified: str | None) -> pulumi.Output[str]:
+        """The services; in a preview, those in the state as long as the attempt is the same.
+
+        Otherwise a preview that adds a host would show every other host as verified again, because it doesn't
+        know the services then.
+        """
+        preview = pulumi.runtime.is_dry_run()
+        kept = pulumi.Stash(
+            "verified-services",
+            # Compressed, because the state has it three times.
+            input=services.apply(_packed),
+            opts=pulumi.ResourceOptions(parent=self, ignore_changes=["input"] if preview else None),
+        )
+        if not preview:
+            return services
+        stored: pulumi.Output[str] = kept.input.apply(_unpacked)
+        return self._attempt.apply(lambda attempt: stored if attempt == verified else services)
 
     def _verify(
-        self, prepared: PreparedHost, triggers: Sequence[str] = (), after: Sequence[pulumi.Resource] = ()
+        self,
+        prepared: PreparedHost,
+        joined: remote.Command,
+        triggers: Sequence[str] = (),
+        after: Sequence[pulumi.Resource] = (),
     ) -> remote.Command:
         cluster, host = self._cluster, prepared.host
         step = prepared.runner.step(
             steps.VERIFICATION,
             self,
             triggers=[cluster.init.id, *triggers],
-            values=self._values(host, self._services),
-            repair=host.repair,
-            opts=pulumi.ResourceOptions(
-                depends_on=[self._expected_services, *after], deleted_with=cluster.init
+            values=self._values(host),
+            computed=pulumi.Output.all(self._services, membership([host], [joined])).apply(
+                lambda known: self._computed(host, known[0], known[1])
             ),
+            # Not on the expected services, which the values depend on: for each dependency, the SDK searches
+            # all resources behind it for cycles, and behind these is the whole cluster.
+            opts=pulumi.ResourceOptions(depends_on=list(after), deleted_with=cluster.init),
         )
         self._tables[host.name] = pulumi.Output.all(plain_output(step), self._services).apply(
             lambda known: ipvs.report_tables(str(known[0]), str(known[1]), self._settings)
         )
         return step
 
-    def _values(self, host: Host, services: pulumi.Output[str]) -> Mapping[str, pulumi.Input[str]]:
+    def _values(self, host: Host) -> dict[str, str]:
         settings = self._settings
-        port = settings.nginx.node_port
         return {
-            "EXPECTED": services.apply(lambda text: "\n".join(ipvs.expected(text, settings, host))),
-            "CLUSTER_ENDPOINT": services.apply(ipvs.cluster_endpoint),
-            "NODE_ENDPOINT": f"{host.address}:{port}",
-            "ENDPOINTS": services.apply(lambda text: "\n".join(ipvs.node_ports(text, settings, host))),
-            "NODE_PROBLEM": services.apply(lambda text: ipvs.node_problem(text, host)),
+            "NODE_ENDPOINT": f"{host.address}:{settings.nginx.node_port}",
             "MODE": settings.proxy.mode,
             "SCHEDULER": settings.proxy.scheduler,
             "REQUESTS": str(settings.verification.requests),
             "WAIT_SECONDS": str(settings.verification.wait_seconds),
             "POD_NETWORK": pod_network.of(settings).lines,
         }
+
+    def _computed(self, host: Host, services: str, subject: str) -> dict[str, str]:
+        settings = self._settings
+        return {
+            "EXPECTED": "\n".join(ipvs.expected(services, settings, host)),
+            "CLUSTER_ENDPOINT": ipvs.cluster_endpoint(services),
+            "ENDPOINTS": "\n".join(ipvs.node_ports(services, settings, host)),
+            "NODE_PROBLEM": ipvs.node_problem(services, host),
+            "SUBJECT": subject,
+        }
+
+
+def _packed(text: str) -> str:
+    return base64.b64encode(zlib.compress(text.encode())).decode()
+
+
+def _unpacked(packed: str) -> str:
+    return zlib.decompress(base64.b64decode(packed)).decode()
 
 
 def attempt_at(verified: str | None, subject: Sequence[Any]) -> str:
@@ -155,8 +201,10 @@ def attempt_at(verified: str | None, subject: Sequence[Any]) -> str:
 
 
 def _reasons(settings: Settings) -> str:
-    """What the verification depends on besides the cluster."""
-    # `repair` is included because a rejoined node's pods have new addresses.
-    hosts = [f"{host.name} {host.address} {host.repair}" for host in settings.hosts]
-    texts = [steps.script_text(step, {}) for step in (steps.EXPECTED_SERVICES, steps.VERIFICATION)]
-    return "\n".join([*hosts, settings.verification.model_dump_json(), *texts])
+    """What the verification depends on besides the cluster and each host."""
+    scripts = [
+        steps.digest(script)
+        for step in (steps.EXPECTED_SERVICES, steps.VERIFICATION)
+        for script in step.scripts
+    ]
+    return "\n".join([settings.verification.model_dump_json(), *scripts])

@@ -253,6 +253,23 @@ def _certificate_name(value: str) -> str:
     return value
 
 
+def _share_text(value: Any) -> Any:
+    return str(value) if isinstance(value, int) and not isinstance(value, bool) else value
+
+
+def _share(value: str) -> str:
+    if not re.fullmatch(r"[1-9]\d{0,5}|(100|[1-9]\d?)%", value):
+        raise ValueError(f"is {value!r}; write a number of hosts or a percentage: `1`, `10%`")
+    return value
+
+
+def share_of(value: str, total: int) -> int:
+    """How many of `total` a `Share` is: rounded down, but at least one."""
+    if value.endswith("%"):
+        return max(1, total * int(value.removesuffix("%")) // 100)
+    return int(value)
+
+
 def _duration_text(value: Any) -> Any:
     if isinstance(value, (int, float)) and not isinstance(value, bool):
         raise ValueError(f"is the number {value}; write a duration with its unit: `{value}s`")
@@ -714,6 +731,12 @@ HostPort = Annotated[str, AfterValidator(_host_port), Kind("host:port", pattern=
 JumpHost = Annotated[str, AfterValidator(_jump_host), Kind("[user@]host[:port]")]
 SshHost = Annotated[str, AfterValidator(_ssh_host), Kind("address or DNS name")]
 CertificateName = Annotated[str, AfterValidator(_certificate_name), Kind("address or DNS name")]
+Share = Annotated[
+    str,
+    BeforeValidator(_share_text),
+    AfterValidator(_share),
+    Kind("number or percentage", type=["string", "integer"], pattern=r"^\d+%?$"),
+]
 Duration = Annotated[str, BeforeValidator(_duration_text), AfterValidator(_duration), _DURATION_KIND]
 PositiveDuration = Annotated[
     str, BeforeValidator(_duration_text), AfterValidator(_positive_duration), _DURATION_KIND

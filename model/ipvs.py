@@ -15,6 +15,7 @@ kube-proxy's behaviour: pkg/proxy/ipvs/proxier.go, v1.37.2.
 
 from __future__ import annotations
 
+import functools
 import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
@@ -176,7 +177,7 @@ def cluster_endpoint(objects: str) -> str:
 
 
 def node_ports(objects: str, settings: Settings, host: Host) -> list[str]:
-    """`address:port` of nginx on each host that this host must reach: itself, and those whose Node is Ready.
+    """`address:port` of nginx on each host that this host must reach: itself, and peers whose Node is Ready.
 
     Args:
         objects: The same as for `expected`.
@@ -188,8 +189,29 @@ def node_ports(objects: str, settings: Settings, host: Host) -> list[str]:
     """
     nodes = _nodes(objects)
     ready = {name for name, node in nodes.items() if node.ready}
-    hosts = [other for other in settings.hosts if not nodes or other == host or other.name in ready]
+    asked = {other.name for other in peers(settings, host)} | {host.name}
+    hosts = [
+        other
+        for other in settings.hosts
+        if other.name in asked and (not nodes or other == host or other.name in ready)
+    ]
     return [f"{other.address}:{settings.nginx.node_port}" for other in hosts]
+
+
+def peers(settings: Settings, host: Host) -> list[Host]:
+    """The other hosts that a host sends requests to: all, or a sample of `verification.peers`.
+
+    A worker requests the hosts before it in the settings, and the control plane the last ones. So every host
+    is requested by others, and a host that is added at the end concerns only itself and the control plane.
+    """
+    others = [other for other in settings.hosts if other != host]
+    count = settings.verification.peers
+    if len(others) <= count:
+        return others
+    if host == settings.control_plane:
+        return others[-count:]
+    place = settings.hosts.index(host)
+    return [*settings.hosts[max(0, place - count) : place]]
 
 
 def node_problem(objects: str, host: Host) -> str:
@@ -222,6 +244,8 @@ class _Node:
     addresses: Sequence[str]
 
 
+# Every host's expectations are read from the same text.
+@functools.lru_cache(maxsize=4)
 def _nodes(objects: str) -> dict[str, _Node]:
     """The Nodes in a list by name. Lists of earlier versions of the program contain none."""
     nodes = {}
@@ -243,6 +267,7 @@ def _items(objects: str) -> list[dict[str, Any]]:
     return items
 
 
+@functools.lru_cache(maxsize=4)
 def _services_and_slices(objects: str) -> tuple[dict[str, Any], dict[str, list[Any]]]:
     """Services and their endpoint slices, both by the service's `namespace/name`."""
     services: dict[str, Any] = {}

@@ -9,7 +9,9 @@ reads. Only the token in `join_config` is secret.
 from __future__ import annotations
 
 import hashlib
+import hmac
 import json
+import string
 from collections.abc import Mapping
 from typing import Any
 
@@ -65,6 +67,25 @@ def join_config(settings: Settings, host: Host, token: str, ca_hash: str) -> str
             "timeouts": _timeouts(settings),
         }
     )
+
+
+def join_token(key: str, worker: str) -> str:
+    """A worker's bootstrap token, in kubeadm's form `[a-z0-9]{6}.[a-z0-9]{16}`.
+
+    Args:
+        key: The stack's secret, 256 random bits.
+        worker: The host's name.
+    """
+    number = int.from_bytes(hmac.digest(key.encode(), f"join token of {worker}".encode(), "sha256"))
+    characters = []
+    for _ in range(22):
+        number, digit = divmod(number, len(_TOKEN_CHARACTERS))
+        characters.append(_TOKEN_CHARACTERS[digit])
+    text = "".join(characters)
+    return f"{text[:6]}.{text[6:]}"
+
+
+_TOKEN_CHARACTERS = string.digits + string.ascii_lowercase
 
 
 def kubelet_config(settings: Settings) -> str:

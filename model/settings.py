@@ -59,6 +59,7 @@ from model.field_types import (
     ResyncSeconds,
     RolloutSeconds,
     ServiceSubnet,
+    Share,
     Size,
     SshHost,
     Subdomain,
@@ -68,6 +69,7 @@ from model.field_types import (
     TokenMinutes,
     UserName,
     jump_host_parts,
+    share_of,
 )
 
 PREFIX = "kubeadm-ipvs:"
@@ -472,8 +474,8 @@ class Proxy(Section):
 
     mode: Annotated[Literal["ipvs", "nftables", "iptables"], Effect.ROLLING] = Field(
         "ipvs",
-        description="kube-proxy's mode, changed on one running node at a time. `nftables` requires kernel "
-        "5.13 or later.",
+        description="kube-proxy's mode, changed on a few running nodes at a time (`proxy.maxUnavailable`). "
+        "`nftables` requires kernel 5.13 or later.",
     )
     scheduler: Annotated[
         Literal["rr", "wrr", "lc", "wlc", "sh", "dh", "sed", "nq", "lblc", "lblcr", "mh"], Effect.ROLLING
@@ -485,6 +487,11 @@ class Proxy(Section):
         "1s",
         description="Minimum time between two resyncs. At most `proxy.syncPeriod`. The kernels may send "
         "connections to a pod that has ended for that long.",
+    )
+    max_unavailable: Annotated[Share, Effect.NOTHING] = Field(
+        "10%",
+        description="How many workers may change kube-proxy and kubelet at a time: a number, or a percentage "
+        "of the workers, rounded down, but at least one. The control plane always changes first and alone.",
     )
     strict_arp: Annotated[Flag, Effect.ROLLING] = Field(
         default=False, description="Strict ARP, which MetalLB and kube-vip require in ARP mode."
@@ -526,7 +533,8 @@ class FirewallSources(Section):
     hosts: Annotated[tuple[Network4, ...], Effect.IN_PLACE] = Field(
         (),
         description="Networks of the hosts' other addresses, if kubelet (10250/tcp) or flannel's VXLAN "
-        "(8472/udp) get traffic from them. Each host's `address` is always let in.",
+        "(8472/udp) get traffic from them. Each host's `address` is always let in. With a network that "
+        "contains all of them, adding a host changes no other host.",
     )
 
 
@@ -588,6 +596,11 @@ class Verification(Section):
     )
     wait_seconds: Annotated[Positive, Effect.NOTHING] = Field(
         300, description="How long to wait for the cluster to converge, in seconds."
+    )
+    peers: Annotated[Positive, Effect.NOTHING] = Field(
+        9,
+        description="Number of other hosts whose NodePort every host requests. With as many hosts or fewer, "
+        "every host requests all others. Each host is requested by others in any case.",
     )
 
 
@@ -685,6 +698,11 @@ class Settings(Section):
     def kube_proxy_image(self) -> str:
         """kube-proxy's image, which a reset also uses to clean up a host."""
         return f"{self.cluster.image_repository}/kube-proxy:v{self.cluster.kubernetes_version}"
+
+    @property
+    def proxy_lanes(self) -> int:
+        """How many workers may change kube-proxy and kubelet at a time."""
+        return share_of(self.proxy.max_unavailable, len(self.workers))
 
     @property
     def nginx_spread(self) -> int:

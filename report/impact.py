@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 
 from model import change_impact
 from model.sorting import natural
+from model.steps import STEPS, values_of
 from report import impact_texts
 from report.impact_texts import ImpactText, Level
 from report.plan import CLUSTER, Change
@@ -14,6 +15,8 @@ from report.text import conjunction, count, display, mask
 
 _MAX_PROPERTIES = 4
 _WORKLOADS = ("Deployment", "DaemonSet", "StatefulSet")
+# Their updates run nothing on a host.
+_DELETIONS = {step.name for step in STEPS.values() if step.limit is None}
 
 
 @dataclass(frozen=True)
@@ -24,14 +27,15 @@ class Impact:
     text: str
 
 
-def impacts(changes: Sequence[Change], host_order: Sequence[str]) -> list[Impact]:
+def impacts(changes: Sequence[Change], host_order: Sequence[str], lanes: int = 1) -> list[Impact]:
     """Describe what the changes do, worst first.
 
     Args:
         changes: The changes of one environment.
         host_order: Host names in the order of the settings; other hosts follow by name.
+        lanes: How many workers may change kube-proxy at a time (`proxy.maxUnavailable`).
     """
-    assessment = _Assessment(changes, host_order)
+    assessment = _Assessment(changes, host_order, lanes)
     found = [
         *assessment.cluster(),
         *assessment.hosts(),
@@ -44,7 +48,8 @@ def impacts(changes: Sequence[Change], host_order: Sequence[str]) -> list[Impact
 
 
 class _Assessment:
-    def __init__(self, changes: Sequence[Change], host_order: Sequence[str]) -> None:
+    def __init__(self, changes: Sequence[Change], host_order: Sequence[str], lanes: int) -> None:
+        self._lanes = lanes
         names = {change.host for change in changes if change.step and change.host}
         self._host_order = [*host_order, *sorted(names - set(host_order), key=natural)]
         ordered = sorted(changes, key=lambda change: (self._rank(change), natural(change.name)))
@@ -170,9 +175,15 @@ class _Assessment:
                 hosts.append(host)
 
         updates = [change for change in self._changes if change.step and change.op == "update"]
-        uploads = any(change.changed_values for change in updates if change.step == "init")
-        # A join registers the node with its labels and taints; the texts of `node` cover these.
-        nodes = {change.host for change in updates if change.step == "node" and change.changed_values}
+        init = next((change for change in updates if change.step == "init"), None)
+        # A join's values are hidden. It has the settings of `init`, and of its node.
+        settings = (init and init.changed_values) or {}
+        relabeled: set[str] = set()
+        for change in updates:
+            if change.step == "nodes":
+                for text, host in _node_texts(change):
+                    add(text, host)
+                    relabeled.add(host)
         # Removing `repair` from the settings repairs nothing.
         repaired = {
             change.host
@@ -180,33 +191,42 @@ class _Assessment:
             if change.host and (change.changed_values or {}).get("REPAIR", ("", ""))[1]
         }
         for change in updates:
+            # `nodes` and `expected_services` concern all hosts, and change nothing else on them.
+            if not change.host or change.step in _DELETIONS:
+                continue
             rerun = impact_texts.RERUN
             if change.host in repaired:
                 rerun = impact_texts.REPAIR
                 add(rerun, change.host)
             values = change.changed_values
-            # `deregister` does nothing until its host leaves.
-            if change.step in ("verification", "expected_services", "deregister"):
-                if change.step == "verification" and change.host not in repaired:
+            if change.step == "verification":
+                if change.host not in repaired:
                     add(impact_texts.VERIFIED, change.host)
-            elif values is None:
-                # A join's values are hidden. It has the settings of init; otherwise its script has changed.
-                if change.step == "join" and not uploads and change.host not in nodes:
+            elif change.step == "join":
+                for name, text in _texts("init", settings).items():
+                    if text.joins:
+                        add(text, change.host, *settings[name])
+                # Otherwise its script has changed.
+                if not settings and change.host not in relabeled:
                     add(rerun, change.host)
-            else:
+            elif values is not None:
                 texts = _texts(change.step, values)
                 for name, text in texts.items():
                     add(text, change.host, *values[name])
                 if not texts and all(name == "REPAIR" or name.endswith("_SECONDS") for name in values):
                     add(rerun, change.host)
         for (text, old, new), hosts in found.items():
-            yield Impact(text.level, _sentence(text, hosts, old, new))
+            yield Impact(text.level, _sentence(text, hosts, old, new, self._lanes))
 
     def others(self) -> Iterator[Impact]:
         """Changes that the table of texts doesn't cover."""
+        obsolete = [change for change in self._changes if change.is_obsolete]
+        if obsolete:
+            text = impact_texts.OBSOLETE.format(steps=count(len(obsolete), "step"))
+            yield Impact(Level.QUIET, text)
         for change in self._changes:
             known = change.type.startswith(("kubernetes:", "kubeadm-ipvs:", "pulumi:"))
-            if known or change.step in impact_texts.STEPS:
+            if known or change.is_obsolete or change.step in impact_texts.STEPS:
                 continue
             level = Level.LOSS if change.op in ("delete", "replace") else Level.IN_PLACE
             yield Impact(level, f"`{change.name}` ({change.type}): {change.op}.")
@@ -223,12 +243,37 @@ def _texts(step: str, values: Mapping[str, tuple[str, str]]) -> dict[str, Impact
     return found
 
 
-def _sentence(impact: ImpactText, hosts: Sequence[str], old: str, new: str) -> str:
+def _node_texts(change: Change) -> Iterator[tuple[ImpactText, str]]:
+    """The texts for the nodes whose labels or taints differ, with the nodes' names.
+
+    Args:
+        change: An update of the step `nodes`, which has a line `name labels taints` for each node.
+    """
+    before, after = (
+        {
+            name: (labels, taints)
+            for line in (values_of(str(inputs.get("stdin", ""))) or {}).get("NODES", "").splitlines()
+            for name, labels, taints in [line.split()]
+        }
+        for inputs in (change.old, change.new)
+    )
+    for name in after:
+        # Others join or leave.
+        if name in before:
+            for text, old, new in zip(
+                (impact_texts.LABELS, impact_texts.TAINTS), before[name], after[name], strict=True
+            ):
+                if old != new:
+                    yield text, name
+
+
+def _sentence(impact: ImpactText, hosts: Sequence[str], old: str, new: str, lanes: int) -> str:
     several = len(hosts) > 1
+    pace = ", one by one" if lanes == 1 else f", at most {lanes} at a time"
     where = f"{len(hosts)} nodes" if several else hosts[0]
     text = impact.text.format(hosts=where, old=mask(old), new=mask(new))
     if impact.level >= Level.ROLLING:
-        text = f"**{text}{', one by one' if impact.one_by_one and several else ''}**"
+        text = f"**{text}{pace if impact.in_lanes and several else ''}**"
     names = f": {', '.join(hosts)}" if several else ""
     return f"{text}{names}.{f' {impact.after}' if impact.after else ''}"
 

@@ -18,6 +18,8 @@ from typing import Any
 import jinja2
 
 from model.change_impact import REPLACES_CLUSTER
+from model.field_types import share_of
+from model.settings import fields
 from model.sorting import natural
 from report.impact import Impact, impacts
 from report.impact_texts import Level
@@ -37,6 +39,7 @@ _MAX_WARNINGS = 10
 _MAX_FINDINGS = 3  # findings of one rule that are listed in full
 _MAX_NAMES = 10  # further resources that break the same rule, by name
 _MAX_INPUTS = 6  # changed inputs that are named for each resource
+_MAX_UNAVAILABLE = fields()["proxy.maxUnavailable"].default
 
 _SIGNS = {"replace": "±", "delete": "-", "create": "+", "update": "~"}
 _RANKS = {op: rank for rank, op in enumerate(_SIGNS)}
@@ -87,8 +90,12 @@ class Environment:
     @cached_property
     def impacts(self) -> list[Impact]:
         """What would happen, worst first."""
+        if self.plan is None:
+            return []
         hosts = [host for host in self.after.get("hosts") or [] if isinstance(host, Mapping)]
-        return impacts(self.changes, [str(host.get("name")) for host in hosts])
+        share = (self.after.get("proxy") or {}).get("maxUnavailable", _MAX_UNAVAILABLE)
+        lanes = share_of(str(share), sum(host.get("role") == "worker" for host in hosts))
+        return impacts(self.changes, [str(host.get("name")) for host in hosts], lanes)
 
     @property
     def is_destructive(self) -> bool:
@@ -240,7 +247,11 @@ def _finding_lines(findings: Sequence[Finding]) -> Iterator[str]:
 
 def _sorted_resources(changes: Sequence[Change]) -> list[Change]:
     components = ("kubeadm-ipvs:", "pulumi:pulumi:")
-    shown = [change for change in changes if change.op != "same" and not change.type.startswith(components)]
+    shown = [
+        change
+        for change in changes
+        if change.op != "same" and not change.type.startswith(components) and not change.is_obsolete
+    ]
     return sorted(shown, key=lambda change: (_RANKS.get(change.op, len(_RANKS)), natural(change.name)))
 
 

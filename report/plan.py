@@ -7,15 +7,15 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
-from model.steps import step_of, values_of
+from model.steps import CLAIM, step_of, values_of
 
 CLUSTER = "kubeadm-ipvs:index:Cluster"
 COMMAND = "command:remote:Command"
 STASH = "pulumi:index:Stash"
 """The type of the resources that store a step's desired value (components/remote.py)."""
 
-# The one step that isn't about a single host, by its current and its earlier resource name.
-_CLUSTER_WIDE = ("expected-services", "promises")
+# The steps that aren't about a single host, and an earlier resource name.
+_CLUSTER_WIDE = ("expected-services", "promises", "nodes")
 _OPS = {
     "create": "create",
     "update": "update",
@@ -58,23 +58,35 @@ class Change:
         """The name of the step that a command runs; empty for other resources."""
         if self.type != COMMAND:
             return ""
-        step = step_of(str((self.new or self.old).get("create", "")))
+        inputs = self.new or self.old
+        step = step_of(str(inputs.get("create") or inputs.get("delete") or ""))
         return "" if step is None else step.name
 
     @property
     def address(self) -> str:
         """The host's address, if this is its claim."""
-        return (values_of(str((self.new or self.old).get("stdin", ""))) or {}).get("ADDRESS", "")
+        inputs = self.new or self.old
+        return str((inputs.get("triggers") or [""])[0]) if self.step == CLAIM.name else ""
+
+    @property
+    def is_obsolete(self) -> bool:
+        """Whether a step of an earlier version only leaves the state: its deletion runs nothing."""
+        return self.op == "delete" and self.type == COMMAND and not self.step and not self.old.get("delete")
 
     @cached_property
     def changed_values(self) -> dict[str, tuple[str, str]] | None:
-        """A step's values that differ, each before and after; None if they are hidden."""
+        """A step's values that differ, each before and after; None if they are hidden.
+
+        A value that is only in one of the texts is left out: the other one is of another version of the
+        program. `repair` is the exception, because a step has it only if it is set.
+        """
         old, new = (values_of(str(inputs.get("stdin", ""))) for inputs in (self.old, self.new))
         if old is None or new is None:
             return None
+        names = (old.keys() & new.keys()) | ({"REPAIR"} & (old.keys() | new.keys()))
         return {
             name: (old.get(name, ""), new.get(name, ""))
-            for name in sorted(old.keys() | new.keys())
+            for name in sorted(names)
             if old.get(name) != new.get(name)
         }
 

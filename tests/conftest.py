@@ -1,7 +1,8 @@
 """Order, markers, deadline and failure logs of all tests.
 
-Fast tests run first, then engine tests, then lab tests, so that cheap tests fail early. Tests get their
-marker from their folder: `engine` in `tests/engine`, `lab` in `tests/lab`.
+Fast tests run first, then engine tests, the simulated fleet, and lab tests, so that cheap tests fail early.
+Tests get their marker from their folder: `engine` in `tests/engine`, `fleet` in `tests/fleet`, `lab` in
+`tests/lab`.
 
 `--deadline-minutes N` ends the run after N minutes. It reports the test that was running and tears down all
 fixtures. In CI, a run that is killed from outside would leave virtual machines behind and report nothing.
@@ -30,7 +31,7 @@ from common.progress import Progress
 
 PROJECT = Path(__file__).resolve().parent.parent
 ARTIFACTS = PROJECT / ".artifacts"
-ORDER = ("fast", "engine", "lab")
+ORDER = ("fast", "engine", "fleet", "lab")
 # With a status other than pytest's own, pytest wouldn't summarize the failures so far.
 INTERRUPTED = pytest.ExitCode.INTERRUPTED
 MAX_COLLECTIONS = 3

@@ -14,6 +14,7 @@ import yaml
 from lab import stackfile
 from lab.hardware import Accelerator
 from model.settings import PREFIX
+from tools import lint
 
 PROJECT = Path(__file__).resolve().parent.parent
 HOST_KEY = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIJx1BZx8x1Ch1v0mVRy2F1S7ZrYHn3bQJtY4Q5o1V8pK"
@@ -29,10 +30,11 @@ def tracked(*patterns: str) -> list[Path]:
 
 
 def copy_checkout(project: Path) -> None:
-    """Copy the committed files into a directory, and link this checkout's Python environment."""
-    for file in tracked():
-        (project / file).parent.mkdir(parents=True, exist_ok=True)
-        shutil.copy(PROJECT / file, project / file)
+    """Copy the project's files into a directory, and link this checkout's Python environment."""
+    for path in lint.project_files(PROJECT):
+        copy = project / path.relative_to(PROJECT)
+        copy.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(path, copy)
     (project / ".venv").symlink_to(PROJECT / ".venv")
 
 

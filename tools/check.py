@@ -118,7 +118,7 @@ async def check_host(settings: Settings, host: Host, owner: str) -> tuple[Differ
         UserError: The host can't be reached, the step failed, or its output is invalid.
     """
     async with Reader(settings, host) as reader:
-        printed = await reader.run(steps.CHECK, drift.values(settings, host, owner))
+        printed = await reader.run(steps.CHECK, drift.values(settings, host, owner), steps.CHECK_SECONDS)
     try:
         return drift.differences(printed, datetime.now(UTC), settings.cluster.certificates.renew_days)
     except ValueError as error:

@@ -25,6 +25,7 @@ from tools.check import pulumi, settings_of
 # How an export with --show-secrets marks a secret (sdk/go/common/resource/sig and apitype.SecretV1).
 _SIGNATURE, _SECRET = "4dabf18193072939515e22adb298388d", "1b47061264138c4ac30d75fd1eb44270"
 _END = "-login"
+_VERBS = ("create", "update", "delete")
 
 
 @dataclass(frozen=True)
@@ -75,7 +76,7 @@ def _login_for(name: str, settings: Settings) -> tuple[Host, Login]:
 
 
 def _in_command(resource: dict[str, Any], settings: Settings) -> list[Change]:
-    name = host_of(resource["inputs"]["create"])
+    name = host_of(next((resource["inputs"][v] for v in _VERBS if v in resource["inputs"]), ""))
     if name is None:
         return []
     host, after = _login_for(name, settings)
@@ -95,9 +96,7 @@ def _in_command(resource: dict[str, Any], settings: Settings) -> list[Change]:
     found: list[Change] = []
     # A preview compares the inputs; a delete uses the outputs.
     for part in (resource["inputs"], resource["outputs"]):
-        new = {
-            verb: as_root(part[verb], after.user) for verb in ("create", "update", "delete") if verb in part
-        }
+        new = {verb: as_root(part[verb], after.user) for verb in _VERBS if verb in part}
         new["connection"] = _edited(part["connection"], with_login)
         if _plain(new) != _plain({name: part[name] for name in new}):
             part |= new

@@ -6,18 +6,37 @@ import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
+from itertools import pairwise
 from typing import Any, Literal
 
 from common.errors import UserError
-from tools.runs import Dependencies
+from tools.runs import Dependencies, reporting_script
 from tools.watch import DONE, Urn, is_custom
 
 CLUSTER = "cluster"  # the group of operations that belong to no host
 
 
 @dataclass(frozen=True)
+class Part:
+    """A script of a step that runs several. It ends where it reports something for the last time."""
+
+    name: str
+    began: float
+    ended: float
+
+    @property
+    def took(self) -> float:
+        """Duration in seconds."""
+        return self.ended - self.began
+
+
+@dataclass(frozen=True)
 class Bar:
-    """One operation on one resource. Times are seconds since the run's first operation began."""
+    """One operation on one resource. Times are seconds since the run's first operation began.
+
+    Attributes:
+        parts: The scripts of a step, in their order; empty if it has fewer than two.
+    """
 
     urn: str
     op: str
@@ -25,6 +44,7 @@ class Bar:
     ended: float
     outcome: Literal["done", "failed", "cut off"] = "done"
     group: str = CLUSTER
+    parts: tuple[Part, ...] = ()
 
     @property
     def name(self) -> str:
@@ -138,8 +158,13 @@ def _bars(events: Sequence[Mapping[str, Any]]) -> tuple[float, list[Bar]]:
     """The time when the first operation began, and a bar for each operation."""
     first: float | None = None
     running: dict[tuple[str, str], float] = {}
+    # When each script of a running step reported something last.
+    reported: dict[str, dict[str, float]] = {}
     bars: list[Bar] = []
     for event in events:
+        script = reporting_script(event)
+        if script is not None and first is not None:
+            reported.setdefault(script[0], {})[script[1]] = event["timestamp"] - first
         for kind, outcome in (
             ("resourcePreEvent", None),
             ("resOutputsEvent", "done"),
@@ -153,12 +178,24 @@ def _bars(events: Sequence[Mapping[str, Any]]) -> tuple[float, list[Bar]]:
             key, now = (step["urn"], step["op"]), event["timestamp"] - first
             if outcome is None:
                 running[key] = now
+                reported.pop(key[0], None)
             elif key in running:
                 ended: Literal["done", "failed"] = "failed" if outcome == "failed" else "done"
-                bars.append(Bar(*key, running.pop(key), now, ended))
+                began = running.pop(key)
+                parts = _parts(began, now, reported.get(key[0], {}))
+                bars.append(Bar(*key, began, now, ended, parts=parts))
     last = max((event["timestamp"] for event in events), default=0.0)
     bars += [Bar(*key, began, last - (first or 0), "cut off") for key, began in running.items()]
     return first or 0.0, bars
+
+
+def _parts(began: float, ended: float, reported: Mapping[str, float]) -> tuple[Part, ...]:
+    """A step's scripts, from the times of their last messages: the last thing a script does is to report."""
+    if len(reported) < 2:
+        return ()
+    names = sorted(reported, key=lambda name: reported[name])
+    ends = [*(reported[name] for name in names[:-1]), ended]
+    return tuple(Part(name, *times) for name, times in zip(names, pairwise([began, *ends]), strict=True))
 
 
 def _grouped(bars: Sequence[Bar], dependencies: Dependencies) -> list[Bar]:
@@ -189,7 +226,8 @@ def critical_path(bars: Sequence[Bar], dependencies: Dependencies | None) -> lis
     through resources without an operation: providers, components, unchanged resources.
 
     Only a faster step of this path makes the run faster. The time that a step waited after its predecessor's
-    end is the engine's: hooks, the limit on parallel operations, and deleting in rounds.
+    end is the engine's: hooks, the limit on parallel operations, deleting in rounds, and lanes of existing
+    nodes (components/workers.py).
 
     Args:
         bars: All operations.

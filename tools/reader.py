@@ -1,4 +1,4 @@
-"""Runs read-only steps on a host outside a Pulumi run and returns their output."""
+"""Runs read-only scripts on a host outside a Pulumi run and returns their output."""
 
 from __future__ import annotations
 
@@ -11,16 +11,16 @@ from common.errors import UserError
 from components import ssh_access
 from model.login import Login
 from model.settings import Host, Settings
-from model.steps import Step, command_text, results, script_text
+from model.steps import Script, command_text, results, script_text
 
 if TYPE_CHECKING:
     import asyncssh
 
-_LOST_SECONDS = 30  # after the step's own time limit, the connection is considered dead
+_LOST_SECONDS = 30  # after the script's own time limit, the connection is considered dead
 
 
 class Reader:
-    """Reads one host. Logs in for the first step, stays logged in, and reconnects if necessary."""
+    """Reads one host. Logs in for the first script, stays logged in, and reconnects if necessary."""
 
     def __init__(self, settings: Settings, host: Host) -> None:
         self.host = host
@@ -38,24 +38,24 @@ class Reader:
             self._connection.close()
             await self._connection.wait_closed()
 
-    async def run(self, step: Step, values: Mapping[str, str]) -> str:
-        """Run a step and return its results.
+    async def run(self, script: Script, values: Mapping[str, str], limit_seconds: int) -> str:
+        """Run a script and return its results.
 
         Args:
-            step: A step that changes nothing.
-            values: The step's values.
+            script: A script that changes nothing.
+            values: The script's values.
+            limit_seconds: Its time limit.
 
         Raises:
-            UserError: The host can't be reached, doesn't answer in time, or the step failed.
+            UserError: The host can't be reached, doesn't answer in time, or the script failed.
         """
         import asyncssh
 
-        limit = step.limit(self._settings)
-        command = command_text("create", step, self.host.name, limit, self._login.user)
+        command = command_text("create", script.name, self.host.name, limit_seconds, self._login.user)
         connection = await self._connected()
         try:
-            async with asyncio.timeout(limit + _LOST_SECONDS):
-                done = await connection.run(command, input=script_text(step, values), check=False)
+            async with asyncio.timeout(limit_seconds + _LOST_SECONDS):
+                done = await connection.run(command, input=script_text(script, values), check=False)
             if done.exit_status is None:
                 raise ConnectionError
         except (OSError, asyncssh.Error) as error:
@@ -65,11 +65,11 @@ class Reader:
             raise UserError(f"the connection was lost{why and f': {why}'}") from None
         if done.exit_status != 0:
             lines = str(done.stderr or "").strip().splitlines()
-            # Start at the step's own error message: the cause, followed by the next move.
+            # Start at the script's own error message: the cause, followed by the next move.
             failed = next((number for number, line in enumerate(lines) if ": FAILED: " in line), -1)
-            raise UserError("\n".join(lines[failed:]) or f"the step ended with status {done.exit_status}")
+            raise UserError("\n".join(lines[failed:]) or f"the script ended with status {done.exit_status}")
         try:
-            return results(step, str(done.stdout))
+            return results(str(done.stdout))
         except ValueError as error:
             raise UserError(f"the host reported success, but {error}") from None
 

@@ -1,14 +1,16 @@
 """Keeps the events of the last runs for `make timeline`: what was done to which resource, and when.
 
 A record is a file of JSON lines in the format of the engine's event log, reduced to names, kinds and times.
-It contains no inputs, outputs or messages, and so no secrets. Times are when an event arrived, since the
-engine's own are whole seconds. One more line contains the resources' dependencies.
+It contains no inputs or outputs, and of the messages only which script printed one, and so no secrets. Times
+are when an event arrived, since the engine's own are whole seconds. One more line contains the resources'
+dependencies.
 """
 
 from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import time
 from collections.abc import Iterator, Mapping
@@ -17,11 +19,26 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from common import paths
+from model.steps import SCRIPTS_ON_HOSTS
 
 KEPT = 10  # records for each stack
 _KINDS = ("resourcePreEvent", "resOutputsEvent", "resOpFailedEvent")
 
+# How a step's script reports something: `HOST: SCRIPT: text`. The engine may put a color's name before it.
+_REPORTED = re.compile(
+    rf"^(?:<[^>]*>)*[\w.-]+: ({'|'.join(script.name for script in SCRIPTS_ON_HOSTS)}): ",
+    re.MULTILINE | re.ASCII,
+)
+
 Dependencies = dict[str, list[str]]
+
+
+def reporting_script(event: Mapping[str, Any]) -> tuple[str, str] | None:
+    """The URN of a step and the script of it that has just reported something; None for other events."""
+    diagnostic = event.get("diagnosticEvent") or {}
+    # An error repeats all that the step has printed.
+    scripts = _REPORTED.findall(str(diagnostic.get("message", "")))
+    return (diagnostic["urn"], scripts[-1]) if scripts and diagnostic.get("urn") else None
 
 
 def folder(stack: str) -> Path:
@@ -42,6 +59,11 @@ class Record:
 
     def take(self, event: Mapping[str, Any]) -> None:
         """Write the relevant parts of an event that has just arrived."""
+        reported = reporting_script(event)
+        if reported is not None:
+            urn, script = reported
+            message = {"urn": urn, "message": f"host: {script}: "}
+            self.write({"timestamp": round(time.time(), 3), "diagnosticEvent": message})
         for kind in _KINDS:
             step = event.get(kind, {}).get("metadata")
             if step is None or event[kind].get("planning", False):

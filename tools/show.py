@@ -77,9 +77,10 @@ def last_verification(stack: str) -> Snapshot:
 
 
 def _output(stack: str) -> str:
+    options = ("--stack", stack, "--json", "--show-secrets", "--non-interactive")
     try:
         result = subprocess.run(
-            ["pulumi", "stack", "output", OUTPUT, "--stack", stack, "--json", "--non-interactive"],
+            ["pulumi", "stack", "output", OUTPUT, *options],
             stdin=subprocess.DEVNULL,
             capture_output=True,
             text=True,
@@ -105,7 +106,9 @@ async def read(readers: Sequence[Reader]) -> Snapshot:
 
     async def one(reader: Reader) -> View | UserError:
         try:
-            return traffic.view_of_report(reader.host.name, await reader.run(steps.TRAFFIC, {}))
+            return traffic.view_of_report(
+                reader.host.name, await reader.run(steps.TRAFFIC, {}, steps.TRAFFIC_SECONDS)
+            )
         except UserError as error:
             return error
         except ipvs.UnreadableError as error:

@@ -1,6 +1,8 @@
 """`python -m tools timeline --stack NAME`, or `make timeline`: where the last run's time went.
 
 Draws a bar for each resource that the last `up` or `destroy` changed, by host, and marks the critical path.
+A step of several scripts also has a line for each of them.
+
 `make up` and `make down` keep the events of their runs (`tools/runs.py`). For any other run, --log reads the
 output of `pulumi up --json` or the file of `--event-log FILE`.
 """
@@ -16,7 +18,7 @@ from common import cli, tables
 from common.errors import UserError
 from common.paths import project_dir
 from tools import runs, timeline_page
-from tools.critical import Timeline, caveats, format_seconds, headline, read, ticks
+from tools.critical import Bar, Part, Timeline, caveats, format_seconds, headline, read, ticks
 from tools.watch import Urn
 
 _NAME_WIDTH = 30
@@ -24,7 +26,7 @@ _LEAST_BAR_WIDTH = 20
 
 
 def chart(run: Timeline, width: int) -> str:
-    """The run as text: `#` is on the critical path, `=` isn't, `.` is waiting time.
+    """The run as text: `#` is on the critical path, `=` isn't, `.` is waiting time, `-` is a part of a step.
 
     Args:
         run: The run.
@@ -32,8 +34,9 @@ def chart(run: Timeline, width: int) -> str:
     """
     names = {bar: tables.shortened(bar.label, _NAME_WIDTH) for bar in run.bars}
     took = {bar: format_seconds(bar.took, run.exact) for bar in run.bars}
+    parts = [f"  {part.name}" for bar in run.bars for part in bar.parts]
     # Beside the bar: the mark, the name, the duration and the space between columns.
-    others = 2 + max(map(len, names.values())) + 2 + 2 + max(map(len, took.values()))
+    others = 2 + max(map(len, [*names.values(), *parts])) + 2 + 2 + max(map(len, took.values()))
     room = max(width - others, _LEAST_BAR_WIDTH)
     scale = room / max(run.seconds, 0.001)
     rows = []
@@ -41,11 +44,14 @@ def chart(run: Timeline, width: int) -> str:
         rows.append((group, _axis(run.seconds, room, scale), "", ""))
         for bar in bars:
             step = run.critical(bar)
-            begin, end = int(bar.began * scale), max(int(bar.ended * scale), int(bar.began * scale) + 1)
+            begin = int(bar.began * scale)
             wait = int(step.waited * scale) if step else 0
-            drawn = " " * (begin - wait) + "." * wait + ("#" if step else "=") * (end - begin)
+            drawn = " " * (begin - wait) + "." * wait + ("#" if step else "=") * _length(bar, scale)
             outcome = "" if bar.outcome == "done" else bar.outcome
             rows.append((f"{'*' if step else ' '} {names[bar]}", drawn[:room], took[bar], outcome))
+            for part in bar.parts:
+                drawn = " " * int(part.began * scale) + "-" * _length(part, scale)
+                rows.append((f"    {part.name}", drawn[:room], format_seconds(part.took, run.exact), ""))
         rows.append(("", "", "", ""))
     steps = [
         (
@@ -64,6 +70,11 @@ def chart(run: Timeline, width: int) -> str:
     if caveats(run):
         lines += ["", *caveats(run)]
     return "\n".join(lines) + "\n"
+
+
+def _length(bar: Bar | Part, scale: float) -> int:
+    """How many characters a bar has: at least one."""
+    return max(int(bar.ended * scale) - int(bar.began * scale), 1)
 
 
 def _axis(seconds: float, room: int, scale: float) -> str:

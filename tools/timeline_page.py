@@ -6,6 +6,7 @@ On a phone a bar is below its name, otherwise beside it.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 from tools.critical import Bar, Timeline, caveats, format_seconds, headline, ticks
@@ -24,7 +25,7 @@ class Tick:
 
 @dataclass(frozen=True)
 class Row:
-    """An operation's bar."""
+    """The bar of an operation, or of a part of it."""
 
     name: str
     title: str
@@ -52,7 +53,10 @@ def page(run: Timeline) -> str:
         subtitle=headline(run),
         notes=caveats(run),
         ticks=[_tick(run, tick) for tick in ticks(run.seconds)],
-        groups=[Group(name, tuple(_row(run, bar) for bar in bars)) for name, bars in run.groups().items()],
+        groups=[
+            Group(name, tuple(row for bar in bars for row in [_row(run, bar), *_parts(run, bar)]))
+            for name, bars in run.groups().items()
+        ],
         path=[
             (
                 Urn.parse(step.bar.urn).name,
@@ -100,3 +104,18 @@ def _row(run: Timeline, bar: Bar) -> Row:
         critical=step is not None,
         classes=" ".join(classes),
     )
+
+
+def _parts(run: Timeline, bar: Bar) -> Iterator[Row]:
+    for part in bar.parts:
+        began, took = format_seconds(part.began, run.exact), format_seconds(part.took, run.exact)
+        yield Row(
+            name=part.name,
+            title=f"{Urn.parse(bar.urn).name}, {part.name}: began at {began}, took {took}",
+            took=took,
+            begin=percent(run, part.began),
+            width=max(percent(run, part.took), 0.3),
+            wait=None,
+            critical=False,
+            classes="row part",
+        )

@@ -28,7 +28,7 @@ from pulumi.runtime.proto import events_pb2_grpc
 from common import tables
 from common.errors import UserError
 from common.progress import Progress
-from report.plan import STASH
+from report.plan import COMMAND, STASH
 from report.policy_findings import finding_in
 from tools.runs import Record
 
@@ -52,15 +52,15 @@ DONE: Final = {
 # The second half of a replacement counts, the first doesn't.
 _COUNTED: Final = frozenset(DONE) - {"delete-replaced"}
 
-# The phases that components' children belong to. A manifest's phase is its name.
+# The phases that components' children belong to, and those of single resources. A manifest's phase is its
+# name.
 _PHASES: Final = {
     "kubeadm-ipvs:index:PreparedHost": "prepare hosts",
     "kubeadm-ipvs:index:ControlPlane": "init",
-    "kubeadm-ipvs:index:Worker": "join",
-    "kubeadm-ipvs:index:Node": "nodes ready",
-    "kubeadm-ipvs:index:ProxyMode": "kube-proxy",
+    "kubeadm-ipvs:index:Workers": "join",
     "kubeadm-ipvs:index:Verification": "verification",
 }
+_OWN_PHASES: Final = {"nodes": "nodes ready"}
 _MANIFEST: Final = "kubeadm-ipvs:index:Manifest"
 
 
@@ -192,6 +192,8 @@ class Watcher:
     def _close(self, step: Mapping[str, Any], now: float) -> float:
         """End an operation and extend its phase; returns when the operation began."""
         began = self.running.pop(step["urn"], now)
+        if not _runs_something(step):
+            return began
         phase = phase_of(step)
         before = self._spans.get(phase)
         if before is None:
@@ -241,7 +243,20 @@ def phase_of(step: Mapping[str, Any]) -> str:
     parent = Urn.parse((step.get("new") or step.get("old") or {}).get("parent", ""))
     if parent.type == _MANIFEST:
         return parent.name
-    return _PHASES.get(parent.type, "other")
+    if parent.type not in _PHASES:
+        return "other"
+    return _OWN_PHASES.get(Urn.parse(step["urn"]).name, _PHASES[parent.type])
+
+
+def _runs_something(step: Mapping[str, Any]) -> bool:
+    """Whether an operation does more than to change the state: some commands only have a deletion.
+
+    They are created long before the phase of their component begins.
+    """
+    if step["type"] != COMMAND:
+        return True
+    inputs = (step.get("new") or step.get("old") or {}).get("inputs") or {}
+    return ("delete" if step["op"].startswith("delete") else "create") in inputs
 
 
 def is_custom(step: Mapping[str, Any]) -> bool:

@@ -1,6 +1,6 @@
 # shellcheck shell=bash
-# The systemd timer on the control plane that renews certificates. It runs a copy of the step `renewal` daily.
-# Values: RENEWAL (that step's text; empty for no timer).
+# The systemd timer on the control plane that renews certificates. It runs the script `renewal` daily.
+# Values: RENEWAL_TIMER (true, or empty for no timer), CERTIFICATE_DAYS.
 
 source lib/step.sh
 
@@ -9,11 +9,16 @@ readonly RENEWAL_FILE=$ROOT/etc/systemd/system/$RENEWAL_UNIT
 readonly RENEWAL_STEP=$HOME_DIR/renewal.sh
 
 converge_renewal_timer() {
-  if [[ -z $RENEWAL ]]; then
+  if [[ -z $RENEWAL_TIMER ]]; then
     remove_renewal_timer
     return
   fi
-  put_file "$RENEWAL_STEP" 0600 <<<"$RENEWAL"
+  put_file "$RENEWAL_STEP" 0600 <<EOF
+CERTIFICATE_DAYS=$CERTIFICATE_DAYS
+STEP=\$2 HOST=\$3
+. $HOME_DIR/scripts/renewal.sh
+run_step "\$1"
+EOF
   # At a random time of the day, but always the same on a host: several control planes don't restart together.
   put_file "$RENEWAL_FILE.timer" 0644 <<EOF
 [Unit]
@@ -27,7 +32,7 @@ FixedRandomDelay=yes
 [Install]
 WantedBy=timers.target
 EOF
-  # The time limit of `renewal` in model/steps.py.
+  # An earlier step may hold the host's lock for half of that time limit.
   put_file "$RENEWAL_FILE.service" 0644 <<EOF
 [Unit]
 Description=Renewal of the Kubernetes certificates that expire soon

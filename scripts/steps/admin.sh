@@ -1,6 +1,9 @@
 # shellcheck shell=bash
-# Prints the administrator's kubeconfig. On its own and constant: what is built from its
-# output (who the cluster is, the provider, and with it every object) must not become unknown
-# when other steps' text changes.
-set -eu
-run_step() { cat /etc/kubernetes/admin.conf; }
+# Prints the administrator's kubeconfig, the last of `init`'s results. Nothing may fail after it: an error would show
+# everything that the step has printed.
+
+source lib/step.sh
+
+locking() { false; }
+
+create() { cat "$ROOT/etc/kubernetes/admin.conf"; }

@@ -1,9 +1,10 @@
 # shellcheck shell=bash
-# The first step on a host and the last one. `create` checks that the host can be a node and records its original
+# The first script on a host and the last one. `create` checks that the host can be a node and records its original
 # state before anything is changed; `delete` restores that state.
 #
-# Both are one step because the provider forgets a step that failed. Whichever later step fails, this one is in the
-# state, so `destroy` always finds the host.
+# They belong to different steps, because the provider forgets a step that failed: `create` is the first part of
+# `preparation`, and `delete` belongs to `claim`, which is in the state before. So `destroy` always finds the host, and
+# also hosts that `create` has refused.
 #
 # Values: OWNER, ROLE, ADDRESS, NODE_PORT, MODE, SCHEDULER, VERSION, MANAGE (see packages.sh), IGNORED_CHECKS (kubeadm's
 # preflight checks that this host may fail, one per line), POD_NETWORK, NETWORKS (see lib/networks.sh), RESOLV_CONF
@@ -53,6 +54,7 @@ claim_host() {
   local leftover
   rm -rf "$REMOVED_HOME"
   remove_leftovers
+  keep_scripts
   record_state
   # Even if the record exists: the run that created it may have been interrupted before this point.
   put_file "$HOME_DIR/name" 0600 <<<"$HOST"
@@ -62,6 +64,25 @@ claim_host() {
   put_file "$NETWORKS_FILE" 0600 <<<"$NETWORKS"
   for leftover in "${leftovers[@]}"; do note leftovers "$leftover"; done
 }
+
+# deliver.sh puts the scripts into /run while this folder doesn't exist or is another stack's. A delete needs them,
+# perhaps after a reboot.
+keep_scripts() {
+  local new=$HOME_DIR.new error
+  [[ -e $DELIVERED ]] || return 0
+  error=$({
+    if [[ -e $HOME_DIR ]]; then
+      cp -a "$DELIVERED/." "$HOME_DIR" && sync -f "$HOME_DIR"
+    else
+      rm -rf "$new" && mkdir -m 0700 "$new" && cp -a "$DELIVERED/." "$new" && sync -f "$new" && mv -T "$new" "$HOME_DIR"
+    fi
+  } 2>&1) || {
+    rm -rf "$new" || :
+    write_failed "$HOME_DIR" "$error"
+  }
+  rm -rf "$DELIVERED"
+}
+readonly DELIVERED=$ROOT/run/kubeadm-ipvs
 
 # A containerd that this program installed is removed together with everything that it runs.
 refuse_foreign_containers() {
@@ -82,14 +103,21 @@ ${found[*]}" "move or remove them (ctr -n ${found[0]} containers ls), then run a
 readonly REMOVED_HOME=$HOME_DIR.removed
 
 delete() {
-  local without=''
-  rm -rf "$REMOVED_HOME"
+  local without='' name
+  rm -rf "$REMOVED_HOME" "$HOME_DIR.new" "$DELIVERED"
   if [[ ! -e $HOME_DIR ]]; then
-    say "the host is already restored"
-    # It may be somebody else's by now; ownership can't be determined.
-    [[ ! -e $ROOT/etc/kubernetes/kubelet.conf ]] ||
-      say "there is a node on this host, and it stays. If it is this cluster's, somebody has deleted $HOME_DIR: reset \
-the node by hand, or reinstall the host"
+    say "the host is already restored; a node that is still on it stays"
+    return
+  fi
+  name=$(cat "$HOME_DIR/name" 2>/dev/null || echo "$HOST")
+  if [[ $name != "$HOST" ]]; then
+    say "the host is in this stack as $name, and $HOST was refused: nothing was changed"
+    return
+  fi
+  # `create` writes the owner after the record, and changes nothing before it.
+  if [[ ! -e $RECORD && ! -e $HOME_DIR/owner ]]; then
+    rm -rf "$HOME_DIR"
+    say "the host was never changed"
     return
   fi
   need_record

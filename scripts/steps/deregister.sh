@@ -1,7 +1,7 @@
 # shellcheck shell=bash
 # Deletes a worker's Node object once the worker's host is restored. Runs on the control plane, because a node can't
 # delete its own object. node.sh has already deleted it, but a worker that was dead at that time, or lost power in
-# between, registers again when it boots. `create` does nothing: kubelet registers the node when it joins.
+# between, registers again when it boots. `create` never runs.
 # Values: NODE.
 
 source lib/kubectl.sh

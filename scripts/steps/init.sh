@@ -3,7 +3,7 @@
 # Values: CONFIG (kubeadm's documents), PATCHES (kubeadm's, lines `file<tab>JSON`), CERT_SANS (additional names in the
 # API server's certificate, one per line), DISABLE_EVICTION (true or empty), CERTIFICATE_DAYS (a repair renews
 # certificates that expire within this many days), RENEW (certificates that expire by then are renewed; may be empty),
-# RENEWAL (see lib/renewal_timer.sh), KUBELET and PROXY (see lib/kubeadm.sh).
+# RENEWAL_TIMER (see lib/renewal_timer.sh), KUBELET and PROXY (see lib/kubeadm.sh).
 #
 # Prints `certificates expire TIME`, the first expiry, for model/certificates.py.
 
@@ -67,8 +67,8 @@ schema_ready() {
   kubectl --kubeconfig "$ADMIN" --request-timeout=300s explain namespace --output=plaintext-openapiv2
 }
 
-# node.sh's delete runs on this host with the script and values of an earlier run, so it reads the setting from this
-# marker file. The file has the setting's old name because states still contain such scripts.
+# node.sh's delete runs on this host with the values of an earlier run, so it reads the setting from this marker file.
+# The file has the setting's old name because states still contain scripts that read it.
 store_disable_eviction() {
   if [[ -n $DISABLE_EVICTION ]]; then mark override-budgets; else rm -f "$HOME_DIR/override-budgets"; fi
 }
@@ -91,7 +91,7 @@ converge() {
 }
 
 # Uploads the configuration that kubeadm keeps in the cluster. Each node's kubelet reads it in the node's own step, and
-# each kube-proxy in the step `proxy`, which restarts them one by one.
+# each kube-proxy when the script `proxy` restarts it.
 converge_config() {
   put_file "$HOME_DIR/kubeadm.new.yaml" 0600 <<<"$CONFIG"
   if cmp -s "$HOME_DIR/kubeadm.new.yaml" "$HOME_DIR/kubeadm.yaml" && ! repair_requested; then

@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 import shutil
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
@@ -20,15 +20,16 @@ import asyncssh
 import yaml
 
 from model.settings import PREFIX
+from model.steps import step_of
 from tests import stacks
 from tests.engine.api_server import ApiServer
-from tests.engine.ssh_server import CommandFailed, SshServer, private, ssh_server
+from tests.engine.ssh_server import CommandFailed, SshServer, private, ssh_servers
 from tests.engine.stack import Stack, make_stack_of
-from tests.fast.recorded_run import TOKEN, framed, services_and_slices
+from tests.fast.recorded_run import framed, services_and_slices
 
 NAME = "trial"
 HOSTS = {"master": "10.0.0.11", "node1": "10.0.0.12", "node2": "10.0.0.13", "node3": "10.0.0.14"}
-"""The available hosts. The cluster uses the first three."""
+"""The available hosts' addresses. The last one is a spare; the cluster uses the others."""
 
 BARRIER_SECONDS = 30
 """How long a step waits for the other steps at its barrier."""
@@ -42,7 +43,8 @@ class Environment:
         settings: The settings that the stack file started with.
         spare: A host that isn't in the settings.
         calls: The steps that hosts ran so far, in order, such as `node1: delete claim node1`.
-        failing: Hosts on which every step fails, and single steps that fail, written as in `calls`.
+        failing: Hosts on which every step fails, steps that fail on one host, such as `node1:join`, and
+            single calls that fail, written as in `calls`.
         barriers: Steps, written as in `calls`, that succeed only if all steps at their barrier run at once.
         servers: The hosts' SSH servers by host name.
     """
@@ -80,13 +82,16 @@ class Environment:
 
 
 @contextmanager
-def environment(folder: Path, variables: dict[str, str], cluster: ApiServer) -> Iterator[Environment]:
+def environment(
+    folder: Path, variables: dict[str, str], cluster: ApiServer, addresses: Mapping[str, str] = HOSTS
+) -> Iterator[Environment]:
     """Create an environment without a cluster. Within the block, hosts respond and pods become ready.
 
     Args:
         folder: Holds the checkout, the backend and the hosts.
         variables: Pulumi's environment variables. The developer's SSH agent is left out.
         cluster: The API server that the control plane's kubeconfig names.
+        addresses: The hosts' addresses by name. The first host is the control plane, the last one the spare.
     """
     project = folder / "project"
     stacks.copy_checkout(project)
@@ -97,8 +102,10 @@ def environment(folder: Path, variables: dict[str, str], cluster: ApiServer) -> 
     barriers: dict[str, threading.Barrier] = {}
 
     def serve(host: str, command: str) -> str:
-        call = f"{host}: {command.partition('bash -s -- ')[2]}"
-        if failing & {host, call}:
+        # Without the end of an update's command, which changes with the step's text.
+        call = " ".join([f"{host}:", *command.partition("bash -s -- ")[2].split()[:3]])
+        step = step_of(command)
+        if failing & {host, call, f"{host}:{step.name if step else ''}"}:
             raise CommandFailed
         calls.append(call)
         if call in barriers:
@@ -110,17 +117,15 @@ def environment(folder: Path, variables: dict[str, str], cluster: ApiServer) -> 
 
     with ExitStack() as running:
         hosts: list[dict[str, Any]] = []
-        servers: dict[str, SshServer] = {}
-        for name, address in HOSTS.items():
-            server = running.enter_context(
-                ssh_server(folder / name, login=login, answer=partial(serve, name))
-            )
-            servers[name] = server
+        answers = {folder / name: partial(serve, name) for name in addresses}
+        servers = dict(zip(addresses, running.enter_context(ssh_servers(answers, login)), strict=True))
+        for name, address in addresses.items():
+            server = servers[name]
             ssh = {"host": "127.0.0.1", "port": server.port, "hostKey": server.host_key}
             role = "worker" if hosts else "control-plane"
             hosts.append({"name": name, "role": role, "address": address, "ssh": ssh})
         settings = {
-            "hosts": hosts[:3],
+            "hosts": hosts[:-1],
             "ssh": {"privateKeyFile": "login-key"},
             "cluster": {"apiServer": cluster.url.removeprefix("https://")},
         }
@@ -129,19 +134,32 @@ def environment(folder: Path, variables: dict[str, str], cluster: ApiServer) -> 
         without_agent = {name: value for name, value in variables.items() if name != "SSH_AUTH_SOCK"}
         stack = make_stack_of(project, without_agent, NAME)
         stack.language_host = True
-        made = Environment(stack, settings, hosts[3], calls, failing, barriers, servers)
+        made = Environment(stack, settings, hosts[-1], calls, failing, barriers, servers)
         made.write(settings)
         yield made
+
+
+@contextmanager
+def dead_host(made: Environment, cluster: ApiServer, name: str) -> Iterator[None]:
+    """Within the block, a worker is off, and the cluster has noticed."""
+    node = f"/api/v1/nodes/{name}"
+    cluster.call("POST", "/api/v1/nodes", {"metadata": {"name": name}})
+    status = {"conditions": [{"type": "Ready", "status": "Unknown"}]}
+    cluster.call("PATCH", f"{node}/status", {"status": status}, "application/merge-patch+json")
+    made.servers[name].down = True
+    try:
+        yield
+    finally:
+        made.servers[name].down = False
+        cluster.call("DELETE", node)
 
 
 def answer(command: str, cluster: ApiServer) -> str:
     """A step's output on a healthy host."""
     call = re.search(r"bash -s -- (\w+) (\w+) ", command)
     match call[2] if call else "":
-        case "admin" | "kubeconfig":
-            return cluster.kubeconfig
-        case "token":
-            return TOKEN + "\n"
+        case "init":
+            return framed(cluster.kubeconfig)
         case "expected_services":
             return framed(services_and_slices())
         case "verification":

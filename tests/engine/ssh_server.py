@@ -1,19 +1,21 @@
 """A temporary SSH server on 127.0.0.1 that acts as a host in the engine tests.
 
 It has a host key that can be pinned, accepts one login key, and records all commands. It runs them with
-`bash -c` in its folder, which is also HOME, or runs nothing and returns output that the test supplies.
+`bash -c` in its folder, which is also HOME and stands in for the root file system of the steps' scripts. Or
+it runs nothing and returns output that the test supplies.
 """
 
 from __future__ import annotations
 
 import asyncio
 import os
+import re
 import socket
 import subprocess
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -31,8 +33,11 @@ class SshServer:
         host_key: The public host key, such as `ssh-ed25519 AAAA...`.
         private_key: The private key that may log in.
         authorized: The public keys that may log in; that of `private_key` at first.
-        commands: The commands so far, in order, without the probes of `ssh_access`.
+        commands: The commands so far, in order, without the probes and deliveries of `ssh_access`.
         probes: The probes so far, in order.
+        deliveries: The commands so far that deliver the steps' scripts, in order.
+        scripts: The digest of the delivered scripts; `none` before the first delivery. Only for probes that
+            aren't run.
         logins: The user names of the logins so far, in order.
         shell_ended: Set when a login shell that ran a probe has ended.
         shell: The login shell, which runs a probe with `-c`. If empty, probes succeed without being run.
@@ -41,6 +46,7 @@ class SshServer:
         refusing: How many of the next connections are closed at once, after the first probe.
         down: Whether it closes every new connection, like a host that is off.
         clock: How far its clock is ahead of this machine's, in seconds. Only for probes that aren't run.
+        latency: How long a command takes before its answer, in seconds. Only for commands that aren't run.
     """
 
     port: int
@@ -50,6 +56,8 @@ class SshServer:
     authorized: set[str] = field(default_factory=set)
     commands: list[str] = field(default_factory=list)
     probes: list[str] = field(default_factory=list)
+    deliveries: list[str] = field(default_factory=list)
+    scripts: str = "none"
     logins: list[str] = field(default_factory=list)
     shell_ended: threading.Event = field(default_factory=threading.Event)
     shell: str = ""
@@ -58,6 +66,7 @@ class SshServer:
     refusing: int = 0
     down: bool = False
     clock: float = 0
+    latency: float = 0
 
     def lines(self, name: str = "log") -> list[str]:
         """The lines of a file in the server's folder; empty if there is no such file."""
@@ -113,20 +122,32 @@ class _Server(asyncssh.SSHServer):
         return True
 
 
+_DIGEST = re.compile(r"^DIGEST=(\w+)$", re.MULTILINE)
+
+
 async def _serve_command(process: Any, seen: SshServer, answer: Answer | None) -> None:
     command = process.command or ""
-    probe = command.endswith("bash -s -- probe")
-    (seen.probes if probe else seen.commands).append(command)
+    kind = command.rpartition("bash -s -- ")[2]
+    probe, delivery = kind == "probe", kind == "deliver"
+    record = seen.probes if probe else seen.deliveries if delivery else seen.commands
+    record.append(command)
     if probe and not seen.shell:
-        answer_text = f"kubeadm-ipvs probe 42 at {time.time() + seen.clock:.0f}, user 0\n"
-        process.stdout.write(answer_text.encode())
+        await asyncio.sleep(seen.latency)
+        clock = f"{time.time() + seen.clock:.0f}"
+        process.stdout.write(f"kubeadm-ipvs probe 42 at {clock}, user 0, scripts {seen.scripts}\n".encode())
         process.exit(0)
         return
+    received = bytearray()
     if answer is not None:
-        while await process.stdin.read(65536):
-            pass
+        while chunk := await process.stdin.read(65536):
+            received += chunk
+        await asyncio.sleep(seen.latency)
         try:
-            process.stdout.write(answer(command).encode())
+            if not delivery:
+                # In a thread, because an answer may wait for another server's.
+                process.stdout.write((await asyncio.to_thread(answer, command)).encode())
+            else:
+                seen.scripts = _delivered(bytes(received))
         except CommandFailed:
             process.exit(1)
         process.exit(0)
@@ -136,7 +157,12 @@ async def _serve_command(process: Any, seen: SshServer, answer: Answer | None) -
         "-c",
         command,
         cwd=seen.folder,
-        env={"PATH": os.environ["PATH"], "HOME": str(seen.folder), **dict(process.env)},
+        env={
+            "PATH": os.environ["PATH"],
+            "HOME": str(seen.folder),
+            "KUBEADM_IPVS_ROOT": str(seen.folder),
+            **dict(process.env),
+        },
         stdin=asyncio.subprocess.PIPE,
         stdout=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.PIPE,
@@ -146,6 +172,8 @@ async def _serve_command(process: Any, seen: SshServer, answer: Answer | None) -
     async def feed(writer: asyncio.StreamWriter) -> None:
         try:
             while chunk := await process.stdin.read(65536):
+                if delivery:
+                    received.extend(chunk)
                 writer.write(chunk)
                 await writer.drain()
         except (OSError, asyncssh.Error):
@@ -164,10 +192,18 @@ async def _serve_command(process: Any, seen: SshServer, answer: Answer | None) -
     feeding.cancel()
     if probe:
         seen.shell_ended.set()
+    if delivery and status == 0:
+        seen.scripts = _delivered(bytes(received))
     if status < 0:
         process.exit_with_signal("KILL" if status == -9 else "TERM")
     else:
         process.exit(status)
+
+
+def _delivered(text: bytes) -> str:
+    """The digest of the scripts that a text delivers."""
+    [digest] = _DIGEST.findall(text.decode())
+    return str(digest)
 
 
 def public(key: asyncssh.SSHKey) -> str:
@@ -227,33 +263,45 @@ def ssh_server(
         login: The user's key. A new one by default.
         answer: Returns the commands' output. By default commands are run.
     """
-    folder.mkdir(parents=True, exist_ok=True)
-    server_key = host_key or asyncssh.generate_private_key("ssh-ed25519")
+    with ssh_servers({folder: answer}, login, port, host_key) as servers:
+        yield servers[0]
+
+
+@contextmanager
+def ssh_servers(
+    answers: Mapping[Path, Answer | None],
+    login: asyncssh.SSHKey | None = None,
+    port: int = 0,
+    host_key: asyncssh.SSHKey | None = None,
+) -> Iterator[list[SshServer]]:
+    """Run several servers in one thread until the block ends; see `ssh_server`.
+
+    Args:
+        answers: What returns each server's output, by the server's folder.
+        login: The key of the user of all servers. A new one by default.
+        port: 0 for any free ports.
+        host_key: The key of all servers. A new one for each by default.
+
+    Yields:
+        The servers, in the order of `answers`.
+    """
     login_key = login or asyncssh.generate_private_key("ssh-ed25519")
-    started: Future[tuple[SshServer, asyncio.AbstractEventLoop, asyncio.Event]] = Future()
+    started: Future[tuple[list[SshServer], asyncio.AbstractEventLoop, asyncio.Event]] = Future()
 
     async def serve() -> None:
         stop = asyncio.Event()
-        seen = SshServer(
-            port=0,
-            folder=folder,
-            host_key=public(server_key),
-            private_key=private(login_key),
-            authorized={public(login_key)},
-        )
-        acceptor = await asyncssh.create_server(
-            lambda: _Server(seen),
-            "127.0.0.1",
-            port,
-            server_host_keys=[server_key],
-            process_factory=lambda process: _serve_command(process, seen, answer),
-            encoding=None,
-        )
-        seen.port = acceptor.get_port()
-        started.set_result((seen, asyncio.get_running_loop(), stop))
+        acceptors: list[asyncssh.SSHAcceptor] = []
+        servers: list[SshServer] = []
+        for folder, answer in answers.items():
+            server_key = host_key or asyncssh.generate_private_key("ssh-ed25519")
+            seen, acceptor = await _listen(folder, port, server_key, login_key, answer)
+            servers.append(seen)
+            acceptors.append(acceptor)
+        started.set_result((servers, asyncio.get_running_loop(), stop))
         await stop.wait()
-        acceptor.close()
-        await acceptor.wait_closed()
+        for acceptor in acceptors:
+            acceptor.close()
+            await acceptor.wait_closed()
 
     def main() -> None:
         try:
@@ -265,9 +313,37 @@ def ssh_server(
 
     thread = threading.Thread(target=main, daemon=True)
     thread.start()
-    seen, loop, stop = started.result(timeout=30)
+    servers, loop, stop = started.result(timeout=30)
     try:
-        yield seen
+        yield servers
     finally:
         loop.call_soon_threadsafe(stop.set)
         thread.join(timeout=30)
+
+
+async def _listen(
+    folder: Path,
+    port: int,
+    server_key: asyncssh.SSHKey,
+    login_key: asyncssh.SSHKey,
+    answer: Answer | None,
+) -> tuple[SshServer, asyncssh.SSHAcceptor]:
+    """Start one server in this event loop."""
+    folder.mkdir(parents=True, exist_ok=True)
+    seen = SshServer(
+        port=port,
+        folder=folder,
+        host_key=public(server_key),
+        private_key=private(login_key),
+        authorized={public(login_key)},
+    )
+    acceptor = await asyncssh.create_server(
+        lambda: _Server(seen),
+        "127.0.0.1",
+        port,
+        server_host_keys=[server_key],
+        process_factory=lambda process: _serve_command(process, seen, answer),
+        encoding=None,
+    )
+    seen.port = acceptor.get_port()
+    return seen, acceptor

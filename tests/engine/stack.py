@@ -91,6 +91,7 @@ class Stack:
     extra: dict[str, str] = field(default_factory=dict)  # more variables for the next runs
     language_host: bool = False  # run programs in the language host, as for a user
     name: str = "test"
+    limit_seconds: float = LIMIT_SECONDS  # for one engine run
 
     def program(self, text: str) -> Stack:
         """Write the program."""
@@ -140,15 +141,20 @@ class Stack:
 
     def call(self, *arguments: str) -> subprocess.CompletedProcess[str]:
         """Run any Pulumi command on the stack."""
-        return subprocess.run(
-            ["pulumi", *arguments, "--stack", self.name, "--non-interactive"],
-            cwd=self.folder,
-            env={**self.environment, **self.extra},
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            text=True,
-            timeout=LIMIT_SECONDS,
-        )
+        try:
+            return subprocess.run(
+                ["pulumi", *arguments, "--stack", self.name, "--non-interactive"],
+                cwd=self.folder,
+                env={**self.environment, **self.extra},
+                stdin=subprocess.DEVNULL,
+                capture_output=True,
+                text=True,
+                timeout=self.limit_seconds,
+            )
+        except subprocess.TimeoutExpired as expired:
+            lines = (expired.stdout or b"").decode(errors="replace").splitlines()
+            last = "\n".join(line[:500] for line in lines[-10:])
+            raise AssertionError(f"pulumi didn't end in time; its last lines:\n{last}") from None
 
     def _run(self, *arguments: str) -> Run:
         if self.language_host or arguments[0] not in ("up", "preview"):

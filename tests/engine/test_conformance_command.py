@@ -54,7 +54,17 @@ def test_resource_without_commands_runs_nothing(stack: Stack, host: SshServer) -
     commands(stack, host, 'command("a", triggers=[1])\n').up()
     commands(stack, host, 'command("a", triggers=[1], stdin="x")\n').up()
     stack.destroy()
-    assert host.commands == []
+    assert (host.commands, host.logins) == ([], [])
+
+
+def test_resource_with_only_a_delete_connects_only_then(stack: Stack, host: SshServer) -> None:
+    text = 'command("a", delete="cat >> log", stdin="VERSION\\n", triggers=[1])\n'
+    commands(stack, host, text.replace("VERSION", "1")).up()
+    commands(stack, host, text.replace("VERSION", "2"))
+    assert stack.up().ops == ["update a"]
+    assert host.logins == []
+    stack.destroy()
+    assert (host.lines(), len(host.logins)) == (["2"], 1)
 
 
 def test_changed_triggers_replace_in_the_requested_order(stack: Stack, host: SshServer) -> None:

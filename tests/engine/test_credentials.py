@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Iterator
+from copy import deepcopy
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,42 +14,42 @@ import pytest
 
 from common.paths import project_dir
 from model.settings import Host, HostSsh, Settings, Ssh
-from tests.engine import finished
+from tests.engine import finished, own_scripts
 from tests.engine.api_server import ApiServer
 from tests.engine.finished import Environment
 from tests.engine.ssh_server import SshServer, private, public, ssh_agent
 from tests.engine.stack import Run, Stack
 from tools import check, credentials, env
 
-# Real steps with scripts of the test: one that changes the host and is undone, one with secret output.
-PROGRAM = """
-import json, os, sys
-from pathlib import Path
-sys.path.insert(0, {project!r})
-import pulumi
-from components import remote, ssh_access
-from model import steps
+# Real steps, which run the test's scripts: one that is only deleted, one that changes the host, a secret one.
+PROGRAM = (
+    own_scripts.PRELUDE
+    + """
 from model.settings import Settings
 
 ssh_access.LIMITED_PAUSE_SECONDS = 0.1
-given = json.loads(os.environ["GIVEN"])
-steps.SCRIPTS = Path(given["scripts"])
 settings = Settings.model_validate_json(given["settings"])
 parent = pulumi.ComponentResource("test:index:Host", "node1")
 runner, last = remote.Runner(settings, settings.hosts[0], "test", parent), None
-for name in ("claim", "token"):
+for name in ("claim", "preparation", "join"):
     step = steps.Step(
         name,
-        lambda _: 60,
-        frozenset({{"WANTED"}}),
+        (SCRIPTS[name],),
+        None if name == "claim" else lambda _: 60,
         delete_limit=(lambda _: 60) if name == "claim" else None,
-        changes=name == "claim",
-        secret=name == "token",
-        script="step",
+        changes=name == "preparation",
+        secret=name == "join",
     )
     opts = pulumi.ResourceOptions(depends_on=[last] if last else None)
     last = runner.step(step, parent, values={{"WANTED": given["wanted"]}}, opts=opts)
     pulumi.export(name, pulumi.Output.unsecret(last.stdout))
+"""
+)
+SCRIPT = """run_step() { mkdir -p "$root/var/lib/kubeadm-ipvs"; echo "$1 $STEP $WANTED" | tee -a log; }
+"""
+# As in earlier versions: the text is all that runs, and its output has no frame.
+EARLIER = """
+remote.step_text = lambda step, values: f"echo $1 $2 {{values['WANTED']}} | tee -a log\\n"
 """
 SUDO = """#!/bin/sh
 shift
@@ -72,7 +74,7 @@ class Operator:
         return self.stack
 
     def change(self, wanted: str, *, fails: bool = False) -> Run:
-        """Run an update that changes both steps."""
+        """Run an update that changes all steps."""
         return self.runs(wanted).up(fails=fails)
 
     def with_login(self, key: asyncssh.SSHKey | None = None, user: str = "root") -> Operator:
@@ -94,13 +96,8 @@ def operator(
     stack: Stack, host: SshServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> Iterator[Operator]:
     """An operator whose key file the host accepts; no step has run yet."""
-    scripts = tmp_path / "scripts"
-    (scripts / "steps").mkdir(parents=True)
-    (scripts / "steps/step.sh").write_text('run_step() { echo "$1 $STEP $WANTED" | tee -a log; }\n')
-    (tmp_path / "bin").mkdir()
-    sudo = tmp_path / "bin/sudo"
-    sudo.write_text(SUDO)
-    sudo.chmod(0o755)
+    scripts = own_scripts.write(tmp_path / "scripts", claim=SCRIPT, preparation=SCRIPT, join=SCRIPT)
+    program(tmp_path, "sudo", SUDO)
     for name, value in stack.environment.items():
         monkeypatch.setenv(name, value)
     monkeypatch.setenv("PATH", f"{tmp_path}/bin:{stack.environment['PATH']}")
@@ -114,6 +111,15 @@ def operator(
     stack.program(PROGRAM.format(project=str(project_dir())))
     first = Operator(stack, host, settings, scripts)
     yield first.with_login(asyncssh.import_private_key(host.private_key))
+
+
+def program(folder: Path, name: str, text: str) -> Path:
+    """A program on the host's PATH."""
+    file = folder / "bin" / name
+    file.parent.mkdir(exist_ok=True)
+    file.write_text(text)
+    file.chmod(0o755)
+    return file
 
 
 def new_key(host: SshServer, *, instead: bool = False) -> asyncssh.SSHKey:
@@ -141,8 +147,8 @@ def test_later_steps_use_the_login_that_worked(operator: Operator, host: SshServ
     operator.runs().up()
     second = operator.with_login(asyncssh.generate_private_key("ssh-ed25519"), user="ops")
     run = second.change("two")
-    assert "update node1-claim" in run.ops
-    assert host.lines()[2:] == ["update claim two", "update token two"]
+    assert {"update node1-claim", "update node1-preparation", "update node1-join"} <= set(run.ops)
+    assert host.lines()[2:] == ["update preparation two", "update join two"]
     assert set(host.logins) == {"root"}
 
 
@@ -160,7 +166,7 @@ def test_login_that_never_worked_isnt_kept(operator: Operator, host: SshServer) 
     assert "rejects the login" in wrong.runs().up(fails=True).text
     assert host.commands == []
     operator.runs().up()
-    assert host.lines() == ["create claim one", "create token one"]
+    assert host.lines() == ["create preparation one", "create join one"]
 
 
 def test_command_replaces_key_and_user_without_running_steps(operator: Operator, host: SshServer) -> None:
@@ -179,7 +185,7 @@ def test_command_replaces_key_and_user_without_running_steps(operator: Operator,
     run = second.runs().up()
     assert (run.ops, "tools credentials" in run.text, host.commands) == ([], False, commands)
     second.change("two")
-    assert host.lines()[2:] == ["sudo", "update claim two", "sudo", "update token two"]
+    assert host.lines()[2:] == ["sudo", "update preparation two", "sudo", "update join two"]
     operator.stack.destroy()
     assert host.lines()[-2:] == ["sudo", "delete claim two"]
     assert host.logins[-1] == "ops"
@@ -197,42 +203,64 @@ def test_command_replaces_a_key_by_the_agent(operator: Operator, host: SshServer
     credentials.run("test", operator.settings, write=True)
     assert operator.runs("two").preview().ops == []
     operator.change("three")
-    assert host.lines()[-2:] == ["update claim three", "update token three"]
+    assert host.lines()[-2:] == ["update preparation three", "update join three"]
 
 
 def test_turned_away_step_is_retried_after_a_pause(operator: Operator, host: SshServer) -> None:
     host.refusing = 5
     text = operator.runs().up().text
     assert "the host no longer accepts connections" in text and "a rate limit?" in text
-    assert host.lines() == ["create claim one", "create token one"]
+    assert host.lines() == ["create preparation one", "create join one"]
 
 
 def test_output_of_an_earlier_version_is_accepted(operator: Operator, host: SshServer) -> None:
     """Its steps have no frame, and a run with `--target` may leave some of them as they are."""
-    framed = "sys.path.insert(0, {project!r})"
-    unframed = (
-        f"{framed}\nfrom model import steps\nsteps._FRAME = ': '\nsteps.results = lambda _, output: output"
-    )
-    operator.stack.program(PROGRAM.replace(framed, unframed).format(project=str(project_dir())))
+    before, after = PROGRAM.split("\nparent = ")
+    earlier = f"{before}\n{EARLIER}\nparent = {after}"
+    operator.stack.program(earlier.format(project=str(project_dir())))
     operator.runs().up()
+    assert host.lines() == ["create preparation one", "create join one"]
     operator.stack.program(PROGRAM.format(project=str(project_dir())))
-    urn = next(entry["urn"] for entry in operator.stack.state() if entry["urn"].endswith("token"))
+    urn = next(entry["urn"] for entry in operator.stack.state() if entry["urn"].endswith("join"))
     operator.runs().up("--target", urn)
-    assert host.lines()[2:] == ["update token one"]
-    assert operator.stack.output("claim") == "create claim one"
+    assert host.lines()[2:] == ["update join one"]
+    assert operator.stack.output("preparation") == "create preparation one"
     operator.runs().up()
-    assert operator.stack.output("claim") == "update claim one"
+    assert operator.stack.output("preparation") == "update preparation one"
 
 
-def test_step_that_ran_nothing_fails_the_run(operator: Operator, host: SshServer) -> None:
-    script = operator.scripts / "steps/step.sh"
-    script.write_text("run_step() { exit 0; }\n")
+def test_step_that_ran_nothing_fails_the_run(operator: Operator, tmp_path: Path) -> None:
+    steps_do_nothing = f"""#!/bin/sh
+case $* in *deliver) exec {shutil.which("timeout")} "$@" ;; esac
+"""
+    wrong = program(tmp_path, "timeout", steps_do_nothing)
     for run in (operator.runs().up(fails=True), operator.runs().up(fails=True)):
-        assert "node1: claim: the host reported success, but it returned" in run.text
+        assert "node1: preparation: the host reported success, but it returned nothing" in run.text
         assert "set `repair` on node1 to a new text and run `pulumi up`" in run.text
-    script.write_text("run_step() { echo done; }\n")
+    wrong.unlink()
+    operator.change("two")
+    assert operator.stack.output("preparation") == "update preparation two"
+
+
+def test_restored_host_isnt_restored_again(operator: Operator, host: SshServer) -> None:
+    """Its scripts are gone too."""
     operator.runs().up()
-    assert operator.stack.output("claim") == "done"
+    shutil.rmtree(host.folder / "var/lib/kubeadm-ipvs")
+    shutil.rmtree(host.folder / "run/kubeadm-ipvs")
+    operator.stack.destroy()
+    assert host.lines() == ["create preparation one", "create join one"]
+
+
+def test_lost_scripts_are_delivered_again_after_a_repair(operator: Operator, host: SshServer) -> None:
+    operator.runs().up()
+    shutil.rmtree(host.folder / "run/kubeadm-ipvs")
+    # As if somebody had removed them after the access check.
+    lost = operator.change("two", fails=True)
+    assert "node1: preparation: FAILED: no scripts in" in lost.text
+    assert "set `repair` to a new text and run `pulumi up`" in lost.text
+    host.scripts = "none"
+    operator.change("two")
+    assert host.lines()[2:] == ["update preparation two", "update join two"]
 
 
 @pytest.fixture(scope="module")
@@ -264,14 +292,31 @@ def test_other_credentials_change_no_step_of_a_cluster(
     assert made.calls == []
 
 
-@pytest.mark.parametrize(
-    ("name", "joins"), [("master-admin", {"node1-join", "node2-join"}), ("node1-token", {"node1-join"})]
-)
-def test_step_that_printed_nothing_can_be_repeated(
-    finished_cluster: Environment, name: str, joins: set[str]
+@pytest.mark.parametrize(("host", "step"), [("master", "init"), ("node1", "join")])
+def test_step_that_printed_nothing_is_repeated_by_repair(
+    host: str,
+    step: str,
+    tmp_path: Path,
+    toolbox: env.Toolbox,
+    cluster: ApiServer,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """The way out that `components/remote.py` prints for these steps replaces nothing else."""
-    stack = finished_cluster.stack
-    urn = next(entry["urn"] for entry in stack.state() if entry["urn"].endswith(f"::{name}"))
-    ops = {op for op in stack.preview("--replace", urn).ops if not op.endswith("-desired")}
-    assert ops == {f"replace {name}", *(f"update {join}" for join in joins)}
+    """The next move that `components/remote.py` prints for these steps replaces nothing."""
+    answer = finished.answer
+
+    def answer_nothing(command: str, cluster: ApiServer) -> str:
+        return "" if f" create {step} {host}" in command else answer(command, cluster)
+
+    monkeypatch.setattr(finished, "answer", answer_nothing)
+    with finished.environment(tmp_path, env.environment(toolbox), cluster) as made:
+        failed = made.stack.up(fails=True)
+        assert f"{host}: {step}: the host reported success, but it returned nothing" in failed.text
+        settings = deepcopy(made.settings)
+        next(entry for entry in settings["hosts"] if entry["name"] == host)["repair"] = "once"
+        made.write(settings)
+        made.calls.clear()
+        run = made.stack.up()
+        assert f"{host}: update {step} {host}" in made.calls
+        replaced = {step.name for step in run.steps if step.op not in ("same", "create", "update", "refresh")}
+        assert {name for name in replaced if not name.endswith("-desired")} == set()
+        made.stack.up("--expect-no-changes")

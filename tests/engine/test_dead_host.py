@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,6 @@ from tests.engine.stack import Run
 from tools import env
 
 DEAD = "node2"
-PREPARATION = ("claim", "kernel", "firewall", "packages", "runtime")
 
 
 @pytest.fixture(scope="module")
@@ -39,19 +38,8 @@ def copy(finished_cluster: Environment, tmp_path: Path) -> Environment:
     return finished_cluster.copy(tmp_path / "copy")
 
 
-@contextmanager
-def dead(environment: Environment, cluster: ApiServer) -> Iterator[None]:
-    """Within the block, a worker is off, and the cluster has noticed."""
-    node = f"/api/v1/nodes/{DEAD}"
-    cluster.call("POST", "/api/v1/nodes", {"metadata": {"name": DEAD}})
-    status = {"conditions": [{"type": "Ready", "status": "Unknown"}]}
-    cluster.call("PATCH", f"{node}/status", {"status": status}, "application/merge-patch+json")
-    environment.servers[DEAD].down = True
-    try:
-        yield
-    finally:
-        environment.servers[DEAD].down = False
-        cluster.call("DELETE", node)
+def dead(environment: Environment, cluster: ApiServer) -> AbstractContextManager[None]:
+    return finished.dead_host(environment, cluster, DEAD)
 
 
 def of_host(environment: Environment, host: str) -> list[str]:
@@ -75,8 +63,8 @@ def assert_finished_after_return(environment: Environment, *steps: str) -> None:
     environment.stack.up()
     assert of_host(environment, DEAD) == [*steps, "verification"]
     for call in environment.calls:
-        host, _, step, _ = [*call.split(), ""][:4]
-        on_control_plane = step in ("node", "expected_services") and host == "master:"
+        host, _, step, _ = call.split()
+        on_control_plane = step in ("nodes", "expected_services") and host == "master:"
         assert host == f"{DEAD}:" or on_control_plane or step == "verification", call
     environment.stack.up("--expect-no-changes")
 
@@ -84,25 +72,25 @@ def assert_finished_after_return(environment: Environment, *steps: str) -> None:
 def test_scheduler_changes_on_living_hosts(copy: Environment, cluster: ApiServer) -> None:
     with dead(copy, cluster):
         copy.write({**copy.settings, "proxy": {"scheduler": "wrr"}})
-        assert_dead_host_named(copy.stack.up(fails=True), f"{DEAD}-claim")
+        assert_dead_host_named(copy.stack.up(fails=True), f"{DEAD}-preparation")
         assert of_host(copy, DEAD) == []
-        assert {"proxy", "verification", "expected_services"} <= set(of_host(copy, "master"))
-        assert {"join", "proxy", "verification"} <= set(of_host(copy, "node1"))
-    assert_finished_after_return(copy, "claim", "kernel", "join", "proxy")
+        assert {"init", "verification", "expected_services"} <= set(of_host(copy, "master"))
+        assert of_host(copy, "node1") == ["preparation", "join", "verification"]
+    assert_finished_after_return(copy, "preparation", "join")
 
 
 def test_program_is_upgraded_on_living_hosts(copy: Environment, cluster: ApiServer) -> None:
     with (copy.stack.folder / "scripts/lib/step.sh").open("a") as script:
         script.write("# A newer version of the program.\n")
     with dead(copy, cluster):
-        assert_dead_host_named(copy.stack.up(fails=True), f"{DEAD}-claim")
+        assert_dead_host_named(copy.stack.up(fails=True), f"{DEAD}-preparation")
         assert of_host(copy, DEAD) == []
-        assert [*PREPARATION, "join", "proxy", "verification"] == of_host(copy, "node1")
+        assert of_host(copy, "node1") == ["preparation", "join", "verification"]
         # Once more, which finds nothing new to do for the living hosts.
         copy.calls.clear()
-        assert_dead_host_named(copy.stack.up(fails=True), f"{DEAD}-claim")
+        assert_dead_host_named(copy.stack.up(fails=True), f"{DEAD}-preparation")
         assert set(of_host(copy, "node1")) <= {"verification"}
-    assert_finished_after_return(copy, *PREPARATION, "join", "proxy")
+    assert_finished_after_return(copy, "preparation", "join")
 
 
 def test_worker_joins_while_another_is_dead(copy: Environment, cluster: ApiServer) -> None:
@@ -110,7 +98,7 @@ def test_worker_joins_while_another_is_dead(copy: Environment, cluster: ApiServe
         copy.write({**copy.settings, "hosts": [*copy.settings["hosts"], copy.spare]})
         copy.stack.up(fails=True)
         assert of_host(copy, DEAD) == []
-        assert [*PREPARATION, "join", "proxy", "verification"] == of_host(copy, "node3")
+        assert of_host(copy, "node3") == ["preparation", "join", "verification"]
         assert "verification" in of_host(copy, "node1")
 
 

@@ -25,9 +25,9 @@ def test_committed_stack_previews_as_a_new_cluster(
     settings = load(stacks.settings_of(name), stacks.PROJECT)
     assert {step.op for step in run.steps} == {"create"}
     for host in settings.hosts:
-        firewall = run.step(f"{host.name}-firewall").state["inputs"]
-        assert f"FIREWALL={settings.firewall}\n" in firewall["stdin"]
-        assert firewall["create"].startswith("sudo ") == (settings.ssh_user(host) != "root")
+        preparation = run.step(f"{host.name}-preparation").state["inputs"]
+        assert f"FIREWALL={settings.firewall}\n" in preparation["stdin"]
+        assert preparation["create"].startswith("sudo ") == (settings.ssh_user(host) != "root")
     assert bool(run.step(f"{settings.control_plane.name}-init").state.get("protect")) == settings.production
     assert run.step("Deployment/default/nginx").state["inputs"]["spec"]["replicas"] == settings.nginx.replicas
 

@@ -1,4 +1,4 @@
-"""The current program replaces and deletes nothing in a stack created by an earlier version."""
+"""The current program replaces nothing in a stack of an earlier version, and runs nothing when it deletes."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from model.steps import ADMIN, KUBECONFIG, TOKEN, step_of
+from report.plan import COMMAND, STASH
 from tests.engine import exported_state, finished
 from tests.engine.api_server import ApiServer
 from tests.engine.finished import Environment
@@ -17,10 +17,10 @@ from tests.engine.stack import replace_in
 from tools import env
 
 STATES = sorted(exported_state.FOLDER.glob("*.json.xz"))
-# Other resources are built from the output of these steps, so it must stay known in a preview.
-UNCHANGED = (ADMIN, KUBECONFIG, TOKEN)
 # Objects whose manifests have changed since the states were exported.
 CHANGED = {"DaemonSet/kube-flannel/flannel", "Deployment/default/nginx"}
+# Commands that earlier versions didn't have.
+NEW = {"nodes"}
 VERSION, NEWER = "1.37.2", "1.38.0"
 
 
@@ -41,24 +41,83 @@ def planned(made: Environment) -> list[dict[str, Any]]:
     return [step for step in plan["steps"] if step["op"] not in ("same", "refresh")]
 
 
+def name_of(step: dict[str, Any]) -> str:
+    return str(step["urn"].rpartition("::")[2])
+
+
+def is_command(step: dict[str, Any]) -> bool:
+    return bool((step.get("newState") or step["oldState"])["type"] == COMMAND)
+
+
+def assert_allowed(step: dict[str, Any]) -> None:
+    """Fail if a planned change isn't one that a new version of the program may make."""
+    name, op = name_of(step), step["op"]
+    old, new = step.get("oldState") or {}, step.get("newState") or {}
+    kind = (new or old)["type"]
+    if kind == STASH:
+        return  # it is only in the state, so its replacement runs nothing
+    if op == "delete":
+        component = not old.get("custom")
+        assert component or kind == COMMAND, f"{op} {name}"
+        assert component or "delete" not in old["inputs"], f"the deletion of {name} runs something"
+    elif op == "create":
+        component = not new.get("custom")
+        assert component or (kind == COMMAND and name in NEW), f"{op} {name}"
+    elif kind != "pulumi:pulumi:Stack":
+        assert op == "update", f"{op} {name}"
+        assert kind == COMMAND or kind.startswith("pulumi:providers:") or name in CHANGED, name
+
+
 def test_preview_updates_steps_and_changed_manifests_only(existing: Environment) -> None:
-    for step in planned(existing):
-        name, state = step["urn"].rpartition("::")[2], step["newState"]
-        if state["type"] == "pulumi:index:Stash":
-            # The digest of a step's text, or a host's login; both exist only in the state.
-            assert name.endswith(("-desired", "-login")), name
-        elif state["type"] != "pulumi:pulumi:Stack":
-            assert step["op"] == "update", f"{step['op']} {name}"
-            if name in CHANGED:
-                continue
-            assert state["type"] == "command:remote:Command", name
-            assert step_of(state["inputs"]["create"]) not in UNCHANGED, name
+    plan = planned(existing)
+    for step in plan:
+        assert_allowed(step)
+    # Their old deletes drain the node and reset the host.
+    operations = {name_of(step): step["op"] for step in plan if is_command(step)}
+    for worker in ("node1", "node2"):
+        for name in ("node", "join", "preparation"):
+            assert operations[f"{worker}-{name}"] == "update"
+        assert operations.get(f"{worker}-claim", "same") in ("update", "same")
+        assert operations.get(f"{worker}-deregister", "same") in ("update", "same")
+    assert operations["master-init"] == "update"
+    assert operations.get("master-claim", "same") in ("update", "same")
 
 
-def test_update_leaves_nothing_for_the_next_run(existing: Environment) -> None:
+def test_update_deletes_nothing_on_hosts(existing: Environment) -> None:
     existing.stack.up()
-    assert not [call for call in existing.calls if " delete " in call]
+    assert not [call for call in existing.calls if ": delete " in call]
     assert planned(existing) == []
+    logins = {name: len(server.logins) for name, server in existing.servers.items()}
+    existing.stack.up("--expect-no-changes")
+    assert {name: len(server.logins) for name, server in existing.servers.items()} == logins
+
+
+def test_interrupted_update_is_completed_by_the_next(existing: Environment) -> None:
+    existing.failing.add("node2: update preparation node2")
+    existing.stack.up(fails=True)
+    existing.failing.clear()
+    for step in planned(existing):
+        assert_allowed(step)
+    existing.stack.up()
+    assert not [call for call in existing.calls if ": delete " in call]
+    assert planned(existing) == []
+
+
+def test_updated_stack_removes_and_restores_hosts(existing: Environment) -> None:
+    existing.stack.up()
+    existing.calls.clear()
+    hosts = [host for host in existing.settings["hosts"] if host["name"] != "node2"]
+    existing.write({**existing.settings, "hosts": hosts})
+    existing.stack.up()
+    assert [call for call in existing.calls if ": delete " in call] == [
+        "master: delete node master",
+        "node2: delete claim node2",
+        "master: delete deregister master",
+    ]
+    existing.calls.clear()
+    existing.stack.destroy()
+    assert sorted(existing.calls) == ["master: delete claim master", "node1: delete claim node1"]
+    assert existing.stack.state() == []
 
 
 def test_newer_default_version_changes_no_existing_stack(existing: Environment) -> None:

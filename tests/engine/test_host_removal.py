@@ -44,9 +44,9 @@ def remove(environment: Environment, host: str) -> None:
     environment.write({**environment.settings, "hosts": hosts})
 
 
-def join_spare(environment: Environment) -> None:
+def join_spare(environment: Environment, *, fails: bool = False) -> None:
     environment.write({**environment.settings, "hosts": [*environment.settings["hosts"], environment.spare]})
-    environment.stack.up()
+    environment.stack.up(fails=fails)
 
 
 def deletes(environment: Environment) -> list[str]:
@@ -116,6 +116,39 @@ def test_destroy_restores_each_host_once(copy: Environment) -> None:
     assert remaining_steps(copy) == set()
 
 
+def test_unprepared_host_is_in_the_state_and_restored(copy: Environment) -> None:
+    """Its preparation may have changed it before it failed."""
+    copy.failing.add("node3: create preparation node3")
+    join_spare(copy, fails=True)
+    steps = remaining_steps(copy)
+    assert "node3-claim" in steps
+    assert not {"node3-preparation", "node3-join", "node3-node"} & steps
+    unprepared = copy.copy(copy.stack.folder.parent.parent / "destroyed")
+    unprepared.stack.destroy()
+    assert "node3: delete claim node3" in deletes(copy)
+    assert remaining_steps(unprepared) == set()
+    copy.calls.clear()
+    copy.write(copy.settings)
+    copy.stack.up()
+    assert deletes(copy) == ["node3: delete claim node3", "master: delete deregister master"]
+    assert not [name for name in remaining_steps(copy) if name.startswith("node3-")]
+
+
+def test_unprepared_control_plane_is_restored(
+    tmp_path: Path, toolbox: env.Toolbox, cluster: ApiServer
+) -> None:
+    with finished.environment(tmp_path, env.environment(toolbox), cluster) as made:
+        made.failing.add("master: create preparation master")
+        made.stack.up(fails=True)
+        assert sorted(made.calls) == [f"{host}: create preparation {host}" for host in ("node1", "node2")], (
+            "nothing else can start"
+        )
+        made.calls.clear()
+        made.stack.destroy()
+        assert {f"{host}: delete claim {host}" for host in ("master", "node1", "node2")} <= set(made.calls)
+        assert remaining_steps(made) == set()
+
+
 def test_destroy_restores_all_workers_in_parallel(copy: Environment) -> None:
     """In sequence, a destroy would take minutes for each host."""
     join_spare(copy)
@@ -149,11 +182,15 @@ def test_new_control_plane_address_creates_a_new_cluster(copy: Environment) -> N
     copy.write(settings)
     run = copy.stack.up()
     assert {"create-replacement master-init", "create-replacement node1-join", *replaced} <= set(run.ops)
-    assert copy.calls.index("master: delete claim master") < copy.calls.index("master: create claim master")
+    assert copy.calls.index("master: delete claim master") < copy.calls.index(
+        "master: create preparation master"
+    )
     assert copy.stack.up().ops == []
 
 
 def test_new_control_plane_host_recreates_every_object(copy: Environment, cluster: ApiServer) -> None:
+    # Other tests have replaced the objects, and a delete waits only for the object that the state knows.
+    copy.stack.refresh()
     cluster.forget_namespace("kube-flannel")
     replaced = objects_replaced(copy)
     hosts = [{**copy.spare, "role": "control-plane"}, *copy.settings["hosts"][1:]]

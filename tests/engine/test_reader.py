@@ -1,11 +1,12 @@
-"""Running steps on a host over one SSH connection."""
+"""Running scripts on a host over one SSH connection."""
 
 from __future__ import annotations
 
 import asyncio
 import shlex
-from dataclasses import replace
+from collections.abc import Coroutine
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -17,13 +18,13 @@ from tests.fast.recorded_run import framed
 from tools import reader
 from tools.reader import Reader
 
-STEP = replace(TRAFFIC, limit=lambda _: 9)
+LIMIT_SECONDS = 9
 
 
 @pytest.fixture(autouse=True)
-def _short_steps(monkeypatch: pytest.MonkeyPatch) -> None:
-    # These tests supply the step's script. The real scripts have their own tests.
-    monkeypatch.setattr(reader, "script_text", lambda step, values: values["TEXT"])
+def _own_scripts(monkeypatch: pytest.MonkeyPatch) -> None:
+    # The real scripts have their own tests.
+    monkeypatch.setattr(reader, "script_text", lambda script, values: values["TEXT"])
 
 
 def printing(results: str) -> str:
@@ -31,17 +32,21 @@ def printing(results: str) -> str:
     return f"printf %s {shlex.quote(framed(results))}"
 
 
-def test_steps_share_one_login(host: SshServer, tmp_path: Path) -> None:
+def traffic(reading: Reader, text: str) -> Coroutine[Any, Any, str]:
+    return reading.run(TRAFFIC, {"TEXT": text}, LIMIT_SECONDS)
+
+
+def test_scripts_share_one_login(host: SshServer, tmp_path: Path) -> None:
     settings = settings_for(host, tmp_path)
 
     async def outputs() -> list[str]:
         async with Reader(settings, settings.hosts[0]) as reading:
-            found = [await reading.run(STEP, {"TEXT": printing(word)}) for word in ("one", "two")]
+            found = [await traffic(reading, printing(word)) for word in ("one", "two")]
             assert reading._connection is not None
             reading._connection.abort()
             with pytest.raises(UserError, match="the connection was lost"):
-                await reading.run(STEP, {"TEXT": "echo lost"})
-            return [*found, await reading.run(STEP, {"TEXT": f"echo Welcome; {printing('three')}"})]
+                await traffic(reading, "echo lost")
+            return [*found, await traffic(reading, f"echo Welcome; {printing('three')}")]
 
     assert asyncio.run(outputs()) == ["one", "two", "three"]
     assert len(host.logins) == 2
@@ -57,29 +62,29 @@ def test_steps_share_one_login(host: SshServer, tmp_path: Path) -> None:
             "node1: check: FAILED: why\nnode1: check: next: what to do",
         ),
         ("first\nbash: last line", "bash: last line"),
-        ("", "the step ended with status 3"),
+        ("", "the script ended with status 3"),
     ],
 )
-def test_failed_step_reports_cause_and_next_move(
+def test_failed_script_reports_cause_and_next_move(
     host: SshServer, tmp_path: Path, printed: str, reported: str
 ) -> None:
     settings = settings_for(host, tmp_path)
 
     async def run() -> None:
         async with Reader(settings, settings.hosts[0]) as reading:
-            await reading.run(STEP, {"TEXT": f"printf %s {shlex.quote(printed)} >&2; exit 3"})
+            await traffic(reading, f"printf %s {shlex.quote(printed)} >&2; exit 3")
 
     with pytest.raises(UserError) as caught:
         asyncio.run(run())
     assert str(caught.value) == reported
 
 
-def test_step_that_didnt_run_is_reported(host: SshServer, tmp_path: Path) -> None:
+def test_script_that_didnt_run_is_reported(host: SshServer, tmp_path: Path) -> None:
     settings = settings_for(host, tmp_path)
 
     async def run(text: str) -> None:
         async with Reader(settings, settings.hosts[0]) as reading:
-            await reading.run(STEP, {"TEXT": text})
+            await traffic(reading, text)
 
     for text, reported in (("true", "it returned nothing"), ("echo Welcome", "without the lines that frame")):
         with pytest.raises(UserError, match=f"the host reported success, but .*{reported}"):
@@ -93,7 +98,7 @@ def test_hanging_host_times_out(host: SshServer, tmp_path: Path, monkeypatch: py
 
     async def run() -> None:
         async with Reader(settings, settings.hosts[0]) as reading:
-            await reading.run(replace(STEP, limit=lambda _: 1), {"TEXT": ""})
+            await reading.run(TRAFFIC, {"TEXT": ""}, 1)
 
     with pytest.raises(UserError, match="the connection was lost: no answer"):
         asyncio.run(run())
@@ -108,7 +113,7 @@ def test_login_shell_that_prints_is_reported(host: SshServer, tmp_path: Path) ->
 
     async def run() -> None:
         async with Reader(settings, settings.hosts[0]) as reading:
-            await reading.run(STEP, {"TEXT": ""})
+            await traffic(reading, "")
 
     with pytest.raises(UserError, match=r"node1: root can log in, but the host doesn't run .* 'Welcome'"):
         asyncio.run(run())
@@ -121,7 +126,7 @@ def test_unreachable_host_is_named_with_its_address(host: SshServer, tmp_path: P
 
     async def run() -> None:
         async with Reader(settings, settings.hosts[0]) as reading:
-            await reading.run(STEP, {"TEXT": ""})
+            await traffic(reading, "")
 
     with pytest.raises(UserError, match=r"no SSH server answers at 127\.0\.0\.1:1: "):
         asyncio.run(run())

@@ -1,13 +1,15 @@
-"""Waiting for SSH access to a host, and failing at once with the reason if waiting can't help."""
+"""Waiting for SSH access to a host, failing at once if waiting can't help, and delivering the scripts."""
 
 from __future__ import annotations
 
 import asyncio
 import re
+import shutil
 import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from threading import Thread
@@ -16,6 +18,7 @@ import asyncssh
 import pytest
 
 from components import ssh_access
+from model.delivery import delivery
 from model.login import Login
 from model.settings import Settings
 from tests.engine.ssh_server import (
@@ -29,9 +32,12 @@ from tests.engine.ssh_server import (
 from tests.engine.ssh_settings import settings_for
 from tests.local_ports import closed_port
 
+OWNER = "test 4fd10a2b"
 
-def wait(settings: Settings) -> None:
-    asyncio.run(ssh_access.wait(settings, settings.hosts[0]))
+
+def wait(settings: Settings, login: Login | None = None) -> None:
+    host = settings.hosts[0]
+    asyncio.run(ssh_access.wait(settings, host, login or Login.of(settings, host), OWNER))
 
 
 def error_message(settings: Settings) -> str:
@@ -57,6 +63,28 @@ def test_accessible_host_is_accepted_at_once(host: SshServer, tmp_path: Path) ->
     assert time.monotonic() - began < 3
     assert host.commands == []
     assert host.probes == ["timeout --kill-after=5 60 bash -s -- probe"]
+    assert host.deliveries == ["timeout --kill-after=5 120 bash -s -- deliver"]
+    assert len(host.logins) == 1
+
+
+def test_access_is_checked_while_the_loops_threads_are_busy(host: SshServer, tmp_path: Path) -> None:
+    settings = settings_for(host, tmp_path)
+    released = threading.Event()
+
+    async def check() -> None:
+        # As in a run: a thread waits for each resource, and the engine waits for this check.
+        loop = asyncio.get_running_loop()
+        loop.set_default_executor(ThreadPoolExecutor(1))
+        registration = loop.run_in_executor(None, released.wait)
+        try:
+            access = ssh_access.once(settings, settings.hosts[0])
+            await asyncio.wait_for(access(Login("root", host.private_key), OWNER), 10)
+        finally:
+            released.set()
+            await registration
+
+    asyncio.run(check())
+    assert len(host.logins) == 1
 
 
 @pytest.mark.parametrize(
@@ -96,9 +124,9 @@ def test_many_steps_log_in_once(host: SshServer, tmp_path: Path) -> None:
 
     async def steps() -> None:
         access = ssh_access.once(settings, settings.hosts[0])
-        await asyncio.gather(access(root), access(root))
-        await access(Login("root", host.private_key))
-        await asyncio.gather(access(ops), access(ops))
+        await asyncio.gather(access(root, OWNER), access(root, OWNER))
+        await access(Login("root", host.private_key), OWNER)
+        await asyncio.gather(access(ops, OWNER), access(ops, OWNER))
 
     asyncio.run(steps())
     assert host.logins == ["root", "ops"]
@@ -110,7 +138,7 @@ def test_rejected_login_of_the_state_is_named(
     settings = settings_for(host, tmp_path, wait=60)
     old = new_key()
     with pytest.raises(ssh_access.UnreachableError) as caught:
-        asyncio.run(ssh_access.wait(settings, settings.hosts[0], Login("root", private(old))))
+        wait(settings, Login("root", private(old)))
     message = str(caught.value)
     assert f"rejects the login with the key in the state ({old.get_fingerprint()})" in message
     current = asyncssh.import_private_key(host.private_key).get_fingerprint()
@@ -119,7 +147,7 @@ def test_rejected_login_of_the_state_is_named(
     assert private(old).splitlines()[1] not in message
     monkeypatch.delenv("SSH_AUTH_SOCK", raising=False)
     with pytest.raises(ssh_access.UnreachableError) as caught:
-        asyncio.run(ssh_access.wait(settings, settings.hosts[0], Login("root")))
+        wait(settings, Login("root"))
     assert "the state has none, and SSH_AUTH_SOCK (the SSH agent) isn't set" in str(caught.value)
 
 
@@ -272,6 +300,7 @@ def test_sudo_with_password_is_reported_with_the_fix(
     wait(settings_for(host, tmp_path, user="ops@corp.example.com"))
     assert host.logins == ["ops", r"CORP\ops", "ops@corp.example.com"]
     assert host.probes[-1] == "sudo -n timeout --kill-after=5 60 bash -s -- probe"
+    assert host.deliveries == ["sudo -n timeout --kill-after=5 120 bash -s -- deliver"]
 
 
 @pytest.fixture
@@ -303,13 +332,13 @@ CLOUD_IMAGE = """echo 'Please login as the user "debian" rather than the user "r
         ),
         ('bash "$@"; echo bye', ["prints text of its own ('bye')"]),
         ("cat >/dev/null", ["doesn't run commands: it prints nothing", "ForceCommand"]),
-        ("cat", ["doesn't run commands: it prints 'echo kubeadm-ipvs"]),
+        ("cat", ["doesn't run commands: it prints \"# shellcheck shell=bash # Shows that the login"]),
         (
             "echo 'This account is currently not available.'; exit 1",
             ["currently not available", "login shell"],
         ),
         ("echo 'bash: line 1: timeout: command not found' >&2; exit 127", ["Install bash and coreutils"]),
-        ('exec bash "$@" | sed s/0$/1000/', ["run with the user ID 1000, not as root"]),
+        ('exec bash "$@" | sed "s/user 0/user 1000/"', ["run with the user ID 1000, not as root"]),
         ('exec bash "$@" 2>&1 | tr -d p', ["doesn't run commands: it prints 'kubeadm-ivs robe 42 at "]),
         ("printf '\\377\\n'", ["doesn't run commands"]),
         ("echo; kill -9 $$", ["doesn't run commands: it prints nothing"]),
@@ -342,6 +371,91 @@ def test_hanging_login_shell_is_reported(
     assert host.shell_ended.wait(30)
     assert "doesn't end within" in message
     assert "'Password expired'" in message
+
+
+def with_shell(host: SshServer, programs: Callable[..., Path]) -> None:
+    """Let the host run probes, as root."""
+    host.shell = str(programs(shell='exec bash "$@"', id="echo 0") / "shell")
+
+
+def delivered(folder: Path) -> list[str]:
+    """The names in a folder with delivered scripts, and the digest that it is named after."""
+    return [(folder / "scripts").readlink().name, *sorted(path.name for path in folder.iterdir())]
+
+
+def test_scripts_are_delivered_once(host: SshServer, tmp_path: Path, programs: Callable[..., Path]) -> None:
+    with_shell(host, programs)
+    settings = settings_for(host, tmp_path)
+    wait(settings)
+    folder = host.folder / "run/kubeadm-ipvs"
+    name = f"scripts.{delivery().digest}"
+    assert delivered(folder) == [name, "scripts", name]
+    assert {"claim.sh", "run.sh", "SHA256SUMS"} < {path.name for path in (folder / name).iterdir()}
+    wait(settings)
+    assert (len(host.probes), len(host.deliveries)) == (2, 1)
+    assert not (host.folder / "var/lib/kubeadm-ipvs").exists(), "the host isn't claimed yet"
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda scripts: (scripts / "claim.sh").unlink(),
+        lambda scripts: (scripts / "claim.sh").write_text(""),
+        lambda scripts: (scripts / "SHA256SUMS").write_text(""),
+        lambda scripts: shutil.rmtree(scripts),
+    ],
+    ids=["missing", "empty", "no checksums", "no scripts"],
+)
+def test_damaged_scripts_are_delivered_again(
+    host: SshServer, tmp_path: Path, programs: Callable[..., Path], damage: Callable[[Path], object]
+) -> None:
+    with_shell(host, programs)
+    settings = settings_for(host, tmp_path)
+    wait(settings)
+    damage(host.folder / f"run/kubeadm-ipvs/scripts.{delivery().digest}")
+    wait(settings)
+    wait(settings)
+    assert (len(host.probes), len(host.deliveries)) == (3, 2)
+
+
+def test_newer_scripts_replace_those_of_a_claimed_host(
+    host: SshServer, tmp_path: Path, programs: Callable[..., Path]
+) -> None:
+    with_shell(host, programs)
+    home = host.folder / "var/lib/kubeadm-ipvs"
+    (home / "scripts.0123456789abcdef").mkdir(parents=True)
+    (home / "scripts").symlink_to("scripts.0123456789abcdef")
+    (home / "owner").write_text(f"{OWNER}\n")
+    wait(settings_for(host, tmp_path))
+    name = f"scripts.{delivery().digest}"
+    assert delivered(home) == [name, "owner", "scripts", name]
+    assert not (host.folder / "run/kubeadm-ipvs").exists()
+
+
+def test_host_of_another_stack_keeps_its_scripts(
+    host: SshServer, tmp_path: Path, programs: Callable[..., Path]
+) -> None:
+    """This stack's steps need theirs to refuse the host, so they are in another place."""
+    with_shell(host, programs)
+    home = host.folder / "var/lib/kubeadm-ipvs"
+    (home / "scripts.0123456789abcdef").mkdir(parents=True)
+    (home / "scripts").symlink_to("scripts.0123456789abcdef")
+    (home / "owner").write_text("other 11111111\n")
+    wait(settings_for(host, tmp_path))
+    assert delivered(home) == ["scripts.0123456789abcdef", "owner", "scripts", "scripts.0123456789abcdef"]
+    assert delivered(host.folder / "run/kubeadm-ipvs")[0] == f"scripts.{delivery().digest}"
+
+
+def test_failed_delivery_is_reported_with_the_fix(
+    host: SshServer, tmp_path: Path, programs: Callable[..., Path]
+) -> None:
+    with_shell(host, programs)
+    (host.folder / "run").touch()
+    message = error_message(settings_for(host, tmp_path, wait=60))
+    assert message.startswith("node1: the host doesn't accept the steps' scripts: mkdir: ")
+    assert "Not a directory" in message
+    assert "df -h /run /var/lib" in message
+    assert message.endswith("nothing was changed")
 
 
 @contextmanager

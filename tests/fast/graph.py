@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from typing import Any
 
 from google.protobuf.json_format import MessageToDict
@@ -13,6 +13,8 @@ from report.plan import STASH
 
 STACK = "test"
 OWNER = f"{STACK} 4fd10a2b"  # as chosen by an earlier run
+TOKEN_KEY = "5eed" * 16  # the same
+KEPT = {"owner": OWNER, "join-tokens": TOKEN_KEY}
 # Marks a secret in messages to the engine (sdk/go/common/resource/sig).
 SIGNATURE, SECRET = "4dabf18193072939515e22adb298388d", "1b47061264138c4ac30d75fd1eb44270"
 
@@ -42,7 +44,7 @@ class _Mocks(mocks.Mocks):
         self._outputs = outputs
 
     def new_resource(self, args: mocks.MockResourceArgs) -> tuple[str | None, dict[Any, Any]]:
-        kept = {"output": OWNER} if args.typ == STASH else {}
+        kept = {"output": KEPT.get(args.name, args.inputs.get("input"))} if args.typ == STASH else {}
         return f"{args.name}-id", {**args.inputs, **kept, **self._outputs(args.name)}
 
     def call(self, args: mocks.MockCallArgs) -> tuple[dict[Any, Any], list[tuple[str, str]] | None]:
@@ -90,7 +92,9 @@ class Recorder(mocks.MockMonitor):
 
 
 def run(
-    program: Callable[[], None], outputs: Callable[[str], dict[str, Any]], preview: bool = False
+    program: Callable[[], Awaitable[None] | None],
+    outputs: Callable[[str], dict[str, Any]],
+    preview: bool = False,
 ) -> Recorder:
     """Run `program` as Pulumi would, and return the resources that it registered."""
     recorder = Recorder(outputs)

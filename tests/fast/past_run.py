@@ -14,11 +14,22 @@ from tests.fast.sample_settings import raw_settings
 BEGAN = 1_795_593_600  # seconds since 1970
 # Seconds that steps take in an emulated lab. The first entry that is part of a resource's name applies.
 TOOK = (
-    ("claim", 6.4), ("kernel", 9.1), ("firewall", 12.7), ("node2-packages", 96.3), ("packages", 88.2),
-    ("runtime", 21.5), ("init", 142.6), ("admin", 2.3), ("token", 4.1), ("join", 58.9), ("node", 33.4),
-    ("deregister", 1.2), ("proxy", 8.8), ("expected-services", 17.2), ("verification", 24.6),
+    ("claim", 0.1), ("node2-preparation", 146.0), ("preparation", 137.9), ("init", 153.7), ("join", 67.7),
+    ("nodes", 33.4), ("-node", 0.1), ("deregister", 0.1), ("expected-services", 17.2), ("verification", 24.6),
     ("Deployment", 41.7), ("DaemonSet", 5.3),
 )  # fmt: skip
+# The scripts of steps that have several, and the share of the step's time after which each is done.
+SCRIPTS = {
+    "preparation": (
+        ("claim", 0.05),
+        ("kernel", 0.11),
+        ("firewall", 0.2),
+        ("packages", 0.84),
+        ("runtime", 1.0),
+    ),
+    "init": (("init", 0.93), ("proxy", 0.98)),
+    "join": (("join", 0.87), ("proxy", 1.0)),
+}
 OBJECT = 1.9
 DELAY = 0.4  # seconds from the end of a resource's last dependency to its own beginning
 
@@ -69,6 +80,11 @@ def up(tmp_path: Path, seconds: dict[str, float] | None = None) -> tuple[list[di
             {"timestamp": BEGAN + round(began[key], 3), "resourcePreEvent": {"metadata": metadata}},
             {"timestamp": BEGAN + round(ended[key], 3), "resOutputsEvent": {"metadata": metadata}},
         ]
+        host, _, step = key.rpartition("-")
+        for script, share in SCRIPTS.get(step, ()):
+            at = BEGAN + round(began[key] + share * (ended[key] - began[key]), 3)
+            message = {"urn": urn_of[key], "message": f"{host}: {script}: done"}
+            events.append({"timestamp": at - 0.001, "diagnosticEvent": message})
     events.sort(key=lambda event: float(event["timestamp"]))
     path = [max(work, key=end)]
     while path[0] and last_dependency[path[0]]:

@@ -11,41 +11,45 @@ from typing import Any
 import yaml
 
 from components.cluster import Cluster, ClusterArgs
+from components.previous_outputs import PreviousOutputs
 from model.settings import Settings
 from model.steps import Step, step_of
 from tests.fast import graph
 from tests.fast.certificates import self_signed
-
-TOKEN = "abcdef.0123456789abcdef"
 
 
 def run(
     settings: Settings,
     preview: bool = False,
     *,
-    verified: str | None = None,
+    previous: PreviousOutputs | None = None,
     dead: frozenset[str] = frozenset(),
     renewal: str = "",
     use: Callable[[Cluster], object] | None = None,
+    outputs_of: Callable[[str], dict[str, Any]] | None = None,
 ) -> graph.Recorder:
     """Run the program and return the resources that it registered.
 
     Args:
         settings: The cluster's settings.
         preview: Run a preview.
-        verified: The output `verified` of the previous run.
+        previous: The outputs of the previous run.
         dead: The names of dead workers.
         renewal: The expiry up to which certificates are renewed.
         use: Receives the cluster while the program runs, for access to its outputs.
+        outputs_of: A resource's outputs, for its name; by default `outputs`.
     """
     kubeconfig()  # fills the cache before several threads need it
 
-    def program() -> None:
-        cluster = Cluster("test", ClusterArgs(settings, graph.STACK, verified, renewal, dead))
+    async def program() -> None:
+        cluster = Cluster(
+            "test", ClusterArgs(settings, graph.STACK, previous or PreviousOutputs(), renewal, dead)
+        )
         if use is not None:
             use(cluster)
+        await cluster.settled()
 
-    return graph.run(program, outputs, preview)
+    return graph.run(program, outputs_of or outputs, preview)
 
 
 def commands(recorded: graph.Recorder) -> dict[str, Any]:
@@ -55,16 +59,15 @@ def commands(recorded: graph.Recorder) -> dict[str, Any]:
 
 def steps_of(recorded: graph.Recorder) -> dict[str, Step]:
     """Each remote command's step, by resource name."""
-    found = {name: step_of(recorded.inputs[name]["create"]) for name in commands(recorded)}
+    inputs = {name: recorded.inputs[name] for name in commands(recorded)}
+    found = {name: step_of(given.get("create") or given["delete"]) for name, given in inputs.items()}
     return {name: step for name, step in found.items() if step is not None}
 
 
 def outputs(name: str) -> dict[str, Any]:
     """A remote command's outputs, for a resource name."""
-    if name.endswith(("-admin", "-kubeconfig")):
-        return {"stdout": kubeconfig(), "stderr": ""}
-    if name.endswith("-token"):
-        return {"stdout": TOKEN, "stderr": ""}
+    if name.endswith("-init"):
+        return {"stdout": framed(kubeconfig()), "stderr": ""}
     if name == "expected-services":
         return {"stdout": framed(services_and_slices()), "stderr": ""}
     if name.endswith("-verification"):

@@ -61,10 +61,23 @@ def with_code(script: str, code: str, **values: str) -> str:
     return f'{body(script)}{_NO_ROOT_CHECK}{code}\n{assignments}{CALL}run_step "$1" </dev/null\n'
 
 
-def bash(text: str, *arguments: str, root: Path, check: bool = True) -> subprocess.CompletedProcess[str]:
-    """Run a text as sshd would: on standard input, with verb, step and host as arguments."""
+def bash(
+    text: str, *arguments: str, root: Path, check: bool = True, has_home: bool = True
+) -> subprocess.CompletedProcess[str]:
+    """Run a text as sshd would: on standard input, with verb, step and host as arguments.
+
+    Args:
+        text: What bash reads.
+        arguments: Verb, step and host.
+        root: The host's root folder.
+        check: Whether a failure is an error.
+        has_home: Whether to create this program's folder on the host, which each claimed host has.
+    """
     (root / "run").mkdir(exist_ok=True)
-    home_of(root)
+    if has_home:
+        home_of(root)
+    else:
+        (root / "var/lib").mkdir(parents=True, exist_ok=True)
     return subprocess.run(
         ["bash", "-s", "--", *(arguments or ("create", "step", "node1"))],
         input=text,

@@ -73,17 +73,15 @@ def test_announcement_names_day_and_consequences() -> None:
     assert "expired on 2026-11-24" in certificates.announcement(text(-1), NOW)
 
 
-def test_renewal_runs_init_and_kubeconfig_only(tmp_path: Path) -> None:
+def test_renewal_runs_init_only(tmp_path: Path) -> None:
     settings = load(raw_settings(tmp_path), tmp_path)
     before, after = run(settings), run(settings, renewal=text(29))
     changed = {
         name for name in commands(before) if after.inputs[name]["stdin"] != before.inputs[name]["stdin"]
     }
     # The expected services change in every run until a verification succeeds (see test_graph.py).
-    assert changed - {"expected-services"} == {"master-init", "master-kubeconfig"}
+    assert changed - {"expected-services"} == {"master-init"}
     assert after.inputs["master-init"].get("triggers") == before.inputs["master-init"].get("triggers")
-    # Otherwise every existing stack would have to read its kubeconfig again.
-    assert "RENEW" not in before.inputs["master-kubeconfig"]["stdin"]
 
 
 def test_expiry_is_known_after_the_run(tmp_path: Path) -> None:
@@ -95,10 +93,12 @@ def test_expiry_is_known_after_the_run(tmp_path: Path) -> None:
     assert found == [None], "neither the step nor the kubeconfig has a certificate here"
 
 
-def test_timer_script_is_sent_only_if_wanted(tmp_path: Path) -> None:
+def test_timer_is_installed_only_if_wanted(tmp_path: Path) -> None:
     def sent(**values: object) -> str:
         raw = raw_settings(tmp_path, cluster={"certificates": values})
         return str(run(load(raw, tmp_path)).inputs["master-init"]["stdin"])
 
-    assert "\nRENEWAL=''\n" in sent()
-    assert "CERTIFICATE_DAYS=45" in sent(renewTimer=True, renewDays=45).partition("\nRENEWAL=")[2]
+    assert "\nRENEWAL_TIMER=''\n" in sent()
+    timed = sent(renewTimer=True, renewDays=45)
+    assert "\nRENEWAL_TIMER=true\n" in timed
+    assert "CERTIFICATE_DAYS=45\n" in timed

@@ -34,10 +34,10 @@ def sealed(value: Any) -> dict[str, Any]:
 def command(host: str, *, user: str = "root", verbs: tuple[str, ...] = ("create",), **more: Any) -> Any:
     """A step in an exported state, with the old key."""
     sudo = "" if user == "root" else "sudo -n "
-    texts = {verb: f"{sudo}timeout 60 bash -s -- {verb} kernel {host}" for verb in verbs}
+    texts = {verb: f"{sudo}timeout 60 bash -s -- {verb} preparation {host}" for verb in verbs}
     connection = {"host": "10.0.0.1", "port": 22, "user": user, "privateKey": sealed(OLD), **more}
     part = {**texts, "connection": sealed(connection), "stdin": "text"}
-    urn = f"urn:pulumi:dev::kubeadm-ipvs::command:remote:Command::{host}-kernel"
+    urn = f"urn:pulumi:dev::kubeadm-ipvs::command:remote:Command::{host}-preparation"
     return {"type": "command:remote:Command", "urn": urn, "inputs": part, "outputs": {**part, "stdout": ""}}
 
 
@@ -85,7 +85,7 @@ def test_replaced_login_is_in_every_part_of_the_state(tmp_path: Path) -> None:
     assert rest == untouched
     for part in (step["inputs"], step["outputs"]):
         for verb in ("create", "update", "delete"):
-            assert part[verb] == f"sudo -n timeout 60 bash -s -- {verb} kernel node1"
+            assert part[verb] == f"sudo -n timeout 60 bash -s -- {verb} preparation node1"
         connection = opened(part["connection"])
         assert (connection["user"], opened(connection["privateKey"])) == ("ops", PRIVATE_KEY)
         assert (connection["host"], connection["port"], part["stdin"]) == ("10.0.0.1", 22, "text")
@@ -94,6 +94,19 @@ def test_replaced_login_is_in_every_part_of_the_state(tmp_path: Path) -> None:
     assert OLD.splitlines()[1] not in json.dumps(state).replace("v1:old", "")
     assert "ciphertext" not in json.dumps(step)
     assert credentials.replace(state, settings) == []
+
+
+@pytest.mark.parametrize("verbs", [("delete",), ("create",), ("create", "update")])
+def test_step_with_any_verbs_gets_the_login(tmp_path: Path, verbs: tuple[str, ...]) -> None:
+    """Some resources have only a deletion, such as a host's claim."""
+    state = state_of(command("node1", verbs=verbs))
+    [change] = credentials.replace(state, settings_for(tmp_path, user="ops"))
+    assert (change.host, change.after.user) == ("node1", "ops")
+    [step] = state["deployment"]["resources"]
+    for part in (step["inputs"], step["outputs"]):
+        assert {verb: part[verb] for verb in ("create", "update", "delete") if verb in part} == {
+            verb: f"sudo -n timeout 60 bash -s -- {verb} preparation node1" for verb in verbs
+        }
 
 
 def test_matching_state_isnt_touched(tmp_path: Path) -> None:
@@ -178,7 +191,10 @@ def test_state_keeps_the_login_of_each_host(tmp_path: Path) -> None:
     for name, request in commands(recorded).items():
         assert [other for other in recorded.names(request.dependencies) if other.endswith("-login")], name
         assert recorded.plain[name]["connection"] == "[secret]"
-        assert recorded.plain[name]["create"].startswith("timeout "), "the command isn't secret"
+        verbs = {verb for verb in ("create", "update", "delete") if verb in recorded.plain[name]}
+        assert verbs, name
+        for verb in verbs:
+            assert recorded.plain[name][verb].startswith("timeout "), "the command isn't secret"
 
 
 REFUSED = (
@@ -207,7 +223,9 @@ def test_only_refused_connections_are_retried(
 ) -> None:
     monkeypatch.setattr(ssh_access, "LIMITED_PAUSE_SECONDS", 0)
     monkeypatch.setattr(pulumi.log, "info", lambda _: None)
-    failure = pulumi.ErrorHookArgs("urn", "", "node1-kernel", "", failed_operation=operation, errors=[error])
+    failure = pulumi.ErrorHookArgs(
+        "urn", "", "node1-preparation", "", failed_operation=operation, errors=[error]
+    )
     assert asyncio.run(RetryWhenTurnedAway(settings_with())(failure)) == retried
 
 
@@ -216,7 +234,7 @@ def test_retries_end_after_the_wait(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ssh_access, "LIMITED_PAUSE_SECONDS", 0.4)
     monkeypatch.setattr(pulumi.log, "info", printed.append)
     failure = pulumi.ErrorHookArgs(
-        "urn", "", "node1-kernel", "", failed_operation="create", errors=[REFUSED[0]]
+        "urn", "", "node1-preparation", "", failed_operation="create", errors=[REFUSED[0]]
     )
 
     async def retries() -> int:
@@ -226,5 +244,5 @@ def test_retries_end_after_the_wait(monkeypatch: pytest.MonkeyPatch) -> None:
         return count
 
     assert asyncio.run(retries()) == 3
-    assert "node1-kernel: the host no longer accepts connections (dial tcp 10.0.0.12:22" in printed[0]
+    assert "node1-preparation: the host no longer accepts connections (dial tcp 10.0.0.12:22" in printed[0]
     assert "a rate limit?" in printed[0]

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -22,7 +24,9 @@ def bars(*operations: tuple[str, str, float, float]) -> list[Bar]:
     return [Bar(urn(name), op, began, ended) for name, op, began, ended in operations]
 
 
-@pytest.mark.parametrize("slow", ["master-packages", "node1-packages", "DaemonSet/kube-flannel/flannel"])
+@pytest.mark.parametrize(
+    "slow", ["master-preparation", "node1-preparation", "DaemonSet/kube-flannel/flannel"]
+)
 def test_critical_path_leads_through_slow_step(tmp_path: Path, slow: str) -> None:
     lines, path = past_run.up(tmp_path, {slow: 400})
     run = critical.read(past_run.text(lines), "dev")
@@ -37,9 +41,66 @@ def test_bars_are_grouped_by_host(tmp_path: Path) -> None:
     run = critical.read(past_run.text(past_run.up(tmp_path)[0]), "dev")
     groups = run.groups()
     assert list(groups) == ["master", "node1", "node2", "cluster"]
-    first = ["deregister", "claim", "kernel", "firewall", "packages", "runtime"]
-    assert [bar.name for bar in groups["node1"]][:6] == first
-    assert "expected-services" in [bar.name for bar in groups["cluster"]]
+    assert [bar.name for bar in groups["node1"]][:4] == ["deregister", "claim", "preparation", "join"]
+    assert {"nodes", "expected-services"} <= {bar.name for bar in groups["cluster"]}
+
+
+def test_steps_of_several_scripts_have_parts(tmp_path: Path) -> None:
+    run = critical.read(past_run.text(past_run.up(tmp_path)[0]), "dev")
+    parts = {Urn.parse(bar.urn).name: bar.parts for bar in run.bars if bar.parts}
+    assert {name: [part.name for part in found] for name, found in parts.items()} == {
+        **{f"{host}-preparation": PREPARATION for host in ("master", "node1", "node2")},
+        **{f"{host}-join": ["join", "proxy"] for host in ("node1", "node2")},
+        "master-init": ["init", "proxy"],
+    }
+    for bar in run.bars:
+        if bar.parts:
+            assert (bar.parts[0].began, bar.parts[-1].ended) == (bar.began, bar.ended)
+            assert all(earlier.ended == later.began for earlier, later in pairwise(bar.parts))
+            assert all(part.took > 0 for part in bar.parts)
+
+
+PREPARATION = ["claim", "kernel", "firewall", "packages", "runtime"]
+
+
+def reported(name: str, text: str, at: float, urn_: str | None = None) -> dict[str, Any]:
+    """A message of a step."""
+    return {"timestamp": at, "diagnosticEvent": {"urn": urn(name) if urn_ is None else urn_, "message": text}}
+
+
+def test_parts_end_with_their_last_message() -> None:
+    log = [
+        event("resourcePreEvent", "a", "create", 1),
+        reported("a", "node1: claim: - a problem\n", 2),
+        reported("a", "<{%reset%}>node1: claim: claimed", 3),
+        reported("b", "node1: runtime: of another step", 4),
+        reported("", "node1: runtime: of no step", 4, ""),
+        reported("a", "say: something else", 4),
+        reported("a", "node1: packages: installing kubelet", 5),
+        reported("a", "node1: packages: they are installed", 8),
+        # An error repeats all that was printed.
+        reported("a", "running ...:\nnode1: claim: claimed\nnode1: runtime: FAILED: no containerd", 9),
+        event("resOpFailedEvent", "a", "create", 10),
+    ]
+    [bar] = critical.read(past_run.text(log), "dev").bars
+    assert bar.outcome == "failed"
+    assert [(part.name, part.began, part.ended) for part in bar.parts] == [
+        ("claim", 0, 2),
+        ("packages", 2, 7),
+        ("runtime", 7, 9),
+    ]
+
+
+def test_step_of_one_script_has_no_parts() -> None:
+    log = [
+        event("resourcePreEvent", "a", "create", 1),
+        reported("a", "node1: verification: the tables match", 2),
+        event("resOutputsEvent", "a", "create", 3),
+        event("resourcePreEvent", "a", "update", 4),
+        reported("a", "node1: claim: claimed", 5),
+        event("resOutputsEvent", "a", "update", 6),
+    ]
+    assert [bar.parts for bar in critical.read(past_run.text(log), "dev").bars] == [(), ()]
 
 
 def test_longest_matching_host_name_wins() -> None:

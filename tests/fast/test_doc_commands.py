@@ -19,6 +19,7 @@ import pytest
 
 from lab import __main__ as lab
 from tests.fast.pages import PAGES
+from tests.fleet import __main__ as fleet
 from tests.stacks import PROJECT
 from tools import __main__ as tools
 
@@ -149,7 +150,7 @@ def test_command_line_is_valid(line: Line, monkeypatch: pytest.MonkeyPatch) -> N
     # A command's options are parsed, but nothing is run.
     monkeypatch.setattr(click.Command, "invoke", lambda command, context: 0)
     _, _, module, *arguments = words(line)
-    assert {"lab": lab, "tools": tools}[module].main(arguments) == 0
+    assert {"lab": lab, "tools": tools, "tests.fleet": fleet}[module].main(arguments) == 0
 
 
 @pytest.mark.parametrize("line", [line for line in COMMANDS if line.text.startswith("make ")], ids=str)

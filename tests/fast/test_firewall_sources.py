@@ -11,7 +11,7 @@ from model import firewall, kubeadm
 from model.settings import Settings
 from model.settings_file import load
 from model.settings_problems import SettingsError
-from model.steps import CHECK, FIREWALL
+from model.steps import CHECK, FIREWALL, values_of
 from tests.fast.recorded_run import commands, run
 from tests.fast.sample_settings import raw_settings, settings_with, with_addresses
 
@@ -63,18 +63,21 @@ def test_firewall_that_isnt_opened_has_no_sources(setting: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("setting", "updated"), [("open", {"master-firewall", "node1-firewall"}), ("leave", set())]
+    ("setting", "updated"), [("open", {"master-preparation", "node1-preparation"}), ("leave", set())]
 )
 def test_new_host_changes_only_the_others_firewalls(tmp_path: Path, setting: str, updated: set[str]) -> None:
     raw = raw_settings(tmp_path, firewall=setting)
     after = run(load(raw, tmp_path))
     raw["hosts"].pop()
     before = run(load(raw, tmp_path))
-    prepared = {f"{host}-{step}" for host in ("master", "node1") for step in ("claim", "kernel", "firewall")}
-    prepared |= {f"{host}-{step}" for host in ("master", "node1") for step in ("packages", "runtime")}
-    changed = {name for name in prepared if before.inputs[name]["stdin"] != after.inputs[name]["stdin"]}
+    own = {f"{host}-{step}" for host in ("master", "node1") for step in ("claim", "preparation")}
+    own |= {"master-init", "node1-join"}
+    changed = {name for name in own if before.inputs[name]["stdin"] != after.inputs[name]["stdin"]}
     assert changed == updated
     for name in changed:
+        old, new = (values_of(recorded.inputs[name]["stdin"]) for recorded in (before, after))
+        assert old and new
+        assert {key for key in old if old[key] != new[key]} == {"HOST_SOURCES"}
         assert before.inputs[name].get("triggers") == after.inputs[name].get("triggers")
 
 
@@ -83,11 +86,11 @@ def test_node_port_is_checked_before_the_service_changes(tmp_path: Path) -> None
     before = run(load(raw, tmp_path))
     raw["nginx"] = {"nodePort": 30090}
     recorded = run(load(raw, tmp_path))
-    claims = {name for name in commands(recorded) if name.endswith("-claim")}
-    assert len(claims) == 3
-    for name in claims:
+    prepared = {name for name in commands(recorded) if name.endswith("-preparation")}
+    assert len(prepared) == 3
+    for name in prepared:
         assert recorded.inputs[name]["stdin"] != before.inputs[name]["stdin"]
-    assert claims <= recorded.before("Service/default/nginx-nodeport")
+    assert prepared <= recorded.before("Service/default/nginx-nodeport")
 
 
 @pytest.mark.parametrize("setting", ["leave", "disable"])

@@ -313,6 +313,66 @@ def test_nodes_that_arent_ready_are_left_out_and_reported(
     assert ipvs.node_problem(objects, SETTINGS.control_plane) == ""
 
 
+def many(count: int, peers: int = 9) -> Settings:
+    """Settings with this many hosts."""
+    return Settings.model_validate_json(
+        json.dumps(
+            {
+                "hosts": [
+                    {
+                        "name": f"node{number}" if number else "master",
+                        "role": "worker" if number else "control-plane",
+                        "address": f"192.168.{number // 200}.{number % 200 + 1}",
+                    }
+                    for number in range(count)
+                ],
+                "verification": {"peers": peers},
+            }
+        )
+    )
+
+
+def asked(settings: Settings) -> dict[str, list[str]]:
+    """The hosts that each host requests, by its name."""
+    return {host.name: [peer.name for peer in ipvs.peers(settings, host)] for host in settings.hosts}
+
+
+@pytest.mark.parametrize("count", [1, 2, 3, 10])
+def test_few_hosts_request_all_others(count: int) -> None:
+    settings = many(count)
+    everyone = [host.name for host in settings.hosts]
+    assert asked(settings) == {name: [other for other in everyone if other != name] for name in everyone}
+
+
+@pytest.mark.parametrize("peers", [1, 2, 9])
+def test_every_host_is_requested_by_another(peers: int) -> None:
+    for count in range(11, 121):
+        found = asked(many(count, peers))
+        assert {name for names in found.values() for name in names} == set(found), count
+        for name, names in found.items():
+            assert name not in names
+            assert len(set(names)) == len(names)
+            assert 1 <= len(names) <= peers
+
+
+@pytest.mark.parametrize("count", [11, 57, 119])
+def test_added_host_changes_only_the_control_planes_peers(count: int) -> None:
+    before, after = asked(many(count)), asked(many(count + 1))
+    new = f"node{count}"
+    assert {name for name in after if after[name] != before.get(name)} == {"master", new}
+    assert new in after["master"]
+
+
+def test_only_peers_are_requested() -> None:
+    settings = many(30, peers=2)
+    port = settings.nginx.node_port
+    numbers = [27, 28, 29]
+    requested = ipvs.node_ports(text([]), settings, settings.hosts[29])
+    assert requested == [f"192.168.0.{number + 1}:{port}" for number in numbers]
+    requested = ipvs.node_ports(text([]), settings, settings.control_plane)
+    assert requested == [f"192.168.0.{number + 1}:{port}" for number in (0, 28, 29)]
+
+
 def test_unknown_lines_are_reported() -> None:
     with pytest.raises(ipvs.UnreadableError, match="Can't initialize ipvs"):
         ipvs.parse_list("Can't initialize ipvs: Protocol not available\n")

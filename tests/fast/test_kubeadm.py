@@ -5,7 +5,10 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
+import re
+import secrets
 import shutil
+import string
 import subprocess
 import traceback
 from pathlib import Path
@@ -106,6 +109,28 @@ def test_ignored_preflight_checks_affect_only_kubeadm() -> None:
         assert document["nodeRegistration"].pop("ignorePreflightErrors") == ignored
     assert written == documents(kubeadm.init_config(plain))
     assert joining == documents(kubeadm.join_config(plain, plain.workers[0], TOKEN, CA_HASH))
+
+
+def test_join_tokens_have_kubeadms_form() -> None:
+    keys = [secrets.token_hex(32) for _ in range(20)]
+    tokens = [kubeadm.join_token(key, f"node{number}") for key in keys for number in range(50)]
+    # kubeadm's pattern (cmd/kubeadm/app/apis/bootstraptoken).
+    assert all(re.fullmatch(r"[a-z0-9]{6}\.[a-z0-9]{16}", token) for token in tokens)
+    # Each has its own ID, which names the Secret of a valid token.
+    assert len({token.partition(".")[0] for token in tokens}) == len(set(tokens)) == len(tokens)
+    assert {character for token in tokens for character in token} == {
+        *string.digits,
+        *string.ascii_lowercase,
+        ".",
+    }
+
+
+def test_join_token_stays_the_same() -> None:
+    """Another one would change the join of every worker."""
+    token = kubeadm.join_token("5eed" * 16, "node1")
+    assert token == kubeadm.join_token("5eed" * 16, "node1") == "gkbyle.dhz164t25g99k2b8"
+    assert token != kubeadm.join_token("5eed" * 16, "node2")
+    assert token != kubeadm.join_token("5eee" * 16, "node1")
 
 
 def test_init_config_has_four_documents() -> None:

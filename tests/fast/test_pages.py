@@ -140,7 +140,8 @@ def test_every_bar_is_within_the_chart(tmp_path: Path) -> None:
     run = critical.read(past_run.text(past_run.up(tmp_path)[0]), "dev")
     text = timeline_page.page(run)
     places = re.findall(r'<rect class="bar" x="([\d.]+)%" y="3" width="([\d.]+)%"', text)
-    assert len(places) == len(run.bars)
+    assert len(places) == len(run.bars) + sum(len(bar.parts) for bar in run.bars)
+    assert text.count('class="row part"') == sum(len(bar.parts) for bar in run.bars) > 0
     assert max(float(x) + float(width) for x, width in places) <= 100.01
     assert text.count('class="row critical"') == len(run.path)
 

@@ -20,6 +20,8 @@ RACE = (
     "an error: failed to load checkpoint: EOF"
 )
 
+BOTH = frozenset({"master", "node1"})
+
 
 class Engine:
     """Responds to each invoke with the next of the given outputs or errors, and repeats the last one."""
@@ -58,14 +60,20 @@ def read(
             {"certificatesExpire": "2027-11-30T10:00:00Z", "certificatesRenewed": "2026-12-24T10:00:00Z"},
             PreviousOutputs("1.37.2", None, "2027-11-30T10:00:00Z", "2026-12-24T10:00:00Z"),
         ),
+        ({"virtualServers": {"master": [], "node1": []}}, PreviousOutputs("1.37.2", members=BOTH)),
         # Created by a version of the program that knew no expiry: the kubeconfig has one.
         ({"kubeconfig": with_client(10)}, PreviousOutputs("1.37.2", None, text(10))),
     ],
 )
 def test_outputs_of_last_run_are_read(
-    monkeypatch: pytest.MonkeyPatch, outputs: dict[str, str], expected: PreviousOutputs
+    monkeypatch: pytest.MonkeyPatch, outputs: dict[str, Any], expected: PreviousOutputs
 ) -> None:
     assert read(monkeypatch, Engine(outputs)) == replace(expected, kubeconfig=outputs.get("kubeconfig"))
+
+
+def test_outputs_hide_their_kubeconfig(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The program's errors may show them."""
+    assert "hush" not in repr(read(monkeypatch, Engine({"kubeconfig": "hush"})))
 
 
 @pytest.mark.parametrize(

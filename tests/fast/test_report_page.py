@@ -15,7 +15,7 @@ def test_page_is_empty_without_changes() -> None:
 
 
 def test_order_of_steps_and_environments_doesnt_matter() -> None:
-    steps = [*update_proxies(), *REMOVED_WORKER]
+    steps = [*update_proxies(2), *REMOVED_WORKER]
     first = render([environment("b", *steps), environment("a")], approved=False).text
     assert first.index("## a") < first.index("## b")
     for seed in range(3):
@@ -24,7 +24,7 @@ def test_order_of_steps_and_environments_doesnt_matter() -> None:
 
 
 def test_worst_impact_is_first_and_background_ones_last() -> None:
-    kernel = update("node1-kernel", {"MODE": "ipvs"}, MODE="iptables")
+    kernel = update("node1-preparation", {"MODE": "ipvs"}, MODE="iptables")
     verification = update("node1-verification", {"MODE": "ipvs"}, MODE="iptables")
     found = environment("a", kernel, verification, *update_proxies(1), *REMOVED_WORKER)
     lines = render([found], approved=False).text.splitlines()
@@ -34,8 +34,8 @@ def test_worst_impact_is_first_and_background_ones_last() -> None:
 
 def test_long_page_is_cut_but_keeps_the_impacts() -> None:
     names = [f"node{number}" for number in range(400)]
-    texts = script(PROXY="a"), script(PROXY="b")
-    many = [step(f"{name}-proxy", "update", *texts) for name in names]
+    texts = script(MIRRORS="a"), script(MIRRORS="b")
+    many = [step(f"{name}-preparation", "update", *texts) for name in names]
     before = {"hosts": [{"name": name, "address": "10.0.0.1"} for name in names]}
     found = [environment(f"env{number}", *many, *REMOVED_WORKER, before=before) for number in range(3)]
     text = render(found, approved=False).text

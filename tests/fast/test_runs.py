@@ -42,11 +42,17 @@ def test_record_has_no_secrets_and_is_private(state: Path) -> None:
         "id": "s3cret",
     }
     begin["resourcePreEvent"]["metadata"]["detailedDiff"] = {"s3cret": {}}
-    diagnostic = {"timestamp": 1, "diagnosticEvent": {"message": "token s3cret"}}
-    record("up", begin, diagnostic, event("resOutputsEvent", "object", "create", 2))
+    diagnostics = [
+        {"timestamp": 1, "diagnosticEvent": {"urn": urn("object"), "message": text}}
+        for text in ("token s3cret", "node1: join: s3cret", "s3cret: other: s3cret")
+    ]
+    record("up", begin, *diagnostics, event("resOutputsEvent", "object", "create", 2))
     [file] = runs.folder("dev").iterdir()
     text = file.read_text()
     assert "s3cret" not in text
+    # Which script of the step reported something, for the step's parts.
+    [reported] = [json.loads(line) for line in text.splitlines() if "diagnosticEvent" in line]
+    assert reported["diagnosticEvent"] == {"urn": urn("object"), "message": "host: join: "}
     assert file.stat().st_mode & 0o777 == 0o600
     assert runs.folder("dev").stat().st_mode & 0o777 == 0o700
     dependencies = sorted([urn("a"), urn("b"), urn("provider")])

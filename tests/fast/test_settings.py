@@ -22,7 +22,7 @@ from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ed25519, rsa
 
 from components import configuration
-from model.field_types import Mirror, seconds
+from model.field_types import Mirror, seconds, share_of
 from model.settings import PREFIX, Settings, fields
 from model.settings_file import RENAMED, load
 from model.settings_problems import Location, Problem, SettingsError, path_of
@@ -310,6 +310,13 @@ BAD: list[tuple[Callable[[Raw], None], str, list[str]]] = [
     (put("cluster.timeouts.discovery", "5 minutes"), "cluster.timeouts.discovery", ["`1m30s`"]),
     (put("proxy.syncPeriod", "0s"), "proxy.syncPeriod", ["above zero"]),
     (put("proxy.minSyncPeriod", "1m"), "proxy.minSyncPeriod", ["proxy.syncPeriod 5s"]),
+    *(
+        (put("proxy.maxUnavailable", value), "proxy.maxUnavailable", [f"is '{value}'", "`1`, `10%`"])
+        for value in (0, -1, 1000000, "0", "0%", "101%", "010%", "10.5%", "10 %", "%", "", "all")
+    ),
+    (put("proxy.maxUnavailable", True), "proxy.maxUnavailable", []),
+    (put("proxy.maxUnavailable", 1.5), "proxy.maxUnavailable", []),
+    (put("verification.peers", 0), "verification.peers", ["whole number"]),
     (put("proxy.tcpTimeout", "-1s"), "proxy.tcpTimeout", ["negative"]),
     (put("proxy.excludeCidrs", ["10.0.0.1/8"]), "proxy.excludeCidrs[0]", ["`10.0.0.0/8`"]),
     (put("proxy.excludeCidrs", "10.0.0.0/8"), "proxy.excludeCidrs", ["list"]),
@@ -956,6 +963,37 @@ def test_host_without_ssh_host_uses_its_address(raw: Raw, tmp_path: Path) -> Non
 )
 def test_durations_have_kubernetes_form(text: str, length: str) -> None:
     assert seconds(text) == Decimal(length)
+
+
+@pytest.mark.parametrize(
+    ("share", "total", "count"),
+    [
+        ("1", 100, 1),
+        ("5", 2, 5),
+        ("10%", 0, 1),
+        ("10%", 2, 1),
+        ("10%", 19, 1),
+        ("10%", 20, 2),
+        ("10%", 99, 9),
+        ("1%", 99, 1),
+        ("100%", 99, 99),
+    ],
+)
+def test_share_is_at_least_one(share: str, total: int, count: int) -> None:
+    assert share_of(share, total) == count
+
+
+@pytest.mark.parametrize(
+    ("given", "lanes"), [(None, 1), (1, 1), (2, 2), ("2", 2), ("50%", 1), ("100%", 2), ("999999", 999999)]
+)
+def test_workers_change_in_the_configured_lanes(
+    raw: Raw, tmp_path: Path, given: str | int | None, lanes: int
+) -> None:
+    if given is not None:
+        raw["proxy"] = {"maxUnavailable": given}
+    settings = load(raw, tmp_path)
+    assert len(settings.workers) == 2
+    assert settings.proxy_lanes == lanes
 
 
 def test_settings_that_werent_loaded_have_no_host_key(raw: Raw, tmp_path: Path) -> None:

@@ -54,7 +54,7 @@ def test_virtual_servers_are_printed(pulumi: Path, capsys: pytest.CaptureFixture
     assert "TCP 10.96.0.1:443  rr         192.168.166.101:6443" in printed
     assert printed.endswith("--live reads all services from the hosts.\n")
     assert (pulumi / "arguments").read_text() == (
-        "stack output virtualServers --stack dev --json --non-interactive\n"
+        "stack output virtualServers --stack dev --json --show-secrets --non-interactive\n"
     )
 
 

@@ -18,7 +18,7 @@ CONFTEST = Path(__file__).resolve().parents[1] / "conftest.py"
 @pytest.fixture
 def suite(tmp_path: Path) -> Path:
     """A project with one passing test of each kind."""
-    for kind in ("lab", "engine", "fast"):
+    for kind in ("lab", "fleet", "engine", "fast"):
         folder = tmp_path / "tests" / kind
         folder.mkdir(parents=True)
         (folder / f"test_{kind}.py").write_text(f"def test_{kind}():\n    pass\n")
@@ -76,18 +76,18 @@ def hang(suite: Path, before: str = "") -> Path:
 def test_fast_tests_run_first_and_lab_tests_last(suite: Path) -> None:
     done = run(suite, "--collect-only", "--quiet")
     names = [line.rpartition("::")[2] for line in done.stdout.splitlines() if "::" in line]
-    assert names == ["test_fast", "test_engine", "test_lab"], done.stdout
+    assert names == ["test_fast", "test_engine", "test_fleet", "test_lab"], done.stdout
 
 
-@pytest.mark.parametrize("kind", ["engine", "lab"])
+@pytest.mark.parametrize("kind", ["engine", "fleet", "lab"])
 def test_folder_determines_marker(suite: Path, kind: str) -> None:
     done = run(suite, "--collect-only", "--quiet", "-m", kind)
     assert f"::test_{kind}" in done.stdout
-    assert "1/3 tests collected" in done.stdout
+    assert "1/4 tests collected" in done.stdout
 
 
 def test_lab_tests_run_by_default(suite: Path) -> None:
-    assert "3 passed" in run(suite).stdout.splitlines()[-1]
+    assert "4 passed" in run(suite).stdout.splitlines()[-1]
 
 
 def test_deadline_reports_hanging_test_and_tears_down_fixtures(suite: Path) -> None:

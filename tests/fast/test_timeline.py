@@ -24,6 +24,22 @@ def test_chart_fits_the_terminal_and_marks_the_path(tmp_path: Path, width: int) 
     assert not any("#" in row for row in rows if row.startswith("  "))
 
 
+def test_chart_shows_the_parts_of_a_step(tmp_path: Path) -> None:
+    run = critical.read(past_run.text(past_run.up(tmp_path)[0]), "dev")
+    rows = timeline.chart(run, 120).splitlines()
+    at = next(number for number, row in enumerate(rows) if row[2:].startswith("preparation"))
+    parts = rows[at + 1 : at + 6]
+    assert [row.split()[0] for row in parts] == ["claim", "kernel", "firewall", "packages", "runtime"]
+    assert all(row.startswith("    ") and "-" in row for row in parts)
+    # One below the other, in the time of the step.
+    starts = [row.index("-") for row in parts]
+    assert starts == sorted(starts)
+    bar = rows[at].replace("=", "#")
+    assert starts[0] == bar.index("#")
+    assert max(row.rindex("-") for row in parts) == bar.rindex("#")
+    assert max(parts, key=lambda row: row.count("-")).split()[0] == "packages"
+
+
 def test_chart_shows_failed_and_interrupted_steps() -> None:
     log = [
         event("resourcePreEvent", "a", "create", 1.5),

@@ -15,7 +15,7 @@ from common.errors import UserError
 from model import ipvs, traffic
 from model.ipvs import Counts, Real, Virtual
 from model.settings import Host, Settings
-from model.steps import TRAFFIC, Step
+from model.steps import TRAFFIC, TRAFFIC_SECONDS, Script
 from model.traffic import View
 from tests.fast.shell import put, stdout_of
 from tests.fast.views import NODES, report, views
@@ -217,8 +217,8 @@ class _Readers:
             async def __aexit__(self, *_: object) -> None:
                 """Nothing to close."""
 
-            async def run(self, step: Step, values: dict[str, str]) -> str:
-                assert (step, values) == (TRAFFIC, {})
+            async def run(self, script: Script, values: dict[str, str], limit_seconds: int) -> str:
+                assert (script, values, limit_seconds) == (TRAFFIC, {}, TRAFFIC_SECONDS)
                 if isinstance(answer, UserError):
                     raise answer
                 return answer

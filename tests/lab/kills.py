@@ -1,12 +1,14 @@
-"""Kills a step before each of its lines in turn; rerunning it must still succeed."""
+"""Kills a script before each of its lines in turn; running it again must still succeed."""
 
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable
 from typing import Any
 
-from model.steps import CALL, PREPARATION
+from model.delivery import delivery
+from model.steps import CALL, Script, digest
 from tests.lab.cluster import Cluster
 
 STEP_SECONDS = 1500
@@ -15,7 +17,10 @@ ALL_SECONDS = 3 * 3600  # for more than a hundred runs
 # Runs before each command of a step and kills the step with its children at the first line where it hasn't
 # been killed yet. `timeout` put the step into its own process group. The line is appended because parts of a
 # pipeline may get here at the same time, and a killed part must not truncate what another one wrote.
-TRAP = '[[ " $ENDED " == *" $LINENO "* ]] || { echo "$LINENO" >>/run/kills/line; kill -KILL 0; }'
+TRAP = (
+    "KILLED_AT=${BASH_SOURCE[0]-}:$LINENO; KILLED_AT=${KILLED_AT##*/}; "
+    '[[ " $ENDED " == *" $KILLED_AT "* ]] || { echo "$KILLED_AT" >>/run/kills/line; kill -KILL 0; }'
+)
 
 # One connection for all of a step's runs, because on an emulated host a login takes longer than most runs.
 # The script may contain secrets, so it stays in memory, readable only by root.
@@ -43,8 +48,8 @@ echo "${#lines[@]}"
 """
 
 
-def step_scripts(cluster: Cluster) -> dict[str, str]:
-    """The full script of each step in the state, by resource name."""
+def step_texts(cluster: Cluster) -> dict[str, str]:
+    """The text of each step in the state, by resource name."""
     commands = [item for item in cluster.resources() if item["type"] == "command:remote:Command"]
     return {command["urn"].rpartition("::")[2]: _plain(command["inputs"]["stdin"]) for command in commands}
 
@@ -53,8 +58,24 @@ def _plain(value: Any) -> str:
     return str(json.loads(value["plaintext"]) if isinstance(value, dict) else value)
 
 
+def only(text: str, script: Script | str) -> str:
+    """A step's text that runs only one of its scripts."""
+    script = Script(script) if isinstance(script, str) else script
+    call = f'run_scripts "$1" {script.name}={digest(script)} '
+    changed, count = re.subn(r'run_scripts "\$1" (?=.*\b' + script.name + r"=)[^<]*", call, text)
+    assert count == 1, f"the step doesn't run {script.name}"
+    return changed
+
+
+def deliver(cluster: Cluster, host: str) -> None:
+    """Deliver the scripts to a plain host, as the SSH access check does."""
+    text = delivery().text(owner="")
+    done = cluster.lab.ssh(host, ["bash", "-s", "--", "deliver"], input=text, timeout=300)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
 def run_step(cluster: Cluster, host: str, verb: str, step: str, text: str) -> None:
-    """Run a step's script as the provider does; it must succeed."""
+    """Run a step's text as the provider does; it must succeed."""
     command = ["timeout", str(STEP_SECONDS), "bash", "-s", "--", verb, step, host]
     done = cluster.lab.ssh(host, command, input=text, timeout=STEP_SECONDS + 100)
     assert done.returncode == 0, done.stdout + done.stderr
@@ -77,7 +98,7 @@ def kill_at_every_line(
     record(f"{step} ({verb}) killed {count} times")
 
 
-def prepare_host(cluster: Cluster, host: str, scripts: dict[str, str]) -> None:
-    """Prepare a plain host without kills."""
-    for step in PREPARATION:
-        run_step(cluster, host, "create", step.name, scripts[f"{host}-{step.name}"])
+def prepare_host(cluster: Cluster, host: str, texts: dict[str, str]) -> None:
+    """Deliver the scripts to a plain host and prepare it, without kills."""
+    deliver(cluster, host)
+    run_step(cluster, host, "create", "preparation", texts[f"{host}-preparation"])

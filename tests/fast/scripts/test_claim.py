@@ -373,12 +373,69 @@ create() { refuse_foreign_containers; }
     assert run(CLAIM, code, tmp_path).stderr == ""
 
 
-@pytest.mark.parametrize("node", [True, False])
-def test_delete_without_a_record_leaves_a_node_alone(tmp_path: Path, node: bool) -> None:
-    credentials = tmp_path / "etc/kubernetes/kubelet.conf"
-    if node:
-        put(tmp_path, "etc/kubernetes/kubelet.conf")
+def test_delete_without_a_record_leaves_a_node_alone(tmp_path: Path) -> None:
+    """It may be somebody else's by now."""
+    credentials = put(tmp_path, "etc/kubernetes/kubelet.conf")
     done = run(CLAIM, 'create() { rm -r "$HOME_DIR"; delete; }\n', tmp_path)
-    assert "the host is already restored" in done.stderr
-    assert ("there is a node on this host, and it stays" in done.stderr) == node
-    assert credentials.exists() == node
+    assert "the host is already restored; a node that is still on it stays" in done.stderr
+    assert credentials.exists()
+
+
+@pytest.mark.parametrize(
+    ("owner", "told"), [("dev 4fd1", "in this stack as node2"), ("prod 77ab", "prod 77ab")]
+)
+def test_delete_of_a_refused_host_changes_nothing(tmp_path: Path, owner: str, told: str) -> None:
+    """The claim's resource is in the state before the host is checked."""
+    record(tmp_path)
+    home = home_of(tmp_path)
+    (home / "name").write_text("node2\n")
+    (home / "owner").write_text(f"{owner}\n")
+    before = sorted(tmp_path.rglob("*"))
+    code = "choose_packages() { echo restoring; }\nrefuse_foreign_containers() { echo restoring; }\n"
+    done = run(CLAIM, code, tmp_path, verb="delete", OWNER="dev 4fd1")
+    assert done.stdout == ""
+    assert told in done.stderr
+    assert "nothing was changed" in done.stderr
+    assert set(tmp_path.rglob("*")) - set(before) <= {tmp_path / "run", tmp_path / "run/kubeadm-ipvs.lock"}
+    assert set(before) <= set(tmp_path.rglob("*"))
+
+
+def test_host_that_was_never_changed_is_left_alone(tmp_path: Path) -> None:
+    """A claim that was interrupted before the record, or had no room for it."""
+    home = home_of(tmp_path)
+    put(home, "scripts/claim.sh")
+    code = "choose_packages() { echo restoring; }\nrefuse_foreign_containers() { echo restoring; }\n"
+    done = run(CLAIM, code, tmp_path, verb="delete", OWNER="dev 4fd1")
+    assert done.stdout == ""
+    assert "the host was never changed" in done.stderr
+    assert not home.exists()
+
+
+@pytest.mark.parametrize("missing", ["record", "owner"])
+def test_host_that_may_have_changed_is_restored(tmp_path: Path, missing: str) -> None:
+    home = home_of(tmp_path)
+    if missing == "owner":
+        record(tmp_path)
+        claim(tmp_path, "delete")
+        assert not home.exists()
+        return
+    (home / "owner").write_text("dev\n")
+    done = run(CLAIM, "", tmp_path, 1, verb="delete", OWNER="dev")
+    assert "the record of this host's original state" in done.stderr
+    assert home.exists()
+
+
+@pytest.mark.parametrize("verb", ["create", "delete"])
+def test_scripts_in_run_are_kept_or_removed(tmp_path: Path, verb: str) -> None:
+    home = record(tmp_path).parent
+    delivered = put(tmp_path, "run/kubeadm-ipvs/scripts.1/claim.sh", "text\n").parent.parent
+    (delivered / "scripts").symlink_to("scripts.1")
+    if verb == "create":
+        subprocess.run(["rm", "-r", home], check=True)
+        code = "create() { keep_scripts; }\n"
+        bash(with_code(CLAIM, code), "create", "claim", "node1", root=tmp_path, has_home=False)
+        assert (home / "scripts/claim.sh").read_text() == "text\n"
+    else:
+        claim(tmp_path, "delete")
+        assert not home.exists()
+    assert not delivered.exists()

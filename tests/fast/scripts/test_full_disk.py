@@ -15,7 +15,8 @@ from pathlib import Path
 
 import pytest
 
-from model.steps import STEPS
+from model.steps import SCRIPTS_ON_HOSTS
+from tests.fast.delivered import OWNER, Program, deliver, probe
 from tests.fast.shell import bash, home_of, put, record, with_code
 
 # Runs a step on a tmpfs: first without room, then with one more page or inode each time, until it succeeds.
@@ -36,6 +37,7 @@ for ((room = 0; room < 60; room++)); do
   cp -a "$template/." "$root"
   # On hosts this is a file system of its own.
   mount -t tmpfs tmpfs "$root/run"
+  cp -a "$template/run/." "$root/run"
   mkdir -p "$results/$room"
   read -r blocks free_blocks inodes free_inodes < <(stat -f -c '%b %f %c %d' "$root")
   case $limit in
@@ -46,13 +48,15 @@ for ((room = 0; room < 60; room++)); do
   step "$results/$room/failed"
   mount -o remount,rw,size=64m,nr_inodes=10000 "$root"
   step "$results/$room/again"
-  umount "$root/run" "$root"
+  # Lazy, because a process of the step may be about to end.
+  umount -l "$root/run" "$root"
   if [[ $limit == read-only || $(<"$results/$room/failed.status") == 0 ]]; then exit 0; fi
 done
 echo "no success after $room runs" >&2
 exit 1
 """
 
+VALUES = {script.name: script.values for script in SCRIPTS_ON_HOSTS}
 REASONS = ("No space left on device", "Read-only file system", "File too large", "Wrote only", "is full")
 
 
@@ -69,7 +73,7 @@ def namespace(folder: Path) -> tuple[str, ...]:
 
 def succeed(text: str, verb: str, root: Path) -> None:
     """Run a step that must succeed."""
-    done = bash(text, verb, "step", "node1", root=root, check=False)
+    done = bash(text, verb, "step", "node1", root=root, check=False, has_home=False)
     assert done.returncode == 0, done.stderr
 
 
@@ -95,7 +99,7 @@ class Case:
 
     def text(self, values: dict[str, str], before: str = "") -> str:
         """The step's script; `before` is code that runs first."""
-        unset = dict.fromkeys(STEPS[Path(self.script).stem].values - {"POD_NETWORK"}, "")
+        unset = dict.fromkeys(VALUES[Path(self.script).stem] - {"POD_NETWORK"}, "")
         return with_code(self.script, before + TOOLS + self.code, **(unset | values))
 
     def host(self, root: Path) -> None:
@@ -212,6 +216,14 @@ other_modes() { :; }
 """
 
 
+def new_host(root: Path) -> None:
+    """A host that isn't claimed, to which the scripts were delivered."""
+    put(root, "run/kubeadm-ipvs/scripts.1/claim.sh", "claim\n" * 1000)
+    put(root, "run/kubeadm-ipvs/scripts.1/kernel.sh", "kernel\n" * 1000)
+    (root / "run/kubeadm-ipvs/scripts").symlink_to("scripts.1")
+    (root / "var/lib").mkdir(parents=True)
+
+
 def selinux_host(root: Path) -> None:
     """A host with SELinux and swap."""
     record(root)
@@ -282,7 +294,7 @@ INIT_VALUES = {
     "PROXY": "new",
     "DISABLE_EVICTION": "true",
     "RENEW": "",
-    "RENEWAL": "renew",
+    "RENEWAL_TIMER": "true",
     "REPAIR": "now",
 }
 CLAIM_VALUES = {"OWNER": "dev 4fd1", "ROLE": "worker", "NETWORKS": "pods 10.244.0.0/16"}
@@ -300,6 +312,7 @@ PACKAGE_VALUES = {
 OPEN = {"FIREWALL": "open", "ROLE": "worker", "ADDRESS": "10.0.0.1", "POD_SUBNET": "10.244.0.0/16"}
 
 CASES = {
+    "new claim": Case("steps/claim.sh", CLAIM, CLAIM_VALUES, prepare=new_host),
     "claim": Case("steps/claim.sh", CLAIM, CLAIM_VALUES, prepare=home_of),
     "restore": Case("steps/claim.sh", RESTORE, {"OWNER": "dev 4fd1"}, "delete", prepare=changed_host),
     "kernel": Case("steps/kernel.sh", KERNEL, KERNEL_VALUES, prepare=selinux_host),
@@ -324,7 +337,7 @@ CASES = {
         "steps/init.sh",
         KUBEADM,
         INIT_VALUES | {"REPAIR": ""},
-        earlier={"CONFIG": "old", "CERT_SANS": "old.example", "KUBELET": "old", "RENEWAL": "old"},
+        earlier={"CONFIG": "old", "CERT_SANS": "old.example", "KUBELET": "old", "CERTIFICATE_DAYS": "29"},
         prepare=finished_node,
     ),
     "join": Case("steps/join.sh", KUBEADM, JOIN_VALUES),
@@ -409,23 +422,38 @@ def reference(case: Case, root: Path, template: Path) -> tuple[dict[str, str], d
 
 LIMITS = [(name, limit) for name in CASES for limit in ("space", "read-only")]
 # Creating files is the same in the other steps.
-LIMITS += [(name, "inodes") for name in ("claim", "restore", "changed runtime")]
+LIMITS += [(name, "inodes") for name in ("new claim", "claim", "restore", "changed runtime")]
+
+
+def runs_with(limit: str, root: Path, folder: Path, text: str, verb: str) -> list[Path]:
+    """Run a text with growing room.
+
+    Args:
+        limit: What the host has too little of.
+        root: Where the host's file system is.
+        folder: A folder with the host in `template`; gets the results.
+        text: The text.
+        verb: Its verb.
+
+    Returns:
+        The results of each run.
+    """
+    command = namespace(folder.parent)
+    if not command:
+        pytest.skip("neither root nor a user namespace may mount a tmpfs here")
+    (folder / "script").write_text(text)
+    arguments = (limit, root, folder / "template", folder / "results", folder / "script", verb)
+    driver = [*command, "bash", "-c", DRIVER, "driver", *map(str, arguments)]
+    done = subprocess.run(driver, capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 0, done.stderr
+    return sorted((folder / "results").iterdir(), key=lambda path: int(path.name))
 
 
 @pytest.mark.parametrize(("name", "limit"), LIMITS)
 def test_no_write_fails_silently(tmp_path: Path, root: Path, name: str, limit: str) -> None:
     case = CASES[name]
-    command = namespace(tmp_path.parent)
-    if not command:
-        pytest.skip("neither root nor a user namespace may mount a tmpfs here")
     before, after = reference(case, root, tmp_path / "template")
-    (tmp_path / "script").write_text(case.text(case.values))
-    arguments = (limit, root, tmp_path / "template", tmp_path / "results", tmp_path / "script", case.verb)
-    driver = [*command, "bash", "-c", DRIVER, "driver", *map(str, arguments)]
-    done = subprocess.run(driver, capture_output=True, text=True, timeout=120, check=False)
-    assert done.returncode == 0, done.stderr
-
-    runs = sorted((tmp_path / "results").iterdir(), key=lambda path: int(path.name))
+    runs = runs_with(limit, root, tmp_path, case.text(case.values), case.verb)
     for run in runs:
         status, messages = (run / "failed.status").read_text(), (run / "failed.err").read_text()
         failed = run / "failed"
@@ -441,14 +469,41 @@ def test_no_write_fails_silently(tmp_path: Path, root: Path, name: str, limit: s
     assert len(runs) > 1 or limit == "read-only"
 
 
+@pytest.mark.parametrize("limit", ["space", "inodes", "read-only"])
+def test_failed_delivery_keeps_the_old_scripts(
+    tmp_path: Path, root: Path, monkeypatch: pytest.MonkeyPatch, limit: str
+) -> None:
+    old = Program(tmp_path / "old", monkeypatch, {"one": "create() { echo old; }\n"})
+    record(root)
+    deliver(old, root)
+    shutil.copytree(root, tmp_path / "template", symlinks=True)
+    new = Program(tmp_path / "new", monkeypatch, {"one": "create() { echo new; }\n"})
+    shutil.rmtree(root)
+    root.mkdir()
+    runs = runs_with(limit, root, tmp_path, new.delivery.text(OWNER), "deliver")
+    for run in runs:
+        is_done = (run / "failed.status").read_text() == "0\n"
+        (run / "failed/run").mkdir(exist_ok=True)
+        assert probe(run / "failed") == (new if is_done else old).delivery.digest
+        assert is_done or any(reason in (run / "failed.err").read_text() for reason in REASONS)
+        assert (run / "again.status").read_text() == "0\n"
+        assert probe(run / "again") == new.delivery.digest
+        assert {path.name for path in home_of(run / "again").iterdir()} == {
+            "record",
+            "scripts",
+            f"scripts.{new.delivery.digest}",
+        }
+    assert len(runs) > 1 or limit == "read-only"
+
+
 @pytest.mark.parametrize("name", CASES)
 def test_quota_fails_the_step(tmp_path: Path, root: Path, name: str) -> None:
     """A limit on the size of files, which needs no mount, refuses each write as a quota does."""
     case = CASES[name]
     before, after = reference(case, root, tmp_path / "template")
-    shutil.copytree(tmp_path / "template", root, dirs_exist_ok=True)
+    shutil.copytree(tmp_path / "template", root, symlinks=True, dirs_exist_ok=True)
     text = case.text(case.values, "trap '' XFSZ\nulimit -f 0\n")
-    done = bash(text, case.verb, "step", "node1", root=root, check=False)
+    done = bash(text, case.verb, "step", "node1", root=root, check=False, has_home=False)
     assert done.returncode, done.stderr
     assert "File too large" in done.stderr or "Wrote only" in done.stderr
     check_nothing_is_damaged(files(root), before, after)

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import json
+import os
+import re
+import subprocess
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
 
 from model.certificates import first_expiry
-from model.steps import STEPS, script_text
+from model.steps import body
 from tests.fast.shell import home_of, put, run, stdout_of
 
 INIT = "steps/init.sh"
@@ -195,7 +198,7 @@ def test_repair_renews_expiring_certificates(
     assert not mark.exists()
 
 
-VALUES = {"CERTIFICATE_DAYS": "30", "RENEW": "", "RENEWAL": "", "DISABLE_EVICTION": ""}
+VALUES = {"CERTIFICATE_DAYS": "30", "RENEW": "", "RENEWAL_TIMER": "", "DISABLE_EVICTION": ""}
 SOON, LATER = (f"{datetime.now(UTC) + timedelta(days=days):%Y-%m-%dT%H:%M:%SZ}" for days in (20, 40))
 
 
@@ -234,10 +237,9 @@ TIMER = "etc/systemd/system/kubeadm-ipvs-certificates"
 def test_timer_is_installed_and_removed_again(tmp_path: Path) -> None:
     put(tmp_path, "expiration", expiration(100, compact=True))
     code = programs(tmp_path) + CONVERGED
-    text = script_text(STEPS["renewal"], {"CERTIFICATE_DAYS": "30"})
-    run(INIT, code, tmp_path, **{**VALUES, "RENEWAL": text})
+    run(INIT, code, tmp_path, **{**VALUES, "RENEWAL_TIMER": "true"})
     script = home_of(tmp_path) / "renewal.sh"
-    assert script.read_text() == f"{text}\n"
+    assert script.stat().st_mode & 0o777 == 0o600
     assert (
         f"ExecStart=/bin/bash {script} create renewal node1\n" in (tmp_path / f"{TIMER}.service").read_text()
     )
@@ -256,6 +258,21 @@ def test_timer_is_installed_and_removed_again(tmp_path: Path) -> None:
     put(tmp_path, "calls")
     run(INIT, code, tmp_path, **VALUES)
     assert calls(tmp_path) == []
+
+
+def test_timer_runs_the_delivered_script(tmp_path: Path) -> None:
+    """It is the current version's, because a delivery replaces it."""
+    put(tmp_path, "expiration", expiration(100, compact=True))
+    run(INIT, programs(tmp_path) + CONVERGED, tmp_path, **{**VALUES, "RENEWAL_TIMER": "true"})
+    (home_of(tmp_path) / "node.done").touch()
+    put(tmp_path, "expiration", expiration(29, compact=True))
+    put(tmp_path, "calls")
+    delivered = f"{body('steps/renewal.sh')}\nis_root() {{ true; }}\n{programs(tmp_path)}"
+    put(home_of(tmp_path), "scripts/renewal.sh", delivered)
+    start = re.search("^ExecStart=(.*)$", (tmp_path / f"{TIMER}.service").read_text(), re.MULTILINE)
+    assert start is not None
+    subprocess.run(start[1].split(), check=True, env={**os.environ, "KUBEADM_IPVS_ROOT": str(tmp_path)})
+    assert calls(tmp_path) == RENEWAL
 
 
 @pytest.mark.parametrize("left", ["timer", "service", "renewal.sh"])

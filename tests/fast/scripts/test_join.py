@@ -90,6 +90,30 @@ exec 5>&1
     assert stdout_of(JOIN, code, tmp_path, NODE_ADDRESS="10.0.0.99") == ""
 
 
+def test_token_isnt_reported(tmp_path: Path) -> None:
+    """The engine logs what the step reports, and the state keeps its results."""
+    record(tmp_path)
+    token = "abcdef.0123456789abcdef"
+    code = f"""
+systemctl() {{ :; }}
+reset_node() {{ :; }}
+kubeadm() {{
+  echo "[preflight] using the token {token}"
+  echo "[discovery] \"{token}\" is invalid"
+  echo "error: cannot use {token}"
+  return 1
+}}
+"""
+    values = {"CONFIG": f"token: {token}", "KUBELET": "k", "PROXY": "p", "NODE_ADDRESS": "10.0.0.1"}
+    done = bash(with_code(JOIN, code, **values), root=tmp_path, check=False)
+    assert "using the token [token]" in done.stderr and "error: cannot use [token]" in done.stderr
+    assert token.partition(".")[2] not in done.stdout + done.stderr
+    left = [
+        path for path in tmp_path.rglob("*") if path.is_file() and token in path.read_text(errors="replace")
+    ]
+    assert left == []
+
+
 READY = 'a Node with name "node1" and status "Ready" already exists in the cluster. You must delete'
 
 

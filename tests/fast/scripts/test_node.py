@@ -1,4 +1,4 @@
-"""The steps `node` and `deregister`: labels, taints, draining, removal."""
+"""The scripts `node` and `deregister`: draining and removal."""
 
 from __future__ import annotations
 
@@ -11,25 +11,6 @@ from tests.fast.shell import home_of, put, run, stdout_of
 NODE = "steps/node.sh"
 DEREGISTER = "steps/deregister.sh"
 ADMIN = "etc/kubernetes/admin.conf"
-
-PREVIOUS = {"label": "disk rack", "taint": "flaky:NoExecute gone:NoSchedule"}
-PRESENT = "flaky:NoExecute node.kubernetes.io/not-ready:NoSchedule "
-
-
-@pytest.mark.parametrize(
-    ("verb", "wanted", "command"),
-    [
-        ("label", "disk=ssd", "label --overwrite node node1 disk=ssd rack-"),
-        ("taint", "new=x:NoSchedule", "taint --overwrite node node1 new=x:NoSchedule flaky:NoExecute-"),
-        ("taint", "", "taint --overwrite node node1 flaky:NoExecute-"),
-    ],
-)
-def test_own_labels_and_taints_are_removed(tmp_path: Path, verb: str, wanted: str, command: str) -> None:
-    code = f"""
-kubectl() {{ printf '%s\\n' "$*" >&2; }}
-create() {{ set_own {verb} '{wanted}' '{PREVIOUS[verb]}' '{PRESENT}'; }}
-"""
-    assert command in run(NODE, code, tmp_path, NODE="node1").stderr.splitlines()
 
 
 @pytest.mark.parametrize(
@@ -131,6 +112,7 @@ kubectl() {{
     assert bool(lines) == cluster
 
 
-def test_deregister_does_nothing_on_create(tmp_path: Path) -> None:
-    home_of(tmp_path)
-    assert stdout_of(DEREGISTER, "kubectl() { echo called; }\n", tmp_path, NODE="node2") == ""
+@pytest.mark.parametrize("script", [NODE, DEREGISTER])
+def test_nothing_happens_on_create(tmp_path: Path, script: str) -> None:
+    values = {"NODE": "node2", "DRAIN_SECONDS": "5"}
+    assert stdout_of(script, "kubectl() { echo called; }\n", tmp_path, **values) == ""

@@ -365,7 +365,7 @@ def test_addresses_are_compared_with_networks(tmp_path: Path) -> None:
 def test_networks_reach_the_claim(tmp_path: Path) -> None:
     raw = raw_settings(tmp_path) | {"proxy": {"excludeCidrs": ["198.51.100.0/24"]}}
     recorded = recorded_run.run(load(raw, tmp_path))
-    values = values_of(recorded.inputs["node1-claim"]["stdin"])
+    values = values_of(recorded.inputs["node1-preparation"]["stdin"])
     assert values is not None
     code = "create() { cluster_networks pod service; cluster_networks exclude; }\n"
     assert stdout_of("lib/networks.sh", code, tmp_path, NETWORKS=values["NETWORKS"]).split() == [

@@ -25,15 +25,6 @@ pid=$(pgrep -of "[b]ash -s -- $call")
 {CUT}
 pkill -CONT -f "[b]ash -s -- $call"
 """
-# For steps too short to be stopped in time: replaces `timeout`, which starts every step. The connection is
-# cut after the step has run, so its output is lost.
-CUT_AT_END = rf"""[[ "$*" == *" bash -s -- $call" ]] || exec /usr/bin/timeout "$@"
-/usr/bin/timeout "$@" >/dev/null
-pid=$$
-{CUT}
-rm "$0"
-"""
-SHORT_STEPS = frozenset({"kubeconfig"})
 
 
 def kill_midway(run: Engine, every: int, until: str) -> str:
@@ -94,21 +85,14 @@ def cut_connections(cluster: Cluster, printed: list[str], record: Record, steps:
         record: Receives each cut.
         steps: For each resource, the step's verb, name and host.
     """
-    wrapper = "/usr/local/bin/timeout"
     # Prepared before the run: on a busy host a login takes longer than a short step.
     for call in steps.values():
-        _, step, host = call.split()
-        if step in SHORT_STEPS:
-            script = f"#!/bin/bash\ncall={shlex.quote(call)}\n{CUT_AT_END}"
-            cutting = f"printf %s {shlex.quote(script)} >{wrapper}; chmod +x {wrapper}"
-        else:
-            cutting = f"setsid timeout 900 bash -c {shlex.quote(CUT_MIDWAY)} {shlex.quote(call)}"
-            cutting += " </dev/null >/dev/null 2>&1 &"
-        cluster.run(host, f"rm -f /run/cut; {cutting}")
+        cutting = f"setsid timeout 900 bash -c {shlex.quote(CUT_MIDWAY)} {shlex.quote(call)}"
+        cluster.run(call.split()[-1], f"rm -f /run/cut; {cutting} </dev/null >/dev/null 2>&1 &")
     run = cluster.start("up")
     status = run.wait()
     printed.append(run.output)
-    clean_up = f"pkill -f '[p]kill -STOP'; cat /run/cut; rm -f /run/cut {wrapper}"
+    clean_up = "pkill -f '[p]kill -STOP'; cat /run/cut; rm -f /run/cut"
     cut = {call: cluster.run(call.split()[-1], clean_up) for call in steps.values()}
     assert cut == {call: f"{call}\n" for call in steps.values()}
     assert status != 0

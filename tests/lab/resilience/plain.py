@@ -13,7 +13,7 @@ from lab.lab import Lab
 from lab.options import Family
 from lab.status import LabStatus
 from tests.lab.cluster import Cluster, workload_process
-from tests.lab.kills import step_scripts
+from tests.lab.kills import step_texts
 from tools import down, env, stack
 
 PlainLab = Callable[[str, Family, Callable[[Cluster], None]], AbstractContextManager[Cluster]]
@@ -57,19 +57,19 @@ def plain_hosts(
             down.down(name, progress, force=True)
 
 
-def preparation_scripts(cluster: Cluster, host: str) -> dict[str, str]:
-    """The scripts with which `up` prepares a host. The hosts are plain again afterwards."""
+def preparation_texts(cluster: Cluster, host: str) -> dict[str, str]:
+    """The texts of the steps with which `up` prepares a host. The hosts are plain again afterwards."""
     stack.ensure(cluster.stack, env.toolbox(), Progress(quiet=True))
     run = cluster.start("up")
-    last = f"create {host}-runtime"
+    last = f"create {host}-preparation"
     events = run.events()
     assert any(last in run.finished for _ in events), run.diagnostics
     # The engine reports a step's end before saving it, and has saved it by the next event.
     next(events)
     run.kill()
     cluster.unlock()
-    scripts = step_scripts(cluster)
+    texts = step_texts(cluster)
     done = cluster.pulumi("destroy", "--yes", "--skip-preview")
     run.kill_plugins()
     assert done.returncode == 0, done.stdout + done.stderr
-    return scripts
+    return texts

@@ -65,13 +65,22 @@ def here() -> Path:
 
 def where(status: LabStatus) -> str:
     """Describe the environment of a case: hosts, computer and versions."""
-    memory = round(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / (1 << 30))
-    plugins = ", ".join(f"{tool.name} ({tool.version}, {tool.source})" for tool in env.toolbox().plugins)
     return (
-        f"{len(status.hosts)} hosts of the {status.family} family by {status.accelerator} on "
-        f"{os.cpu_count()} cores and {memory} GiB, Kubernetes {settings.Cluster().kubernetes_version}, "
-        f"Pulumi {versions.ENGINE}, {plugins}"
+        f"{len(status.hosts)} hosts of the {status.family} family by {status.accelerator} on {computer()}, "
+        f"Kubernetes {settings.Cluster().kubernetes_version}, {programs()}"
     )
+
+
+def computer() -> str:
+    """This computer's cores and memory."""
+    memory = round(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / (1 << 30))
+    return f"{os.cpu_count()} cores and {memory} GiB"
+
+
+def programs() -> str:
+    """The versions of the engine and the plugins."""
+    plugins = ", ".join(f"{tool.name} ({tool.version}, {tool.source})" for tool in env.toolbox().plugins)
+    return f"Pulumi {versions.ENGINE}, {plugins}"
 
 
 def code() -> str:

@@ -59,15 +59,15 @@ def test_up_resumes_after_cut_ssh_connections(cluster: Cluster, record: Record) 
     old_identity = identity(cluster)
     printed: list[str] = []
     for name, steps in (
-        (host, ("kernel", "firewall", "packages", "runtime", "join")),
-        (master, ("init", "kubeconfig")),
+        (host, ("preparation", "join")),
+        (master, ("init",)),
     ):
         with edited(cluster, repaired(name)):
             for step in steps:
                 cut_connections(cluster, printed, record, {f"{name}-{step}": f"update {step} {name}"})
             up(cluster)
     with edited(cluster, proxy(scheduler="lc")):
-        cut_connections(cluster, printed, record, {f"{master}-proxy": f"update proxy {master}"})
+        cut_connections(cluster, printed, record, {f"{master}-init": f"update init {master}"})
         for name in cluster.hosts[1:]:
             assert " rr" in cluster.run(name, "ipvsadm -Ln"), "the remaining hosts haven't changed"
     up(cluster)
@@ -90,14 +90,9 @@ def test_worker_removal_and_join_resume_after_cut_ssh(cluster: Cluster, record: 
     assert leftovers(cluster, host) == ""
     assert host not in cluster.kubectl("get nodes -o name")
 
-    # The token needs only the cluster, so it is created in parallel with the claim.
-    parallel = {f"{host}-claim": f"create claim {host}", f"{host}-token": f"create token {master}"}
-    cut_connections(cluster, printed, record, parallel)
-    for step in ("kernel", "firewall", "packages", "runtime", "join"):
+    for step in ("preparation", "join"):
         cut_connections(cluster, printed, record, {f"{host}-{step}": f"create {step} {host}"})
-    # Both run right after the join.
-    parallel = {f"{host}-node": f"create node {master}", f"{host}-proxy": f"create proxy {host}"}
-    cut_connections(cluster, printed, record, parallel)
+    cut_connections(cluster, printed, record, {"nodes": f"update nodes {master}"})
     cut_connections(cluster, printed, record, {"expected-services": f"update expected_services {master}"})
     cut_connections(cluster, printed, record, {f"{host}-verification": f"create verification {host}"})
     up(cluster)

@@ -9,8 +9,8 @@ import pytest
 
 from model.steps import PREPARATION
 from tests.lab.cluster import Cluster, differences, install_user_workload
-from tests.lab.kills import kill_at_every_line, prepare_host, run_step
-from tests.lab.resilience.plain import PlainLab, preparation_scripts
+from tests.lab.kills import deliver, kill_at_every_line, only, prepare_host, run_step
+from tests.lab.resilience.plain import PlainLab, preparation_texts
 from tests.lab.resilience.results import Record
 
 
@@ -26,9 +26,9 @@ def plain(plain_lab: PlainLab) -> Iterator[Cluster]:
 
 
 @pytest.fixture(scope="module")
-def scripts(plain: Cluster) -> dict[str, str]:
-    """The scripts that prepare a worker."""
-    return preparation_scripts(plain, plain.hosts[-1])
+def texts(plain: Cluster) -> dict[str, str]:
+    """The texts of the steps that prepare a worker."""
+    return preparation_texts(plain, plain.hosts[-1])
 
 
 def without_record(state: dict[str, set[str]]) -> dict[str, set[str]]:
@@ -42,26 +42,29 @@ def without_record(state: dict[str, set[str]]) -> dict[str, set[str]]:
     }
 
 
-def test_preparation_survives_kills(plain: Cluster, scripts: dict[str, str], record: Record) -> None:
+def test_preparation_survives_kills(plain: Cluster, texts: dict[str, str], record: Record) -> None:
     """A worker's preparation is killed at every line: the result is the same as without kills, and the host
     is restored"""
     host = plain.hosts[-1]
     before = {host: plain.before[host]}
-    prepare_host(plain, host, scripts)
+    prepare_host(plain, host, texts)
     undisturbed = without_record(plain.state_of([host]))
-    run_step(plain, host, "delete", "claim", scripts[f"{host}-claim"])
+    run_step(plain, host, "delete", "claim", texts[f"{host}-claim"])
     assert differences(before, plain.state_of([host])) == ""
 
-    for step in PREPARATION:
-        kill_at_every_line(plain, host, "create", step.name, scripts[f"{host}-{step.name}"], record)
+    deliver(plain, host)
+    # One script after the other: after a kill, all scripts before it would run again.
+    for script in PREPARATION.scripts:
+        text = only(texts[f"{host}-preparation"], script)
+        kill_at_every_line(plain, host, "create", script.name, text, record)
     assert differences(undisturbed, without_record(plain.state_of([host]))) == ""
-    run_step(plain, host, "delete", "claim", scripts[f"{host}-claim"])
+    run_step(plain, host, "delete", "claim", texts[f"{host}-claim"])
     assert differences(before, plain.state_of([host])) == ""
 
 
-def test_restoring_a_host_survives_kills(plain: Cluster, scripts: dict[str, str], record: Record) -> None:
+def test_restoring_a_host_survives_kills(plain: Cluster, texts: dict[str, str], record: Record) -> None:
     """Restoring a prepared worker is killed at every line, and still completes"""
     host = plain.hosts[-1]
-    prepare_host(plain, host, scripts)
-    kill_at_every_line(plain, host, "delete", "claim", scripts[f"{host}-claim"], record)
+    prepare_host(plain, host, texts)
+    kill_at_every_line(plain, host, "delete", "claim", texts[f"{host}-claim"], record)
     assert differences({host: plain.before[host]}, plain.state_of([host])) == ""

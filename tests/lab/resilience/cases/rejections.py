@@ -25,7 +25,7 @@ def test_concurrent_up_and_second_stack_are_rejected(cluster: Cluster) -> None:
     host = cluster.hosts[-1]
     with edited(cluster, repaired(host)):
         first = cluster.start("up")
-        assert first.wait_until_started(f"update {host}-kernel"), first.diagnostics
+        assert first.wait_until_started(f"update {host}-preparation"), first.diagnostics
         assert "currently locked" in failing_up(cluster)
         assert first.wait() == 0, first.diagnostics
     checksums = "find /etc -xdev -type f -print0 | xargs -0 sha256sum | sort"

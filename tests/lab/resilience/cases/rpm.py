@@ -9,9 +9,10 @@ import pytest
 
 from common.progress import Progress
 from lab.status import HostStatus
+from model.steps import PREPARATION
 from tests.lab.cluster import Cluster, command, differences, drift, install_user_workload, workload_process
-from tests.lab.kills import kill_at_every_line
-from tests.lab.resilience.plain import PlainLab, preparation_scripts
+from tests.lab.kills import deliver, kill_at_every_line, only
+from tests.lab.resilience.plain import PlainLab, preparation_texts
 from tests.lab.resilience.results import Record
 
 LAB = "rpm"
@@ -98,15 +99,11 @@ def test_rpm_hosts_become_a_cluster_and_are_restored(
 def test_steps_on_rpm_hosts_survive_kills(plain: Cluster, record: Record) -> None:
     """The steps on a host with dnf and SELinux are killed at every line, and the host is restored"""
     host = plain.hosts[-1]
-    scripts = preparation_scripts(plain, host)
-    for verb, step in (
-        ("create", "claim"),
-        ("create", "kernel"),
-        ("create", "firewall"),
-        ("create", "packages"),
-        ("create", "runtime"),
-        ("delete", "claim"),
-    ):
-        kill_at_every_line(plain, host, verb, step, scripts[f"{host}-{step}"], record)
+    texts = preparation_texts(plain, host)
+    deliver(plain, host)
+    for script in PREPARATION.scripts:
+        text = only(texts[f"{host}-preparation"], script)
+        kill_at_every_line(plain, host, "create", script.name, text, record)
+    kill_at_every_line(plain, host, "delete", "claim", texts[f"{host}-claim"], record)
     assert enforcing(plain) == {"enforcing"}
     assert differences({host: plain.before[host]}, plain.state_of([host])) == ""
