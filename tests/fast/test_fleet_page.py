@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import xml.etree.ElementTree as ET
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -99,10 +100,12 @@ def test_picture_places_values_within_its_panel() -> None:
 
 def test_missed_goals_are_named_with_their_limits() -> None:
     kept = Results()
-    kept.add(run("up", origin(30)), run("noop-up", origin(30), logins=2))
+    up = run("up", origin(30))
+    kept.add(up, replace(run("add", origin(30)), resources=up.resources + 30))
+    kept.add(run("noop-up", origin(30), logins=2))
     missed = goals.missed(kept, "now", 30)
     assert "logins when nothing changes: 2, more than 0" in missed
-    assert "resources per host: 30, more than 10" in missed
+    assert "resources of a host that is added: 30, more than 10" in missed
     assert not [text for text in missed if text.startswith("logins on a worker")]
     assert goals.missed(Results(), "now", 30) == []
 

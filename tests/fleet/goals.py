@@ -50,6 +50,11 @@ def _program_seconds(kept: Results, series: str, hosts: int) -> float | None:
     return None if preview is None else preview.cpu_seconds
 
 
+def _resources_of_one_more(kept: Results, series: str, hosts: int) -> float | None:
+    before, after = kept.run(series, hosts, "up"), kept.run(series, hosts, "add")
+    return None if before is None or after is None else after.resources - before.resources
+
+
 def _time_of_one_more(kept: Results, series: str, hosts: int) -> float | None:
     """The time of adding a host, without what an `up` takes that changes nothing."""
     more, nothing = kept.run(series, hosts, "add"), kept.run(series, hosts, "noop-up")
@@ -71,8 +76,8 @@ GOALS = (
         "MB",
     ),
     Goal(
-        "resources per host",
-        _of_run("up", lambda run: run.resources / run.origin.hosts),
+        "resources of a host that is added",
+        _resources_of_one_more,
         lambda _: 10,
         "",
         everywhere=True,
